@@ -1,0 +1,53 @@
+"""The engine: scenes in, separated sources out.
+
+    from deblendrt import engine
+    result = engine.deblend_batch(cutouts, centers)
+
+Nothing is loaded when this package is imported; the first call loads the bundled model.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deblendrt.engine.deblender import Deblender
+    from deblendrt.engine.flags import Flag
+    from deblendrt.engine.result import DeblendResult
+
+__all__ = ["DeblendResult", "Deblender", "Flag", "deblend_batch"]
+
+_HOMES = {"Deblender": "deblender", "DeblendResult": "result", "Flag": "flags"}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"deblendrt.engine.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def _bundled() -> Deblender:
+    from deblendrt.engine.deblender import Deblender
+
+    return Deblender.load()
+
+
+def deblend_batch(cutouts: Any, centers: Any, **options: Any) -> DeblendResult:
+    """Deblend with the bundled LSST model on the CPU.
+
+    Parameters
+    ----------
+    cutouts, centers
+        See `Deblender.deblend_batch`, which also says what else may be given.
+    **options
+        Handed on.
+
+    Returns
+    -------
+    DeblendResult
+    """
+    return _bundled().deblend_batch(cutouts, centers, **options)

@@ -1,0 +1,120 @@
+"""Blends: which sources are solved together, and which pixels belong to whom.
+
+Sources closer than a linking length form a connected component; components above a size cap are cut by shrinking the
+length, so crowding cannot percolate. The solver keeps one damping and one accept/reject decision per blend; light is
+always shared by all sources of a scene, whatever their blend. A pixel belongs to the nearest source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+LINK = 12.0  # pixel: beyond it the cross terms of two galaxies of median size are below 2% of their own
+MAX_BLEND = 64  # sources; the joint flux solve is cubic in it
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """Blends and pixel owners of one scene.
+
+    Attributes
+    ----------
+    blend : int64 (n_source,)
+        Blend of each source, numbered from 0 in order of first member.
+    n_blend : int
+    owner : int32 (n_y, n_x)
+        Nearest source of each pixel, -1 outside every window.
+    """
+
+    blend: NDArray[np.int64]
+    n_blend: int
+    owner: NDArray[np.int32]
+
+
+def link(centers: NDArray[np.float64], length: float = LINK, cap: int = MAX_BLEND) -> NDArray[np.int64]:
+    """Connected components of sources closer than `length`, none larger than `cap`.
+
+    Parameters
+    ----------
+    centers : float64 (n_source, 2) [pixel]
+    length : float [pixel]
+    cap : int
+
+    Returns
+    -------
+    int64 (n_source,)
+        Labels from 0, in order of first member.
+    """
+    labels = _components(centers, length)
+    sizes = np.bincount(labels, minlength=1)
+    if cap < 1:
+        raise ValueError(f"cap: expected at least 1, got {cap}")
+    following = len(sizes)
+    for large in np.flatnonzero(sizes > cap):
+        members = np.flatnonzero(labels == large)
+        coincident = length < 1e-3  # cut by order
+        pieces = np.arange(len(members)) // cap if coincident else link(centers[members], 0.7 * length, cap)
+        labels[members] = following + pieces
+        following += pieces.max() + 1
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return rank[inverse]
+
+
+def _components(centers: NDArray[np.float64], length: float) -> NDArray[np.int64]:
+    n = len(centers)
+    parent = np.arange(n)
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    order = np.argsort(centers[:, 0], kind="stable")
+    x = centers[order, 0]
+    last = np.searchsorted(x, x + length, side="right")
+    for a in range(n):
+        i = order[a]
+        near = order[a + 1 : last[a]]
+        close = near[((centers[near] - centers[i]) ** 2).sum(1) < length**2]
+        for j in close:
+            ri, rj = root(i), root(j)
+            parent[max(ri, rj)] = min(ri, rj)
+    roots = np.array([root(i) for i in range(n)], np.int64)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+
+
+def partition(centers: NDArray[np.float64], corner: NDArray[np.int64], window: int,
+              shape: tuple[int, int]) -> Partition:
+    """Link the sources of a scene and give every pixel its owner.
+
+    Parameters
+    ----------
+    centers : float64 (n_source, 2) [pixel]
+        On the canvas.
+    corner : int64 (n_source, 2) [pixel]
+        First pixel of each window on the canvas.
+    window : int [pixel]
+    shape : (int, int)
+        (n_y, n_x) of the canvas.
+
+    Returns
+    -------
+    Partition
+    """
+    blend = link(centers)
+    owner = np.full(shape, -1, np.int32)
+    nearest = np.full(shape, np.inf, np.float32)
+    offset = np.arange(window)
+    for i, ((cx, cy), (x, y)) in enumerate(zip(centers, corner, strict=True)):
+        distance = ((y + offset - cy) ** 2)[:, None] + ((x + offset - cx) ** 2)[None, :]
+        area = (slice(y, y + window), slice(x, x + window))
+        closer = distance < nearest[area]
+        nearest[area] = np.where(closer, distance, nearest[area])
+        owner[area] = np.where(closer, i, owner[area])
+    return Partition(blend, int(blend.max()) + 1 if len(blend) else 0, owner)

@@ -1,0 +1,291 @@
+"""The model bundle: a folder of plain data that holds a trained model, checked before anything in it is used.
+
+Nothing is unpickled, every file's SHA-256 is compared with the manifest's, and whatever the manifest does not list, or
+this version does not know, is an error rather than a guess. `deblendrt.engine.manifest` says what a manifest holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.golden import golden_error
+from deblendrt.engine.manifest import (
+    ARRAYS,
+    GOLDEN,
+    GRAPHS,
+    MANIFEST,
+    VECTORS,
+    BundleError,
+    graph_sizes,
+    parse_manifest,
+)
+
+MAX_FILE_BYTES = 64 * 2**20  # a trained bundle is a few MB; anything near this is not one
+_SHIPPED = Path(__file__).parent / "bundles"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bundle:
+    """A loaded bundle. The first fields, up to `files`, are the manifest's keys, all required.
+
+    Attributes
+    ----------
+    format_revision : int
+    name, model_version : str
+    bands : tuple of str
+    reference_band : str
+    pixel_scale : float [arcsec]
+    stamp_size : int [pixel]
+    n_basis, n_component, n_shape : int
+    shape_radius : float
+        Shapes are confined to this radius.
+    reference_psf_sigma : float [pixel]
+    flux_unit : str
+        Always "nJy".
+    psf_fwhm : float64 (n_band,) [arcsec]
+        Nominal.
+    sky_sigma : float64 (n_band,) [nJy per pixel]
+        At the survey's nominal depth.
+    encoder_cutout_size : int [pixel]
+    start_shape : float64 (n_shape,)
+        Prior mean.
+    prior_curvature : float64 (n_shape, n_shape)
+        E[g g^T], g the gradient of the log prior by the shape, over the training population.
+    mean_color, color_sigma : float64 (n_band,)
+        Of ln(flux / flux in the reference band).
+    log_prob_percentiles : dict of str to float
+        Percentiles ("0.1" to "75") of the log prior over the training population.
+    training : dict
+        Training configuration, the population's description and limits.
+    parity : dict of str to dict
+        Per graph, largest relative difference from torch in "float32" and "float64".
+    opset : int
+    minimum_onnxruntime : str
+    golden_tolerance : dict of str to dict
+        Per graph "rtol" and "atol", as `golden_error` uses them.
+    licence : str
+    files : dict of str to str
+        SHA-256 of each file.
+    path : Path
+    basis : float32 (n_basis, stamp_size, stamp_size)
+        Orthonormal, under the reference PSF.
+    shift : float32 (2, n_basis, n_basis)
+        Generators of a shift by one pixel in x and y.
+    psf : float32 (n_band, q, q)
+        Nominal effective PSFs, each of sum 1.
+    sha256 : str
+        Of the manifest, and through it of every file: the bundle's identity.
+    """
+
+    format_revision: int
+    name: str
+    model_version: str
+    bands: tuple[str, ...]
+    reference_band: str
+    pixel_scale: float
+    stamp_size: int
+    n_basis: int
+    n_component: int
+    n_shape: int
+    shape_radius: float
+    reference_psf_sigma: float
+    flux_unit: str
+    psf_fwhm: NDArray[np.float64]
+    sky_sigma: NDArray[np.float64]
+    encoder_cutout_size: int
+    start_shape: NDArray[np.float64]
+    prior_curvature: NDArray[np.float64]
+    mean_color: NDArray[np.float64]
+    color_sigma: NDArray[np.float64]
+    log_prob_percentiles: dict[str, float]
+    training: dict[str, Any]
+    parity: dict[str, dict[str, float]]
+    opset: int
+    minimum_onnxruntime: str
+    golden_tolerance: dict[str, dict[str, float]]
+    licence: str
+    files: dict[str, str]
+    path: Path
+    basis: NDArray[np.float32]
+    shift: NDArray[np.float32]
+    psf: NDArray[np.float32]
+    sha256: str
+
+    @property
+    def n_band(self) -> int:
+        """Number of bands."""
+        return len(self.bands)
+
+    @property
+    def n_latent(self) -> int:
+        """Length of a latent, [log_flux per band, offset_x, offset_y, shape]."""
+        return self.n_band + 2 + self.n_shape
+
+    @property
+    def reference_index(self) -> int:
+        """Position of the reference band in `bands`."""
+        return self.bands.index(self.reference_band)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths of the symbols in `GRAPHS`."""
+        return graph_sizes(n_band=self.n_band, n_basis=self.n_basis, n_component=self.n_component,
+                           n_shape=self.n_shape, cutout_size=self.encoder_cutout_size)
+
+    def read(self, name: str) -> bytes:
+        """Contents of one of the bundle's files, its hash checked again."""
+        return _read(self.path, name, self.files[name])
+
+
+def load_bundle(name_or_path: str | Path) -> Bundle:
+    """Read and check a bundle.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        Name of a bundle that ships with the package ("lsst"), or a bundle's folder.
+
+    Returns
+    -------
+    Bundle
+
+    Raises
+    ------
+    BundleError
+        No such bundle; not a bundle; damaged; of a newer revision. The message names the file or key.
+    """
+    path = _locate(name_or_path)
+    text = _read(path, MANIFEST, None)
+    manifest = parse_manifest(text, f"bundle {path}: {MANIFEST}")
+    files = manifest["files"]
+    present = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    if missing := sorted(set(files) - present):
+        raise BundleError(f"bundle {path}: files listed in {MANIFEST} but missing: {missing}")
+    if unlisted := sorted(present - set(files)):
+        raise BundleError(f"bundle {path}: files present but not listed in {MANIFEST}: {unlisted}")
+    contents = {name: _read(path, name, digest) for name, digest in files.items()}
+    basis, shift, psf = (_array(contents[name], f"bundle {path}: {name}") for name in ARRAYS)
+    values = manifest | {key: _frozen(np.array(manifest[key], np.float64)) for key in (*VECTORS, "prior_curvature")}
+    values["bands"] = tuple(manifest["bands"])
+    bundle = Bundle(**values, path=path, basis=basis, shift=shift, psf=psf, sha256=hashlib.sha256(text).hexdigest())
+    _check_shapes(bundle)
+    return bundle
+
+
+def verify_bundle(name_or_path: str | Path) -> list[str]:
+    """Load a bundle and run its golden vectors on this machine.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+
+    Returns
+    -------
+    list of str
+        One line per check, for people.
+
+    Raises
+    ------
+    BundleError
+        As `load_bundle`, or an output differs from the golden one by more than the manifest's tolerance.
+    """
+    from deblendrt.engine.runtime_ort import OrtRuntime  # it imports this module
+
+    bundle = load_bundle(name_or_path)
+    lines = [f"{bundle.name} {bundle.model_version}: {len(bundle.files)} files, hashes match"]
+    golden = _golden(bundle)
+    runtime = OrtRuntime(bundle)
+    for name, graph in GRAPHS.items():
+        outputs = runtime.run(name, *(golden[f"{name}.in.{key}"] for key in graph.inputs))
+        tolerance = bundle.golden_tolerance[name]
+        worst = 0.0
+        for key, output in zip(graph.outputs, outputs, strict=True):
+            expected = golden[f"{name}.out.{key}"]
+            worst = max(worst, golden_error(output, expected))
+            if golden_error(output, expected, **tolerance) > 1.0:
+                raise BundleError(f"bundle {bundle.path}: {name}.onnx: {key} differs from the golden output: relative "
+                                  f"error {golden_error(output, expected):.2g}, allowed {tolerance}")
+        lines.append(f"{name}: {len(outputs[0])} sources, largest relative error {worst:.1e} "
+                     f"(allowed {tolerance['rtol']:.0e})")
+    return lines
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if not path.is_dir() and len(path.parts) == 1 and (_SHIPPED / path).is_dir():
+        path = _SHIPPED / path
+    if not path.is_dir():
+        shipped = sorted(entry.name for entry in _SHIPPED.iterdir()) if _SHIPPED.is_dir() else []
+        raise BundleError(f"no bundle {str(name_or_path)!r}: neither a folder nor a shipped bundle {shipped}")
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
+    return path
+
+
+def _read(path: Path, name: str, digest: str | None) -> bytes:
+    try:
+        with (path / name).open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise BundleError(f"bundle {path}: {name} cannot be read: {error}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise BundleError(f"bundle {path}: {name} is larger than {MAX_FILE_BYTES} bytes")
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise BundleError(f"bundle {path}: {name} is damaged: its SHA-256 is not the manifest's")
+    return content
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False  # one bundle serves many threads
+    return array
+
+
+def _array(content: bytes, where: str) -> NDArray[np.float32]:
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BundleError(f"{where} is not a NumPy array: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not np.isfinite(array).all():
+        raise BundleError(f"{where}: expected one array of finite float32")
+    return _frozen(np.ascontiguousarray(array))
+
+
+def _check_shapes(bundle: Bundle) -> None:
+    size, n_basis = bundle.stamp_size, bundle.n_basis
+    q = bundle.psf.shape[-1] if bundle.psf.ndim else 0
+    for name, expected in (("basis", (n_basis, size, size)), ("shift", (2, n_basis, n_basis)),
+                           ("psf", (bundle.n_band, q, q))):
+        shape = getattr(bundle, name).shape
+        if shape != expected:
+            raise BundleError(f"bundle {bundle.path}: {name}.npy: expected shape {expected}, got {shape}")
+    if q % 2 == 0:
+        raise BundleError(f"bundle {bundle.path}: psf.npy: expected odd-sized images, got {q} x {q}")
+
+
+def _golden(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
+    where = f"bundle {bundle.path}: {GOLDEN}"
+    expected = {f"{name}.{kind}.{key}" for name, graph in GRAPHS.items()
+                for kind, keys in (("in", graph.inputs), ("out", graph.outputs)) for key in keys}
+    content = io.BytesIO(bundle.read(GOLDEN))
+    try:
+        with zipfile.ZipFile(content) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_FILE_BYTES:
+                raise BundleError(f"{where} unpacks to more than {MAX_FILE_BYTES} bytes")
+        with np.load(content, allow_pickle=False) as arrays:
+            golden = {key: arrays[key] for key in arrays.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        if isinstance(error, BundleError):
+            raise
+        raise BundleError(f"{where} is not a NumPy archive: {error}") from error
+    if set(golden) != expected:
+        raise BundleError(f"{where}: unknown arrays {sorted(set(golden) - expected)}, "
+                          f"missing {sorted(expected - set(golden))}")
+    return golden

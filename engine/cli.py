@@ -1,0 +1,196 @@
+"""The command line: ``deblendrt run``, ``verify``, ``model``, ``doctor``, ``flags``.
+
+Exit status: 0 done, 1 a problem with the data, a file or the installation (one line on stderr), 2 a wrong command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deblendrt.engine import doctor
+
+SOLVERS = ("gauss_newton", "adam")
+STARTS = ("linear", "encoder")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        status: int = arguments.function(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `deblendrt flags | head`: nobody reads on; keep Python from saying so at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError, MemoryError, NotImplementedError) as error:  # BundleError: a ValueError
+        if arguments.debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"deblendrt: error: {text}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("deblendrt: interrupted", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser, with all commands."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    root = argparse.ArgumentParser(prog="deblendrt", description="Separate overlapping galaxies in survey images.")
+    root.add_argument("--version", action="version", version=f"deblendrt {doctor.version('deblendrt') or 'unknown'}")
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        parents=[common],
+        help="deblend a FITS image",
+        description="Deblend a FITS image: writes DIR/catalog.fits (a row per source), DIR/images.fits (model and "
+        "residual) and, with matplotlib, DIR/overview.png and DIR/sources*.png.",
+    )
+    _add_run_arguments(run)
+    run.set_defaults(function=_run)
+
+    verify = commands.add_parser("verify", parents=[common], help="check a model bundle's hashes and golden results")
+    verify.add_argument("bundle", nargs="?", default="lsst", metavar="BUNDLE", help="bundled name or a folder")
+    verify.set_defaults(function=_verify)
+
+    model = commands.add_parser("model", parents=[common], help="say what a model bundle holds")
+    model.add_argument("bundle", nargs="?", default="lsst", metavar="NAME|PATH", help="bundled name or a folder")
+    model.set_defaults(function=_model)
+
+    check = commands.add_parser("doctor", parents=[common], help="installed packages, providers, devices, models")
+    check.set_defaults(function=_doctor)
+
+    flags = commands.add_parser("flags", parents=[common], help="names, bits and meaning of the catalogue's flags")
+    flags.set_defaults(function=_flags)
+    return root
+
+
+def _add_run_arguments(run: argparse.ArgumentParser) -> None:
+    run.add_argument("image", type=Path, metavar="IMAGE", help="FITS file, see `deblendrt.engine.fits`")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    run.add_argument("--overwrite", action="store_true", help="replace results that are there")
+
+    sources = run.add_argument_group("sources")
+    sources.add_argument("--catalog", type=Path, metavar="CAT", help="FITS, ECSV or CSV with x, y (0-based) or ra, dec;"
+                         " default: the image file's CENTERS")  # fmt: skip
+    sources.add_argument("--one-based", action="store_true", help="the catalogue counts pixels from 1")
+    sources.add_argument("--detect", action="store_true", help="find the sources with SEP instead of a catalogue")
+    sources.add_argument("--threshold", type=float, default=3.0, metavar="SIGMA", help="of --detect (default 3)")
+
+    data = run.add_argument_group("what the image file does not say")
+    data.add_argument("--bands", metavar="ugrizy", help="band names in file order: gri or g,r,i")
+    data.add_argument("--zero-point", type=_finite, metavar="MAG", help="AB magnitude of one count")
+    data.add_argument("--pixel-scale", type=_positive, metavar="ARCSEC")
+    data.add_argument("--psf", type=Path, metavar="FITS", help="PSF images (band, y, x); default: PSF in the image "
+                      "file, else the model's nominal PSF")  # fmt: skip
+    data.add_argument("--bad-bits", type=lambda text: int(text, 0), metavar="BITS", help="mask bits that mean bad")
+
+    fit = run.add_argument_group("fit")
+    fit.add_argument("--model", default="lsst", metavar="lsst|PATH", help="model bundle (default lsst)")
+    fit.add_argument("--device", default="cpu", help="cpu (default) or what `deblendrt doctor` lists")
+    fit.add_argument("--solver", choices=SOLVERS, default="gauss_newton")
+    fit.add_argument("--start", choices=STARTS, default="linear")
+    fit.add_argument("--iterations", type=_count, metavar="N", help="default: the solver's")
+    fit.add_argument("--threads", type=_count, default=doctor.n_usable_cpu(), metavar="N", help="default: all cores")
+    fit.add_argument(
+        "--center-sigma",
+        type=_positive,
+        default=0.2,
+        metavar="PIXEL",
+        help="how far positions may be off (default 0.2)",
+    )
+    fit.add_argument("--no-robust", action="store_true", help="plain Gaussian likelihood, also of unlisted sources")
+
+    output = run.add_argument_group("output")
+    output.add_argument("--stamps", action="store_true", help="also write every source's model to DIR/stamps.fits")
+    output.add_argument("--no-plot", action="store_true", help="no figures")
+    output.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from deblendrt.engine.job import run  # here, so that `--help` and `--version` stay instant
+
+    run(arguments)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from deblendrt.engine.bundle import verify_bundle
+
+    for line in verify_bundle(arguments.bundle):
+        print(line)
+    return 0
+
+
+def _model(arguments: argparse.Namespace) -> int:
+    from deblendrt.engine.bundle import load_bundle
+
+    bundle = load_bundle(arguments.bundle)
+    fwhm = ", ".join(f"{band} {value:.2f}" for band, value in zip(bundle.bands, bundle.psf_fwhm, strict=True))
+    sigma = ", ".join(f"{band} {value:.2f}" for band, value in zip(bundle.bands, bundle.sky_sigma, strict=True))
+    size = sum(path.stat().st_size for path in Path(bundle.path).iterdir() if path.is_file())
+    rows = {
+        "model": f"{bundle.name} {bundle.model_version}",
+        "folder": f"{bundle.path} ({size / 1e6:.1f} MB)",
+        "bands": f"{', '.join(bundle.bands)} (reference {bundle.reference_band})",
+        "pixel scale": f"{bundle.pixel_scale} arcsec",
+        "stamp": f"{bundle.stamp_size} x {bundle.stamp_size} pixel",
+        "basis": f"{bundle.n_basis} images, reference PSF sigma {bundle.reference_psf_sigma} pixel",
+        "latent": f"{len(bundle.bands)} fluxes, 2 offsets, {bundle.n_shape} shapes; {bundle.n_component} components",
+        "nominal PSF": f"FWHM {fwhm} arcsec",
+        "sky sigma": f"{sigma} {bundle.flux_unit} per pixel",
+        "graphs": f"opset {bundle.opset}, onnxruntime >= {bundle.minimum_onnxruntime}",
+        "licence": str(bundle.licence),
+    }
+    for key, value in rows.items():
+        print(f"{key:<12} {value}")
+    population = bundle.training.get("population", {})
+    for key, value in population.items() if isinstance(population, dict) else [("population", population)]:
+        print(f"trained on   {key}: {value}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    for line in doctor.report():
+        print(line)
+    return 0
+
+
+def _flags(arguments: argparse.Namespace) -> int:
+    from deblendrt.engine.flags import DESCRIPTIONS, Flag
+
+    for flag in Flag:
+        print(f"{flag.value.bit_length() - 1:>3} {flag.value:>8}  {flag.name:<20} {DESCRIPTIONS[flag]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

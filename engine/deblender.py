@@ -1,0 +1,295 @@
+"""The deblender: load a model once, then give it batches of scenes.
+
+Scenes that share a PSF are grouped and cut into chunks of a bounded number of sources; a chunk is solved on one
+thread. Nothing of a source's result depends on the chunk it is in.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import numbers
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine import ops, psf, solver
+from deblendrt.engine.bundle import Bundle, load_bundle
+from deblendrt.engine.flags import NOT_FITTED, Flag
+from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.quality import record
+from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.runtime import Runtime
+from deblendrt.engine.runtime_ort import OrtRuntime
+from deblendrt.engine.scene import Scene, make_scenes
+from deblendrt.engine.start import build_problem, start_latents
+
+PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
+CHUNK = 512  # sources solved together: about 25 kB each, and a tile's matrix products are full
+FOLDED_CACHE = 16  # folded bases kept, 25 MB each at 6 bands of 63 x 63 pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    solver: str
+    n_iteration: int
+    start: str
+    robust: bool
+    center_sigma: float
+
+
+class Deblender:
+    """A loaded model.
+
+    Thread-safe: `deblend_batch` may be called from several threads; results do not depend on how.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    runtime : Runtime
+    """
+
+    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
+        self.bundle = bundle
+        self.runtime = runtime
+        self._folded: collections.OrderedDict[str, FoldedBasis] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Deblender], tuple[Bundle, Runtime]]:
+        return type(self), (self.bundle, self.runtime)  # locks do not pickle; a spawned worker folds for itself
+
+    @classmethod
+    def load(cls, model: str | Path = "lsst", *, device: str = "cpu") -> Deblender:
+        """Load a model bundle.
+
+        Parameters
+        ----------
+        model : str or Path
+            Name of a bundled model, or a bundle's folder.
+        device : {"cpu"}
+
+        Returns
+        -------
+        Deblender
+
+        Raises
+        ------
+        ValueError
+            Unknown device.
+        NotImplementedError
+            ``device="cuda"``: this version has no GPU engine.
+        BundleError
+            The bundle is damaged, incomplete or of a newer format.
+        """
+        if device == "cuda":
+            raise NotImplementedError('device="cuda": this version has no GPU engine yet; use device="cpu"')
+        if device != "cpu":
+            raise ValueError(f'device: expected "cpu", got {device!r}')
+        bundle = load_bundle(model)
+        return cls(bundle, OrtRuntime(bundle))
+
+    @property
+    def window(self) -> int:
+        """Side of a source's window [pixel]."""
+        return self.bundle.stamp_size + 2 * PAD
+
+    def warmup(self, n_sources: int = ops.TILE) -> None:
+        """Create sessions, fold the nominal PSF and run once, so that the first real call is as fast as the rest.
+
+        Parameters
+        ----------
+        n_sources : int
+            Accepted for symmetry with devices that allocate ahead; the CPU engine needs one tile whatever it is.
+        """
+        if n_sources < 1:
+            raise ValueError(f"n_sources: expected at least 1, got {n_sources}")
+        size = self.window
+        sigma = np.asarray(self.bundle.sky_sigma)
+        image = np.zeros((len(self.bundle.bands), size, size), np.float32)
+        self.deblend_batch(image, [(size // 2, size // 2)], variance=sigma**2, n_iteration=1)
+
+    def fold(self, images: NDArray[np.float64] | None) -> FoldedBasis:
+        """The basis folded with PSF images (None: the nominal ones), from a cache.
+
+        Parameters
+        ----------
+        images : float64 (n_band, q, q), optional
+
+        Returns
+        -------
+        FoldedBasis
+        """
+        images = np.asarray(self.bundle.psf, np.float64) if images is None else images
+        key = psf.psf_key(images)
+        with self._lock:
+            if key in self._folded:
+                self._folded.move_to_end(key)
+                return self._folded[key]
+        folded = psf.fold(self.bundle.basis, images, self.bundle.reference_psf_sigma, PAD)
+        with self._lock:
+            self._folded[key] = folded
+            while len(self._folded) > FOLDED_CACHE:
+                self._folded.popitem(last=False)
+        return folded
+
+    def deblend_batch(self, cutouts: Any, centers: Any, *, variance: Any = None, mask: Any = None, psf: Any = None,
+                      bands: Any = None, background: Any = None, zero_point: Any = None, pixel_scale: Any = None,
+                      solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "linear",
+                      robust: bool = True, center_sigma: float = 0.2, n_threads: int = 1) -> DeblendResult:
+        """Separate the sources of one scene or of many.
+
+        Parameters
+        ----------
+        cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of the former
+            Images [nJy unless Quantities or `zero_point`], of any sizes; NaN pixels are dropped.
+        centers : float (n_source, 2) [pixel], or a sequence of such, nested like `cutouts`
+            (x, y), 0-based, integer = pixel centre.
+        variance : float, optional
+            Total variance, in squared image units: a number, (n_band,), or like a cutout. Default: the sky's,
+            estimated from the image and flagged.
+        mask : bool (n_y, n_x) or (n_band, n_y, n_x), optional
+            True means bad.
+        psf : float (n_band, q, q), optional
+            Effective PSF images, for all scenes or one per scene. Default: the model's nominal ones.
+        bands : str or sequence of str, optional
+            Names of the cutouts' bands. Default: all the model's. Bands that are absent are filled in by the prior.
+        background : float, optional
+            Subtracted from the image.
+        zero_point : float, optional [AB mag of one image unit]
+            The image is in counts.
+        pixel_scale : float or Quantity, optional [arcsec]
+            Checked against the model's.
+        solver : {"gauss_newton", "adam"}
+        n_iteration : int, optional
+            Always run in full. Default 15 (Gauss-Newton) or 200 (Adam).
+        start : {"linear", "encoder"}
+            Shapes at the prior's mean, or from the deblending encoder; fluxes by a joint linear solve in both cases.
+        robust : bool
+            Bound the influence of flux that no listed source explains; False gives the plain chi-square.
+        center_sigma : float [pixel]
+            Standard deviation of the prior on a source's position around the given centre, per axis.
+        n_threads : int
+            Chunks solved at a time. Results do not depend on it.
+
+        Returns
+        -------
+        DeblendResult
+            One row per source, in the caller's order, whatever happened to it; see its `flags`.
+
+        Raises
+        ------
+        ValueError
+            A mistake in the arguments; the message names the argument, what was expected and what came.
+        """
+        settings = _check(solver, n_iteration, start, robust, center_sigma, n_threads)
+        scenes = make_scenes(cutouts, centers, bundle_bands=self.bundle.bands,
+                             bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
+                             variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
+                             pixel_scale=pixel_scale, bundle_sky_sigma=self.bundle.sky_sigma)
+        return self.deblend_scenes(scenes, settings, n_threads)
+
+    def deblend_scenes(self, scenes: list[Scene], settings: _Settings, n_threads: int) -> DeblendResult:
+        """Solve validated scenes; `deblend_batch` is the public way in."""
+        result, groups = self._empty_result(scenes)
+        chunks = []
+        for index, members in groups.items():
+            held: list[int] = []
+            for i in members:
+                if held and sum(scenes[k].n_source for k in held) + scenes[i].n_source > CHUNK:
+                    chunks.append((index, held))
+                    held = []
+                held.append(i)
+            chunks.append((index, held))
+
+        def run(chunk: tuple[int, list[int]]) -> None:
+            self._solve_chunk(result, chunk[1], result.folded[chunk[0]], settings)
+
+        if n_threads == 1 or len(chunks) < 2:
+            for chunk in chunks:
+                run(chunk)
+        else:
+            with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
+                list(pool.map(run, chunks))
+        return result
+
+    def _empty_result(self, scenes: list[Scene]) -> tuple[DeblendResult, dict[int, list[int]]]:
+        """A result full of NaN, and the scenes of each folded basis that have sources to fit."""
+        counts = np.array([s.n_source for s in scenes], np.int64)
+        start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        n, n_band, n_basis = int(start[-1]), len(self.bundle.bands), self.bundle.n_basis
+        n_latent = n_band + 2 + self.bundle.n_shape
+        folded: list[FoldedBasis] = []
+        by_array: dict[int, int] = {}
+        index = np.zeros(len(scenes), np.int64)
+        groups: dict[int, list[int]] = {}
+        for i, scene in enumerate(scenes):
+            key = id(scene.psf) if scene.psf is not None else 0
+            if key not in by_array:
+                basis = self.fold(scene.psf)
+                found = [k for k, f in enumerate(folded) if f is basis]
+                if not found:
+                    folded.append(basis)
+                by_array[key] = found[0] if found else len(folded) - 1
+            index[i] = by_array[key]
+            if scene.n_source:
+                groups.setdefault(int(index[i]), []).append(i)
+
+        def nan(*shape: int) -> NDArray[np.float64]:
+            return np.full(shape, np.nan)
+
+        flags = np.concatenate([np.zeros(0, np.int64), *[s.flags for s in scenes]])
+        for i, scene in enumerate(scenes):
+            if folded and (folded[index[i]].narrow & scene.band_present).any():
+                flags[start[i] : start[i + 1]] |= int(Flag.PSF_TOO_NARROW)
+        centers = np.concatenate([np.zeros((0, 2)), *[s.centers for s in scenes]])
+        anchors = np.concatenate([np.zeros((0, 2), np.int64), *[s.anchors for s in scenes]])
+        weighted = [s.inverse_variance * s.image.astype(np.float64) ** 2 for s in scenes]
+        result = DeblendResult(
+            bands=tuple(self.bundle.bands), source_start=start,
+            scene_index=np.repeat(np.arange(len(scenes)), counts), center=centers, position=nan(n, 2),
+            latent=nan(n, n_latent).astype(np.float32), flux=nan(n, n_band), flux_err=nan(n, n_band),
+            map_flux=nan(n, n_band), chi2=nan(n), n_pixel=np.zeros(n, np.int64), log_prior=nan(n), flags=flags,
+            enclosed=nan(n, n_band), scenes=scenes,
+            # of an empty model; scenes that are fitted get their own
+            scene_chi2=np.array([float(c.sum()) for c in weighted]),
+            scene_n_pixel=np.array([int((s.inverse_variance > 0).sum()) for s in scenes], np.int64),
+            objective=np.array([0.5 * float(c.sum()) for c in weighted]),
+            coefficients=np.zeros((n, n_band, n_basis), np.float32), anchor=anchors, folded=folded,
+            folded_index=index, model_name=self.bundle.name, model_version=self.bundle.model_version)
+        return result, groups
+
+    def _solve_chunk(self, result: DeblendResult, members: list[int], folded: FoldedBasis,
+                     settings: _Settings) -> None:
+        """Solve some scenes that share a folded basis and write their rows into the result."""
+        members = [i for i in members if (result.scenes[i].flags & NOT_FITTED == 0).any()]
+        if not members:
+            return
+        problem, rows = build_problem([result.scenes[i] for i in members], folded, self.runtime, self.bundle,
+                                      center_sigma=settings.center_sigma, robust=settings.robust)
+        latent, floor = start_latents(problem, settings.start)
+        solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
+        record(result, members, rows, problem, solution)
+
+
+def _check(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,
+           n_threads: int) -> _Settings:
+    if not isinstance(solver_name, str) or solver_name not in solver.ITERATIONS:
+        raise ValueError(f"solver: expected one of {sorted(solver.ITERATIONS)}, got {solver_name!r}")
+    if start not in ("linear", "encoder"):
+        raise ValueError(f"start: expected 'linear' or 'encoder', got {start!r}")
+    count = solver.ITERATIONS[solver_name] if n_iteration is None else n_iteration
+    if not _is_whole(count, 0):
+        raise ValueError(f"n_iteration: expected a whole number of at least 0, got {n_iteration!r}")
+    if not (isinstance(center_sigma, numbers.Real) and 0 < center_sigma < np.inf):
+        raise ValueError(f"center_sigma: expected a positive number of pixels, got {center_sigma!r}")
+    if not _is_whole(n_threads, 1):
+        raise ValueError(f"n_threads: expected a whole number of at least 1, got {n_threads!r}")
+    return _Settings(solver_name, int(count), start, bool(robust), float(center_sigma))
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, numbers.Real) and float(value) >= least and float(value).is_integer()

@@ -1,0 +1,79 @@
+"""What can go wrong with a source's data or fit, one bit each.
+
+A flag never stops a batch: the source keeps its row and the bits say what to distrust. Values are part of the file
+format: a bit is never reused for another meaning.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Flag(enum.IntFlag):
+    """Bits of a source's `flags`; `DESCRIPTIONS` says what each means."""
+
+    NON_FINITE = 1 << 0
+    NO_DATA = 1 << 1
+    OFF_IMAGE = 1 << 2
+    EDGE = 1 << 3
+    TOO_CLOSE = 1 << 4
+    MASKED_CENTER = 1 << 5
+    VARIANCE_ESTIMATED = 1 << 6
+    BAND_MISSING = 1 << 7
+    NOT_CONVERGED = 1 << 8
+    PRIOR_OUTLIER = 1 << 9
+    POOR_FIT = 1 << 10
+    PSF_NOT_NORMALIZED = 1 << 11
+    PSF_TOO_NARROW = 1 << 12
+    CENTER_NOT_FINITE = 1 << 13
+    UNMODELLED_FLUX = 1 << 14
+    BAD_VARIANCE = 1 << 15
+    OUTSIDE_PRIOR_FLUX = 1 << 16
+
+
+DESCRIPTIONS: dict[Flag, str] = {
+    Flag.NON_FINITE: "unmasked NaN or infinite pixels in the source's window, dropped",
+    Flag.NO_DATA: "no usable pixel in the source's window: not fitted",
+    Flag.OFF_IMAGE: "centre off the image: not fitted",
+    Flag.EDGE: "the source's window sticks out of the image",
+    Flag.TOO_CLOSE: "another centre within one pixel",
+    Flag.MASKED_CENTER: "the centre's pixel is unusable in every band",
+    Flag.VARIANCE_ESTIMATED: "no variance was given in at least one band: estimated from the image, sky noise only",
+    Flag.BAND_MISSING: "at least one of the model's bands has no usable pixel in the source's window",
+    Flag.NOT_CONVERGED: "still moving after the last iteration",
+    Flag.PRIOR_OUTLIER: "shape improbable under the prior",
+    Flag.POOR_FIT: "chi2 of the source's own pixels too large",
+    Flag.PSF_NOT_NORMALIZED: "a PSF did not sum to one and was normalised",
+    Flag.PSF_TOO_NARROW: "a PSF narrower than the model's reference PSF, reproduced in part only",
+    Flag.CENTER_NOT_FINITE: "centre NaN or infinite: not fitted",
+    Flag.UNMODELLED_FLUX: "robust weights act in the source's window: flux that no listed source explains",
+    Flag.BAD_VARIANCE: "unmasked pixels with zero, negative or NaN variance in the source's window, dropped",
+    Flag.OUTSIDE_PRIOR_FLUX: "fainter or brighter than the galaxies that the model was trained on",
+}
+
+NOT_FITTED = Flag.NO_DATA | Flag.OFF_IMAGE | Flag.CENTER_NOT_FINITE
+"""A source with any of these has NaN results and an empty model."""
+
+
+def describe(flags: int) -> list[str]:
+    """Say in words what a source's flags mean.
+
+    Parameters
+    ----------
+    flags : int
+
+    Returns
+    -------
+    list of str
+        One "NAME: description" per set bit, lowest bit first.
+
+    Raises
+    ------
+    ValueError
+        A bit that this version does not know.
+    """
+    value = int(flags)
+    known = sum(DESCRIPTIONS)
+    if value & ~known:
+        raise ValueError(f"flags: expected bits of {known:#x}, got {value:#x}")
+    return [f"{flag.name}: {text}" for flag, text in DESCRIPTIONS.items() if value & flag]

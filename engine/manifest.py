@@ -1,0 +1,160 @@
+"""The bundle's manifest: what the exporter writes and the reader accepts, in one place.
+
+A key more or less than these, a value of another type or length, a file name that leaves the folder: all are errors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+FORMAT_REVISION = 1
+MANIFEST = "manifest.json"
+ARRAYS = ("basis.npy", "shift.npy", "psf.npy")
+GOLDEN = "golden.npz"
+
+
+class Graph(NamedTuple):
+    """Inputs and outputs of an ONNX graph: name to shape, symbols as in `Bundle.sizes`."""
+
+    inputs: Mapping[str, tuple[str, ...]]
+    outputs: Mapping[str, tuple[str, ...]]
+
+
+_LATENT: dict[str, tuple[str, ...]] = {"latent": ("N", "L")}
+GRAPHS = {
+    "decode": Graph(_LATENT, {"coefficients": ("N", "B", "K")}),
+    "decode_pullback": Graph(_LATENT | {"d_coefficients": ("N", "B", "K")}, {"d_latent": ("N", "L")}),
+    "decode_jacobian": Graph(_LATENT, {"maps": ("N", "M", "K"), "d_maps": ("N", "2+S", "M", "K"),
+                                       "mix": ("N", "M", "B"), "d_mix": ("N", "S", "M", "B")}),
+    "log_prior": Graph(_LATENT, {"log_prob": ("N",), "gradient": ("N", "L")}),
+    "encode": Graph({"cutouts": ("N", "B", "H", "H"), "offsets": ("N", "2"), "psf_summary": ("N", "2B")},
+                    {"latent": ("N", "L")}),
+}
+
+
+class BundleError(ValueError):
+    """The folder is not a bundle, is damaged, or needs a newer engine."""
+
+
+def graph_sizes(*, n_band: int, n_basis: int, n_component: int, n_shape: int, cutout_size: int) -> dict[str, int]:
+    """The lengths behind the symbols of `GRAPHS`, all but the number of sources N."""
+    return {"B": n_band, "K": n_basis, "M": n_component, "S": n_shape, "L": n_band + 2 + n_shape, "2+S": 2 + n_shape,
+            "2": 2, "2B": 2 * n_band, "H": cutout_size}
+
+
+REQUIRED_FILES = (*ARRAYS, GOLDEN, *(f"{name}.onnx" for name in GRAPHS))
+_INTEGERS = ("format_revision", "stamp_size", "n_basis", "n_component", "n_shape", "encoder_cutout_size", "opset")
+_FLOATS = ("pixel_scale", "shape_radius", "reference_psf_sigma")
+_STRINGS = ("name", "model_version", "reference_band", "flux_unit", "minimum_onnxruntime", "licence")
+_OBJECTS = ("log_prob_percentiles", "training", "parity", "golden_tolerance", "files")
+VECTORS = {"psf_fwhm": "B", "sky_sigma": "B", "start_shape": "S", "mean_color": "B", "color_sigma": "B"}
+MANIFEST_KEYS = (*_INTEGERS, *_FLOATS, *_STRINGS, *_OBJECTS, *VECTORS, "bands", "prior_curvature")
+
+
+def parse_manifest(text: bytes, where: str) -> dict[str, Any]:
+    """Parse and check a manifest.
+
+    Parameters
+    ----------
+    text : bytes
+        JSON.
+    where : str
+        Begins every message.
+
+    Returns
+    -------
+    dict
+        Exactly `MANIFEST_KEYS`, of the right types and lengths.
+
+    Raises
+    ------
+    BundleError
+    """
+    try:
+        manifest = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError among them
+        raise BundleError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{where} is not a JSON object")
+    revision = manifest.get("format_revision")
+    if type(revision) is not int or revision < 1:
+        raise BundleError(f"{where}: format_revision must be a positive integer, got {revision!r}")
+    if revision > FORMAT_REVISION:  # said first: a newer bundle may well have keys that this version does not know
+        raise BundleError(f"{where}: format revision {revision} is newer than {FORMAT_REVISION}, the newest that this "
+                          "deblendrt reads: upgrade deblendrt")
+    unknown, missing = sorted(set(manifest) - set(MANIFEST_KEYS)), sorted(set(MANIFEST_KEYS) - set(manifest))
+    if unknown or missing:
+        raise BundleError(f"{where}: unknown keys {unknown}, missing keys {missing}")
+    for keys, kind in ((_INTEGERS, int), (_STRINGS, str), (_OBJECTS, dict)):
+        for key in keys:
+            if type(manifest[key]) is not kind:
+                raise BundleError(f"{where}: {key}: expected {kind.__name__}, got {manifest[key]!r}")
+    for key in _FLOATS:
+        _check_numbers([manifest[key]], 1, f"{where}: {key}")
+    _check_values(manifest, where)
+    _check_files(manifest["files"], where)
+    return manifest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a key occurs twice: " + ", ".join(key for key, _ in pairs))
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _check_numbers(value: Any, length: int, where: str) -> None:
+    numbers = isinstance(value, list) and all(type(x) in (int, float) and math.isfinite(x) for x in value)
+    if not numbers or len(value) != length:
+        raise BundleError(f"{where}: expected {length} finite number(s), got {value!r}")
+
+
+def _check_values(manifest: dict[str, Any], where: str) -> None:
+    bands, n_shape = manifest["bands"], manifest["n_shape"]
+    if not (isinstance(bands, list) and bands and all(type(band) is str for band in bands)
+            and len(set(bands)) == len(bands)):
+        raise BundleError(f"{where}: bands: expected different strings, got {bands!r}")
+    if manifest["reference_band"] not in bands:
+        raise BundleError(f"{where}: reference_band {manifest['reference_band']!r} is not one of bands {bands}")
+    for key, size in VECTORS.items():
+        _check_numbers(manifest[key], {"B": len(bands), "S": n_shape}[size], f"{where}: {key}")
+    curvature = manifest["prior_curvature"]
+    if not isinstance(curvature, list) or len(curvature) != n_shape:
+        raise BundleError(f"{where}: prior_curvature: expected {n_shape} rows")
+    for row in curvature:
+        _check_numbers(row, n_shape, f"{where}: prior_curvature")
+    for key in ("stamp_size", "encoder_cutout_size"):
+        if manifest[key] < 1 or manifest[key] % 2 == 0:
+            raise BundleError(f"{where}: {key}: expected an odd positive integer, got {manifest[key]}")
+    for key in ("n_basis", "n_component", "n_shape", *_FLOATS):
+        if not manifest[key] > 0:
+            raise BundleError(f"{where}: {key}: expected a positive number, got {manifest[key]}")
+    if manifest["flux_unit"] != "nJy":
+        raise BundleError(f"{where}: flux_unit: expected 'nJy', got {manifest['flux_unit']!r}")
+    for key, names in (("parity", {"float32", "float64"}), ("golden_tolerance", {"rtol", "atol"})):
+        table = manifest[key]
+        if set(table) != set(GRAPHS) or any(not isinstance(row, dict) or set(row) != names for row in table.values()):
+            raise BundleError(f"{where}: {key}: expected {sorted(names)} for each of {sorted(GRAPHS)}, got {table!r}")
+        for graph, row in table.items():
+            _check_numbers(list(row.values()), 2, f"{where}: {key}: {graph}")
+    percentiles = manifest["log_prob_percentiles"]
+    _check_numbers(list(percentiles.values()), len(percentiles), f"{where}: log_prob_percentiles")
+
+
+def _check_files(files: dict[str, Any], where: str) -> None:
+    for name, digest in files.items():
+        # One plain name: no separator of any system, no drive, no "..", nothing hidden.
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name == MANIFEST:
+            raise BundleError(f"{where}: files: {name!r} is not a plain file name in the bundle")
+        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise BundleError(f"{where}: files: {name}: {digest!r} is not a SHA-256 in hexadecimal")
+    if set(files) != set(REQUIRED_FILES):
+        raise BundleError(f"{where}: files: unknown {sorted(set(files) - set(REQUIRED_FILES))}, "
+                          f"missing {sorted(set(REQUIRED_FILES) - set(files))}")

@@ -1,0 +1,340 @@
+r"""The objective and its derivatives; this file reads as the equation.
+
+    L(Z) = sum_{b,p} rho(w r^2)  -  sum_i log p(z_i)  +  sum_i |offset_i - offset0_i|^2 / 2 sigma_c^2
+    r = y - m,     m[b, p] = sum_i f(z_i)[b, p - p_i]
+
+With ``robust=False`` rho(t^2) = t^2 / 2. The default bounds the influence of flux that no listed source can explain:
+with t the residual and m the model in units of the noise,
+
+    rho(t^2) = t^2 / 2                      where |t| < c
+             = c^2 (1/2 + ln(|t| / c))      beyond,         c = 4 sqrt(1 + (e m)^2),    e = 5%
+
+so the weight of a pixel falls as (c / t)^2 where even a model wrong by 5% does not explain it. Early in a descent, when
+the model is wrong everywhere, e is larger.
+
+A descent may also temper the likelihood: weights w / (1 + (tau m)^2) make a relative model error tau part of the noise.
+A bright galaxy then starts with no more pull than one of signal to noise 1 / tau per pixel, which the prior can hold
+while its shape is far off; the solver lets tau fall to 0, where this is the objective above. c and tau are held fixed
+while a step is judged, which leaves the loss a function of the residual alone.
+
+A band in which a source has no weight keeps a weak prior on its colour, so that it stays finite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine import ops
+from deblendrt.engine.blends import Partition
+from deblendrt.engine.bundle import Bundle
+from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.runtime import Jacobian, Runtime
+
+FloatArray = NDArray[np.float32]
+DoubleArray = NDArray[np.float64]
+Canvases = list[FloatArray]
+
+CLIP = 4.0  # residuals beyond this many sigma lose weight
+MODEL_ERROR = 0.05  # e
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Scenes that share a folded basis, flattened for the solver. Only sources that can be fitted are here.
+
+    Attributes
+    ----------
+    runtime : Runtime
+    bundle : Bundle
+    folded : FoldedBasis
+    data, weight : list of float32 (n_band, n_y, n_x) [nJy], [nJy^-2]
+        Per scene, padded by the window's half on every side with zero weight, so that every window lies inside.
+    partition : list of Partition
+        Per scene.
+    scene : int64 (n_source,)
+        Scene of each source, ascending.
+    blend : int64 (n_source,)
+        Blend of each source, numbered over all scenes.
+    n_blend : int
+    corner : int64 (n_source, 2) [pixel]
+        First pixel of each window on its canvas.
+    offset0 : float64 (n_source, 2) [pixel]
+        The caller's centre relative to the anchor pixel.
+    center_sigma : float [pixel]
+        Standard deviation of the prior on the offset.
+    measured : bool (n_source, n_band)
+        Whether the source has any weight in the band.
+    robust : bool
+    """
+
+    runtime: Runtime
+    bundle: Bundle
+    folded: FoldedBasis
+    data: Canvases
+    weight: Canvases
+    partition: list[Partition]
+    scene: NDArray[np.int64]
+    blend: NDArray[np.int64]
+    n_blend: int
+    corner: NDArray[np.int64]
+    offset0: DoubleArray
+    center_sigma: float
+    measured: NDArray[np.bool_]
+    robust: bool
+
+    @property
+    def n_band(self) -> int:
+        """Number of bands."""
+        return self.folded.n_band
+
+
+@dataclasses.dataclass
+class State:
+    """A point Z and what the objective needs to know of it.
+
+    Attributes
+    ----------
+    latent : float64 (n_source, n_latent)
+    jacobian : Jacobian
+    coefficients : float32 (n_source, n_band, n_basis) [nJy]
+    model : list of float32 (n_band, n_y, n_x) [nJy]
+    log_prior : float64 (n_source,)
+        Flow, offset and missing-band terms.
+    prior_gradient : float64 (n_source, n_latent)
+        Of `log_prior`.
+    """
+
+    latent: DoubleArray
+    jacobian: Jacobian
+    coefficients: FloatArray
+    model: Canvases
+    log_prior: DoubleArray
+    prior_gradient: DoubleArray
+
+
+def mix_coefficients(log_flux: NDArray[np.floating], maps: FloatArray, mix: FloatArray) -> FloatArray:
+    """c[b] = exp(log_flux[b]) sum_m mix[m, b] maps[m], float32 (n_source, n_band, n_basis)."""
+    flux = np.exp(log_flux).astype(np.float32)
+    return np.einsum("nb,nmb,nmk->nbk", flux, mix, maps, optimize=False).astype(np.float32)
+
+
+def evaluate(problem: Problem, latent: DoubleArray) -> State:
+    """Decode, render and weigh a point.
+
+    Parameters
+    ----------
+    problem : Problem
+    latent : float64 (n_source, n_latent)
+
+    Returns
+    -------
+    State
+    """
+    jacobian = problem.runtime.decode_jacobian(latent)
+    coefficients = mix_coefficients(latent[:, : problem.n_band], jacobian.maps, jacobian.mix)
+    model = render(problem, coefficients)
+    log_prior, gradient = prior(problem, latent)
+    return State(latent, jacobian, coefficients, model, log_prior, gradient)
+
+
+def prior(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """Log prior of every source, up to constants, and its gradient by the latent.
+
+    Returns
+    -------
+    log_prior : float64 (n_source,)
+    gradient : float64 (n_source, n_latent)
+    """
+    n_band = problem.n_band
+    flow, flow_gradient = problem.runtime.log_prior(latent)
+    log_prior, gradient = flow.astype(np.float64), flow_gradient.astype(np.float64)
+    offset = (latent[:, n_band : n_band + 2] - problem.offset0) / problem.center_sigma
+    log_prior -= 0.5 * (offset**2).sum(1)
+    gradient[:, n_band : n_band + 2] -= offset / problem.center_sigma
+    color, _ = missing_color(problem, latent)
+    sigma = np.asarray(problem.bundle.color_sigma) + 0.1
+    log_prior -= 0.5 * ((color / sigma) ** 2).sum(1)
+    gradient[:, :n_band] -= color / sigma**2
+    n_measured = np.maximum(problem.measured.sum(1, keepdims=True), 1)
+    through = (color / sigma**2).sum(1, keepdims=True) / n_measured  # the expectation moves with the measured bands
+    gradient[:, :n_band] += np.where(problem.measured, through, 0.0)
+    return log_prior, gradient
+
+
+def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """How far the bands without weight are from the colour that the measured bands suggest.
+
+    Returns
+    -------
+    difference : float64 (n_source, n_band)
+        ln flux minus its expectation; 0 in measured bands.
+    expectation : float64 (n_source, n_band)
+        Mean over the measured bands of ln flux minus the population's mean colour, plus the band's mean colour.
+    """
+    log_flux = latent[:, : problem.n_band]
+    color = np.asarray(problem.bundle.mean_color)
+    n = np.maximum(problem.measured.sum(1, keepdims=True), 1)
+    level = np.where(problem.measured, log_flux - color, 0.0).sum(1, keepdims=True) / n
+    expectation = level + color
+    return np.where(problem.measured, 0.0, log_flux - expectation), expectation
+
+
+def render(problem: Problem, coefficients: FloatArray) -> Canvases:
+    """Model image of every scene."""
+    canvas = [np.zeros_like(d) for d in problem.data]
+    ops.render(coefficients, problem.folded, problem.corner, canvas, problem.scene)
+    return canvas
+
+
+def project(problem: Problem, image: Canvases) -> FloatArray:
+    """Inner products of images with the folded basis at every source."""
+    return ops.project(image, problem.folded, problem.corner, problem.scene)
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """Weights and bounds that stay fixed while a step is judged.
+
+    Attributes
+    ----------
+    weight : list of float32 (n_band, n_y, n_x) [nJy^-2]
+        Tempered inverse variance.
+    clip : list of float32 (n_band, n_y, n_x), or None
+        c, per pixel, in units of the tempered noise; None: Gaussian.
+    """
+
+    weight: Canvases
+    clip: Canvases | None
+
+
+def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0, error: float = MODEL_ERROR) -> Likelihood:
+    """The likelihood around a model.
+
+    Parameters
+    ----------
+    problem : Problem
+    model : list of float32 (n_band, n_y, n_x) [nJy]
+    temper : float
+        tau of the module's docstring.
+    error : float
+        e, at least `temper` is used.
+
+    Returns
+    -------
+    Likelihood
+    """
+    if temper == 0.0 and not problem.robust:
+        return Likelihood(problem.weight, None)
+    weights, clips = [], []
+    for w, m in zip(problem.weight, model, strict=True):
+        significance = w * m * m
+        noise = 1 + np.float32(temper) ** 2 * significance
+        weights.append(w / noise)
+        bound = (1 + np.float32(max(temper, error)) ** 2 * significance) / noise
+        clips.append(np.float32(CLIP) * np.sqrt(bound))
+    return Likelihood(weights, clips if problem.robust else None)
+
+
+def robust_weight(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None) -> FloatArray:
+    """w min(1, (c / |t|)^2), the weight whose quadratic has rho's gradient."""
+    if clip is None:
+        return weight
+    t2 = weight * (data - model) ** 2
+    c2 = clip * clip
+    beyond = t2 > c2
+    if not beyond.any():
+        return weight
+    return weight * np.where(beyond, c2 / np.where(beyond, t2, 1), np.float32(1))
+
+
+def loss_image(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None) -> DoubleArray:
+    """rho summed over bands, float64 (n_y, n_x)."""
+    t2 = (weight * (data - model) ** 2).astype(np.float64)
+    if clip is None:
+        return 0.5 * t2.sum(0)
+    c2 = clip.astype(np.float64) ** 2
+    beyond = t2 > c2
+    if not beyond.any():
+        return 0.5 * t2.sum(0)
+    ratio = np.where(beyond, t2, c2) / c2
+    return np.where(beyond, 0.5 * c2 * (1 + np.log(ratio)), 0.5 * t2).sum(0)
+
+
+def _clips(problem: Problem, likely: Likelihood) -> list[FloatArray | None]:
+    return [None] * len(problem.data) if likely.clip is None else list(likely.clip)
+
+
+def by_blend(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
+    """L of every blend: the loss of the pixels that its sources own, minus their log priors.
+
+    Returns
+    -------
+    float64 (n_blend,)
+    """
+    total: DoubleArray = np.bincount(problem.blend, weights=-state.log_prior, minlength=problem.n_blend).astype(float)
+    start = 0
+    for s, (part, clip) in enumerate(zip(problem.partition, _clips(problem, likely), strict=True)):
+        loss = loss_image(problem.data[s], likely.weight[s], state.model[s], clip)
+        owned = part.owner >= 0
+        sums = np.bincount(part.blend[part.owner[owned]], weights=loss[owned], minlength=part.n_blend)
+        total[start : start + part.n_blend] += sums
+        start += part.n_blend
+    return total
+
+
+def weighted_residual(problem: Problem, likely: Likelihood, model: Canvases) -> tuple[Canvases, Canvases]:
+    """Robust weights W and W (y - m), per scene."""
+    weights = [robust_weight(*args) for args in
+               zip(problem.data, likely.weight, model, _clips(problem, likely), strict=True)]
+    residual = [w * (y - m) for w, y, m in zip(weights, problem.data, model, strict=True)]
+    return weights, residual
+
+
+def push(state: State, step: DoubleArray) -> FloatArray:
+    """J v: change of the coefficients along a step, in factored form.
+
+    Parameters
+    ----------
+    state : State
+    step : float64 (n_source, n_latent)
+        Its flux part is relative, d ln(flux).
+
+    Returns
+    -------
+    float32 (n_source, n_band, n_basis) [nJy]
+    """
+    maps, d_maps, mix, d_mix = state.jacobian
+    n, n_band, _ = state.coefficients.shape
+    v = step.astype(np.float32)
+    flux = np.exp(state.latent[:, :n_band]).astype(np.float32)
+    along = (v[:, None, n_band:] @ d_maps.reshape(n, d_maps.shape[1], -1)).reshape(maps.shape)
+    along_mix = (v[:, None, n_band + 2 :] @ d_mix.reshape(n, d_mix.shape[1], -1)).reshape(mix.shape)
+    change = mix.transpose(0, 2, 1) @ along + along_mix.transpose(0, 2, 1) @ maps
+    return np.asarray(state.coefficients * v[:, :n_band, None] + flux[:, :, None] * change, np.float32)
+
+
+def pull(state: State, d_coefficients: FloatArray) -> DoubleArray:
+    """J^T g, the adjoint of `push`.
+
+    Parameters
+    ----------
+    state : State
+    d_coefficients : float32 (n_source, n_band, n_basis)
+
+    Returns
+    -------
+    float64 (n_source, n_latent)
+    """
+    maps, d_maps, mix, d_mix = state.jacobian
+    n, n_band, _ = state.coefficients.shape
+    flux = np.exp(state.latent[:, :n_band]).astype(np.float32)
+    scaled = flux[:, :, None] * d_coefficients
+    d_map = (mix @ scaled).reshape(n, -1, 1)
+    d_mixture = (maps @ scaled.transpose(0, 2, 1)).reshape(n, -1, 1)
+    shape = (d_maps.reshape(n, d_maps.shape[1], -1) @ d_map)[:, :, 0]
+    shape[:, 2:] += (d_mix.reshape(n, d_mix.shape[1], -1) @ d_mixture)[:, :, 0]
+    fluxes = (state.coefficients * d_coefficients).sum(2)
+    return np.concatenate([fluxes, shape], 1).astype(np.float64)

@@ -1,0 +1,73 @@
+"""What the engine asks of whatever runs a bundle's graphs.
+
+Every graph maps independent sources, one a row. A runtime works through them in tiles of `TILE` rows, the last one
+padded, so that the bits of a source's row depend neither on the number of sources nor on its place among them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE = 32  # sources; a multiple of 16, so that no vector kernel has a remainder whose arithmetic differs
+
+Float32Array = NDArray[np.float32]
+
+
+class Jacobian(NamedTuple):
+    """Factored derivative of the coefficients c[b] = exp(log_flux[b]) sum_m mix[m, b] maps[m].
+
+    Attributes
+    ----------
+    maps : float32 (n_source, n_component, n_basis)
+        Unit-flux component maps at the source's offset.
+    d_maps : float32 (n_source, 2 + n_shape, n_component, n_basis)
+        By offset_x, offset_y [1 / pixel] and the shape latents.
+    mix : float32 (n_source, n_component, n_band)
+        Sums to one over components.
+    d_mix : float32 (n_source, n_shape, n_component, n_band)
+        By the shape latents; the mix does not depend on the offset.
+    """
+
+    maps: Float32Array
+    d_maps: Float32Array
+    mix: Float32Array
+    d_mix: Float32Array
+
+
+class Runtime(Protocol):
+    """Runs the graphs of one bundle. Inputs of any float type, C order or not; outputs are new float32 arrays."""
+
+    def decode(self, latent: NDArray[Any]) -> Float32Array:
+        """Coefficients, float32 (n_source, n_band, n_basis) [nJy], of latents (n_source, n_latent)."""
+        ...
+
+    def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
+        """Pull a cotangent of the coefficients, (n_source, n_band, n_basis), back to the latents: J^T d_coefficients.
+
+        Returns float32 (n_source, n_latent).
+        """
+        ...
+
+    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
+        """Derivatives of the coefficients in factored form."""
+        ...
+
+    def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
+        """Log prior density (n_source,) and its gradient by the whole latent (n_source, n_latent)."""
+        ...
+
+    def encode(self, cutouts: NDArray[Any], offsets: NDArray[Any], psf_summary: NDArray[Any]) -> Float32Array:
+        """Latent start, float32 (n_source, n_latent).
+
+        Parameters
+        ----------
+        cutouts : float (n_source, n_band, size, size)
+            image * sqrt(inverse_variance), `size` the bundle's `encoder_cutout_size`, anchor pixel in the middle.
+        offsets : float (n_source, 2) [pixel]
+        psf_summary : float (n_source, 2 n_band)
+            PSF FWHM [pixel] per band, then ln(noise sigma [nJy]) per band; both 0 for a band without weight.
+        """
+        ...

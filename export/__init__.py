@@ -1,0 +1,1 @@
+"""Trained torch models to bundles of ONNX graphs, gradients included."""

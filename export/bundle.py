@@ -1,0 +1,167 @@
+"""Write a model bundle: graphs, arrays, golden vectors, hashes and the manifest that ties them together."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.bundle import verify_bundle
+from deblendrt.engine.manifest import FORMAT_REVISION, GOLDEN, GRAPHS, MANIFEST
+from deblendrt.export.graphs import MINIMUM_ONNXRUNTIME, OPSET, export_graphs, narrow
+from deblendrt.export.parity import check_parity, example_inputs, reference_outputs
+
+if TYPE_CHECKING:
+    from deblendrt.training.checkpoint import Model
+
+PARITY_SOURCES, PARITY_SEED = 64, 1
+GOLDEN_SOURCES, GOLDEN_SEED = 5, 2  # fewer than a tile, so that `deblendrt verify` goes through the padding too
+
+# Allowed on the user's machine, relative to a source's largest element. Outputs there are within 1e-6 of torch in
+# float64 (the manifest's "parity"); another processor, BLAS kernel or ONNX Runtime sums in another order, which moves
+# float32 sums of some hundred terms by as much again. Twenty times the parity leaves room for both and for weights less
+# benign than today's, and is a hundred times below the model's own error. atol is for rows that are nearly zero, in the
+# output's units.
+GOLDEN_TOLERANCE = {name: {"rtol": 2e-5, "atol": 1e-6} for name in GRAPHS}
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """An array in NumPy's format, float32 in C order."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(array, np.float32), allow_pickle=False)
+    return file.getvalue()
+
+
+def npz_bytes(arrays: dict[str, NDArray[Any]]) -> bytes:
+    """A NumPy archive whose bytes depend only on the arrays (`numpy.savez` stores the time)."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, npy_bytes(array))
+    return file.getvalue()
+
+
+def golden_vectors(model: Model) -> dict[str, NDArray[np.float32]]:
+    """Inputs "graph.in.name" and outputs "graph.out.name", the outputs from torch in float64."""
+    inputs = example_inputs(model, GOLDEN_SOURCES, GOLDEN_SEED)
+    outputs = reference_outputs(model, inputs)
+    return {f"{name}.{kind}.{key}": value.astype(np.float32) for name in GRAPHS
+            for kind, values in (("in", inputs[name]), ("out", outputs[name])) for key, value in values.items()}
+
+
+def bundle_files(model: Model) -> tuple[dict[str, bytes], dict[str, dict[str, float]]]:
+    """Contents of every file but the manifest, and the graphs' parity.
+
+    Raises
+    ------
+    ExportError, ValueError
+        A graph does not export, or is too far from torch.
+    """
+    wide = export_graphs(model)
+    graphs = {name: narrow(proto) for name, proto in wide.items()}
+    inputs = example_inputs(model, PARITY_SOURCES, PARITY_SEED)
+    parity = check_parity(graphs, wide, inputs, reference_outputs(model, inputs))
+    files = {f"{name}.onnx": proto.SerializeToString(deterministic=True) for name, proto in graphs.items()}
+    files |= {"basis.npy": npy_bytes(model.basis), "shift.npy": npy_bytes(model.shift),
+              "psf.npy": npy_bytes(model.nominal_psf), GOLDEN: npz_bytes(golden_vectors(model))}
+    return files, parity
+
+
+def manifest_of(model: Model, files: dict[str, bytes], parity: dict[str, dict[str, float]], *, model_version: str,
+                licence: str) -> dict[str, Any]:
+    """The manifest, as `deblendrt.engine.manifest` reads it."""
+    config, decoder = model.config, model.decoder
+    return {
+        "format_revision": FORMAT_REVISION,
+        "name": config.name,
+        "model_version": model_version,
+        "licence": licence,
+        "bands": list(config.survey.bands),
+        "reference_band": config.survey.reference_band,
+        "pixel_scale": config.survey.pixel_scale,
+        "stamp_size": config.basis.stamp_size,
+        "n_basis": decoder.n_basis,
+        "n_component": decoder.n_component,
+        "n_shape": decoder.n_shape,
+        "shape_radius": decoder.shape_radius,
+        "reference_psf_sigma": config.basis.reference_psf_sigma,
+        "flux_unit": "nJy",
+        "psf_fwhm": np.asarray(model.psf_fwhm, np.float64).tolist(),
+        "sky_sigma": np.asarray(model.sky_sigma, np.float64).tolist(),
+        "encoder_cutout_size": config.encoder.cutout_size,
+        "start_shape": np.asarray(model.start_shape, np.float64).tolist(),
+        "prior_curvature": np.asarray(model.prior_curvature, np.float64).tolist(),
+        "mean_color": np.asarray(model.mean_color, np.float64).tolist(),
+        "color_sigma": np.asarray(model.color_sigma, np.float64).tolist(),
+        "log_prob_percentiles": {key: float(value) for key, value in model.log_prob_percentiles.items()},
+        "training": config.to_dict() | {"population": config.to_dict()["population"] | model.population},
+        "parity": parity,
+        "opset": OPSET,
+        "minimum_onnxruntime": MINIMUM_ONNXRUNTIME,
+        "golden_tolerance": GOLDEN_TOLERANCE,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
+    }
+
+
+def write_bundle(model: Model, out: str | Path, *, model_version: str = "1", licence: str = "BSD-3-Clause",
+                 overwrite: bool = False) -> list[str]:
+    """Export a model into a bundle, verified before it appears under its name.
+
+    Parameters
+    ----------
+    model : Model
+        Of `deblendrt.training.checkpoint.load_model`.
+    out : str or Path
+        The bundle's folder. Must not exist, be empty or, with `overwrite`, be a bundle.
+    model_version, licence : str
+    overwrite : bool
+
+    Returns
+    -------
+    list of str
+        The lines of `verify_bundle`.
+
+    Raises
+    ------
+    FileExistsError
+        `out` holds something.
+    ExportError, ValueError, BundleError
+        A graph does not export, is too far from torch, or fails its golden vectors.
+    """
+    out = Path(out)
+    check_target(out, overwrite=overwrite)
+    files, parity = bundle_files(model)
+    manifest = manifest_of(model, files, parity, model_version=model_version, licence=licence)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        folder = Path(temporary) / out.name
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        lines = verify_bundle(folder)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(folder, out)
+    return lines
+
+
+def check_target(out: Path, *, overwrite: bool) -> None:
+    """Refuse a target that would be lost: `FileExistsError` unless absent, empty or, to overwrite, a bundle."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not (out / MANIFEST).is_file():
+        raise FileExistsError(f"{out} exists and is not a bundle")
+    if not overwrite:
+        raise FileExistsError(f"{out} is a bundle already; --overwrite replaces it")

@@ -1,0 +1,125 @@
+"""Run the engine on real and third-party images and say how it did: `python -m perf.real DATA_FOLDER`.
+
+Fields without truth (multi-extension FITS that `deblendrt run` reads): reduced chi2 of the sources, how far shapes are
+from the edge of the prior, flags, a picture. `scarlet_sim_matched.npz` (from scarlet's test data) has each source's
+noiseless image, so there the flux inside the frame is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.fits import read_image
+from deblendrt.engine.flags import Flag
+from perf.report import environment, markdown_table, number
+
+CENTER_SIGMA = 0.4  # pixel: the DC2 lists are offset from their images by up to 0.5 pixel as a whole
+
+
+def flag_counts(flags: np.ndarray) -> dict[str, int]:
+    """How many sources carry each flag."""
+    counts = {str(flag.name): int(((flags & flag) != 0).sum()) for flag in Flag}
+    return {name: n for name, n in counts.items() if n}
+
+
+def run_field(deblender: Deblender, path: Path, out: Path | None) -> dict[str, Any]:
+    """Figures of a field without truth."""
+    image = read_image(path)
+    result = deblender.deblend_batch(image.image, image.centers, variance=image.variance, mask=image.mask,
+                                     psf=image.psf, bands=image.bands, zero_point=image.zero_point,
+                                     center_sigma=CENTER_SIGMA)
+    if out is not None:
+        from deblendrt.engine import plot
+
+        plot.save(plot.plot_overview(result, 0, title=path.stem), out / f"{path.stem}.png")
+    fitted = result.fitted
+    radius = np.sqrt((result.latent[fitted, len(result.bands) + 2 :] ** 2).sum(1))
+    sigma = np.sqrt(result.scenes[0].inverse_variance) * result.residual(0)
+    per_band = {}
+    for b, band in enumerate(result.bands):
+        used = sigma[b][result.scenes[0].inverse_variance[b] > 0]
+        per_band[band] = float(1.4826 * np.median(np.abs(used - np.median(used))))
+    return {"n_source": result.n_source, "n_fitted": int(fitted.sum()),
+            "reduced_chi2_median": float(np.nanmedian(result.reduced_chi2)),
+            "reduced_chi2_90": float(np.nanpercentile(result.reduced_chi2, 90)),
+            "residual_scatter_sigma": per_band,
+            "shape_radius_max": float(radius.max()), "shape_radius_bound": deblender.bundle.shape_radius,
+            "flags": flag_counts(result.flags)}
+
+
+def run_scarlet(deblender: Deblender, path: Path) -> dict[str, Any]:
+    """Relative error of each source's flux inside the frame, per band."""
+    with np.load(path, allow_pickle=False) as data:
+        images, psfs, truth, star = data["images"], data["psfs"], data["truth"], data["is_star"]
+        centers = np.stack([data["x"], data["y"]], 1).astype(float)
+    sigma = (images - truth.sum(0)).std((1, 2))
+    result = deblender.deblend_batch(images, centers, variance=sigma**2, psf=psfs, bands="ugrizy")
+    true = truth.sum((2, 3))
+    error = result.flux * result.enclosed / true - 1
+    galaxy = ~star.astype(bool)
+    return {"relative_flux_error": error.round(4).tolist(), "is_star": star.astype(bool).tolist(),
+            "snr": (true / result.flux_err).round(1).tolist(),
+            "median_abs_error_galaxies": dict(zip(result.bands, np.median(np.abs(error[galaxy]), 0).round(4).tolist(),
+                                                  strict=True)),
+            "median_abs_error_stars": dict(zip(result.bands, np.median(np.abs(error[~galaxy]), 0).round(4).tolist(),
+                                               strict=True)),
+            "reduced_chi2": result.reduced_chi2.round(3).tolist(), "flags": flag_counts(result.flags)}
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The figures as tables."""
+    fields = [(name, f) for name, f in figures.items() if "reduced_chi2_median" in f]
+    text = "# Real and third-party images\n\n"
+    text += markdown_table(
+        ["field", "sources", "fitted", "reduced chi2 median", "90%", "residual scatter r, i [sigma]",
+         "largest shape radius (bound)", "flags"],
+        [[name, str(f["n_source"]), str(f["n_fitted"]), number(f["reduced_chi2_median"]),
+          number(f["reduced_chi2_90"]),
+          ", ".join(number(f["residual_scatter_sigma"][b]) for b in "ri" if b in f["residual_scatter_sigma"]),
+          f"{number(f['shape_radius_max'])} ({number(f['shape_radius_bound'])})",
+          ", ".join(f"{k} {v}" for k, v in f["flags"].items())] for name, f in fields])
+    for name, f in figures.items():
+        if "relative_flux_error" in f:
+            text += f"\n\n## {name}: flux inside the frame / truth - 1\n\n"
+            rows = [[str(i), "star" if star else "galaxy", *[f"{100 * e:+.1f}%" for e in row]]
+                    for i, (star, row) in enumerate(zip(f["is_star"], f["relative_flux_error"], strict=True))]
+            text += markdown_table(["source", "kind", *"ugrizy"], rows)
+    env = ", ".join(f"{k} {v}" for k, v in figures["environment"].items() if v)
+    return text + f"\n\nMade by `python -m perf.real`; {env}.\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of images")
+    parser.add_argument("--bundle", default="lsst")
+    parser.add_argument("--out", type=Path, help="folder for real.json, real.md and pictures")
+    args = parser.parse_args(argv)
+    deblender = Deblender.load(args.bundle)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {path.stem: run_field(deblender, path, args.out)
+                               for path in sorted(args.data.glob("dc2_*.fits"))}
+    simulated = args.data / "scarlet_sim_matched.npz"
+    if simulated.exists():
+        figures[simulated.stem] = run_scarlet(deblender, simulated)
+    if not figures:
+        print(f"perf.real: no dc2_*.fits and no scarlet_sim_matched.npz in {args.data}", file=sys.stderr)
+        return 1
+    figures["environment"] = environment()
+    print(text := markdown(figures))
+    if args.out is not None:
+        (args.out / "real.json").write_text(json.dumps(figures, indent=1))
+        (args.out / "real.md").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

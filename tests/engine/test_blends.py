@@ -1,0 +1,118 @@
+"""Linking sources to blends, and pixels to owners."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deblendrt.engine.blends import LINK, MAX_BLEND, link, partition
+
+# a lattice of half pixels: distinct positions are never so close that only their order could tell them apart
+lattice = st.lists(st.tuples(st.integers(0, 120), st.integers(0, 120)), max_size=40, unique=True).map(
+    lambda points: 0.5 * np.array(points, np.float64).reshape(-1, 2))
+
+
+def groups(labels: np.ndarray) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(labels == k).tolist()) for k in np.unique(labels)}
+
+
+def components(centers: np.ndarray, length: float) -> set[frozenset[int]]:
+    """By repeated multiplication of the adjacency matrix."""
+    near = ((centers[:, None] - centers[None]) ** 2).sum(2) < length**2
+    for _ in range(len(centers).bit_length()):
+        near = near @ near
+    return {frozenset(np.flatnonzero(row).tolist()) for row in near}
+
+
+@given(lattice, st.floats(0.6, 30.0))
+def test_without_a_cap_they_are_connected_components(centers: np.ndarray, length: float) -> None:
+    labels = link(centers, length, cap=len(centers) + 1)
+    assert groups(labels) == components(centers, length)
+
+
+@given(lattice, st.floats(0.6, 30.0), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_permuting_the_sources_permutes_the_labels(centers: np.ndarray, length: float, cap: int,
+                                                   random: object) -> None:
+    order = np.random.default_rng(random.getrandbits(32)).permutation(len(centers))  # type: ignore[attr-defined]
+    labels, permuted = link(centers, length, cap), link(centers[order], length, cap)
+    assert groups(permuted) == {frozenset(int(np.flatnonzero(order == i)[0]) for i in group)
+                                for group in groups(labels)}
+
+
+@given(lattice, st.floats(0.6, 30.0), st.integers(1, 12))
+def test_cap_and_labels(centers: np.ndarray, length: float, cap: int) -> None:
+    labels = link(centers, length, cap)
+    assert labels.dtype == np.int64
+    assert labels.shape == (len(centers),)
+    if len(centers):
+        assert np.bincount(labels).max() <= cap
+        _, first = np.unique(labels, return_index=True)
+        np.testing.assert_array_equal(first, np.sort(first))  # numbered in order of first member
+        assert labels.max() == len(first) - 1
+    whole = components(centers, length)
+    for group in groups(labels):  # a cut only ever divides
+        assert any(group <= component for component in whole)
+
+
+@given(lattice, st.integers(2, 12))
+def test_close_pairs_within_the_cap_stay_together(centers: np.ndarray, cap: int) -> None:
+    labels = link(centers, 8.0, cap)
+    for component in components(centers, 8.0):
+        if len(component) <= cap:
+            assert len({int(labels[i]) for i in component}) == 1
+
+
+def test_coincident_centres_are_cut_by_order() -> None:
+    labels = link(np.zeros((150, 2)), cap=64)
+    np.testing.assert_array_equal(np.bincount(labels), [64, 64, 22])
+
+
+@pytest.mark.parametrize("step", [LINK / 2, LINK / 2.3])
+def test_crowding_does_not_percolate(step: float) -> None:
+    """A long chain and a dense field: linked without end, but no blend above the cap, and no time lost."""
+    rng = np.random.default_rng(0)
+    chain = np.stack([step * np.arange(3000), np.zeros(3000)], 1) + rng.normal(0, 0.3 * step, (3000, 2))
+    field = rng.uniform(0, 400, (3000, 2))
+    start = time.process_time()
+    for centers in (chain, field):
+        size = np.bincount(link(centers))
+        assert size.max() <= MAX_BLEND
+        assert size.mean() > 1.5  # cut, but not to dust
+    assert time.process_time() - start < 10
+
+
+def test_wrong_cap() -> None:
+    with pytest.raises(ValueError, match="cap"):
+        link(np.zeros((2, 2)), cap=0)
+
+
+@given(lattice.filter(len), st.integers(0, 2**32 - 1))
+def test_owner_is_the_nearest_source_whose_window_holds_the_pixel(centers: np.ndarray, seed: int) -> None:
+    window, half = 11, 5
+    centers = centers[:12] + np.random.default_rng(seed).uniform(-0.2, 0.2, (len(centers[:12]), 2))
+    anchor = np.rint(centers).astype(np.int64) + half  # on a canvas with a border
+    corner, on_canvas = anchor - half + 1, centers + half + 1
+    shape = (75, 78)
+    part = partition(on_canvas, corner, window, shape)
+    assert part.n_blend == part.blend.max() + 1
+    np.testing.assert_array_equal(part.blend, link(on_canvas))
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    distance = (x - on_canvas[:, 0, None, None]) ** 2 + (y - on_canvas[:, 1, None, None]) ** 2
+    inside = ((x >= corner[:, 0, None, None]) & (x < corner[:, 0, None, None] + window)
+              & (y >= corner[:, 1, None, None]) & (y < corner[:, 1, None, None] + window))
+    distance = np.where(inside, distance, np.inf)
+    np.testing.assert_array_equal(part.owner >= 0, inside.any(0))
+    nearest = distance.min(0)
+    iy, ix = np.nonzero(part.owner >= 0)
+    own = distance[part.owner[iy, ix], iy, ix]
+    np.testing.assert_allclose(own, nearest[iy, ix], rtol=1e-6)  # distances are kept in float32
+
+
+def test_no_source() -> None:
+    part = partition(np.zeros((0, 2)), np.zeros((0, 2), np.int64), 5, (4, 4))
+    assert part.n_blend == 0
+    assert (part.owner == -1).all()

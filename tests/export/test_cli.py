@@ -1,0 +1,42 @@
+"""The command line and the TensorRT check, as far as they go without exporting."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from deblendrt.export import cli, tensorrt
+
+
+def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("galsim")
+    assert cli.main(["--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == cli.NO_INPUT
+    assert "is no checkpoint" in capsys.readouterr().err
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["--out", "x"])
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["--checkpoint", "a", "--out", "b"]) == cli.UNAVAILABLE
+    assert "pip install 'deblendrt[train]'" in capsys.readouterr().err
+
+
+def test_tensorrt_absent_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install tensorrt-rtx" in str(tensorrt.unavailable())
+    with pytest.raises(tensorrt.TensorRTUnavailable, match="tensorrt-rtx"):
+        tensorrt.check_graph(b"")
+
+
+def test_tensorrt_refuses_nonsense() -> None:
+    if reason := tensorrt.unavailable():
+        pytest.skip(reason)
+    with pytest.raises(tensorrt.TensorRTError, match="does not parse"):
+        tensorrt.check_graph(b"not an onnx model")

@@ -1,0 +1,39 @@
+"""Every tolerance that more than one test needs, with its reason. Bit-for-bit promises have no entry: they use `==`."""
+
+from __future__ import annotations
+
+FLOAT32 = 2e-6
+"""Relative to the largest element: sums of a thousand float32 products, each rounded to 6e-8, in any order."""
+
+ADJOINT = 1e-5
+"""<A x, y> against <x, A'y>, relative to |A x| |y|: two float32 chains of products of different order."""
+
+OBJECTIVE = 2e-6
+"""Relative: the engine renders in float32 and sums its losses in float64; a residual is rounded to 6e-8 of the data."""
+
+GRADIENT = 1e-4
+"""Relative to the gradient's norm: residuals are differences of float32 images, 1e-7 of the peak against a noise of
+1e-3 of it, so that a weighted sum of them keeps four digits."""
+
+CURVATURE = 1e-4
+"""Relative to the diagonal: Gram matrices cut to float32, and products of them with float32 derivatives."""
+
+LEAST_SQUARES = 1e-4
+"""In units of the error: fluxes from float32 images against a dense float64 solve."""
+
+REORDERED = 0.02
+"""In units of the error, after 40 iterations: another order of the sources, or other zero-weight pixels around the
+image, changes the last bits of the rendered image; the descent then stops elsewhere on the objective's float32
+floor."""
+
+SAMPLE_SIGMA = 4.5
+"""Standard errors of a sample's mean or fraction: one run in 150,000 fails by chance, and the seeds are fixed."""
+
+
+def relative_error(actual: object, expected: object) -> float:
+    """Largest |actual - expected| over the largest |expected|."""
+    import numpy as np
+
+    a, e = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert a.shape == e.shape, f"shape {a.shape}, expected {e.shape}"
+    return float(np.abs(a - e).max() / np.abs(e).max())

@@ -1,0 +1,70 @@
+"""Training configurations: the shipped ones load, every mistake is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deblendrt.training import config
+
+
+@pytest.mark.parametrize("name", ["lsst.toml", "smoke.toml"])
+def test_shipped_configurations(name: str) -> None:
+    settings = config.load(name)
+    assert settings.survey.bands[settings.survey.reference_index] == settings.survey.reference_band == "i"
+    assert settings.basis.stamp_size % 2 == settings.encoder.cutout_size % 2 == 1
+    assert type(settings.vae.learning_rate) is float
+    again = config.from_dict(json.loads(json.dumps(settings.to_dict())))  # as a checkpoint stores it
+    assert again == settings
+
+
+def changed(path: str, value: Any = None) -> dict[str, Any]:
+    """The smoke configuration with one key changed, or removed when the value is None."""
+    values = config.load("smoke.toml").to_dict()
+    *sections, key = path.split(".")
+    table = values
+    for section in sections:
+        table = table[section]
+    if value is None:
+        del table[key]
+    else:
+        table[key] = value
+    return values
+
+
+@pytest.mark.parametrize(("values", "named"), [
+    (changed("vae.hiden", 3), r"config\.vae: unknown keys \['hiden'\]"),
+    (changed("extra", 3), r"config: unknown keys \['extra'\]"),
+    (changed("flow.hidden"), r"config\.flow: .*missing keys \['hidden'\]"),
+    (changed("flow"), r"missing keys \['flow'\]"),
+    (changed("vae.hidden", 3.0), r"config\.vae\.hidden: expected int, got 3\.0"),
+    (changed("vae.hidden", "3"), r"config\.vae\.hidden: expected int, got '3'"),
+    (changed("seed", True), r"config\.seed: expected int, got True"),
+    (changed("name", 3), r"config\.name: expected str"),
+    (changed("vae.learning_rate", "fast"), r"learning_rate: expected float"),
+    (changed("survey.reference_band", "q"), r"reference_band: 'q' is not in"),
+    (changed("basis.stamp_size", 40), "must be odd"),
+    (changed("encoder.cutout_size", 30), "must be odd"),
+])
+def test_mistakes_are_named(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        config.from_dict(values)
+
+
+def test_whole_numbers_serve_as_floats() -> None:
+    settings = config.from_dict(changed("vae.learning_rate", 1))
+    assert settings.vae.learning_rate == 1.0
+    assert type(settings.vae.learning_rate) is float
+
+
+def test_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"lsst\.toml, smoke\.toml"):
+        config.load("euclid.toml")
+    with pytest.raises(FileNotFoundError):
+        config.load(tmp_path / "lsst.toml")  # a path is not a name
+    own = tmp_path / "own.toml"
+    own.write_text((Path(config.__file__).parent / "configs" / "smoke.toml").read_text().replace('"smoke"', '"own"'))
+    assert config.load(own).name == "own"
