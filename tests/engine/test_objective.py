@@ -107,6 +107,9 @@ def test_objective_and_gradient(toy_deblender: Deblender, toy_model: ToyModel, r
     expected = central_differences(toy_model, problem, latent, likely)
     for a, e in zip(gradient, expected, strict=True):  # a source's own: a bright one must not hide a faint one
         assert np.linalg.norm(a - e) < GRADIENT * np.linalg.norm(e)
+    # and each latent's, on the scale of that latent's gradient over the sources; the differences round L itself
+    rounding = 10 * np.finfo(np.float64).eps * abs(value) / STEP
+    assert (np.abs(gradient - expected) < GRADIENT * np.abs(expected).max(0) + rounding).all()
     if missing:  # small beside the data's gradient: by itself, and exactly, where float32 allows
         _, prior_gradient = objective.prior(problem, latent)
         numeric = np.empty_like(latent)
