@@ -50,6 +50,7 @@ REQUIRED_FILES = (*ARRAYS, GOLDEN, *(f"{name}.onnx" for name in GRAPHS))
 _INTEGERS = ("format_revision", "stamp_size", "n_basis", "n_component", "n_shape", "encoder_cutout_size", "opset")
 _FLOATS = ("pixel_scale", "shape_radius", "reference_psf_sigma")
 _STRINGS = ("name", "model_version", "reference_band", "flux_unit", "minimum_onnxruntime", "licence")
+PERCENTILES = ("0.1", "1", "5", "25", "50", "75")
 _OBJECTS = ("log_prob_percentiles", "training", "parity", "golden_tolerance", "files")
 VECTORS = {"psf_fwhm": "B", "sky_sigma": "B", "start_shape": "S", "mean_color": "B", "color_sigma": "B"}
 MANIFEST_KEYS = (*_INTEGERS, *_FLOATS, *_STRINGS, *_OBJECTS, *VECTORS, "bands", "prior_curvature")
@@ -145,7 +146,13 @@ def _check_values(manifest: dict[str, Any], where: str) -> None:
         for graph, row in table.items():
             _check_numbers(list(row.values()), 2, f"{where}: {key}: {graph}")
     percentiles = manifest["log_prob_percentiles"]
+    if set(percentiles) != set(PERCENTILES):
+        raise BundleError(f"{where}: log_prob_percentiles: expected {list(PERCENTILES)}, got {sorted(percentiles)}")
     _check_numbers(list(percentiles.values()), len(percentiles), f"{where}: log_prob_percentiles")
+    population = manifest["training"].get("population")
+    for key in ("magnitude_min", "magnitude_max"):
+        limit = population.get(key) if isinstance(population, dict) else None
+        _check_numbers([limit], 1, f"{where}: training: population: {key}")
 
 
 def _check_files(files: dict[str, Any], where: str) -> None:

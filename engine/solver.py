@@ -107,8 +107,8 @@ def temper(iteration: int, n_iteration: int) -> float:
 
     It is 0 from iteration `TEMPERED` * n_iteration on, so that the last iterations descend the objective itself.
     """
-    progress = iteration / max(TEMPERED * n_iteration, 1e-9)
-    return FIRST_TEMPER * (LAST_TEMPER / FIRST_TEMPER) ** progress if progress < 1 else 0.0
+    tempered = int(TEMPERED * n_iteration)
+    return FIRST_TEMPER * (LAST_TEMPER / FIRST_TEMPER) ** (iteration / tempered) if iteration < tempered else 0.0
 
 
 def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> State:

@@ -91,7 +91,8 @@ def write_toy_bundle(folder: Path) -> Path:
         "n_shape": n_shape, "shape_radius": 6.0, "reference_psf_sigma": 1.0, "flux_unit": "nJy", "psf_fwhm": [0.9, 0.8],
         "sky_sigma": [2.0, 4.0], "encoder_cutout_size": 9, "start_shape": [0.0] * n_shape,
         "prior_curvature": np.eye(n_shape).tolist(), "mean_color": [-1.0, 0.0], "color_sigma": [0.5, 0.0],
-        "log_prob_percentiles": {"1": -20.0, "50": -5.0}, "training": {"seed": 1}, "opset": 18,
+        "log_prob_percentiles": {"0.1": -30.0, "1": -20.0, "5": -15.0, "25": -8.0, "50": -5.0, "75": -3.0},
+        "training": {"seed": 1, "population": {"magnitude_min": 16.5, "magnitude_max": 26.5}}, "opset": 18,
         "minimum_onnxruntime": "1.23", "parity": {name: {"float32": 1e-6, "float64": 1e-15} for name in GRAPHS},
         "golden_tolerance": {name: {"rtol": 2e-5, "atol": 1e-6} for name in GRAPHS},
     }

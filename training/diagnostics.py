@@ -19,14 +19,13 @@ from torch import Tensor
 
 from deblendrt.engine import psf
 from deblendrt.engine.psf import FoldedBasis
-from deblendrt.training import population, population_figure, render, simulate, survey, vae
+from deblendrt.training import misfit_figure, population, population_figure, render, simulate, survey, vae
 from deblendrt.training.checkpoint import Model
 
 SEED = 7_202_117
 N_GALAXY = 1500
 MAGNITUDES = (19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0)
 CORE_DIAMETER = 1.2  # arcsec, aperture of the colours
-N_FIT = 400  # galaxies whose shapes are refined, the costly part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,36 +248,8 @@ def generated(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
     return {"fraction_of_squares_negative": float((np.minimum(made, 0) ** 2).sum() / (made**2).sum())}
 
 
-def excess_chi2(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
-    """chi2 of noiseless galaxies against magnitude: at the encoder's latents, and at the best latents."""
-    sky = _sky_sigma(model)
-    with torch.no_grad():
-        encoder = vae.misfit(sample.decoded, sample.target, sample.log_flux, sample.gram, sky).numpy()
-    some = slice(0, N_FIT)
-    with torch.no_grad():
-        _, fitted = vae.fit_shapes(model.decoder, sample.shape[some], sample.target[some], sample.log_flux[some],
-                                   sample.gram, sky)
-    magnitude, best = sample.galaxies.magnitude, fitted.numpy()
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axis = figure.subplots()
-    axis.semilogy(magnitude, np.maximum(encoder, 1e-3), ".", ms=2, alpha=0.4, label="encoder's latents")
-    axis.semilogy(magnitude[some], np.maximum(best, 1e-3), ".", ms=3, alpha=0.7, label="best latents (N(0, 1) prior)")
-    axis.axhline(model.config.vae.n_shape, color="k", lw=0.6, ls=":", label="number of shape latents")
-    axis.set(xlabel=f"{model.config.survey.reference_band} magnitude", ylabel="excess chi2 of all bands")
-    axis.legend()
-    figure.savefig(path, dpi=130)
-    numbers: dict[str, Any] = {}
-    for low in np.arange(17.0, 26.0):
-        inside = (magnitude >= low) & (magnitude < low + 1)
-        if inside.any() and inside[some].any():
-            numbers[f"{low:g}-{low + 1:g}"] = {"encoder": float(np.median(encoder[inside])),
-                                               "best": float(np.median(best[inside[some]]))}
-    return {"median_encoder": float(np.median(encoder)), "median_best": float(np.median(best)),
-            "median_by_magnitude": numbers}
-
-
 FIGURES = {"reconstructions": reconstructions, "latents": latents, "log_prob": log_prob, "colors": colors,
-           "generated": generated, "excess_chi2": excess_chi2}
+           "generated": generated}
 
 
 def write_all(model: Model, directory: str | Path) -> dict[str, Any]:
@@ -298,6 +269,7 @@ def write_all(model: Model, directory: str | Path) -> dict[str, Any]:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     numbers = {"population": population_figure.draw(model.config, directory / "population.png")}
+    numbers["excess_chi2"] = misfit_figure.draw(model, directory / "excess_chi2.png")
     sample = draw_sample(model)
     for name, function in FIGURES.items():
         numbers[name] = function(model, sample, directory / f"{name}.png")

@@ -245,7 +245,7 @@ def posterior(encoder: GalaxyEncoder, data: TrainingSet, sky_sigma: Tensor, chun
 
 
 def fit_shapes(decoder: Decoder, start: Tensor, target: Tensor, log_flux: Tensor, gram: Tensor, sky_sigma: Tensor,
-               n_iteration: int = 12) -> tuple[Tensor, Tensor]:
+               n_iteration: int = 12, prior_weight: float = 1.0) -> tuple[Tensor, Tensor]:
     """Best shape latents of noiseless galaxies under the N(0, 1) prior: damped Gauss-Newton on coefficients.
 
     It tells the decoder's own error apart from the encoder's.
@@ -259,6 +259,8 @@ def fit_shapes(decoder: Decoder, start: Tensor, target: Tensor, log_flux: Tensor
     gram : Tensor, float (n_band, n_basis, n_basis)
     sky_sigma : Tensor, float (n_band,)
     n_iteration : int
+    prior_weight : float
+        Of the prior; a small one leaves the decoder's own misfit.
 
     Returns
     -------
@@ -276,15 +278,15 @@ def fit_shapes(decoder: Decoder, start: Tensor, target: Tensor, log_flux: Tensor
     def objective(z: Tensor) -> tuple[Tensor, Tensor]:
         maps, mix = decoder.centred(z)
         chi2 = misfit(mix.mT @ maps, target, log_flux, gram, sky_sigma)
-        return chi2 + (z * z).sum(1), chi2
+        return chi2 + prior_weight * (z * z).sum(1), chi2
 
     best, chi2 = objective(shape)
-    eye = torch.eye(shape.shape[1])
+    eye = prior_weight * torch.eye(shape.shape[1])
     for _ in range(n_iteration):
         jacobian = torch.func.vmap(torch.func.jacfwd(unit))(shape)  # (n, band, basis, shape)
         maps, mix = decoder.centred(shape)
         weighted = torch.einsum("bkl,nbls->nbks", gram, jacobian) * weight[..., None]
-        gradient = torch.einsum("nbks,nbk->ns", weighted, mix.mT @ maps - target) + shape
+        gradient = torch.einsum("nbks,nbk->ns", weighted, mix.mT @ maps - target) + prior_weight * shape
         hessian = torch.einsum("nbks,nbkt->nst", weighted, jacobian) + eye
         hessian = hessian + damping[:, :, None] * torch.diag_embed(hessian.diagonal(dim1=1, dim2=2))
         trial = shape - torch.linalg.solve(hessian, gradient)

@@ -1,0 +1,112 @@
+"""How well basis and decoder can draw a galaxy, whatever the noise, the flow or the solver.
+
+The excess chi2 of a noiseless galaxy under nominal sky noise and PSFs is what the model's own error adds to the chi2 of
+all pixels of all bands. Three causes are told apart: the truncation of the basis, the decoder at its best shape
+latents, and the latents that the prior or the encoder prefers. The galaxies were never trained on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from deblendrt.engine import psf
+from deblendrt.training import population, render, vae
+from deblendrt.training.checkpoint import Model
+from deblendrt.training.config import Population
+
+SEED = 90_113
+N_GALAXY = 700
+BINS = (17.0, 18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.3)
+CATALOG_LIMIT = 25.3  # i magnitude of the LSST gold sample: whose light the stamps must hold
+
+
+def truncation(model: Model, galaxies: population.Galaxies) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """chi2 that the basis cannot draw, and the light outside the stamp.
+
+    The chi2 is taken under the reference PSF, where it is larger than under any wider one.
+
+    Returns
+    -------
+    chi2 : float64 (n,)
+    lost : float64 (n,)
+        Fraction of the reference band's flux outside the stamp.
+    """
+    settings = model.config
+    flat = np.asarray(model.basis, np.float64).reshape(len(model.basis), -1)
+    reference = settings.survey.reference_index
+    chi2, lost = np.empty(len(galaxies)), np.empty(len(galaxies))
+    for i in range(len(galaxies)):
+        maps = np.array([render.component_map(galaxies, i, c, settings.basis.stamp_size, settings.survey.pixel_scale,
+                                              settings.basis.reference_psf_sigma) for c in render.COMPONENTS])
+        flux = np.stack([galaxies.bulge_flux[i], galaxies.disk_flux[i]])
+        images = flux.T @ maps.reshape(2, -1).astype(np.float64)
+        rest = images - images @ flat.T @ flat
+        chi2[i] = ((rest / model.sky_sigma[:, None]) ** 2).sum()
+        lost[i] = 1 - images[reference].sum() / flux[:, reference].sum()
+    return chi2, lost
+
+
+def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
+    """Magnitudes and the parts of the excess chi2 of galaxies uniform in magnitude, float64 (n,) each."""
+    settings = model.config
+    uniform = Population(n_galaxy=n, magnitude_min=BINS[0], magnitude_max=BINS[-1], uniform_fraction=1.0,
+                                    surface_brightness_limit=settings.population.surface_brightness_limit)
+    galaxies = population.draw(uniform, settings.survey, n, np.random.default_rng([settings.seed, SEED]))
+    maps = render.component_coefficients(galaxies, np.asarray(model.basis, np.float32), settings.survey.pixel_scale,
+                                         settings.basis.reference_psf_sigma)
+    flux = np.stack([galaxies.bulge_flux, galaxies.disk_flux], 1).astype(np.float32)
+    data = vae.TrainingSet(torch.from_numpy(maps), torch.from_numpy(flux))
+    target, log_flux = data.total(torch.arange(n))
+    sky = torch.tensor(model.sky_sigma, dtype=torch.float32)
+    folded = psf.fold(model.basis, model.nominal_psf, settings.basis.reference_psf_sigma)
+    gram = torch.tensor(folded.gram, dtype=torch.float32)
+    start, _ = vae.posterior(model.galaxy_encoder, data, sky)
+    with torch.no_grad():
+        drawn, mix = model.decoder.centred(start)
+        encoder = vae.misfit(mix.mT @ drawn, target, log_flux, gram, sky)
+        _, prior = vae.fit_shapes(model.decoder, start, target, log_flux, gram, sky)
+        _, best = vae.fit_shapes(model.decoder, start, target, log_flux, gram, sky, n_iteration=25, prior_weight=0.01)
+    cut, lost = truncation(model, galaxies)
+    return {"magnitude": galaxies.magnitude, "basis": cut, "basis + decoder": cut + best.numpy(),
+            "with the N(0, 1) prior": cut + prior.numpy(), "at the encoder's latents": cut + encoder.numpy(),
+            "lost": lost}
+
+
+def stamp_loss(model: Model, n: int = 2000) -> dict[str, float]:
+    """Light outside the stamp for galaxies in their natural numbers, to the catalogue's limit."""
+    settings = model.config
+    natural = Population(n_galaxy=n, magnitude_min=settings.population.magnitude_min,
+                                    magnitude_max=CATALOG_LIMIT, uniform_fraction=0.0,
+                                    surface_brightness_limit=settings.population.surface_brightness_limit)
+    galaxies = population.draw(natural, settings.survey, n, np.random.default_rng([settings.seed, SEED + 1]))
+    _, lost = truncation(model, galaxies)
+    return {"share_losing_below_0.5%": float((lost < 0.005).mean()), "median": float(np.median(lost)),
+            "90%": float(np.percentile(lost, 90)), "99%": float(np.percentile(lost, 99))}
+
+
+def draw(model: Model, path: Path) -> dict[str, Any]:
+    """Draw the excess chi2 against magnitude and return its medians per magnitude, and the light lost."""
+    columns = measure(model)
+    magnitude = columns.pop("magnitude")
+    columns.pop("lost")
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for name, values in columns.items():
+        axis.semilogy(magnitude, np.maximum(values, 1e-4), ".", ms=3, alpha=0.6, label=name)
+    axis.axhline(model.config.vae.n_shape, color="k", lw=0.6, ls=":", label="number of shape latents")
+    axis.set(xlabel=f"{model.config.survey.reference_band} magnitude", ylabel="excess chi2, all bands and pixels")
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+    medians = {}
+    for low, high in itertools.pairwise(BINS):
+        inside = (magnitude >= low) & (magnitude < high)
+        if inside.any():
+            medians[f"{low:g}-{high:g}"] = {name: float(np.median(v[inside])) for name, v in columns.items()}
+    return {"median_by_magnitude": medians, "stamp_loss": stamp_loss(model)}
