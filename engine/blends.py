@@ -1,8 +1,10 @@
 """Blends: which sources are solved together, and which pixels belong to whom.
 
-Sources closer than a linking length form a connected component; components above a size cap are cut by shrinking the
-length, so crowding cannot percolate. The solver keeps one damping and one accept/reject decision per blend; light is
-always shared by all sources of a scene, whatever their blend. A pixel belongs to the nearest source.
+Every source has a radius, that of the area where its light is significant. Two sources are linked where these circles
+touch; connected components are blends. Components above a size cap are cut by shrinking the circles, so crowding cannot
+percolate. The solver keeps one damping and one accept/reject decision per blend, judged on the pixels that the blend
+owns: a pixel belongs to the source to which it is nearest in units of the source's radius, so that a bright galaxy
+answers for its outskirts. Light is always shared by all sources of a scene, whatever their blend.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-LINK = 12.0  # pixel: beyond it the cross terms of two galaxies of median size are below 2% of their own
+MIN_RADIUS = 6.0  # pixel: beyond twice this the cross terms of two galaxies of median size are below 2% of their own
 MAX_BLEND = 64  # sources; the joint flux solve is cubic in it
 
 
@@ -26,7 +28,7 @@ class Partition:
         Blend of each source, numbered from 0 in order of first member.
     n_blend : int
     owner : int32 (n_y, n_x)
-        Nearest source of each pixel, -1 outside every window.
+        Source that each pixel belongs to, -1 outside every window.
     """
 
     blend: NDArray[np.int64]
@@ -34,13 +36,13 @@ class Partition:
     owner: NDArray[np.int32]
 
 
-def link(centers: NDArray[np.float64], length: float = LINK, cap: int = MAX_BLEND) -> NDArray[np.int64]:
-    """Connected components of sources closer than `length`, none larger than `cap`.
+def link(centers: NDArray[np.float64], radius: NDArray[np.float64], cap: int = MAX_BLEND) -> NDArray[np.int64]:
+    """Connected components of sources whose circles touch, none larger than `cap`.
 
     Parameters
     ----------
     centers : float64 (n_source, 2) [pixel]
-    length : float [pixel]
+    radius : float64 (n_source,) [pixel]
     cap : int
 
     Returns
@@ -48,15 +50,16 @@ def link(centers: NDArray[np.float64], length: float = LINK, cap: int = MAX_BLEN
     int64 (n_source,)
         Labels from 0, in order of first member.
     """
-    labels = _components(centers, length)
-    sizes = np.bincount(labels, minlength=1)
     if cap < 1:
         raise ValueError(f"cap: expected at least 1, got {cap}")
+    labels = _components(centers, radius)
+    sizes = np.bincount(labels, minlength=1)
     following = len(sizes)
     for large in np.flatnonzero(sizes > cap):
         members = np.flatnonzero(labels == large)
-        coincident = length < 1e-3  # cut by order
-        pieces = np.arange(len(members)) // cap if coincident else link(centers[members], 0.7 * length, cap)
+        coincident = radius[members].max() < 1e-3  # cut by order
+        pieces = (np.arange(len(members)) // cap if coincident
+                  else link(centers[members], 0.7 * radius[members], cap))
         labels[members] = following + pieces
         following += pieces.max() + 1
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
@@ -65,7 +68,7 @@ def link(centers: NDArray[np.float64], length: float = LINK, cap: int = MAX_BLEN
     return rank[inverse]
 
 
-def _components(centers: NDArray[np.float64], length: float) -> NDArray[np.int64]:
+def _components(centers: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.int64]:
     n = len(centers)
     parent = np.arange(n)
 
@@ -77,11 +80,11 @@ def _components(centers: NDArray[np.float64], length: float) -> NDArray[np.int64
 
     order = np.argsort(centers[:, 0], kind="stable")
     x = centers[order, 0]
-    last = np.searchsorted(x, x + length, side="right")
+    last = np.searchsorted(x, x + radius[order] + radius.max(initial=0.0), side="right")
     for a in range(n):
         i = order[a]
         near = order[a + 1 : last[a]]
-        close = near[((centers[near] - centers[i]) ** 2).sum(1) < length**2]
+        close = near[((centers[near] - centers[i]) ** 2).sum(1) < (radius[near] + radius[i]) ** 2]
         for j in close:
             ri, rj = root(i), root(j)
             parent[max(ri, rj)] = min(ri, rj)
@@ -89,7 +92,7 @@ def _components(centers: NDArray[np.float64], length: float) -> NDArray[np.int64
     return np.unique(roots, return_inverse=True)[1].astype(np.int64)
 
 
-def partition(centers: NDArray[np.float64], corner: NDArray[np.int64], window: int,
+def partition(centers: NDArray[np.float64], radius: NDArray[np.float64], corner: NDArray[np.int64], window: int,
               shape: tuple[int, int]) -> Partition:
     """Link the sources of a scene and give every pixel its owner.
 
@@ -97,6 +100,7 @@ def partition(centers: NDArray[np.float64], corner: NDArray[np.int64], window: i
     ----------
     centers : float64 (n_source, 2) [pixel]
         On the canvas.
+    radius : float64 (n_source,) [pixel]
     corner : int64 (n_source, 2) [pixel]
         First pixel of each window on the canvas.
     window : int [pixel]
@@ -107,12 +111,12 @@ def partition(centers: NDArray[np.float64], corner: NDArray[np.int64], window: i
     -------
     Partition
     """
-    blend = link(centers)
+    blend = link(centers, radius)
     owner = np.full(shape, -1, np.int32)
     nearest = np.full(shape, np.inf, np.float32)
     offset = np.arange(window)
-    for i, ((cx, cy), (x, y)) in enumerate(zip(centers, corner, strict=True)):
-        distance = ((y + offset - cy) ** 2)[:, None] + ((x + offset - cx) ** 2)[None, :]
+    for i, ((cx, cy), (x, y), r) in enumerate(zip(centers, corner, radius, strict=True)):
+        distance = (((y + offset - cy) / r) ** 2)[:, None] + (((x + offset - cx) / r) ** 2)[None, :]
         area = (slice(y, y + window), slice(x, x + window))
         closer = distance < nearest[area]
         nearest[area] = np.where(closer, distance, nearest[area])

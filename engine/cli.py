@@ -96,7 +96,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     fit.add_argument("--model", default="lsst", metavar="lsst|PATH", help="model bundle (default lsst)")
     fit.add_argument("--device", default="cpu", help="cpu (default) or what `deblendrt doctor` lists")
     fit.add_argument("--solver", choices=SOLVERS, default="gauss_newton")
-    fit.add_argument("--start", choices=STARTS, default="linear")
+    fit.add_argument("--start", choices=STARTS, default="encoder")
     fit.add_argument("--iterations", type=_count, metavar="N", help="default: the solver's")
     fit.add_argument("--threads", type=_count, default=doctor.n_usable_cpu(), metavar="N", help="default: all cores")
     fit.add_argument(

@@ -138,7 +138,7 @@ class Deblender:
 
     def deblend_batch(self, cutouts: Any, centers: Any, *, variance: Any = None, mask: Any = None, psf: Any = None,
                       bands: Any = None, background: Any = None, zero_point: Any = None, pixel_scale: Any = None,
-                      solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "linear",
+                      solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
                       robust: bool = True, center_sigma: float = 0.2, n_threads: int = 1) -> DeblendResult:
         """Separate the sources of one scene or of many.
 
@@ -166,8 +166,9 @@ class Deblender:
         solver : {"gauss_newton", "adam"}
         n_iteration : int, optional
             Always run in full. Default 15 (Gauss-Newton) or 200 (Adam).
-        start : {"linear", "encoder"}
-            Shapes at the prior's mean, or from the deblending encoder; fluxes by a joint linear solve in both cases.
+        start : {"encoder", "linear"}
+            Shapes from the deblending encoder, or at the prior's mean (as the encoder's are where a band is missing or
+            much of the cutout is masked); fluxes by a joint linear solve in both cases.
         robust : bool
             Bound the influence of flux that no listed source explains; False gives the plain chi-square.
         center_sigma : float [pixel]
@@ -270,7 +271,7 @@ class Deblender:
             return
         problem, rows = build_problem([result.scenes[i] for i in members], folded, self.runtime, self.bundle,
                                       center_sigma=settings.center_sigma, robust=settings.robust)
-        latent, floor = start_latents(problem, settings.start)
+        problem, latent, floor = start_latents(problem, settings.start)
         solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
         record(result, members, rows, problem, solution)
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import objective, photometry
-from deblendrt.engine.blends import partition
+from deblendrt.engine import objective, ops, photometry
+from deblendrt.engine.blends import MIN_RADIUS, Partition, partition
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.flags import NOT_FITTED
 from deblendrt.engine.objective import DoubleArray, Problem
 from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.scene import Scene
+from deblendrt.engine.solver import mean_weight
 
 SWEEPS = 3  # of the joint linear solve
 START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights
+ENCODER_COVERAGE = 0.8  # of its cutout in every band; elsewhere the shape starts at the prior's mean
+SIGNIFICANT = 1.0  # sigma of all bands together, per pixel: where a source's light counts for the blends
 FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
 
 
@@ -42,48 +47,91 @@ def build_problem(scenes: list[Scene], folded: FoldedBasis, runtime: Runtime, bu
     """
     half, window = folded.half, folded.window
     border = ((0, 0), (half, half), (half, half))
-    data, weight, parts, rows, blend, corner, offset = [], [], [], [], [], [], []
-    n_blend = 0
-    for scene in scenes:
-        good = np.flatnonzero((scene.flags & NOT_FITTED) == 0)
-        anchors = scene.anchors[good]  # a window's first pixel on the canvas is its anchor on the image
-        data.append(np.pad(scene.image, border))
-        weight.append(np.pad(scene.inverse_variance, border))
-        part = partition(scene.centers[good] + half, anchors, window, (data[-1].shape[1], data[-1].shape[2]))
-        parts.append(part)
-        rows.append(good)
-        blend.append(part.blend + n_blend)
-        n_blend += part.n_blend
-        corner.append(anchors)
-        offset.append(scene.centers[good] - anchors)
-    corners = np.concatenate(corner)
+    data = [np.pad(scene.image, border) for scene in scenes]
+    weight = [np.pad(scene.inverse_variance, border) for scene in scenes]
+    rows = [np.flatnonzero((scene.flags & NOT_FITTED) == 0) for scene in scenes]
+    # a window's first pixel on the canvas is its anchor on the image
+    corner = np.concatenate([scene.anchors[good] for scene, good in zip(scenes, rows, strict=True)])
+    centers = np.concatenate([scene.centers[good] for scene, good in zip(scenes, rows, strict=True)])
     scene_of = np.repeat(np.arange(len(scenes)), [len(r) for r in rows])
     measured = np.array([(weight[s][:, y : y + window, x : x + window] > 0).any((1, 2))
-                         for s, (x, y) in zip(scene_of, corners, strict=True)])
-    problem = Problem(runtime=runtime, bundle=bundle, folded=folded, data=data, weight=weight, partition=parts,
-                      scene=scene_of, blend=np.concatenate(blend), n_blend=n_blend, corner=corners,
-                      offset0=np.concatenate(offset), center_sigma=center_sigma, measured=measured, robust=robust)
-    return problem, rows
+                         for s, (x, y) in zip(scene_of, corner, strict=True)])
+    problem = Problem(runtime=runtime, bundle=bundle, folded=folded, data=data, weight=weight, partition=[],
+                      scene=scene_of, blend=np.zeros(0, np.int64), n_blend=0, corner=corner,
+                      offset0=centers - corner, center_sigma=center_sigma, measured=measured, robust=robust)
+    return divide(problem, np.full(len(corner), MIN_RADIUS)), rows
 
 
-def start_latents(problem: Problem, start: str) -> tuple[DoubleArray, DoubleArray]:
-    """Where the descent starts, and the floor of its log fluxes.
+def divide(problem: Problem, radius: DoubleArray) -> Problem:
+    """The problem, divided into blends by the radii of its sources.
+
+    Parameters
+    ----------
+    problem : Problem
+    radius : float64 (n_source,) [pixel]
+
+    Returns
+    -------
+    Problem
+    """
+    parts: list[Partition] = []
+    blend = np.empty(len(problem.scene), np.int64)
+    n_blend = 0
+    for s, data in enumerate(problem.data):
+        here = np.flatnonzero(problem.scene == s)
+        centers = problem.corner[here] + problem.offset0[here] + problem.folded.half
+        part = partition(centers, radius[here], problem.corner[here], problem.folded.window, data.shape[1:3])
+        parts.append(part)
+        blend[here] = part.blend + n_blend
+        n_blend += part.n_blend
+    return dataclasses.replace(problem, partition=parts, blend=blend, n_blend=n_blend)
+
+
+def light_radius(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
+    """Radius of the circle with the area where a source's light is significant, all bands together.
+
+    Parameters
+    ----------
+    problem : Problem
+    coefficients : float32 (n_source, n_band, n_basis) [nJy]
+
+    Returns
+    -------
+    float64 (n_source,) [pixel]
+        At least `MIN_RADIUS`, at most half a window.
+    """
+    weight = mean_weight(problem, problem.weight)
+    area = np.empty(len(coefficients))
+    for rows, _ in ops.tiles(len(coefficients)):
+        image = ops.stamps(coefficients[rows], problem.folded)
+        significance = (weight[rows, :, None, None] * image.astype(np.float64) ** 2).sum(1)
+        area[rows] = (significance > SIGNIFICANT**2).sum((1, 2))
+    return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, problem.folded.half)
+
+
+def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, DoubleArray]:
+    """Where the descent starts, the floor of its log fluxes, and the problem divided into blends accordingly.
 
     Parameters
     ----------
     problem : Problem
     start : {"linear", "encoder"}
-        Shapes at the prior's mean, or from the deblending encoder. Fluxes come from a joint linear solve.
+        Shapes at the prior's mean, or from the deblending encoder where it knows the kind of cutout. Fluxes come from
+        a joint linear solve.
 
     Returns
     -------
+    problem : Problem
     latent : float64 (n_source, n_latent)
     floor : float64 (n_source, n_band) [ln nJy]
     """
     n, n_band = problem.measured.shape
     latent = np.zeros((n, n_band + 2 + problem.bundle.n_shape))
     latent[:, n_band : n_band + 2] = problem.offset0
-    latent[:, n_band + 2 :] = encoded_shapes(problem) if start == "encoder" else problem.bundle.start_shape
+    latent[:, n_band + 2 :] = problem.bundle.start_shape
+    if start == "encoder":
+        shape, known = encoded_shapes(problem)
+        latent[known, n_band + 2 :] = shape[known]
     unit = problem.runtime.decode(latent)  # log flux 0: unit flux
     flux, sigma = photometry.linear_fluxes(problem, unit, np.zeros((n, n_band)), n_sweep=SWEEPS)
     if problem.robust:  # again without the flux that the mean shapes leave wholly unexplained: unlisted stars
@@ -92,22 +140,35 @@ def start_latents(problem: Problem, start: str) -> tuple[DoubleArray, DoubleArra
     log_flux = np.log(np.maximum(flux, lowest))
     latent[:, :n_band] = log_flux
     latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
-    return latent, np.where(problem.measured, np.log(lowest), -np.inf)
+    radius = light_radius(problem, problem.runtime.decode(latent))
+    return divide(problem, radius), latent, np.where(problem.measured, np.log(lowest), -np.inf)
 
 
-def encoded_shapes(problem: Problem) -> DoubleArray:
-    """Shapes that the deblending encoder suggests, float64 (n_source, n_shape)."""
+def encoded_shapes(problem: Problem) -> tuple[DoubleArray, NDArray[np.bool_]]:
+    """Shapes that the deblending encoder suggests.
+
+    Returns
+    -------
+    shape : float64 (n_source, n_shape)
+    known : bool (n_source,)
+        Whether the cutout is like those it was trained on: every band there, `ENCODER_COVERAGE` of the pixels.
+    """
     size = problem.bundle.encoder_cutout_size
     first = problem.folded.half - size // 2
     n, n_band = problem.measured.shape
     cutouts = np.empty((n, n_band, size, size), np.float32)
     log_noise = np.zeros((n, n_band))
+    coverage = np.empty((n, n_band))
     for i, (s, (x, y)) in enumerate(zip(problem.scene, problem.corner, strict=True)):
         area = (slice(None), slice(y + first, y + first + size), slice(x + first, x + first + size))
         weight = problem.weight[s][area]
         cutouts[i] = problem.data[s][area] * np.sqrt(weight)
-        mean = weight.sum((1, 2), dtype=np.float64) / np.maximum((weight > 0).sum((1, 2)), 1)
+        count = (weight > 0).sum((1, 2))
+        coverage[i] = count / size**2
+        mean = weight.sum((1, 2), dtype=np.float64) / np.maximum(count, 1)
         log_noise[i] = np.where(mean > 0, -0.5 * np.log(np.where(mean > 0, mean, 1.0)), 0.0)
     fwhm = np.where(problem.measured, problem.folded.fwhm, 0.0)
     summary = np.concatenate([fwhm, log_noise], 1)
-    return problem.runtime.encode(cutouts, problem.offset0, summary)[:, n_band + 2 :].astype(np.float64)
+    latent = problem.runtime.encode(cutouts, problem.offset0, summary)
+    known = np.asarray((coverage >= ENCODER_COVERAGE).all(1))
+    return latent[:, n_band + 2 :].astype(np.float64), known

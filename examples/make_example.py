@@ -17,19 +17,19 @@ from astropy.table import Table
 
 from deblendrt.training import config, population, simulate, survey
 
-SEED = 1
+SEED = 2
 SHAPE = (120, 120)
-N_NATURAL = 13  # with the sky's own counts to i = 25.3
+N_NATURAL = 13  # fainter, with the sky's own counts to i = 25.3
 BRIGHT = (20.0, 22.0)  # i magnitudes of the three bright ones
 N_BRIGHT = 3
 SPREAD = 5.0  # arcsec
 
 
 def choose_galaxies(galaxies: population.Galaxies, rng: np.random.Generator) -> np.ndarray:
-    """Rows of three bright galaxies and of thirteen drawn at random."""
+    """Rows of three bright galaxies and of thirteen fainter ones."""
     bright = np.flatnonzero((galaxies.magnitude > BRIGHT[0]) & (galaxies.magnitude < BRIGHT[1]))
     chosen = rng.choice(bright, N_BRIGHT, replace=False)
-    others = rng.choice(np.setdiff1d(np.arange(len(galaxies)), bright), N_NATURAL, replace=False)
+    others = rng.choice(np.flatnonzero(galaxies.magnitude > BRIGHT[1]), N_NATURAL, replace=False)
     return np.concatenate([chosen, others])
 
 

@@ -316,7 +316,7 @@ def make_problem(deblender: Deblender, cutouts: Any, centers: Any, *, robust: bo
                          window_half=deblender.window // 2, **options)
     problem, _ = build_problem(scenes, deblender.fold(scenes[0].psf), deblender.runtime, bundle,
                                center_sigma=center_sigma, robust=robust)
-    return problem, *start_latents(problem, "linear")
+    return start_latents(problem, "linear")
 
 
 def add_noise(image: Array, rng: np.random.Generator) -> NDArray[np.float32]:

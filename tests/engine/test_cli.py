@@ -113,7 +113,7 @@ def test_defaults_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> No
         "zero_point": 27.0,
         "solver": "gauss_newton",
         "n_iteration": None,
-        "start": "linear",
+        "start": "encoder",
         "robust": True,
         "center_sigma": 0.2,
         "n_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

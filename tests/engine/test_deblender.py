@@ -107,7 +107,7 @@ def test_options_lead_to_the_same_galaxies(toy_deblender: Deblender, scene: Any,
 
 def test_no_iteration_is_the_start(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, _ = scene
-    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=0)
+    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=0, start="linear")
     np.testing.assert_array_equal(result.latent[:, N_BAND + 2 :], np.zeros((4, 3), np.float32))
     np.testing.assert_allclose(result.position, centers)
     assert np.isfinite(result.flux).all()
@@ -581,3 +581,17 @@ def test_the_shipped_model_keeps_its_bits(shipped: Deblender, solver: str) -> No
     np.testing.assert_array_equal(
         engine.deblend_batch(images[0], centers[0], variance=sigma**2, solver=solver, n_iteration=5).flux,
         together.flux[together.sources(0)])
+
+
+def test_the_encoder_is_not_asked_about_what_it_never_saw(toy_deblender: Deblender, scene: Any) -> None:
+    """A band is missing, or most of the cutout masked: shapes start at the prior's mean."""
+    image, centers, _ = scene
+    mask = np.zeros(image.shape[1:], bool)
+    y = round(centers[0][1])
+    mask[: y - 2] = True
+    encoded = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=0)
+    masked = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, mask=mask, n_iteration=0)
+    short = toy_deblender.deblend_batch(image[1:], centers, variance=VARIANCE[1:], bands=BANDS[1:], n_iteration=0)
+    assert (encoded.latent[:, N_BAND + 2 :] != 0).any(1).all()
+    assert (masked.latent[0, N_BAND + 2 :] == 0).all()
+    assert (short.latent[:, N_BAND + 2 :] == 0).all()
