@@ -41,6 +41,8 @@ def run_field(deblender: Deblender, path: Path, out: Path | None) -> dict[str, A
         plot.save(plot.plot_overview(result, 0, title=path.stem), out / f"{path.stem}.png")
     fitted = result.fitted
     radius = np.sqrt((result.latent[fitted, len(result.bands) + 2 :] ** 2).sum(1))
+    relative = radius / deblender.bundle.shape_radius
+    radius = radius * (1 + relative**8) ** -0.125  # what the decoder makes of it, see deblendrt.training.decoder.bound
     sigma = np.sqrt(result.scenes[0].inverse_variance) * result.residual(0)
     per_band = {}
     for b, band in enumerate(result.bands):
@@ -60,7 +62,9 @@ def run_scarlet(deblender: Deblender, path: Path) -> dict[str, Any]:
         images, psfs, truth, star = data["images"], data["psfs"], data["truth"], data["is_star"]
         centers = np.stack([data["x"], data["y"]], 1).astype(float)
     sigma = (images - truth.sum(0)).std((1, 2))
-    result = deblender.deblend_batch(images, centers, variance=sigma**2, psf=psfs, bands="ugrizy")
+    # the listed x are half a pixel above the peaks of the truth, the stars' too; left as they are
+    result = deblender.deblend_batch(images, centers, variance=sigma**2, psf=psfs, bands="ugrizy",
+                                     center_sigma=CENTER_SIGMA)
     true = truth.sum((2, 3))
     error = result.flux * result.enclosed / true - 1
     galaxy = ~star.astype(bool)

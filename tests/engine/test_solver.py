@@ -121,7 +121,7 @@ def test_blocks_are_the_dense_product(toy_deblender: Deblender, toy_model: ToyMo
     latent = latent + 0.1
     state = objective.evaluate(problem, latent)
     wbar = np.random.default_rng(0).uniform(0.2, 1.0, (len(latent), N_BAND))
-    block = solver.blocks(problem, state, wbar)
+    block = solver.blocks(problem, state, wbar, solver.prior_curvature(problem))
     jacobian, prior = toy_model.jacobian(latent), solver.prior_curvature(problem)
     phi = problem.folded.phi.astype(np.float64)
     for i in range(len(latent)):
@@ -177,7 +177,8 @@ def test_newton_step_solves_the_joint_system(toy_deblender: Deblender, toy_model
     likely = objective.likelihood(problem, state.model)
     weights, residual = objective.weighted_residual(problem, likely, state.model)
     downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
-    step = solver.newton_step(problem, state, weights, downhill, np.zeros(len(latent)))
+    step = solver.newton_step(problem, state, weights, downhill, np.zeros(len(latent)),
+                              solver.prior_curvature(problem))
     design = dense_design(toy_model, problem, state.latent)
     matrix = (design * weights[0].ravel()[:, None].astype(np.float64)).T @ design
     n = latent.shape[1]
@@ -195,8 +196,10 @@ def test_a_source_alone_takes_its_block(toy_deblender: Deblender, toy_model: Toy
     problem, latent, _, _ = make(toy_deblender, toy_model)
     state = objective.evaluate(problem, latent + 0.05)
     downhill = np.random.default_rng(0).standard_normal(latent.shape)
-    step = solver.newton_step(problem, state, problem.weight, downhill, np.zeros(len(latent)))
-    block = solver.blocks(problem, state, solver.mean_weight(problem, problem.weight))[2]
+    step = solver.newton_step(problem, state, problem.weight, downhill, np.zeros(len(latent)),
+                              solver.prior_curvature(problem))
+    block = solver.blocks(problem, state, solver.mean_weight(problem, problem.weight),
+                          solver.prior_curvature(problem))[2]
     expected = np.linalg.solve(block, downhill[2])
     error = step[2] - expected
     assert error @ block @ error < 1e-6 * (expected @ block @ expected)
@@ -207,7 +210,8 @@ def test_damping_shortens_the_shape_step(toy_deblender: Deblender, toy_model: To
     state = objective.evaluate(problem, latent + 0.05)
     downhill = np.random.default_rng(0).standard_normal(latent.shape)
     lengths = [np.linalg.norm(solver.newton_step(problem, state, problem.weight, downhill,
-                                                 np.full(len(latent), damping))[:, N_BAND + 2 :], axis=1)
+                                                 np.full(len(latent), damping),
+                                                 solver.prior_curvature(problem))[:, N_BAND + 2 :], axis=1)
                for damping in (0.0, 1.0, 100.0, 1e4)]
     assert all((b < a).all() for a, b in itertools.pairwise(lengths))
     assert (lengths[-1] < 1e-3 * lengths[0]).all()
@@ -308,3 +312,16 @@ def test_solution(toy_deblender: Deblender, toy_model: ToyModel) -> None:
                                 strict=True):
         np.testing.assert_allclose(r, w * (y - m), rtol=1e-6)
         assert ((w >= 0) & (w <= full)).all()
+
+
+def test_secant_meets_the_secant_condition_and_stays_positive() -> None:
+    rng = np.random.default_rng(3)
+    root = rng.standard_normal((6, 5, 5))
+    truth, start = root @ root.transpose(0, 2, 1) + np.eye(5), np.broadcast_to(2.0 * np.eye(5), (6, 5, 5))
+    step = rng.standard_normal((6, 5))
+    change = (truth @ step[:, :, None])[:, :, 0]
+    change[-1] *= -1  # negative curvature: no update
+    updated = solver.secant(start, step, change)
+    np.testing.assert_allclose((updated @ step[:, :, None])[:-1, :, 0], change[:-1], rtol=1e-10)
+    np.testing.assert_array_equal(updated[-1], start[-1])
+    assert (np.linalg.eigvalsh(updated) > 0).all()
