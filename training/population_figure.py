@@ -66,7 +66,8 @@ def _counts(galaxies: Galaxies, axis: Any) -> dict[str, float]:
 
 def _sizes(galaxies: Galaxies, axis: Any) -> dict[str, Any]:
     disk = galaxies.bulge_fraction < 0.5
-    length = galaxies.disk_half_light_radius / population.EXPONENTIAL_HALF_LIGHT
+    e = galaxies.disk_ellipticity
+    length = galaxies.disk_half_light_radius / population.EXPONENTIAL_HALF_LIGHT * np.sqrt((1 + e) / (1 - e))
     axis.plot(galaxies.magnitude[disk][:6000], length[disk][:6000], ",", alpha=0.5)
     found, published, middles = [], [], np.arange(19.5, 25.3, 1.0)
     for m in middles:
@@ -75,7 +76,7 @@ def _sizes(galaxies: Galaxies, axis: Any) -> dict[str, Any]:
         published.append(float(np.exp(-1.145 - 0.269 * (m - 23))))
     axis.semilogy(middles, found, "o-", label="median of the population")
     axis.semilogy(middles, published, "k", lw=0.8, label="Miller et al. 2013")
-    axis.set(xlabel="i", ylabel="disk scale length [arcsec]", ylim=(0.02, 4))
+    axis.set(xlabel="i", ylabel="disk scale length, major axis [arcsec]", ylim=(0.02, 4))
     axis.legend()
     return {"magnitude": middles.tolist(), "median_scale_length": found, "published": published}
 
