@@ -1,4 +1,4 @@
-"""A result with known images, made without a model: what reads results is tested without what makes them."""
+"""A result with known images, made without a model, and scenes of toy galaxies to deblend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from toy_model import ToyModel
+from toy_scenes import make_scene
 
+from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.flags import NOT_FITTED, Flag
 from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.result import DeblendResult
@@ -93,3 +96,23 @@ def make_toy_result(
 def toy_result() -> Callable[..., DeblendResult]:
     """The function `make_toy_result`."""
     return make_toy_result
+
+
+@pytest.fixture(scope="session")
+def scene(toy_deblender: Deblender, toy_model: ToyModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A pair, a neighbour and a source alone."""
+    return make_scene(toy_deblender, toy_model, [[14, 16], [19, 18], [24, 25], [41, 35]])
+
+
+@pytest.fixture(scope="session")
+def batch(toy_deblender: Deblender, toy_model: ToyModel) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Scenes of several sizes and numbers of sources, one without any."""
+    rng = np.random.default_rng(1)
+    images, centers = [], []
+    for k, n in enumerate((3, 1, 6, 2, 0, 5)):
+        shape = (44 + 5 * k, 60 - 4 * k)
+        anchor = rng.integers(5, [shape[1] - 5, shape[0] - 5], (n, 2))
+        image, center, _ = make_scene(toy_deblender, toy_model, anchor.reshape(-1, 2), shape, seed=k)
+        images.append(image)
+        centers.append(center)
+    return images, centers

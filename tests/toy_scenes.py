@@ -1,0 +1,47 @@
+"""Scenes of toy galaxies for tests of whole deblendings, and ways to compare results."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from tolerances import REORDERED
+from toy_model import N_BAND, SKY_SIGMA, ToyModel, add_noise, draw_latent, paint
+
+from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.result import DeblendResult
+
+VARIANCE = np.array(SKY_SIGMA) ** 2
+CONVERGED = 40  # iterations
+FIELDS = ("position", "latent", "flux", "flux_err", "map_flux", "chi2", "n_pixel", "log_prior", "flags", "enclosed",
+          "coefficients")
+
+
+def make_scene(deblender: Deblender, model: ToyModel, anchor: Any, shape: tuple[int, int] = (48, 52),
+               seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A noisy image, its centres and the true fluxes."""
+    rng = np.random.default_rng(seed)
+    anchor = np.asarray(anchor)
+    latent = draw_latent(len(anchor), rng)
+    image = add_noise(paint(model, deblender.fold(None), latent, anchor, shape), rng)
+    return image, anchor + latent[:, N_BAND : N_BAND + 2], np.exp(latent[:, :N_BAND])
+
+
+def rows(result: DeblendResult, i_scene: int) -> list[bytes]:
+    return [np.ascontiguousarray(getattr(result, name)[result.sources(i_scene)]).tobytes() for name in FIELDS]
+
+
+def digest(result: DeblendResult) -> str:
+    content = hashlib.sha256()
+    for name in FIELDS:
+        content.update(np.ascontiguousarray(getattr(result, name)).tobytes())
+    return content.hexdigest()
+
+
+def assert_close(a: DeblendResult, b: DeblendResult, order: Any = slice(None), shift: Any = 0.0) -> None:
+    """The same sources, to REORDERED of their errors."""
+    assert (np.abs(a.flux[order] - b.flux) < REORDERED * b.flux_err).all()
+    np.testing.assert_allclose(a.flux_err[order], b.flux_err, rtol=REORDERED)
+    np.testing.assert_allclose(a.position[order] + shift, b.position, atol=0.1 * REORDERED)
+    np.testing.assert_allclose(a.latent[order][:, N_BAND + 2 :], b.latent[:, N_BAND + 2 :], atol=0.01)
