@@ -68,6 +68,8 @@ class Problem:
     measured : bool (n_source, n_band)
         Whether the source has any weight in the band.
     robust : bool
+    profile : float32 (n_band, window, window)
+        Square of the mean galaxy's image, of sum one per band: what mean weights are weighted by.
     """
 
     runtime: Runtime
@@ -84,6 +86,7 @@ class Problem:
     center_sigma: float
     measured: NDArray[np.bool_]
     robust: bool
+    profile: FloatArray
 
     @property
     def n_band(self) -> int:

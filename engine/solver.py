@@ -9,8 +9,8 @@ damping them made the shapes wait. The matrix is applied, never formed: `push` t
 `pull`. A fixed number of conjugate-gradient iterations, one set of scalars per blend, solves it, preconditioned with
 the blocks of single sources, H_i = sum_b wbar_b J_b' G_b J_b + P + lambda D, which need no pixels (G the Gram matrix,
 wbar the mean weight under a galaxy). A source alone in its blend takes the block's solution. Fluxes step linearly,
-F <- F (1 + d). A step is kept, blend by blend, if L falls;
-else the damping lambda grows. A rejected step spends an iteration.
+F <- F (1 + d). A step is kept, blend by blend, if L falls; else the damping lambda grows. A rejected step spends an
+iteration.
 
 Adam is the published method (Biswas et al. 2025): 200 iterations, rate 0.075, times 0.8 every 30.
 """
@@ -308,12 +308,9 @@ def prior_curvature(problem: Problem) -> DoubleArray:
 def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
     """Mean weight under a source, float64 (n_source, n_band): weighted by the square of the mean galaxy's image."""
     window = problem.folded.window
-    start = np.concatenate([np.zeros(problem.n_band + 2), problem.bundle.start_shape])[None]
-    profile = ops.stamps(problem.runtime.decode(start), problem.folded)[0].astype(np.float64) ** 2
-    profile = (profile / profile.sum((1, 2), keepdims=True)).astype(np.float32)
     result = np.empty((len(problem.scene), problem.n_band))
     for i, (s, (x, y)) in enumerate(zip(problem.scene, problem.corner, strict=True)):
-        result[i] = (weights[s][:, y : y + window, x : x + window] * profile).sum((1, 2))
+        result[i] = (weights[s][:, y : y + window, x : x + window] * problem.profile).sum((1, 2))
     return result
 
 

@@ -56,9 +56,13 @@ def build_problem(scenes: list[Scene], folded: FoldedBasis, runtime: Runtime, bu
     scene_of = np.repeat(np.arange(len(scenes)), [len(r) for r in rows])
     measured = np.array([(weight[s][:, y : y + window, x : x + window] > 0).any((1, 2))
                          for s, (x, y) in zip(scene_of, corner, strict=True)])
+    mean_galaxy = np.concatenate([np.zeros(folded.n_band + 2), bundle.start_shape])[None]
+    square = ops.stamps(runtime.decode(mean_galaxy), folded)[0].astype(np.float64) ** 2
+    profile = (square / square.sum((1, 2), keepdims=True)).astype(np.float32)
     problem = Problem(runtime=runtime, bundle=bundle, folded=folded, data=data, weight=weight, partition=[],
                       scene=scene_of, blend=np.zeros(0, np.int64), n_blend=0, corner=corner,
-                      offset0=centers - corner, center_sigma=center_sigma, measured=measured, robust=robust)
+                      offset0=centers - corner, center_sigma=center_sigma, measured=measured, robust=robust,
+                      profile=profile)
     return divide(problem, np.full(len(corner), MIN_RADIUS)), rows
 
 

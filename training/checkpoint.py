@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deblendrt.engine.manifest import PERCENTILES
 from deblendrt.training import config as config_module
 from deblendrt.training import survey
 from deblendrt.training.config import Config
@@ -199,5 +200,5 @@ def random_model(config: Config, seed: int) -> Model:
     n_shape = config.vae.n_shape
     summary = {"start_shape": [0.0] * n_shape, "prior_curvature": np.eye(n_shape).tolist(),
                "mean_color": [0.0] * bands, "color_sigma": [1.0] * bands,
-               "log_prob_percentiles": {k: -30.0 + i for i, k in enumerate(("0.1", "1", "5", "25", "50", "75"))}}
+               "log_prob_percentiles": {k: -30.0 + i for i, k in enumerate(PERCENTILES)}}
     return _assemble(config, modules, phi.astype(np.float32), shift.astype(np.float32), summary)

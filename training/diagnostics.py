@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deblendrt.engine import psf
 from deblendrt.engine.psf import FoldedBasis
-from deblendrt.training import misfit_figure, population, population_figure, render, simulate, survey, vae
+from deblendrt.training import misfit_figure, population, population_figure, simulate, survey, vae
 from deblendrt.training.checkpoint import Model
 
 SEED = 7_202_117
@@ -64,10 +64,7 @@ def draw_sample(model: Model, n: int = N_GALAXY) -> Sample:
     """Draw galaxies with the training's own mixture of magnitudes, and encode them without noise."""
     settings = model.config
     galaxies = population.draw(settings.population, settings.survey, n, np.random.default_rng([settings.seed, SEED]))
-    maps = render.component_coefficients(galaxies, np.asarray(model.basis, np.float32), settings.survey.pixel_scale,
-                                         settings.basis.reference_psf_sigma)
-    flux = np.stack([galaxies.bulge_flux, galaxies.disk_flux], 1).astype(np.float32)
-    data = vae.TrainingSet(torch.from_numpy(maps), torch.from_numpy(flux))
+    data = vae.training_set(galaxies, np.asarray(model.basis, np.float32), settings)
     target, log_flux = data.total(torch.arange(n))
     shape, sigma = vae.posterior(model.galaxy_encoder, data, _sky_sigma(model))
     folded = psf.fold(model.basis, model.nominal_psf, settings.basis.reference_psf_sigma)

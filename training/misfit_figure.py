@@ -57,12 +57,9 @@ def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
     """Magnitudes and the parts of the excess chi2 of galaxies uniform in magnitude, float64 (n,) each."""
     settings = model.config
     uniform = Population(n_galaxy=n, magnitude_min=BINS[0], magnitude_max=BINS[-1], uniform_fraction=1.0,
-                                    surface_brightness_limit=settings.population.surface_brightness_limit)
+                         surface_brightness_limit=settings.population.surface_brightness_limit)
     galaxies = population.draw(uniform, settings.survey, n, np.random.default_rng([settings.seed, SEED]))
-    maps = render.component_coefficients(galaxies, np.asarray(model.basis, np.float32), settings.survey.pixel_scale,
-                                         settings.basis.reference_psf_sigma)
-    flux = np.stack([galaxies.bulge_flux, galaxies.disk_flux], 1).astype(np.float32)
-    data = vae.TrainingSet(torch.from_numpy(maps), torch.from_numpy(flux))
+    data = vae.training_set(galaxies, np.asarray(model.basis, np.float32), settings)
     target, log_flux = data.total(torch.arange(n))
     sky = torch.tensor(model.sky_sigma, dtype=torch.float32)
     folded = psf.fold(model.basis, model.nominal_psf, settings.basis.reference_psf_sigma)
@@ -73,18 +70,17 @@ def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
         encoder = vae.misfit(mix.mT @ drawn, target, log_flux, gram, sky)
         _, prior = vae.fit_shapes(model.decoder, start, target, log_flux, gram, sky)
         _, best = vae.fit_shapes(model.decoder, start, target, log_flux, gram, sky, n_iteration=25, prior_weight=0.01)
-    cut, lost = truncation(model, galaxies)
+    cut, _ = truncation(model, galaxies)
     return {"magnitude": galaxies.magnitude, "basis": cut, "basis + decoder": cut + best.numpy(),
-            "with the N(0, 1) prior": cut + prior.numpy(), "at the encoder's latents": cut + encoder.numpy(),
-            "lost": lost}
+            "with the N(0, 1) prior": cut + prior.numpy(), "at the encoder's latents": cut + encoder.numpy()}
 
 
 def stamp_loss(model: Model, n: int = 2000) -> dict[str, float]:
     """Light outside the stamp for galaxies in their natural numbers, to the catalogue's limit."""
     settings = model.config
     natural = Population(n_galaxy=n, magnitude_min=settings.population.magnitude_min,
-                                    magnitude_max=CATALOG_LIMIT, uniform_fraction=0.0,
-                                    surface_brightness_limit=settings.population.surface_brightness_limit)
+                         magnitude_max=CATALOG_LIMIT, uniform_fraction=0.0,
+                         surface_brightness_limit=settings.population.surface_brightness_limit)
     galaxies = population.draw(natural, settings.survey, n, np.random.default_rng([settings.seed, SEED + 1]))
     _, lost = truncation(model, galaxies)
     return {"share_losing_below_0.5%": float((lost < 0.005).mean()), "median": float(np.median(lost)),
@@ -95,7 +91,6 @@ def draw(model: Model, path: Path) -> dict[str, Any]:
     """Draw the excess chi2 against magnitude and return its medians per magnitude, and the light lost."""
     columns = measure(model)
     magnitude = columns.pop("magnitude")
-    columns.pop("lost")
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axis = figure.subplots()
     for name, values in columns.items():

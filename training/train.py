@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from deblendrt.engine import psf as psf_module
-from deblendrt.training import basis, checkpoint, config, encoder_data, population, render, survey, vae
+from deblendrt.engine.manifest import PERCENTILES
+from deblendrt.training import basis, checkpoint, config, encoder_data, population, survey, vae
 from deblendrt.training.flow import train_flow
 
 log = logging.getLogger("deblendrt.train")
@@ -47,10 +48,8 @@ def stage_maps(settings: config.Config, out: Path, n_process: int) -> None:
     phi = _basis(out)[0]
     galaxies = population.draw(settings.population, settings.survey, settings.population.n_galaxy,
                                np.random.default_rng(seed(settings, "population")))
-    maps = render.component_coefficients(galaxies, phi, settings.survey.pixel_scale,
-                                         settings.basis.reference_psf_sigma, n_process)
-    flux = np.stack([galaxies.bulge_flux, galaxies.disk_flux], 1).astype(np.float32)
-    checkpoint.write_atomically(out / "maps.npz", lambda p: np.savez(p, maps=maps, flux=flux))
+    data = vae.training_set(galaxies, phi, settings, n_process)
+    checkpoint.write_atomically(out / "maps.npz", lambda p: np.savez(p, maps=data.maps.numpy(), flux=data.flux.numpy()))
 
 
 def stage_vae(settings: config.Config, out: Path, n_process: int) -> None:
@@ -101,11 +100,10 @@ def summarise_prior(settings: config.Config, prior: torch.nn.Module, mean: torch
     log_prob = prior(latent)
     (gradient,) = torch.autograd.grad(log_prob.sum(), shape)
     color = log_flux - log_flux[:, settings.survey.reference_index, None]
-    levels = ("0.1", "1", "5", "25", "50", "75")
     return {"start_shape": mean.mean(0).tolist(),
             "prior_curvature": (gradient.mT @ gradient / len(rows)).tolist(),
             "mean_color": color.mean(0).tolist(), "color_sigma": color.std(0).tolist(),
-            "log_prob_percentiles": {p: float(np.percentile(log_prob.detach().numpy(), float(p))) for p in levels}}
+            "log_prob_percentiles": {p: float(np.percentile(log_prob.detach().numpy(), float(p))) for p in PERCENTILES}}
 
 
 def stage_encoder(settings: config.Config, out: Path, n_process: int) -> None:

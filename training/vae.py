@@ -20,7 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deblendrt.training.config import Config
 from deblendrt.training.decoder import Decoder
+from deblendrt.training.population import Galaxies
+from deblendrt.training.render import component_coefficients
 
 DETAIL = 32  # coefficients per band, besides the reference band's, that the encoder sees: enough for a colour gradient
 
@@ -86,6 +89,27 @@ class TrainingSet:
         flux = self.flux[rows]
         total = flux.sum(1)
         return (flux / total[:, None]).mT @ self.maps[rows], total.log()
+
+
+def training_set(galaxies: Galaxies, phi: NDArray[np.float32], settings: Config, n_process: int = 1) -> TrainingSet:
+    """Draw galaxies' components and project them on the basis.
+
+    Parameters
+    ----------
+    galaxies : Galaxies
+    phi : float32 (n_basis, size, size)
+    settings : Config
+    n_process : int
+        The result does not depend on it.
+
+    Returns
+    -------
+    TrainingSet
+    """
+    maps = component_coefficients(galaxies, phi, settings.survey.pixel_scale, settings.basis.reference_psf_sigma,
+                                  n_process)
+    flux = np.stack([galaxies.bulge_flux, galaxies.disk_flux], 1).astype(np.float32)
+    return TrainingSet(torch.from_numpy(maps), torch.from_numpy(flux))
 
 
 def symmetries(phi: NDArray[np.floating]) -> Tensor:
