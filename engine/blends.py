@@ -92,8 +92,8 @@ def _components(centers: NDArray[np.float64], radius: NDArray[np.float64]) -> ND
     return np.unique(roots, return_inverse=True)[1].astype(np.int64)
 
 
-def partition(centers: NDArray[np.float64], radius: NDArray[np.float64], corner: NDArray[np.int64], window: int,
-              shape: tuple[int, int]) -> Partition:
+def partition(centers: NDArray[np.float64], radius: NDArray[np.float64], corner: NDArray[np.int64],
+              window: NDArray[np.int64], shape: tuple[int, int]) -> Partition:
     """Link the sources of a scene and give every pixel its owner.
 
     Parameters
@@ -102,8 +102,8 @@ def partition(centers: NDArray[np.float64], radius: NDArray[np.float64], corner:
         On the canvas.
     radius : float64 (n_source,) [pixel]
     corner : int64 (n_source, 2) [pixel]
-        First pixel of each window on the canvas.
-    window : int [pixel]
+        First pixel of each window on the canvas; may lie off it.
+    window : int64 (n_source,) [pixel]
     shape : (int, int)
         (n_y, n_x) of the canvas.
 
@@ -114,10 +114,10 @@ def partition(centers: NDArray[np.float64], radius: NDArray[np.float64], corner:
     blend = link(centers, radius)
     owner = np.full(shape, -1, np.int32)
     nearest = np.full(shape, np.inf, np.float32)
-    offset = np.arange(window)
     for i, ((cx, cy), (x, y), r) in enumerate(zip(centers, corner, radius, strict=True)):
-        distance = (((y + offset - cy) / r) ** 2)[:, None] + (((x + offset - cx) / r) ** 2)[None, :]
-        area = (slice(y, y + window), slice(x, x + window))
+        area = (slice(max(y, 0), min(y + window[i], shape[0])), slice(max(x, 0), min(x + window[i], shape[1])))
+        row, column = np.arange(area[0].start, area[0].stop), np.arange(area[1].start, area[1].stop)
+        distance = (((row - cy) / r) ** 2)[:, None] + (((column - cx) / r) ** 2)[None, :]
         closer = distance < nearest[area]
         nearest[area] = np.where(closer, distance, nearest[area])
         owner[area] = np.where(closer, i, owner[area])

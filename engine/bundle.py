@@ -7,6 +7,7 @@ this version does not know, is an error rather than a guess. `deblendrt.engine.m
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import zipfile
@@ -27,6 +28,7 @@ from deblendrt.engine.manifest import (
     graph_sizes,
     parse_manifest,
 )
+from deblendrt.engine.outskirts import expand
 
 MAX_FILE_BYTES = 64 * 2**20  # a trained bundle is a few MB; anything near this is not one
 _SHIPPED = Path(__file__).parent / "bundles"
@@ -44,6 +46,9 @@ class Bundle:
     reference_band : str
     pixel_scale : float [arcsec]
     stamp_size : int [pixel]
+        Side of a stamp's core, in full resolution.
+    outskirts_binning : int [pixel]
+        Side of the cells outside the core.
     n_basis, n_component, n_shape : int
     shape_radius : float
         Shapes are confined to this radius.
@@ -76,7 +81,9 @@ class Bundle:
         SHA-256 of each file.
     path : Path
     basis : float32 (n_basis, stamp_size, stamp_size)
-        Orthonormal, under the reference PSF.
+        Cores of functions that are orthonormal on the whole stamp, under the reference PSF.
+    outskirts : float32 (n_basis, q, q)
+        The functions at the centres of all cells, 0 in the core. (n_basis, 0, 0): there are none, the core is all.
     shift : float32 (2, n_basis, n_basis)
         Generators of a shift by one pixel in x and y.
     psf : float32 (n_band, q, q)
@@ -92,6 +99,7 @@ class Bundle:
     reference_band: str
     pixel_scale: float
     stamp_size: int
+    outskirts_binning: int
     n_basis: int
     n_component: int
     n_shape: int
@@ -115,6 +123,7 @@ class Bundle:
     files: dict[str, str]
     path: Path
     basis: NDArray[np.float32]
+    outskirts: NDArray[np.float32]
     shift: NDArray[np.float32]
     psf: NDArray[np.float32]
     sha256: str
@@ -133,6 +142,11 @@ class Bundle:
     def reference_index(self) -> int:
         """Position of the reference band in `bands`."""
         return self.bands.index(self.reference_band)
+
+    @functools.cached_property
+    def full_basis(self) -> NDArray[np.float32]:
+        """The basis with its outskirts, in full resolution: float32 (n_basis, s, s), read-only."""
+        return _frozen(expand(self.basis, self.outskirts, self.outskirts_binning))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -172,10 +186,11 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     if unlisted := sorted(present - set(files)):
         raise BundleError(f"bundle {path}: files present but not listed in {MANIFEST}: {unlisted}")
     contents = {name: _read(path, name, digest) for name, digest in files.items()}
-    basis, shift, psf = (_array(contents[name], f"bundle {path}: {name}") for name in ARRAYS)
+    basis, cells, shift, psf = (_array(contents[name], f"bundle {path}: {name}") for name in ARRAYS)
     values = manifest | {key: _frozen(np.array(manifest[key], np.float64)) for key in (*VECTORS, "prior_curvature")}
     values["bands"] = tuple(manifest["bands"])
-    bundle = Bundle(**values, path=path, basis=basis, shift=shift, psf=psf, sha256=hashlib.sha256(text).hexdigest())
+    bundle = Bundle(**values, path=path, basis=basis, outskirts=cells, shift=shift, psf=psf,
+                    sha256=hashlib.sha256(text).hexdigest())
     _check_shapes(bundle)
     return bundle
 
@@ -261,13 +276,28 @@ def _array(content: bytes, where: str) -> NDArray[np.float32]:
 def _check_shapes(bundle: Bundle) -> None:
     size, n_basis = bundle.stamp_size, bundle.n_basis
     q = bundle.psf.shape[-1] if bundle.psf.ndim else 0
-    for name, expected in (("basis", (n_basis, size, size)), ("shift", (2, n_basis, n_basis)),
-                           ("psf", (bundle.n_band, q, q))):
+    n_cell = bundle.outskirts.shape[-1] if bundle.outskirts.ndim else 0
+    for name, expected in (("basis", (n_basis, size, size)), ("outskirts", (n_basis, n_cell, n_cell)),
+                           ("shift", (2, n_basis, n_basis)), ("psf", (bundle.n_band, q, q))):
         shape = getattr(bundle, name).shape
         if shape != expected:
             raise BundleError(f"bundle {bundle.path}: {name}.npy: expected shape {expected}, got {shape}")
     if q % 2 == 0:
         raise BundleError(f"bundle {bundle.path}: psf.npy: expected odd-sized images, got {q} x {q}")
+    if n_cell:
+        _check_outskirts(bundle)
+
+
+def _check_outskirts(bundle: Bundle) -> None:
+    where = f"bundle {bundle.path}: outskirts.npy"
+    n_cell, side, rest = bundle.outskirts.shape[-1], *divmod(bundle.stamp_size, bundle.outskirts_binning)
+    if rest or n_cell % 2 == 0 or n_cell < side:
+        raise BundleError(f"{where}: a core of {bundle.stamp_size} pixels and {n_cell} x {n_cell} cells of "
+                          f"{bundle.outskirts_binning} pixels do not fit: expected a core of whole cells, and an odd "
+                          "number of cells that cover it")
+    core = slice((n_cell - side) // 2, (n_cell + side) // 2)
+    if bundle.outskirts[:, core, core].any():
+        raise BundleError(f"{where}: expected zeros in the core")
 
 
 def _golden(bundle: Bundle) -> dict[str, NDArray[np.float32]]:

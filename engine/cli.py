@@ -162,7 +162,7 @@ def _model(arguments: argparse.Namespace) -> int:
         "folder": f"{bundle.path} ({size / 1e6:.1f} MB)",
         "bands": f"{', '.join(bundle.bands)} (reference {bundle.reference_band})",
         "pixel scale": f"{bundle.pixel_scale} arcsec",
-        "stamp": f"{bundle.stamp_size} x {bundle.stamp_size} pixel",
+        "stamp": f"{bundle.stamp_size} x {bundle.stamp_size} pixel, with outskirts {bundle.full_basis.shape[-1]}",
         "basis": f"{bundle.n_basis} images, reference PSF sigma {bundle.reference_psf_sigma} pixel",
         "latent": f"{len(bundle.bands)} fluxes, 2 offsets, {bundle.n_shape} shapes; {bundle.n_component} components",
         "nominal PSF": f"FWHM {fwhm} arcsec",

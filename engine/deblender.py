@@ -21,7 +21,7 @@ from deblendrt.engine import ops, psf, solver
 from deblendrt.engine.bundle import Bundle, load_bundle
 from deblendrt.engine.flags import NOT_FITTED, Flag
 from deblendrt.engine.psf import FoldedBasis
-from deblendrt.engine.quality import record
+from deblendrt.engine.record import record
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.runtime_ort import OrtRuntime
@@ -40,6 +40,18 @@ class _Settings:
     start: str
     robust: bool
     center_sigma: float
+    aperture_diameter: float
+
+
+def window(bundle: Bundle) -> int:
+    """Side of the window of a source without outskirts [pixel]."""
+    return bundle.stamp_size + (0 if bundle.outskirts.size else 2 * PAD)
+
+
+def fold_bundle(bundle: Bundle, images: NDArray[np.float64]) -> FoldedBasis:
+    """A bundle's basis folded with PSF images (n_band, q, q), as every result of that bundle uses it."""
+    return psf.fold(bundle.full_basis, images, bundle.reference_psf_sigma, PAD, window=window(bundle),
+                    binning=bundle.outskirts_binning)
 
 
 class Deblender:
@@ -94,8 +106,8 @@ class Deblender:
 
     @property
     def window(self) -> int:
-        """Side of a source's window [pixel]."""
-        return self.bundle.stamp_size + 2 * PAD
+        """Side of a source's window [pixel]; the few that are extended have a larger one."""
+        return window(self.bundle)
 
     def warmup(self, n_sources: int = ops.TILE) -> None:
         """Create sessions, fold the nominal PSF and run once, so that the first real call is as fast as the rest.
@@ -129,7 +141,7 @@ class Deblender:
             if key in self._folded:
                 self._folded.move_to_end(key)
                 return self._folded[key]
-        folded = psf.fold(self.bundle.basis, images, self.bundle.reference_psf_sigma, PAD)
+        folded = fold_bundle(self.bundle, images)
         with self._lock:
             self._folded[key] = folded
             while len(self._folded) > FOLDED_CACHE:
@@ -139,7 +151,8 @@ class Deblender:
     def deblend_batch(self, cutouts: Any, centers: Any, *, variance: Any = None, mask: Any = None, psf: Any = None,
                       bands: Any = None, background: Any = None, zero_point: Any = None, pixel_scale: Any = None,
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
-                      robust: bool = True, center_sigma: float = 0.2, n_threads: int = 1) -> DeblendResult:
+                      robust: bool = True, center_sigma: float = 0.2, aperture_diameter: float = 1.2,
+                      n_threads: int = 1) -> DeblendResult:
         """Separate the sources of one scene or of many.
 
         Parameters
@@ -173,6 +186,8 @@ class Deblender:
             Bound the influence of flux that no listed source explains; False gives the plain chi-square.
         center_sigma : float [pixel]
             Standard deviation of the prior on a source's position around the given centre, per axis.
+        aperture_diameter : float [arcsec]
+            Of the result's `aperture_flux`.
         n_threads : int
             Chunks solved at a time. Results do not depend on it.
 
@@ -186,7 +201,7 @@ class Deblender:
         ValueError
             A mistake in the arguments; the message names the argument, what was expected and what came.
         """
-        settings = _check(solver, n_iteration, start, robust, center_sigma, n_threads)
+        settings = _check(solver, n_iteration, start, robust, center_sigma, aperture_diameter, n_threads)
         scenes = make_scenes(cutouts, centers, bundle_bands=self.bundle.bands,
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
@@ -195,7 +210,7 @@ class Deblender:
 
     def deblend_scenes(self, scenes: list[Scene], settings: _Settings, n_threads: int) -> DeblendResult:
         """Solve validated scenes; `deblend_batch` is the public way in."""
-        result, groups = self._empty_result(scenes)
+        result, groups = self._empty_result(scenes, settings)
         chunks = []
         for index, members in groups.items():
             held: list[int] = []
@@ -206,8 +221,10 @@ class Deblender:
                 held.append(i)
             chunks.append((index, held))
 
+        covariances: dict[int, NDArray[np.float32]] = {}
+
         def run(chunk: tuple[int, list[int]]) -> None:
-            self._solve_chunk(result, chunk[1], result.folded[chunk[0]], settings)
+            covariances.update(self._solve_chunk(result, chunk[1], result.folded[chunk[0]], settings))
 
         if n_threads == 1 or len(chunks) < 2:
             for chunk in chunks:
@@ -215,14 +232,18 @@ class Deblender:
         else:
             with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
                 list(pool.map(run, chunks))
+        # blends came with the row of their first member as their number
+        first, number = np.unique(result.blend[result.blend >= 0], return_inverse=True)
+        result.blend[result.blend >= 0] = number
+        result.blend_flux_cov.extend(covariances[int(k)] for k in first)
         return result
 
-    def _empty_result(self, scenes: list[Scene]) -> tuple[DeblendResult, dict[int, list[int]]]:
+    def _empty_result(self, scenes: list[Scene], settings: _Settings) -> tuple[DeblendResult, dict[int, list[int]]]:
         """A result full of NaN, and the scenes of each folded basis that have sources to fit."""
         counts = np.array([s.n_source for s in scenes], np.int64)
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         n, n_band, n_basis = int(start[-1]), len(self.bundle.bands), self.bundle.n_basis
-        n_latent = n_band + 2 + self.bundle.n_shape
+        n_latent = self.bundle.n_latent
         folded: list[FoldedBasis] = []
         by_array: dict[int, int] = {}
         index = np.zeros(len(scenes), np.int64)
@@ -253,31 +274,38 @@ class Deblender:
             bands=tuple(self.bundle.bands), source_start=start,
             scene_index=np.repeat(np.arange(len(scenes)), counts), center=centers, position=nan(n, 2),
             latent=nan(n, n_latent).astype(np.float32), flux=nan(n, n_band), flux_err=nan(n, n_band),
-            map_flux=nan(n, n_band), chi2=nan(n), n_pixel=np.zeros(n, np.int64), log_prior=nan(n), flags=flags,
-            enclosed=nan(n, n_band), scenes=scenes,
+            flux_cov=nan(n, n_band, n_band), blend=np.full(n, -1, np.int64), blend_flux_cov=[],
+            position_err=nan(n, 2), redistributed_flux=nan(n, n_band), redistributed_flux_err=nan(n, n_band),
+            aperture_flux=nan(n, n_band), aperture_flux_err=nan(n, n_band), moments=nan(n, 3), ellipticity=nan(n, 2),
+            ellipticity_err=nan(n, 2), blendedness=nan(n, n_band), flux_overlap=nan(n, n_band),
+            max_overlap=nan(n, n_band), map_flux=nan(n, n_band), chi2=nan(n),
+            n_pixel=np.zeros(n, np.int64), log_prior=nan(n), flags=flags, enclosed=nan(n, n_band), scenes=scenes,
             # of an empty model; scenes that are fitted get their own
             scene_chi2=np.array([float(c.sum()) for c in weighted]),
             scene_n_pixel=np.array([int((s.inverse_variance > 0).sum()) for s in scenes], np.int64),
             objective=np.array([0.5 * float(c.sum()) for c in weighted]),
-            coefficients=np.zeros((n, n_band, n_basis), np.float32), anchor=anchors, folded=folded,
-            folded_index=index, model_name=self.bundle.name, model_version=self.bundle.model_version)
+            coefficients=np.zeros((n, n_band, n_basis), np.float32), anchor=anchors,
+            extended=np.zeros(n, bool), folded=folded,
+            folded_index=index, model_name=self.bundle.name, model_version=self.bundle.model_version,
+            model_sha256=self.bundle.sha256, solver=settings.solver, n_iteration=settings.n_iteration,
+            aperture_diameter=settings.aperture_diameter)
         return result, groups
 
     def _solve_chunk(self, result: DeblendResult, members: list[int], folded: FoldedBasis,
-                     settings: _Settings) -> None:
-        """Solve some scenes that share a folded basis and write their rows into the result."""
+                     settings: _Settings) -> dict[int, NDArray[np.float32]]:
+        """Solve some scenes that share a folded basis and write their rows into the result; returns as `record`."""
         members = [i for i in members if (result.scenes[i].flags & NOT_FITTED == 0).any()]
         if not members:
-            return
+            return {}
         problem, rows = build_problem([result.scenes[i] for i in members], folded, self.runtime, self.bundle,
                                       center_sigma=settings.center_sigma, robust=settings.robust)
         problem, latent, floor = start_latents(problem, settings.start)
         solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
-        record(result, members, rows, problem, solution)
+        return record(result, members, rows, problem, solution)
 
 
 def _check(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,
-           n_threads: int) -> _Settings:
+           aperture_diameter: float, n_threads: int) -> _Settings:
     if not isinstance(solver_name, str) or solver_name not in solver.ITERATIONS:
         raise ValueError(f"solver: expected one of {sorted(solver.ITERATIONS)}, got {solver_name!r}")
     if start not in ("linear", "encoder"):
@@ -287,9 +315,12 @@ def _check(solver_name: str, n_iteration: int | None, start: str, robust: bool, 
         raise ValueError(f"n_iteration: expected a whole number of at least 0, got {n_iteration!r}")
     if not (isinstance(center_sigma, numbers.Real) and 0 < center_sigma < np.inf):
         raise ValueError(f"center_sigma: expected a positive number of pixels, got {center_sigma!r}")
+    if not (isinstance(aperture_diameter, numbers.Real) and 0 < aperture_diameter < np.inf):
+        raise ValueError(f"aperture_diameter: expected a positive number of arcsec, got {aperture_diameter!r}")
     if not _is_whole(n_threads, 1):
         raise ValueError(f"n_threads: expected a whole number of at least 1, got {n_threads!r}")
-    return _Settings(solver_name, int(count), start, bool(robust), float(center_sigma))
+    return _Settings(solver_name, int(count), start, bool(robust), float(center_sigma),
+                     float(aperture_diameter))
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -32,7 +32,7 @@ class Flag(enum.IntFlag):
 
 
 DESCRIPTIONS: dict[Flag, str] = {
-    Flag.NON_FINITE: "unmasked NaN or infinite pixels in the source's window, dropped",
+    Flag.NON_FINITE: "unmasked NaN, infinite or fill values (1e8 sigma) in the source's window, dropped",
     Flag.NO_DATA: "no usable pixel in the source's window: not fitted",
     Flag.OFF_IMAGE: "centre off the image: not fitted",
     Flag.EDGE: "the source's window sticks out of the image",

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy import units as u
-from astropy.io.fits import BinTableHDU
-from astropy.table import Table
 
 from deblendrt.engine import fits, fits_header, output
 from deblendrt.engine.catalog import Catalog, read_catalog
@@ -128,17 +126,15 @@ def _read(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[
 
 
 def _write(arguments: argparse.Namespace, result: DeblendResult, catalog: Catalog, image: fits.ImageFile) -> None:
-    hdus = tables(result)
-    table = Table.read(hdus["CATALOG"], mask_invalid=False)  # NaN stays NaN
+    table = result.to_table()
     if catalog.ids is not None:
         table.add_column(catalog.ids, name="catalog_id", index=1)
     if image.wcs is not None:
         sky = np.full((len(table), 2), np.nan)
         sky[result.fitted] = np.column_stack(image.wcs.all_pix2world(*result.position[result.fitted].T, 0))
         table["ra"], table["dec"] = sky.T * u.deg
-    hdus[hdus.index_of("CATALOG")] = BinTableHDU(table, name="CATALOG")
     with output.in_place_of(arguments.out / CATALOG) as partial:
-        hdus.writeto(partial, overwrite=True)
+        tables(result, table).writeto(partial, overwrite=True)
     output.write_images(arguments.out / IMAGES, result, wcs=image.wcs)
     if arguments.stamps:
         output.write_stamps(arguments.out / STAMPS, result)

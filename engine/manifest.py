@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-FORMAT_REVISION = 1
+FORMAT_REVISION = 2
 MANIFEST = "manifest.json"
-ARRAYS = ("basis.npy", "shift.npy", "psf.npy")
+ARRAYS = ("basis.npy", "outskirts.npy", "shift.npy", "psf.npy")
 GOLDEN = "golden.npz"
 
 
@@ -47,7 +47,8 @@ def graph_sizes(*, n_band: int, n_basis: int, n_component: int, n_shape: int, cu
 
 
 REQUIRED_FILES = (*ARRAYS, GOLDEN, *(f"{name}.onnx" for name in GRAPHS))
-_INTEGERS = ("format_revision", "stamp_size", "n_basis", "n_component", "n_shape", "encoder_cutout_size", "opset")
+_INTEGERS = ("format_revision", "stamp_size", "outskirts_binning", "n_basis", "n_component", "n_shape",
+             "encoder_cutout_size", "opset")
 _FLOATS = ("pixel_scale", "shape_radius", "reference_psf_sigma")
 _STRINGS = ("name", "model_version", "reference_band", "flux_unit", "minimum_onnxruntime", "licence")
 PERCENTILES = ("0.1", "1", "5", "25", "50", "75")
@@ -85,8 +86,11 @@ def parse_manifest(text: bytes, where: str) -> dict[str, Any]:
     if type(revision) is not int or revision < 1:
         raise BundleError(f"{where}: format_revision must be a positive integer, got {revision!r}")
     if revision > FORMAT_REVISION:  # said first: a newer bundle may well have keys that this version does not know
-        raise BundleError(f"{where}: format revision {revision} is newer than {FORMAT_REVISION}, the newest that this "
-                          "deblendrt reads: upgrade deblendrt")
+        raise BundleError(f"{where}: format revision {revision} is newer than {FORMAT_REVISION}, which is all that "
+                          "this deblendrt reads: upgrade deblendrt")
+    if revision < FORMAT_REVISION:
+        raise BundleError(f"{where}: format revision {revision} is older than {FORMAT_REVISION}, which is all that "
+                          "this deblendrt reads: export the model again")
     unknown, missing = sorted(set(manifest) - set(MANIFEST_KEYS)), sorted(set(MANIFEST_KEYS) - set(manifest))
     if unknown or missing:
         raise BundleError(f"{where}: unknown keys {unknown}, missing keys {missing}")
@@ -131,7 +135,7 @@ def _check_values(manifest: dict[str, Any], where: str) -> None:
         raise BundleError(f"{where}: prior_curvature: expected {n_shape} rows")
     for row in curvature:
         _check_numbers(row, n_shape, f"{where}: prior_curvature")
-    for key in ("stamp_size", "encoder_cutout_size"):
+    for key in ("stamp_size", "outskirts_binning", "encoder_cutout_size"):
         if manifest[key] < 1 or manifest[key] % 2 == 0:
             raise BundleError(f"{where}: {key}: expected an odd positive integer, got {manifest[key]}")
     for key in ("n_basis", "n_component", "n_shape", *_FLOATS):

@@ -68,6 +68,8 @@ class Problem:
     measured : bool (n_source, n_band)
         Whether the source has any weight in the band.
     robust : bool
+    extended : bool (n_source,)
+        Sources drawn with their outskirts.
     profile : float32 (n_band, window, window)
         Square of the mean galaxy's image, of sum one per band: what mean weights are weighted by.
     """
@@ -86,6 +88,7 @@ class Problem:
     center_sigma: float
     measured: NDArray[np.bool_]
     robust: bool
+    extended: NDArray[np.bool_]
     profile: FloatArray
 
     @property
@@ -188,13 +191,13 @@ def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, D
 def render(problem: Problem, coefficients: FloatArray) -> Canvases:
     """Model image of every scene."""
     canvas = [np.zeros_like(d) for d in problem.data]
-    ops.render(coefficients, problem.folded, problem.corner, canvas, problem.scene)
+    ops.render(coefficients, problem.folded, problem.corner, problem.extended, canvas, problem.scene)
     return canvas
 
 
 def project(problem: Problem, image: Canvases) -> FloatArray:
     """Inner products of images with the folded basis at every source."""
-    return ops.project(image, problem.folded, problem.corner, problem.scene)
+    return ops.project(image, problem.folded, problem.corner, problem.extended, problem.scene)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,18 +3,21 @@ r"""Pixels to coefficients and back: the two products every solver is made of.
     render:   m[b, p]  = sum_i (c_i[b] Phi[b])[p - p_i]          coefficients to a model image
     project:  g_i[b]   = Phi[b] v[b, p_i + .]                    an image to its inner products with the folded basis
 
-They are adjoint: <render(c), v> = <c, project(v)>. Rows come in tiles, so that a source's bits depend on nothing but
+They are adjoint: <render(c), v> = <c, project(v)>. The few sources that are extended have outskirts, a larger window
+whose outer part is drawn from coarse cells. Rows come in tiles, so that a source's bits depend on nothing but
 itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.matmul import matmul
+from deblendrt.engine.outskirts import gather, spread
 from deblendrt.engine.psf import FoldedBasis
 
 FloatArray = NDArray[np.float32]
@@ -50,8 +53,113 @@ def stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
     return image.transpose(1, 0, 2, 3)
 
 
-def render(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], canvas: list[FloatArray],
-           scene: NDArray[np.int64]) -> None:
+def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
+    """Stamps of a tile of sources in the full window, with their outskirts.
+
+    Parameters
+    ----------
+    coefficients : float32 (n_source, n_band, n_basis)
+        At most `TILE` sources.
+    folded : FoldedBasis
+
+    Returns
+    -------
+    float32 (n_source, n_band, full_window, full_window)
+    """
+    n, n_band, n_basis = coefficients.shape
+    padded = np.zeros((n_band, -(-n // ROUND) * ROUND, n_basis), np.float32)
+    padded[:, :n] = coefficients.transpose(1, 0, 2)
+    side = folded.full_window // folded.binning
+    cells = matmul(padded, folded.outer)[:, :n].reshape(n_band, n, side, side)
+    image = spread(cells.transpose(1, 0, 2, 3), folded.binning)
+    inside = slice(folded.margin, folded.margin + folded.window)
+    image[:, :, inside, inside] = stamps(coefficients, folded)
+    return image
+
+
+class Placed(NamedTuple):
+    """A source's stamp on its canvas, cut at the canvas' edges.
+
+    Attributes
+    ----------
+    image : float32 (..., height, width)
+    y, x : slice
+        Where it lies.
+    """
+
+    image: NDArray[Any]
+    y: slice
+    x: slice
+
+    def cut(self, canvas: NDArray[Any]) -> NDArray[Any]:
+        """The canvas under the stamp, (..., height, width)."""
+        return canvas[..., self.y, self.x]
+
+    def common(self, other: Placed) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Both images where they overlap, or None."""
+        y = slice(max(self.y.start, other.y.start), min(self.y.stop, other.y.stop))
+        x = slice(max(self.x.start, other.x.start), min(self.x.stop, other.x.stop))
+        if y.start >= y.stop or x.start >= x.stop:
+            return None
+        mine, theirs = (p.image[..., y.start - p.y.start : y.stop - p.y.start,
+                                x.start - p.x.start : x.stop - p.x.start] for p in (self, other))
+        return mine, theirs
+
+
+def place(image: NDArray[Any], x: int, y: int, shape: tuple[int, ...]) -> Placed:
+    """Cut a stamp at the edges of its canvas.
+
+    Parameters
+    ----------
+    image : float32 (..., height, width)
+    x, y : int [pixel]
+        Of its first pixel on the canvas; may lie off it.
+    shape : tuple of int
+        (..., n_y, n_x) of the canvas.
+
+    Returns
+    -------
+    Placed
+    """
+    height, width = image.shape[-2:]
+    y0, y1 = (min(max(edge, 0), shape[-2]) for edge in (y, y + height))
+    x0, x1 = (min(max(edge, 0), shape[-1]) for edge in (x, x + width))
+    return Placed(image[..., y0 - y : y1 - y, x0 - x : x1 - x], slice(y0, y1), slice(x0, x1))
+
+
+def placed(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
+           shape: list[tuple[int, ...]]) -> Iterator[Placed]:
+    """Stamps of sources on their canvases, in the order of the sources.
+
+    Parameters
+    ----------
+    coefficients : float32 (n_source, n_band, n_basis)
+    folded : FoldedBasis
+    corner : int64 (n_source, 2) [pixel]
+        (x, y) of each window's first pixel on its canvas.
+    extended : bool (n_source,)
+        Sources with outskirts.
+    shape : list of tuple of int
+        (..., n_y, n_x) of each source's canvas.
+
+    Yields
+    ------
+    Placed
+        Of images (n_band, height, width).
+    """
+    for rows, _ in tiles(len(coefficients)):
+        some = extended[rows]
+        image = iter(stamps(coefficients[rows][~some], folded) if not some.all() else ())
+        wide = iter(extended_stamps(coefficients[rows][some], folded) if some.any() else ())
+        for i, (x, y) in enumerate(corner[rows].tolist(), rows.start):
+            if extended[i]:
+                yield place(next(wide), x - folded.margin, y - folded.margin, shape[i])
+            else:
+                yield place(next(image), x, y, shape[i])
+
+
+def render(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
+           canvas: list[FloatArray], scene: NDArray[np.int64]) -> None:
     """Add the stamps of sources to images, in the order of the sources.
 
     Parameters
@@ -59,20 +167,20 @@ def render(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int
     coefficients : float32 (n_source, n_band, n_basis)
     folded : FoldedBasis
     corner : int64 (n_source, 2) [pixel]
-        (x, y) of each window's first pixel on its canvas; windows lie inside.
+        (x, y) of each window's first pixel on its canvas; windows lie inside, full windows need not.
+    extended : bool (n_source,)
+        Sources with outskirts.
     canvas : list of float32 (n_band, n_y, n_x)
         One per scene; added to in place.
     scene : int64 (n_source,)
         Index of each source's canvas.
     """
-    window = folded.window
-    for rows, _ in tiles(len(coefficients)):
-        image = stamps(coefficients[rows], folded)
-        for stamp, (x, y), s in zip(image, corner[rows], scene[rows], strict=True):
-            canvas[s][:, y : y + window, x : x + window] += stamp
+    shape = [canvas[s].shape for s in scene]
+    for s, stamp in zip(scene, placed(coefficients, folded, corner, extended, shape), strict=True):
+        canvas[s][:, stamp.y, stamp.x] += stamp.image
 
 
-def project(image: list[FloatArray], folded: FoldedBasis, corner: NDArray[np.int64],
+def project(image: list[FloatArray], folded: FoldedBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
             scene: NDArray[np.int64]) -> FloatArray:
     """Inner products of the sources' windows with the folded basis: the adjoint of `render`.
 
@@ -82,6 +190,7 @@ def project(image: list[FloatArray], folded: FoldedBasis, corner: NDArray[np.int
         One per scene.
     folded : FoldedBasis
     corner : int64 (n_source, 2) [pixel]
+    extended : bool (n_source,)
     scene : int64 (n_source,)
 
     Returns
@@ -97,4 +206,22 @@ def project(image: list[FloatArray], folded: FoldedBasis, corner: NDArray[np.int
             cut[:, i] = image[s][:, y : y + window, x : x + window]
         product = matmul(cut.reshape(n_band, padded, n_pixel), folded.phi_t)
         result[rows] = product[:, : rows.stop - rows.start].transpose(1, 0, 2)
+    wide = np.flatnonzero(extended)
+    for rows, padded in tiles(len(wide)):
+        cells = np.zeros((n_band, padded, folded.outer.shape[2]), np.float32)
+        for i, k in enumerate(wide[rows]):
+            cells[:, i] = _outskirts_cells(image[scene[k]], folded, corner[k])
+        product = matmul(cells, folded.outer_t)
+        result[wide[rows]] += product[:, : rows.stop - rows.start].transpose(1, 0, 2)
     return result
+
+
+def _outskirts_cells(image: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64]) -> FloatArray:
+    """Sums over the cells of a source's full window, its window left out, float32 (n_band, n_cell)."""
+    margin = folded.margin
+    x, y = (corner - margin).tolist()
+    cut = np.zeros((folded.n_band, folded.full_window, folded.full_window), np.float32)
+    here = place(cut, x, y, image.shape)
+    here.image[...] = here.cut(image)
+    cut[:, margin : margin + folded.window, margin : margin + folded.window] = 0
+    return gather(cut, folded.binning).reshape(folded.n_band, -1)

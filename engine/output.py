@@ -6,15 +6,17 @@ Each file appears whole or not at all: it is written beside its place, then rena
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from deblendrt.engine.result import DeblendResult
@@ -50,13 +52,34 @@ def write_stamps(path: str | Path, result: DeblendResult) -> None:
         # One at a time: the stamps of a coadd patch would fill gigabytes.
         for i in np.flatnonzero(result.fitted):
             stamp, (x, y) = result.stamps(int(i))
-            hdu = fits.ImageHDU(stamp, name=f"SOURCE_{i}")
-            hdu.header["BUNIT"] = "nJy"
-            hdu.header["BANDS"] = (",".join(result.bands), "names along the third axis")
-            hdu.header["SCENE"] = int(result.scene_index[i])
-            hdu.header["X0"], hdu.header["Y0"] = x, y
-            data = stamp.astype(">f4").tobytes()
-            file.write(hdu.header.tostring().encode("ascii") + data + bytes(-len(data) % FITS_BLOCK))
+            append_image(file, f"SOURCE_{i}", stamp.shape, [stamp], {
+                "BUNIT": "nJy",
+                "BANDS": (",".join(result.bands), "names along the third axis"),
+                "SCENE": int(result.scene_index[i]),
+                "X0": x,
+                "Y0": y,
+            })
+
+
+def append_image(file: BinaryIO | gzip.GzipFile, name: str, shape: tuple[int, ...],
+                 pieces: Iterable[NDArray[np.float32]], cards: Mapping[str, Any]) -> None:
+    """Append an image extension to an open FITS file, piece by piece: an HDU would hold all of its data.
+
+    Parameters
+    ----------
+    file : binary file
+    name : str
+    shape : tuple of int
+    pieces : iterable of float32
+        Together the image, in its order.
+    cards : mapping
+        Keys of the header; values, or (value, comment).
+    """
+    header = fits.ImageHDU(np.broadcast_to(np.float32(0), shape), name=name).header
+    header.update(cards)
+    file.write(header.tostring().encode("ascii"))
+    n_byte = sum(file.write(piece.astype(">f4").tobytes()) for piece in pieces)
+    file.write(bytes(-n_byte % FITS_BLOCK))
 
 
 @contextlib.contextmanager

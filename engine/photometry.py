@@ -10,6 +10,7 @@ fluxes, so a few sweeps make it joint over a scene.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -52,38 +53,24 @@ def normal_matrices(problem: Problem, unit: FloatArray,
     -------
     list of (rows, float64 (n_band, n_member, n_member))
     """
-    window = problem.folded.window
     result = []
     for chunk in blend_rows(problem):
         every = np.concatenate(chunk)
-        images = np.concatenate([ops.stamps(unit[every[a : a + ops.TILE]], problem.folded)
-                                 for a in range(0, len(every), ops.TILE)])
-        start = 0
+        shape = [problem.data[s].shape for s in problem.scene[every]]
+        images = ops.placed(unit[every], problem.folded, problem.corner[every], problem.extended[every], shape)
         for rows in chunk:
-            stamp = images[start : start + len(rows)]
-            start += len(rows)
-            corner, s = problem.corner[rows], problem.scene[rows[0]]
+            stamps = list(itertools.islice(images, len(rows)))
+            weight = weights[problem.scene[rows[0]]]
             matrix = np.zeros((problem.n_band, len(rows), len(rows)))
-            for i, (x, y) in enumerate(corner):
-                weighted = stamp[i] * weights[s][:, y : y + window, x : x + window]
+            for i, stamp in enumerate(stamps):
+                weighted = stamp._replace(image=stamp.image * stamp.cut(weight))
                 for j in range(i, len(rows)):
-                    dx, dy = corner[j] - corner[i]
-                    here, there = _overlap(dx, dy, window)
-                    if here is None:
-                        continue
-                    product = weighted[here] * stamp[j][there]
-                    matrix[:, i, j] = matrix[:, j, i] = product.sum((1, 2), dtype=np.float64)
+                    both = weighted.common(stamps[j])
+                    if both is not None:
+                        product = both[0] * both[1]
+                        matrix[:, i, j] = matrix[:, j, i] = product.sum((1, 2), dtype=np.float64)
             result.append((rows, matrix))
     return result
-
-
-def _overlap(dx: int, dy: int, window: int) -> tuple[tuple[slice, ...] | None, tuple[slice, ...]]:
-    """Common pixels of two windows, in the first's and in the second's frame."""
-    if abs(dx) >= window or abs(dy) >= window:
-        return None, ()
-    here = (slice(None), slice(max(dy, 0), window + min(dy, 0)), slice(max(dx, 0), window + min(dx, 0)))
-    there = (slice(None), slice(max(-dy, 0), window + min(-dy, 0)), slice(max(-dx, 0), window + min(-dx, 0)))
-    return here, there
 
 
 def linear_fluxes(problem: Problem, unit: FloatArray, flux: DoubleArray, *, n_sweep: int,

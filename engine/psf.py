@@ -54,8 +54,13 @@ class FoldedBasis:
         Its transpose, contiguous.
     gram : float64 (n_band, n_basis, n_basis)
         Gram matrices of `phi`, to float32.
-    flux : float64 (n_band, n_basis)
-        Sum over the window of each folded function.
+    outer, outer_t : float32 (n_band, n_basis, n_cell), (n_band, n_cell, n_basis)
+        Outskirts: the functions at the centres of square cells that cover the full window, row by row; bilinear
+        between them outside the window. No cell where the basis has no outskirts.
+    full_gram : float64 (n_band, n_basis, n_basis)
+        Gram matrices over the full window.
+    full_window, binning : int [pixel]
+        Side of the full window, centred as the window is, and of a cell.
     fwhm : float64 (n_band,) [pixel]
         Of the PSFs.
     window, half : int [pixel]
@@ -71,13 +76,22 @@ class FoldedBasis:
     phi: NDArray[np.float32]
     phi_t: NDArray[np.float32]
     gram: NDArray[np.float64]
-    flux: NDArray[np.float64]
+    outer: NDArray[np.float32]
+    outer_t: NDArray[np.float32]
+    full_gram: NDArray[np.float64]
     fwhm: NDArray[np.float64]
     window: int
     half: int
+    full_window: int
+    binning: int
     residual: NDArray[np.float64]
     narrow: NDArray[np.bool_]
     norm: NDArray[np.float64]
+
+    @property
+    def margin(self) -> int:
+        """By how much the full window exceeds the window on every side [pixel]."""
+        return (self.full_window - self.window) // 2
 
     @property
     def n_band(self) -> int:
@@ -201,8 +215,8 @@ def reference_transform(n: int, sigma: float) -> NDArray[np.float64]:
     return transform / transform[0]
 
 
-def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: int = 5,
-         gain_cap: float = GAIN_CAP) -> FoldedBasis:
+def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: int = 5, gain_cap: float = GAIN_CAP, *,
+         window: int | None = None, binning: int = 1) -> FoldedBasis:
     """Convolve the basis with the difference kernel of every band.
 
     Parameters
@@ -213,9 +227,14 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
         Effective PSF images, q odd; normalised here.
     reference_sigma : float [pixel]
     pad : int [pixel]
-        The window exceeds the stamp by this on every side: light that the wider PSF carries over its edge.
+        The full window exceeds the stamp by at least this on every side: light that the wider PSF carries over its
+        edge.
     gain_cap : float
         Largest modulus of the kernel's transform, at least one.
+    window : int, optional [pixel]
+        Odd: single pixels inside, cells outside. Default: the full window.
+    binning : int [pixel]
+        Of the cells, odd.
 
     Returns
     -------
@@ -230,8 +249,14 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
     image, norm = normalize_psf(psf)
     n_basis, size = stamps.shape[:2]
     n_band, q = image.shape[:2]
-    window = size + 2 * pad
-    n = _fast_length(max(size + q, window))
+    pad = -(-pad // binning) * binning
+    full = size + 2 * pad
+    window = full if window is None else window
+    if window > full or window % 2 == 0 or binning % 2 == 0 or (window < full and full % binning):
+        raise ValueError(f"fold: expected an odd window of at most {full} pixels and an odd binning that divides the "
+                         f"stamp, got {window} and {binning}")
+    outskirts = window < full
+    n = _fast_length(max(size + q, full))
 
     # The kernel's origin sits at (pad, pad), so that the window starts at index 0 of the result.
     padded = np.zeros((n_band, n, n))
@@ -257,18 +282,29 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
     transform = np.fft.fft(rows, n=n, axis=1)
     phi = np.empty((n_band, n_basis, window * window), np.float32)
     phi_t = np.empty((n_band, window * window, n_basis), np.float32)
+    n_cell = (full // binning) ** 2 if outskirts else 0
+    outer = np.empty((n_band, n_basis, n_cell), np.float32)
     gram = np.empty((n_band, n_basis, n_basis))
+    full_gram = np.empty_like(gram)
+    inside = slice((full - window) // 2, (full + window) // 2)
     for b in range(n_band):
-        product = np.fft.ifft(transform * kernel[b].astype(np.complex64), axis=1)[:, :window]
-        phi[b] = np.fft.irfft(product, n=n, axis=2)[:, :, :window].reshape(n_basis, -1)
+        product = np.fft.ifft(transform * kernel[b].astype(np.complex64), axis=1)[:, :full]
+        whole = np.fft.irfft(product, n=n, axis=2)[:, :, :full].astype(np.float32)
+        phi[b] = whole[:, inside, inside].reshape(n_basis, -1)
         phi_t[b] = phi[b].T
         gram[b] = matmul(phi[b : b + 1], phi_t[b : b + 1])[0]
-    flux = phi.sum(axis=2, dtype=np.float64)
+        full_gram[b] = gram[b]
+        if outskirts:
+            outer[b] = whole[:, binning // 2 :: binning, binning // 2 :: binning].reshape(n_basis, -1)
+            flat = whole.reshape(1, n_basis, -1)
+            full_gram[b] = matmul(flat, np.ascontiguousarray(flat.transpose(0, 2, 1)))[0]
+    outer_t = np.ascontiguousarray(outer.transpose(0, 2, 1))
     narrow = residual > NARROW_RESIDUAL
     fwhm = np.array([psf_fwhm(band) for band in image])
-    for array in (phi, phi_t, gram, flux, fwhm, residual, narrow, norm):
+    for array in (phi, phi_t, gram, outer, outer_t, full_gram, fwhm, residual, narrow, norm):
         array.flags.writeable = False
-    return FoldedBasis(phi, phi_t, gram, flux, fwhm, window, window // 2, residual, narrow, norm)
+    return FoldedBasis(phi, phi_t, gram, outer, outer_t, full_gram, fwhm, window, window // 2, full, binning, residual,
+                       narrow, norm)
 
 
 def _fast_length(n: int) -> int:

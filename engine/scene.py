@@ -31,6 +31,7 @@ from deblendrt.engine.flags import Flag
 from deblendrt.engine.psf import NORM_TOLERANCE, normalize_psf
 from deblendrt.engine.windows import Windows, anchor_pixels, too_close
 
+FILL_SIGMA = 1e8  # a fill value, not light: stars saturate below 1e6, and squares in float32 overflow at 1e19
 ESTIMATE_PIXELS = 1_000_000  # a variance needs no more: its own error is then 0.2%
 
 
@@ -221,6 +222,8 @@ def _convert(pixels: Pixels, target: NDArray[np.int64], sky: NDArray[np.float64]
                 variance = pixels.variance[b].astype(np.float64) * pixels.variance_factor[b]
             inverse = (1 / variance).astype(np.float32)
         known = (variance > 0) & np.isfinite(inverse)
+        significance = np.abs(np.where(finite, values, 0.0)) * np.sqrt(np.where(known, inverse, np.float32(0)))
+        finite &= significance < FILL_SIGMA
         not_finite |= unmasked & ~finite
         bad_variance |= unmasked & ~known
         weight[t] = np.where(unmasked & finite & known, inverse, 0)

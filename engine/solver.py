@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine import objective, ops
-from deblendrt.engine.objective import Canvases, DoubleArray, Problem, State
+from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem, State
 
 N_CONJUGATE = 4  # conjugate-gradient iterations per step
 MAX_SHAPE_STEP = 3.0  # prior standard deviations
@@ -42,15 +42,15 @@ class Solution:
     Attributes
     ----------
     state : State
-    expected_decrease : float64 (n_source,)
-        Half of g' H^-1 g: how much a further step is expected to lower the objective.
+    downhill : float64 (n_source, n_latent)
+        Minus the gradient of L, its flux part relative.
     weights, residual : list of float32 (n_band, n_y, n_x)
         Robust weights W, and W (y - m).
     objective : float64 (n_scene,)
     """
 
     state: State
-    expected_decrease: DoubleArray
+    downhill: DoubleArray
     weights: Canvases
     residual: Canvases
     objective: DoubleArray
@@ -76,13 +76,11 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
     state = run[solver](problem, latent, floor, n_iteration)
     likely = objective.likelihood(problem, state.model)
     weights, residual = objective.weighted_residual(problem, likely, state.model)
-    gradient = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
-    block = blocks(problem, state, mean_weight(problem, weights), prior_curvature(problem))
-    decrease = 0.5 * (gradient * _apply_blocks(_inverse(block), gradient)).sum(1)
+    downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
     per_blend = objective.by_blend(problem, likely, state)
     scene_of_blend = np.repeat(np.arange(len(problem.data)), [p.n_blend for p in problem.partition])
     total = np.bincount(scene_of_blend, weights=per_blend, minlength=len(problem.data)).astype(float)
-    return Solution(state, decrease, weights, residual, total)
+    return Solution(state, downhill, weights, residual, total)
 
 
 def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> State:
@@ -191,14 +189,14 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
     curvature = curvature[rows]
     part = State(state.latent[rows], type(state.jacobian)(*(a[rows] for a in state.jacobian)),
                  state.coefficients[rows], [], state.log_prior[rows], state.prior_gradient[rows])
-    corner, scene = problem.corner[rows], problem.scene[rows]
+    corner, extended, scene = problem.corner[rows], problem.extended[rows], problem.scene[rows]
 
     def matrix(v: DoubleArray) -> DoubleArray:
         image = [np.zeros_like(d) for d in problem.data]
-        ops.render(objective.push(part, v), problem.folded, corner, image, scene)
+        ops.render(objective.push(part, v), problem.folded, corner, extended, image, scene)
         for plane, w in zip(image, weights, strict=True):
             plane *= w
-        pulled = objective.pull(part, ops.project(image, problem.folded, corner, scene))
+        pulled = objective.pull(part, ops.project(image, problem.folded, corner, extended, scene))
         return pulled + _apply_blocks(curvature, v) + added[rows] * v
 
     step[rows] = conjugate_gradient(matrix, lambda r: _apply_blocks(inverse[rows], r), downhill[rows],
@@ -262,6 +260,33 @@ def blocks(problem: Problem, state: State, wbar: DoubleArray, curvature: DoubleA
     -------
     float64 (n_source, n_latent, n_latent)
     """
+    rows = columns(state)
+    _, n_band, n_column, n_basis = rows.shape
+    n_move = n_column - 1
+    by_band = np.ascontiguousarray(rows.transpose(1, 0, 2, 3))
+    through = np.empty_like(rows)
+    for chosen, gram in ((~problem.extended, problem.folded.gram), (problem.extended, problem.folded.full_gram)):
+        if chosen.any():
+            flat = by_band[:, chosen].reshape(n_band, -1, n_basis)
+            product = ops.matmul(flat, gram.astype(np.float32)).reshape(n_band, -1, 1 + n_move, n_basis)
+            through[chosen] = product.transpose(1, 0, 2, 3)
+    inner = (through @ rows.transpose(0, 1, 3, 2)).astype(np.float64) * wbar[:, :, None, None]
+    block = curvature.copy()
+    band = np.arange(n_band)
+    block[:, band, band] += inner[:, :, 0, 0]
+    block[:, :n_band, n_band:] += inner[:, :, 0, 1:]
+    block[:, n_band:, :n_band] += inner[:, :, 0, 1:].transpose(0, 2, 1)
+    block[:, n_band:, n_band:] += inner[:, :, 1:, 1:].sum(1)
+    return block
+
+
+def columns(state: State) -> FloatArray:
+    """Derivatives of the coefficients of each band, by relative flux, offset and shape.
+
+    Returns
+    -------
+    float32 (n_source, n_band, 1 + 2 + n_shape, n_basis) [nJy]
+    """
     maps, d_maps, mix, d_mix = state.jacobian
     n, n_band, n_basis = state.coefficients.shape
     n_move = d_maps.shape[1]
@@ -272,17 +297,7 @@ def blocks(problem: Problem, state: State, wbar: DoubleArray, curvature: DoubleA
     rows[:, :, 1:] = moved.reshape(n, n_band, n_move, n_basis)
     rows[:, :, 3:] += d_mix.transpose(0, 3, 1, 2) @ maps[:, None]
     rows[:, :, 1:] *= flux[:, :, None, None]
-    gram = problem.folded.gram.astype(np.float32)
-    by_band = np.ascontiguousarray(rows.transpose(1, 0, 2, 3)).reshape(n_band, n * (1 + n_move), n_basis)
-    through = ops.matmul(by_band, gram).reshape(n_band, n, 1 + n_move, n_basis).transpose(1, 0, 2, 3)
-    inner = (through @ rows.transpose(0, 1, 3, 2)).astype(np.float64) * wbar[:, :, None, None]
-    block = curvature.copy()
-    band = np.arange(n_band)
-    block[:, band, band] += inner[:, :, 0, 0]
-    block[:, :n_band, n_band:] += inner[:, :, 0, 1:]
-    block[:, n_band:, :n_band] += inner[:, :, 0, 1:].transpose(0, 2, 1)
-    block[:, n_band:, n_band:] += inner[:, :, 1:, 1:].sum(1)
-    return block
+    return rows
 
 
 def prior_curvature(problem: Problem) -> DoubleArray:

@@ -20,6 +20,7 @@ from deblendrt.engine.solver import mean_weight
 SWEEPS = 3  # of the joint linear solve
 START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights
 ENCODER_COVERAGE = 0.8  # of its cutout in every band; elsewhere the shape starts at the prior's mean
+EXTENDED = 0.3  # signal to noise of the light outside a source's window, from which on it is drawn there too
 SIGNIFICANT = 1.0  # sigma of all bands together, per pixel: where a source's light counts for the blends
 FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
 
@@ -62,7 +63,7 @@ def build_problem(scenes: list[Scene], folded: FoldedBasis, runtime: Runtime, bu
     problem = Problem(runtime=runtime, bundle=bundle, folded=folded, data=data, weight=weight, partition=[],
                       scene=scene_of, blend=np.zeros(0, np.int64), n_blend=0, corner=corner,
                       offset0=centers - corner, center_sigma=center_sigma, measured=measured, robust=robust,
-                      profile=profile)
+                      extended=np.zeros(len(corner), bool), profile=profile)
     return divide(problem, np.full(len(corner), MIN_RADIUS)), rows
 
 
@@ -84,7 +85,9 @@ def divide(problem: Problem, radius: DoubleArray) -> Problem:
     for s, data in enumerate(problem.data):
         here = np.flatnonzero(problem.scene == s)
         centers = problem.corner[here] + problem.offset0[here] + problem.folded.half
-        part = partition(centers, radius[here], problem.corner[here], problem.folded.window, data.shape[1:3])
+        margin = np.where(problem.extended[here], problem.folded.margin, 0)
+        part = partition(centers, radius[here], problem.corner[here] - margin[:, None],
+                         problem.folded.window + 2 * margin, data.shape[1:3])
         parts.append(part)
         blend[here] = part.blend + n_blend
         n_blend += part.n_blend
@@ -102,15 +105,31 @@ def light_radius(problem: Problem, coefficients: objective.FloatArray) -> Double
     Returns
     -------
     float64 (n_source,) [pixel]
-        At least `MIN_RADIUS`, at most half a window.
+        At least `MIN_RADIUS`, at most half the source's window.
     """
     weight = mean_weight(problem, problem.weight)
     area = np.empty(len(coefficients))
     for rows, _ in ops.tiles(len(coefficients)):
-        image = ops.stamps(coefficients[rows], problem.folded)
-        significance = (weight[rows, :, None, None] * image.astype(np.float64) ** 2).sum(1)
-        area[rows] = (significance > SIGNIFICANT**2).sum((1, 2))
-    return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, problem.folded.half)
+        for i, stamp in enumerate(ops.stamps(coefficients[rows], problem.folded), rows.start):
+            if problem.extended[i]:
+                stamp = ops.extended_stamps(coefficients[i : i + 1], problem.folded)[0]
+            significance = (weight[i, :, None, None] * stamp.astype(np.float64) ** 2).sum(0)
+            area[i] = (significance > SIGNIFICANT**2).sum()
+    largest = problem.folded.half + np.where(problem.extended, problem.folded.margin, 0)
+    return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, largest)
+
+
+def outskirts_significance(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
+    """Signal to noise of a source's light outside its window, all bands together, float64 (n_source,)."""
+    weight = mean_weight(problem, problem.weight)
+    outside = (problem.folded.full_gram - problem.folded.gram).astype(np.float32)
+    square = np.empty(weight.shape)
+    for rows, padded in ops.tiles(len(coefficients)):
+        tile = np.zeros((problem.n_band, padded, coefficients.shape[2]), np.float32)
+        tile[:, : rows.stop - rows.start] = coefficients[rows].transpose(1, 0, 2)
+        light = (ops.matmul(tile, outside) * tile).sum(2, dtype=np.float64)
+        square[rows] = light[:, : rows.stop - rows.start].T
+    return np.sqrt(np.maximum((weight * square).sum(1), 0.0))
 
 
 def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, DoubleArray]:
@@ -144,8 +163,10 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
     log_flux = np.log(np.maximum(flux, lowest))
     latent[:, :n_band] = log_flux
     latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
-    radius = light_radius(problem, problem.runtime.decode(latent))
-    return divide(problem, radius), latent, np.where(problem.measured, np.log(lowest), -np.inf)
+    coefficients = problem.runtime.decode(latent)
+    problem = dataclasses.replace(problem, extended=outskirts_significance(problem, coefficients) > EXTENDED)
+    divided = divide(problem, light_radius(problem, coefficients))
+    return divided, latent, np.where(problem.measured, np.log(lowest), -np.inf)
 
 
 def encoded_shapes(problem: Problem) -> tuple[DoubleArray, NDArray[np.bool_]]:

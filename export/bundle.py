@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine import outskirts
 from deblendrt.engine.bundle import verify_bundle
 from deblendrt.engine.manifest import FORMAT_REVISION, GOLDEN, GRAPHS, MANIFEST
 from deblendrt.export.graphs import MINIMUM_ONNXRUNTIME, OPSET, export_graphs, narrow
@@ -32,6 +33,10 @@ GOLDEN_SOURCES, GOLDEN_SEED = 5, 2  # fewer than a tile, so that `deblendrt veri
 # benign than today's, and is a hundred times below the model's own error. atol is for rows that are nearly zero, in the
 # output's units.
 GOLDEN_TOLERANCE = {name: {"rtol": 2e-5, "atol": 1e-6} for name in GRAPHS}
+
+
+# Largest deviation of the basis from its core and cells, relative to its maximum: some roundings of float32.
+BASIS_LIMIT = 1e-6
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
@@ -60,20 +65,43 @@ def golden_vectors(model: Model) -> dict[str, NDArray[np.float32]]:
             for kind, values in (("in", inputs[name]), ("out", outputs[name])) for key, value in values.items()}
 
 
+def split_basis(model: Model) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Core and outskirts of the basis, as the bundle stores them.
+
+    Returns
+    -------
+    core : float32 (n_basis, core_size, core_size)
+    cells : float32 (n_basis, q, q)
+
+    Raises
+    ------
+    ValueError
+        The basis is not bilinear outside its core: another one than the decoder's would come out of the bundle.
+    """
+    spec = model.config.basis
+    core, cells = outskirts.split(model.basis, spec.core_size, spec.binning)
+    error = np.abs(outskirts.expand(core, cells, spec.binning) - model.basis).max() / np.abs(model.basis).max()
+    if not error <= BASIS_LIMIT:
+        raise ValueError(f"the basis is not bilinear between cells of {spec.binning} pixels outside its core of "
+                         f"{spec.core_size}: off by {error:.1e} of its maximum, above {BASIS_LIMIT:.0e}")
+    return core, cells
+
+
 def bundle_files(model: Model) -> tuple[dict[str, bytes], dict[str, dict[str, float]]]:
     """Contents of every file but the manifest, and the graphs' parity.
 
     Raises
     ------
     ExportError, ValueError
-        A graph does not export, or is too far from torch.
+        A graph does not export, or is too far from torch; the basis does not fit its cells.
     """
+    basis, cells = split_basis(model)
     wide = export_graphs(model)
     graphs = {name: narrow(proto) for name, proto in wide.items()}
     inputs = example_inputs(model, PARITY_SOURCES, PARITY_SEED)
     parity = check_parity(graphs, wide, inputs, reference_outputs(model, inputs))
     files = {f"{name}.onnx": proto.SerializeToString(deterministic=True) for name, proto in graphs.items()}
-    files |= {"basis.npy": npy_bytes(model.basis), "shift.npy": npy_bytes(model.shift),
+    files |= {"basis.npy": npy_bytes(basis), "outskirts.npy": npy_bytes(cells), "shift.npy": npy_bytes(model.shift),
               "psf.npy": npy_bytes(model.nominal_psf), GOLDEN: npz_bytes(golden_vectors(model))}
     return files, parity
 
@@ -90,7 +118,8 @@ def manifest_of(model: Model, files: dict[str, bytes], parity: dict[str, dict[st
         "bands": list(config.survey.bands),
         "reference_band": config.survey.reference_band,
         "pixel_scale": config.survey.pixel_scale,
-        "stamp_size": config.basis.stamp_size,
+        "stamp_size": config.basis.core_size,
+        "outskirts_binning": config.basis.binning,
         "n_basis": decoder.n_basis,
         "n_component": decoder.n_component,
         "n_shape": decoder.n_shape,

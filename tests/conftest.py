@@ -14,7 +14,7 @@ from toy_model import ToyModel
 
 from deblendrt.engine.bundle import load_bundle
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.manifest import GRAPHS, Graph, graph_sizes
+from deblendrt.engine.manifest import FORMAT_REVISION, GRAPHS, Graph, graph_sizes
 from deblendrt.engine.runtime_ort import OrtRuntime
 
 HIDDEN = 48
@@ -84,12 +84,14 @@ def write_toy_bundle(folder: Path) -> Path:
     np.save(folder / "psf.npy", np.stack([psf / psf.sum()] * 2).astype(np.float32))
     np.save(folder / "basis.npy", np.linalg.qr(rng.standard_normal((stamp**2, n_basis)))[0].T.reshape(-1, stamp, stamp)
             .astype(np.float32))
+    np.save(folder / "outskirts.npy", np.zeros((n_basis, 0, 0), np.float32))
     np.save(folder / "shift.npy", (0.1 * rng.standard_normal((2, n_basis, n_basis))).astype(np.float32))
     manifest = {
-        "format_revision": 1, "name": "toy", "model_version": "1", "licence": "BSD-3-Clause", "bands": bands,
-        "reference_band": "i", "pixel_scale": 0.2, "stamp_size": stamp, "n_basis": n_basis, "n_component": n_component,
-        "n_shape": n_shape, "shape_radius": 6.0, "reference_psf_sigma": 1.0, "flux_unit": "nJy", "psf_fwhm": [0.9, 0.8],
-        "sky_sigma": [2.0, 4.0], "encoder_cutout_size": 9, "start_shape": [0.0] * n_shape,
+        "format_revision": FORMAT_REVISION, "name": "toy", "model_version": "1", "licence": "BSD-3-Clause",
+        "bands": bands, "reference_band": "i", "pixel_scale": 0.2, "stamp_size": stamp, "outskirts_binning": 1,
+        "n_basis": n_basis, "n_component": n_component, "n_shape": n_shape, "shape_radius": 6.0,
+        "reference_psf_sigma": 1.0, "flux_unit": "nJy", "psf_fwhm": [0.9, 0.8], "sky_sigma": [2.0, 4.0],
+        "encoder_cutout_size": 9, "start_shape": [0.0] * n_shape,
         "prior_curvature": np.eye(n_shape).tolist(), "mean_color": [-1.0, 0.0], "color_sigma": [0.5, 0.0],
         "log_prob_percentiles": {"0.1": -30.0, "1": -20.0, "5": -15.0, "25": -8.0, "50": -5.0, "75": -3.0},
         "training": {"seed": 1, "population": {"magnitude_min": 16.5, "magnitude_max": 26.5}}, "opset": 18,
@@ -125,12 +127,27 @@ def toy_model() -> ToyModel:
     return ToyModel()
 
 
+def _toy_deblender(model: ToyModel, folder: Path) -> Deblender:
+    pytest.importorskip("onnx")
+    model.write_files(folder)
+    seal(folder, model.manifest())
+    bundle = load_bundle(folder)
+    return Deblender(bundle, OrtRuntime(bundle))
+
+
 @pytest.fixture(scope="session")
 def toy_deblender(toy_model: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Deblender:
     """A deblender whose model is small, but whose derivatives belong to its functions; needs no torch."""
-    pytest.importorskip("onnx")
-    folder = tmp_path_factory.mktemp("toy_model")
-    toy_model.write_files(folder)
-    seal(folder, toy_model.manifest())
-    bundle = load_bundle(folder)
-    return Deblender(bundle, OrtRuntime(bundle))
+    return _toy_deblender(toy_model, tmp_path_factory.mktemp("toy_model"))
+
+
+@pytest.fixture(scope="session")
+def wide_toy_model() -> ToyModel:
+    """The float64 definition behind `wide_toy_deblender`."""
+    return ToyModel(wide=True)
+
+
+@pytest.fixture(scope="session")
+def wide_toy_deblender(wide_toy_model: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Deblender:
+    """The same for larger galaxies, about a tenth of whose light lies in outskirts."""
+    return _toy_deblender(wide_toy_model, tmp_path_factory.mktemp("wide_toy_model"))

@@ -5,8 +5,9 @@ r"""A model small enough to be written down, in float64 NumPy and as ONNX graphs
     log p   = -|q|^2 / 2 - sum q^4 / 20,     q = z - a tanh(log_flux . f)
 
 u are two Gaussians, P removes a map's flux (so every map has unit flux), X and Y the exact generators of a shift. The
-basis holds the Gauss-Hermite functions to order four. Every derivative is consistent with its function, which the
-random graphs of the other toy bundle are not.
+basis holds the Gauss-Hermite functions to order four; those of the wide model are larger and have light in outskirts,
+where they are bilinear between cells (which makes its generators approximate). Every derivative is consistent with its
+function, which the random graphs of the other toy bundle are not.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.manifest import GRAPHS, graph_sizes
+from deblendrt.engine.manifest import FORMAT_REVISION, GRAPHS, graph_sizes
 from deblendrt.engine.objective import Problem
+from deblendrt.engine.outskirts import expand, split
 from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.scene import make_scenes
 from deblendrt.engine.start import build_problem, start_latents
@@ -33,12 +35,13 @@ STAMP, ORDER, SCALE = 21, 4, 1.8  # pixel, highest order, pixel
 SKY_SIGMA = (1.0, 1.5, 2.0)
 PSF_FWHM = (4.0, 3.6, 3.4)  # pixel
 PIXEL_SCALE = 0.2
+WIDE_STAMP, WIDE_SCALE, BINNING = 57, 5.0, 3  # pixel: of the wide model, whose core is as large as the other's stamp
 CUTOUT = 9
 
 
-def gauss_hermite() -> tuple[Array, Array]:
-    """Basis (n_basis, STAMP, STAMP) and the generators of its shifts (2, n_basis, n_basis)."""
-    x = (np.arange(STAMP) - STAMP // 2) / SCALE
+def gauss_hermite(size: int = STAMP, scale: float = SCALE) -> tuple[Array, Array]:
+    """Basis (n_basis, size, size) and the generators of its shifts (2, n_basis, n_basis)."""
+    x = (np.arange(size) - size // 2) / scale
     one = [np.pi**-0.25 * np.exp(-(x**2) / 2)]
     one.append(math.sqrt(2) * x * one[0])
     for n in range(2, ORDER + 1):
@@ -46,11 +49,11 @@ def gauss_hermite() -> tuple[Array, Array]:
     slope = np.zeros((ORDER + 1, ORDER + 1))  # <psi_n', -d psi_n / dx>
     for n in range(ORDER + 1):
         if n > 0:
-            slope[n - 1, n] = -math.sqrt(n / 2) / SCALE
+            slope[n - 1, n] = -math.sqrt(n / 2) / scale
         if n < ORDER:
-            slope[n + 1, n] = math.sqrt((n + 1) / 2) / SCALE
+            slope[n + 1, n] = math.sqrt((n + 1) / 2) / scale
     pairs = [(n, m) for total in range(ORDER + 1) for n in range(total, -1, -1) for m in (total - n,)]
-    phi = np.array([np.outer(one[m], one[n]) for n, m in pairs]) / SCALE
+    phi = np.array([np.outer(one[m], one[n]) for n, m in pairs]) / scale
     shift = np.zeros((2, len(pairs), len(pairs)))
     for k, (n1, m1) in enumerate(pairs):
         for j, (n, m) in enumerate(pairs):
@@ -69,17 +72,21 @@ def gaussian_psf(fwhm: float, size: int = 25) -> Array:
 class ToyModel:
     """The definition, in float64. Methods and shapes as those of `deblendrt.engine.runtime.Runtime`."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, wide: bool = False) -> None:
         rng = np.random.default_rng(seed)
-        phi, shift = gauss_hermite()
+        phi, shift = gauss_hermite(WIDE_STAMP, WIDE_SCALE) if wide else gauss_hermite()
+        self.binning = BINNING if wide else 1
+        core, cells = split(phi, STAMP, BINNING) if wide else (phi, np.zeros((len(phi), 0, 0)))
+        phi = expand(core, cells, self.binning)
         # what the engine knows is float32; the definition starts from the same numbers
-        self.phi, self.shift = phi.astype(np.float32), shift.astype(np.float32)
+        self.phi, self.outskirts, self.shift = (a.astype(np.float32) for a in (core, cells, shift))
         self.x_t, self.y_t = (g.T.astype(np.float64) for g in self.shift)
         n_basis = len(phi)
         flat = phi.reshape(n_basis, -1)
         total = flat.sum(1)
-        y, x = np.mgrid[:STAMP, :STAMP] - STAMP // 2
-        gaussians = np.array([np.exp(-(x**2 + y**2) / (2 * s**2)) for s in (1.5, 2.3)])
+        y, x = np.mgrid[: phi.shape[1], : phi.shape[2]] - phi.shape[1] // 2
+        stretch = WIDE_SCALE / SCALE if wide else 1.0
+        gaussians = np.array([np.exp(-(x**2 + y**2) / (2 * (stretch * s) ** 2)) for s in (1.5, 2.3)])
         unit = gaussians.reshape(2, -1) @ flat.T
         unit /= (unit @ total)[:, None]
         order = np.array([n for n in range(ORDER + 1) for _ in range(n + 1)])
@@ -149,10 +156,11 @@ class ToyModel:
     def manifest(self) -> dict[str, Any]:
         """All keys but `files`."""
         return {
-            "format_revision": 1, "name": "toy_model", "model_version": "1", "licence": "BSD-3-Clause",
+            "format_revision": FORMAT_REVISION, "name": "toy_model", "model_version": "1", "licence": "BSD-3-Clause",
             "bands": list(BANDS), "reference_band": "i", "pixel_scale": PIXEL_SCALE, "stamp_size": STAMP,
-            "n_basis": self.n_basis, "n_component": N_COMPONENT, "n_shape": N_SHAPE, "shape_radius": 6.0,
-            "reference_psf_sigma": 1.0, "flux_unit": "nJy", "psf_fwhm": [f * PIXEL_SCALE for f in PSF_FWHM],
+            "outskirts_binning": self.binning, "n_basis": self.n_basis, "n_component": N_COMPONENT,
+            "n_shape": N_SHAPE, "shape_radius": 6.0, "reference_psf_sigma": 1.0, "flux_unit": "nJy",
+            "psf_fwhm": [f * PIXEL_SCALE for f in PSF_FWHM],
             "sky_sigma": list(SKY_SIGMA), "encoder_cutout_size": CUTOUT, "start_shape": [0.0] * N_SHAPE,
             "prior_curvature": (1.5 * np.eye(N_SHAPE)).tolist(), "mean_color": [-0.5, -0.2, 0.0],
             "color_sigma": [0.4, 0.3, 0.0],
@@ -166,6 +174,7 @@ class ToyModel:
         """Arrays, golden vectors and graphs of a bundle; the manifest is the caller's."""
         rng = np.random.default_rng(1)
         np.save(folder / "basis.npy", self.phi)
+        np.save(folder / "outskirts.npy", self.outskirts)
         np.save(folder / "shift.npy", self.shift)
         np.save(folder / "psf.npy", np.array([gaussian_psf(f) for f in PSF_FWHM]).astype(np.float32))
         sizes = graph_sizes(n_band=N_BAND, n_basis=self.n_basis, n_component=N_COMPONENT, n_shape=N_SHAPE,

@@ -12,6 +12,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine import outskirts
+from deblendrt.training import config
 from deblendrt.training.config import Config
 from deblendrt.training.population import draw
 from deblendrt.training.render import COMPONENTS, component_map
@@ -35,24 +37,70 @@ class Basis:
     explained: NDArray[np.float64]
 
 
-def symmetrised_covariance(maps: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Sum of outer products of the maps and of their mirror images and quarter turns.
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """A stamp cut into single pixels in its core and square cells of `binning` pixels in its outskirts.
+
+    A few per cent of the galaxies need outskirts, whose light is smooth: 147 x 147 pixels become 5929 cells.
+
+    Attributes
+    ----------
+    label : int64 (size, size)
+        Cell of each pixel.
+    area : int64 (n_cell,) [pixel]
+    core_size, binning : int [pixel]
+    """
+
+    label: NDArray[np.int64]
+    area: NDArray[np.int64]
+    core_size: int
+    binning: int
+
+    def reduce(self, images: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Sum over each cell / sqrt(area), which keeps the sum of squares of smooth images; float32 (n, n_cell)."""
+        flat = images.reshape(len(images), -1)
+        order = np.argsort(self.label.ravel(), kind="stable")
+        start = np.concatenate([[0], np.cumsum(self.area)[:-1]])
+        sums = np.add.reduceat(flat[:, order].astype(np.float64), start, axis=1)
+        return (sums / np.sqrt(self.area)).astype(np.float32)
+
+    def expand(self, cells: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Images (n, size, size) of reduced ones: bilinear between the centres of the outskirts' cells."""
+        fine = (cells / np.sqrt(self.area))[:, self.label]
+        return outskirts.expand(*outskirts.split(fine, self.core_size, self.binning), self.binning)
+
+
+def cut(spec: config.Basis) -> Cells:
+    """The cells of a basis' stamps."""
+    size, b = spec.stamp_size, spec.binning
+    y, x = np.mgrid[:size, :size]
+    inside = np.maximum(np.abs(y - size // 2), np.abs(x - size // 2)) <= spec.core_size // 2
+    # numbers of cells begin where those of pixels end
+    number = np.where(inside, y * size + x, size * size + (y // b) * size + x // b)
+    label = np.unique(number, return_inverse=True)[1].reshape(size, size)
+    return Cells(label, np.bincount(label.ravel()), spec.core_size, b)
+
+
+def symmetrised_covariance(maps: NDArray[np.floating], label: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum of outer products of the reduced maps and of their mirror images and quarter turns.
 
     Parameters
     ----------
-    maps : float (n, size, size)
+    maps : float (n, n_cell)
+    label : int64 (size, size)
+        Cell of each pixel.
 
     Returns
     -------
-    float64 (size^2, size^2)
+    float64 (n_cell, n_cell)
     """
-    n, size, _ = maps.shape
-    total = np.zeros((size * size, size * size))
+    covariance = (maps.T @ maps).astype(np.float64)
+    total = np.zeros_like(covariance)
     for turn in range(4):
-        for mirror in (False, True):
-            turned = np.rot90(maps, turn, (1, 2))
-            flat = (turned[:, :, ::-1] if mirror else turned).reshape(n, -1).astype(np.float64)
-            total += flat.T @ flat
+        for mirror in (1, -1):
+            moved = np.empty(len(covariance), np.int64)  # where a symmetry takes each cell
+            moved[label.ravel()] = np.rot90(label, turn)[:, ::mirror].ravel()
+            total += covariance[np.ix_(moved, moved)]
     return total
 
 
@@ -82,6 +130,13 @@ def shift_generators(phi: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.array(generators)
 
 
+def orthonormal(phi: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The orthonormal functions nearest to some that nearly are (Löwdin), which favours none of them."""
+    flat = phi.reshape(len(phi), -1).astype(np.float64)
+    values, vectors = np.linalg.eigh(flat @ flat.T)
+    return ((vectors / np.sqrt(values)) @ vectors.T @ flat).reshape(phi.shape)
+
+
 def build_basis(config: Config, rng: np.random.Generator) -> Basis:
     """Draw galaxies of the population with random offsets and take their principal components.
 
@@ -101,11 +156,12 @@ def build_basis(config: Config, rng: np.random.Generator) -> Basis:
     offsets = rng.uniform(-spec.max_offset, spec.max_offset, (spec.n_galaxy, 2))
     # a component enters as often as it matters: bulges by their share of the light
     kinds = rng.random(spec.n_galaxy) < np.clip(galaxies.bulge_fraction, 0.3, 0.7)
-    maps = np.array([component_map(galaxies, i, COMPONENTS[0 if kinds[i] else 1], spec.stamp_size,
-                                   config.survey.pixel_scale, spec.reference_psf_sigma, tuple(offsets[i]))
-                     for i in tqdm(range(spec.n_galaxy), "basis", disable=None)])
-    values, vectors = np.linalg.eigh(symmetrised_covariance(maps))
+    cells = cut(spec)
+    maps = np.concatenate([cells.reduce(component_map(
+        galaxies, i, COMPONENTS[0 if kinds[i] else 1], spec.stamp_size, config.survey.pixel_scale,
+        spec.reference_psf_sigma, tuple(offsets[i]))[None]) for i in tqdm(range(spec.n_galaxy), "basis", disable=None)])
+    values, vectors = np.linalg.eigh(symmetrised_covariance(maps, cells.label))
     explained = np.cumsum(values[::-1]) / values.sum()
-    phi = vectors[:, ::-1][:, : spec.n_basis].T.reshape(-1, spec.stamp_size, spec.stamp_size)
+    phi = orthonormal(cells.expand(vectors[:, ::-1][:, : spec.n_basis].T))
     phi = phi * np.where(phi.sum((1, 2)) < 0, -1.0, 1.0)[:, None, None]  # eigenvectors have no sign of their own
     return Basis(phi.astype(np.float32), shift_generators(phi).astype(np.float32), explained[: spec.n_basis])

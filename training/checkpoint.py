@@ -42,6 +42,7 @@ class Model:
     prior : ShapePrior
     encoder : DeblendingEncoder
     basis : float32 (n_basis, size, size)
+        Orthonormal; bilinear between cells outside the core.
     shift : float32 (2, n_basis, n_basis)
     nominal_psf : float32 (n_band, q, q)
     psf_fwhm : float64 (n_band,) [arcsec]
@@ -175,7 +176,7 @@ def random_model(config: Config, seed: int) -> Model:
     -------
     Model
     """
-    from deblendrt.training.basis import shift_generators
+    from deblendrt.training.basis import cut, shift_generators
 
     rng = np.random.default_rng(seed)
     size, n_basis, bands = config.basis.stamp_size, config.basis.n_basis, len(config.survey.bands)
@@ -183,7 +184,9 @@ def random_model(config: Config, seed: int) -> Model:
     envelope = np.exp(-(x**2 + y**2) / (2 * (size / 10) ** 2))
     smooth = np.cumsum(np.cumsum(rng.standard_normal((n_basis, size, size)), 1), 2)
     smooth[0] = 1.0
-    phi = np.linalg.qr((smooth * envelope).reshape(n_basis, -1).T)[0].T.reshape(n_basis, size, size)
+    cells = cut(config.basis)
+    drawn = cells.expand(cells.reduce(smooth * envelope))
+    phi = np.linalg.qr(drawn.reshape(n_basis, -1).T)[0].T.reshape(n_basis, size, size)
     phi *= np.sign(phi.sum((1, 2)))[:, None, None]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -43,11 +43,20 @@ class Population:
 class Basis:
     """Orthonormal basis of stamps under the reference PSF."""
 
-    stamp_size: int  # pixel, odd
+    stamp_size: int  # pixel, an odd multiple of `binning`
+    core_size: int  # pixel, another: single pixels inside, cells of `binning` pixels outside
+    binning: int  # pixel, odd
     n_basis: int
     reference_psf_sigma: float  # pixel
     n_galaxy: int
     max_offset: float  # pixel
+
+    def __post_init__(self) -> None:
+        sizes = self.stamp_size, self.core_size
+        odd = self.binning > 0 and all(size > 0 and size % (2 * self.binning) == self.binning for size in sizes)
+        if not (odd and self.binning % 2 and self.core_size <= self.stamp_size):
+            raise ValueError("stamp_size, core_size and binning: expected odd multiples of an odd binning, the core "
+                             f"not the larger one, got {self.stamp_size}, {self.core_size} and {self.binning}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +131,10 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
         elif kind in (int, float, str) and type(value) is not kind:
             raise ValueError(f"{where}.{key}: expected {kind.__name__}, got {value!r}")
         built[key] = value
-    return cls(**built)
+    try:
+        return cls(**built)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def from_dict(values: dict[str, Any], where: str = "config") -> Config:
@@ -130,8 +142,8 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
     config: Config = _build(Config, values, where)
     if config.survey.reference_band not in config.survey.bands:
         raise ValueError(f"{where}.survey.reference_band: {config.survey.reference_band!r} is not in survey.bands")
-    if config.basis.stamp_size % 2 == 0 or config.encoder.cutout_size % 2 == 0:
-        raise ValueError(f"{where}: basis.stamp_size and encoder.cutout_size must be odd")
+    if config.encoder.cutout_size % 2 == 0:
+        raise ValueError(f"{where}: encoder.cutout_size must be odd")
     return config
 
 

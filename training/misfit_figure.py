@@ -27,30 +27,41 @@ BINS = (17.0, 18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.3)
 CATALOG_LIMIT = 25.3  # i magnitude of the LSST gold sample: whose light the stamps must hold
 
 
-def truncation(model: Model, galaxies: population.Galaxies) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """chi2 that the basis cannot draw, and the light outside the stamp.
-
-    The chi2 is taken under the reference PSF, where it is larger than under any wider one.
-
-    Returns
-    -------
-    chi2 : float64 (n,)
-    lost : float64 (n,)
-        Fraction of the reference band's flux outside the stamp.
-    """
+def _drawn(model: Model, galaxies: population.Galaxies, i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Component maps (n_component, n_pixel) of one galaxy under the reference PSF, and fluxes (n_band, n_component)."""
     settings = model.config
+    maps = np.array([render.component_map(galaxies, i, c, settings.basis.stamp_size, settings.survey.pixel_scale,
+                                          settings.basis.reference_psf_sigma) for c in render.COMPONENTS], np.float64)
+    return maps.reshape(len(maps), -1), np.stack([galaxies.bulge_flux[i], galaxies.disk_flux[i]], 1)
+
+
+def truncation(model: Model, galaxies: population.Galaxies) -> NDArray[np.float64]:
+    """chi2 that the basis cannot draw, float64 (n,).
+
+    It is taken under the reference PSF, where it is larger than under any wider one.
+    """
     flat = np.asarray(model.basis, np.float64).reshape(len(model.basis), -1)
-    reference = settings.survey.reference_index
-    chi2, lost = np.empty(len(galaxies)), np.empty(len(galaxies))
+    chi2 = np.empty(len(galaxies))
     for i in range(len(galaxies)):
-        maps = np.array([render.component_map(galaxies, i, c, settings.basis.stamp_size, settings.survey.pixel_scale,
-                                              settings.basis.reference_psf_sigma) for c in render.COMPONENTS])
-        flux = np.stack([galaxies.bulge_flux[i], galaxies.disk_flux[i]])
-        images = flux.T @ maps.reshape(2, -1).astype(np.float64)
-        rest = images - images @ flat.T @ flat
+        maps, flux = _drawn(model, galaxies, i)
+        rest = flux @ (maps - (maps @ flat.T) @ flat)
         chi2[i] = ((rest / model.sky_sigma[:, None]) ** 2).sum()
-        lost[i] = 1 - images[reference].sum() / flux[:, reference].sum()
-    return chi2, lost
+    return chi2
+
+
+def lost_light(model: Model, galaxies: population.Galaxies) -> dict[str, NDArray[np.float64]]:
+    """Fractions of the reference band's flux outside the "stamp" and outside its "core", float64 (n,) each."""
+    size, reference = model.config.basis.stamp_size, model.config.survey.reference_index
+    core = np.zeros((size, size), bool)
+    margin = (size - model.config.basis.core_size) // 2
+    core[margin : size - margin, margin : size - margin] = True
+    lost = {"stamp": np.empty(len(galaxies)), "core": np.empty(len(galaxies))}
+    for i in range(len(galaxies)):
+        maps, flux = _drawn(model, galaxies, i)
+        share = flux[reference] / flux[reference].sum()
+        lost["stamp"][i] = 1 - share @ maps.sum(1)
+        lost["core"][i] = 1 - share @ maps[:, core.ravel()].sum(1)
+    return lost
 
 
 def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
@@ -70,21 +81,21 @@ def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
         encoder = vae.misfit(mix.mT @ drawn, target, log_flux, gram, sky)
         _, prior = vae.fit_shapes(model.decoder, start, target, log_flux, gram, sky)
         _, best = vae.fit_shapes(model.decoder, start, target, log_flux, gram, sky, n_iteration=25, prior_weight=0.01)
-    cut, _ = truncation(model, galaxies)
+    cut = truncation(model, galaxies)
     return {"magnitude": galaxies.magnitude, "basis": cut, "basis + decoder": cut + best.numpy(),
             "with the N(0, 1) prior": cut + prior.numpy(), "at the encoder's latents": cut + encoder.numpy()}
 
 
-def stamp_loss(model: Model, n: int = 2000) -> dict[str, float]:
-    """Light outside the stamp for galaxies in their natural numbers, to the catalogue's limit."""
+def stamp_loss(model: Model, n: int = 2000) -> dict[str, dict[str, float]]:
+    """Light outside stamp and core for galaxies in their natural numbers, to the catalogue's limit."""
     settings = model.config
     natural = Population(n_galaxy=n, magnitude_min=settings.population.magnitude_min,
                          magnitude_max=CATALOG_LIMIT, uniform_fraction=0.0,
                          surface_brightness_limit=settings.population.surface_brightness_limit)
     galaxies = population.draw(natural, settings.survey, n, np.random.default_rng([settings.seed, SEED + 1]))
-    _, lost = truncation(model, galaxies)
-    return {"share_losing_below_0.5%": float((lost < 0.005).mean()), "median": float(np.median(lost)),
-            "90%": float(np.percentile(lost, 90)), "99%": float(np.percentile(lost, 99))}
+    return {name: {"share_losing_below_0.5%": float((lost < 0.005).mean()), "median": float(np.median(lost)),
+                   "90%": float(np.percentile(lost, 90)), "99%": float(np.percentile(lost, 99))}
+            for name, lost in lost_light(model, galaxies).items()}
 
 
 def draw(model: Model, path: Path) -> dict[str, Any]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from toy_model import ToyModel
+from toy_model import ToyModel, gaussian_psf
 from toy_scenes import make_scene
 
-from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.bundle import Bundle, load_bundle
+from deblendrt.engine.deblender import Deblender, fold_bundle
 from deblendrt.engine.flags import NOT_FITTED, Flag
+from deblendrt.engine.ops import TILE
 from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.result import DeblendResult
-from deblendrt.engine.scene import Scene
+from deblendrt.engine.scene import Scene, make_scenes
 
 WINDOW = 41
 
@@ -32,10 +36,14 @@ def make_toy_result(
         phi=phi,
         phi_t=np.ascontiguousarray(phi.transpose(0, 2, 1)),
         gram=np.matmul(phi, phi.transpose(0, 2, 1)).astype(np.float64),
-        flux=phi.sum(axis=2).astype(np.float64),
+        outer=np.zeros((n_band, 2, 0), np.float32),
+        outer_t=np.zeros((n_band, 0, 2), np.float32),
+        full_gram=np.matmul(phi, phi.transpose(0, 2, 1)).astype(np.float64),
         fwhm=ones * 4,
         window=WINDOW,
         half=half,
+        full_window=WINDOW,
+        binning=1,
         residual=ones * 0,
         narrow=ones < 0,
         norm=ones,
@@ -70,6 +78,20 @@ def make_toy_result(
         latent=np.zeros((n_source, n_band + 4), np.float32),
         flux=flux,
         flux_err=np.sqrt(flux),
+        flux_cov=flux[:, :, None] * np.eye(n_band),
+        blend=np.where(fitted, np.cumsum(fitted) - 1, -1),
+        blend_flux_cov=[np.diag(row).reshape(1, n_band, 1, n_band).astype(np.float32) for row in flux[fitted]],
+        position_err=0.1 * nan[:, None] * np.ones(2),
+        redistributed_flux=flux,
+        redistributed_flux_err=np.sqrt(flux),
+        aperture_flux=0.5 * flux,
+        aperture_flux_err=0.5 * np.sqrt(flux),
+        moments=nan[:, None] * np.array([2.0, 1.5, 0.1]),
+        ellipticity=nan[:, None] * np.array([0.2, 0.1]),
+        ellipticity_err=0.05 * nan[:, None] * np.ones(2),
+        blendedness=0.1 * nan[:, None] * np.ones(n_band),
+        flux_overlap=0.2 * flux,
+        max_overlap=0.3 * nan[:, None] * np.ones(n_band),
         map_flux=flux,
         chi2=100 * nan,
         n_pixel=np.where(fitted, 90, 0),
@@ -81,15 +103,102 @@ def make_toy_result(
         scene_n_pixel=np.array([100]),
         objective=np.array([1.0]),
         coefficients=coefficients,
+        extended=np.zeros(n_source, bool),
         anchor=np.where(fitted[:, None], np.rint(center), 0).astype(np.int64),
         folded=[folded],
         folded_index=np.array([0]),
         model_name="toy",
         model_version="1",
+        model_sha256="0" * 64,
+        solver="gauss_newton",
+        n_iteration=15,
+        aperture_diameter=1.2,
     )
     noisy = result.model(0) + rng.normal(0, 2, scene.image.shape)
     scene.image[:] = np.where(scene.inverse_variance > 0, noisy, 0)
     return result
+
+
+def make_random_result(bundle: Bundle, shapes: Sequence[tuple[int, int]], per_scene: Sequence[int],
+                       psf: Sequence[np.ndarray | None], seed: int = 0) -> DeblendResult:
+    """Random numbers in every field. Not fitted: 2 (centre NaN), 5 (no data; at source 4's place), -1 (off image)."""
+    rng = np.random.default_rng(seed)
+    n, n_band, n_scene = sum(per_scene), len(bundle.bands), len(shapes)
+    center = [rng.uniform(0, 1, (m, 2)) * [n_x - 1, n_y - 1] for m, (n_y, n_x) in zip(per_scene, shapes, strict=True)]
+    if n:
+        center[0][2] = np.nan
+        center[0][5] = center[0][4]
+        center[[k for k in range(n_scene) if per_scene[k]][-1]][-1] = -50, 3
+    mask = [np.zeros(shape, bool) for shape in shapes]
+    for bad in mask:
+        bad[3:6] = True
+    scenes = []
+    for k in range(n_scene):  # one by one: some have a PSF and some not
+        scenes += make_scenes(rng.normal(size=(1, n_band, *shapes[k])), [center[k]], variance=2.0, mask=[mask[k]],
+                              psf=psf[k], bundle_bands=bundle.bands, bundle_pixel_scale=0.2, window_half=7)
+    made: dict[bytes, int] = {}
+    folded, folded_index = [], []
+    for scene in scenes:
+        images = np.asarray(bundle.psf, np.float64) if scene.psf is None else scene.psf
+        k = made.setdefault(images.tobytes(), len(made))
+        folded += [fold_bundle(bundle, images)] if k == len(folded) else []
+        folded_index.append(k)
+    flags = np.concatenate([np.zeros(0, np.int64), *[scene.flags for scene in scenes]])
+    flags[5:6] |= Flag.NO_DATA
+    fitted = (flags & NOT_FITTED) == 0
+    flags[fitted] |= rng.choice([0, Flag.POOR_FIT, Flag.NOT_CONVERGED], int(fitted.sum()), p=[0.8, 0.1, 0.1])
+    scene_index = np.repeat(np.arange(n_scene), per_scene)
+    blend = np.full(n, -1)  # a third as many as sources: many have several members, next to each other or not
+    label = 1000 * scene_index + rng.integers(0, max(n // 3, 1), n)
+    blend[fitted] = np.unique(label[fitted], return_inverse=True)[1]
+
+    def values(*shape: int) -> np.ndarray:
+        array = rng.normal(size=(n, *shape))
+        array[~fitted] = np.nan
+        return array
+
+    flux_cov, blend_flux_cov = values(n_band, n_band), []
+    for k in range(blend.max(initial=-1) + 1):
+        rows = np.flatnonzero(blend == k)
+        root = rng.normal(size=(len(rows) * n_band, 2 * len(rows) * n_band))
+        covariance = (root @ root.T).reshape(len(rows), n_band, len(rows), n_band)
+        flux_cov[rows] = covariance[np.arange(len(rows)), :, np.arange(len(rows))]
+        blend_flux_cov.append(covariance.astype(np.float32))
+    position = np.concatenate([np.zeros((0, 2)), *center]) + values(2)
+    return DeblendResult(
+        bands=tuple(bundle.bands), source_start=np.cumsum([0, *per_scene]), scene_index=scene_index,
+        center=np.concatenate([np.zeros((0, 2)), *center]), position=position, latent=values(9).astype(np.float32),
+        flux=values(n_band), flux_err=values(n_band), flux_cov=flux_cov, blend=blend, blend_flux_cov=blend_flux_cov,
+        position_err=values(2), redistributed_flux=values(n_band), redistributed_flux_err=values(n_band),
+        aperture_flux=values(n_band), aperture_flux_err=values(n_band), moments=values(3), ellipticity=values(2),
+        ellipticity_err=values(2), blendedness=values(n_band), flux_overlap=values(n_band), max_overlap=values(n_band),
+        map_flux=np.abs(values(n_band)), chi2=values(), n_pixel=np.where(fitted, 100, 0), log_prior=values(),
+        flags=flags, enclosed=values(n_band), scenes=scenes, scene_chi2=rng.random(n_scene),
+        scene_n_pixel=rng.integers(1, 99, n_scene), objective=rng.random(n_scene),
+        coefficients=values(n_band, bundle.n_basis).astype(np.float32),
+        extended=np.zeros(len(flags), bool),
+        anchor=np.concatenate([np.zeros((0, 2), np.int64), *[scene.anchors for scene in scenes]]), folded=folded,
+        folded_index=np.array(folded_index, np.int64), model_name=bundle.name, model_version=bundle.model_version,
+        model_sha256=bundle.sha256, solver="gauss_newton", n_iteration=15, aperture_diameter=1.2,
+    )
+
+
+@pytest.fixture
+def random_result(toy_bundle: Path) -> Callable[..., DeblendResult]:
+    """The function `make_random_result` with the toy bundle, whose basis has 7 images of 11 pixels, in bands g, i."""
+    bundle = load_bundle(toy_bundle)
+
+    def make(*arguments: Any, **options: Any) -> DeblendResult:
+        return make_random_result(bundle, *arguments, **options)
+
+    return make
+
+
+@pytest.fixture
+def result(random_result: Callable[..., DeblendResult]) -> DeblendResult:
+    """Three scenes of two PSFs, one without sources."""
+    wide = np.stack([gaussian_psf(fwhm, 13) for fwhm in (3.8, 4.4)])
+    return random_result([(30, 40), (25, 8), (12, 12)], [TILE + 9, 3, 0], [wide, None, wide])
 
 
 @pytest.fixture

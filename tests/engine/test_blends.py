@@ -108,7 +108,7 @@ def test_owner_is_the_nearest_source_in_units_of_its_radius(centers: np.ndarray,
     corner, on_canvas = anchor - half + 1, centers + half + 1
     shape = (75, 78)
     radius = radii(centers, 4.0)
-    part = partition(on_canvas, radius, corner, window, shape)
+    part = partition(on_canvas, radius, corner, np.full(len(corner), window), shape)
     assert part.n_blend == part.blend.max() + 1
     np.testing.assert_array_equal(part.blend, link(on_canvas, radius))
     y, x = np.mgrid[: shape[0], : shape[1]]
@@ -125,6 +125,7 @@ def test_owner_is_the_nearest_source_in_units_of_its_radius(centers: np.ndarray,
 
 
 def test_no_source() -> None:
-    part = partition(np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2), np.int64), 5, (4, 4))
+    part = partition(np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2), np.int64),
+                     np.zeros(0, np.int64), (4, 4))
     assert part.n_blend == 0
     assert (part.owner == -1).all()

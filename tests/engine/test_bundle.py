@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_model import STAMP, WIDE_SCALE, WIDE_STAMP, ToyModel, gauss_hermite
 
 from deblendrt.engine import bundle as bundle_module
 from deblendrt.engine.bundle import load_bundle, verify_bundle
+from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.golden import golden_error
-from deblendrt.engine.manifest import GRAPHS, BundleError
+from deblendrt.engine.manifest import FORMAT_REVISION, GRAPHS, BundleError
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -33,6 +35,65 @@ def test_load(toy_bundle: Path) -> None:
     assert load_bundle(str(toy_bundle)).sha256 == bundle.sha256
     with pytest.raises(ValueError, match="read-only"):
         bundle.basis[0] = 0
+    assert bundle.outskirts.shape == (7, 0, 0)
+    np.testing.assert_array_equal(bundle.full_basis, bundle.basis)
+
+
+def test_outskirts(wide_toy_model: ToyModel, wide_toy_deblender: Deblender) -> None:
+    bundle = wide_toy_deblender.bundle
+    assert (bundle.stamp_size, bundle.outskirts_binning) == (STAMP, 3)
+    np.testing.assert_array_equal(bundle.basis, wide_toy_model.phi)
+    np.testing.assert_array_equal(bundle.outskirts, wide_toy_model.outskirts)
+    full = bundle.full_basis
+    assert full.shape == (bundle.n_basis, WIDE_STAMP, WIDE_STAMP)
+    assert full is bundle.full_basis
+    assert full.dtype == np.float32
+    exact = gauss_hermite(WIDE_STAMP, WIDE_SCALE)[0]
+    margin = (WIDE_STAMP - STAMP) // 2
+    inside = slice(margin, margin + STAMP)
+    np.testing.assert_array_equal(full[:, inside, inside], exact.astype(np.float32)[:, inside, inside])
+    assert 0.02 < np.abs(full - exact).max() / np.abs(exact).max() < 0.2  # cells are coarse for functions so steep
+    outside = 1 - (exact[:, inside, inside] ** 2).sum((1, 2))
+    assert outside.max() > 0.1  # there is something to get wrong
+    with pytest.raises(ValueError, match="read-only"):
+        full[0] = 0
+
+
+@pytest.mark.parametrize(("shape", "binning", "message"), [
+    ((7, 3, 3), 11, None),
+    ((7, 1, 1), 11, None),  # every cell lies in the core
+    ((7, 3, 4), 11, "expected shape"),
+    ((6, 3, 3), 11, "expected shape"),
+    ((7, 3), 11, "expected shape"),
+    ((7, 3, 3), 3, "core of whole cells"),
+    ((7, 2, 2), 11, "odd number of cells"),
+    ((7, 9, 9), 1, "cells that cover it"),
+])
+def test_sizes_of_the_outskirts(toy_bundle: Path, reseal: Callable[[Path], None], shape: tuple[int, ...],
+                                binning: int, message: str | None) -> None:
+    np.save(toy_bundle / "outskirts.npy", np.zeros(shape, np.float32))
+    edit(toy_bundle, outskirts_binning=binning)
+    reseal(toy_bundle)
+    if message is None:
+        assert load_bundle(toy_bundle).full_basis.shape == (7, shape[1] * binning, shape[2] * binning)
+    else:
+        with pytest.raises(BundleError, match=rf"outskirts\.npy.*{message}"):
+            load_bundle(toy_bundle)
+
+
+def test_no_cells_in_the_core(toy_bundle: Path, reseal: Callable[[Path], None]) -> None:
+    cells = np.ones((7, 3, 3), np.float32)
+    cells[:, 1, 1] = 0
+    edit(toy_bundle, outskirts_binning=11)
+    for middle in (0, 1):
+        cells[3, 1, 1] = middle
+        np.save(toy_bundle / "outskirts.npy", cells)
+        reseal(toy_bundle)
+        if middle:
+            with pytest.raises(BundleError, match="zeros in the core"):
+                load_bundle(toy_bundle)
+        else:
+            load_bundle(toy_bundle)
 
 
 def test_verify(toy_bundle: Path) -> None:
@@ -70,12 +131,14 @@ def test_one_wrong_weight_fails_the_golden_vectors(toy_bundle: Path, reseal: Cal
 @pytest.mark.parametrize(("changes", "message"), [
     ({"colour": "red"}, "unknown keys .'colour'"),
     ({"licence": None}, "missing keys .'licence'"),
-    ({"format_revision": 2, "something_new": 1}, "newer"),
+    ({"format_revision": FORMAT_REVISION + 1, "something_new": 1}, "newer"),
+    ({"format_revision": FORMAT_REVISION - 1, "outskirts_binning": None}, "older.*export the model again"),
     ({"format_revision": "1"}, "positive integer"),
     ({"n_basis": 7.0}, "n_basis: expected int"),
     ({"n_basis": True}, "n_basis: expected int"),
     ({"n_basis": 8}, "basis.npy: expected shape"),
     ({"stamp_size": 12}, "odd"),
+    ({"outskirts_binning": 2}, "outskirts_binning: expected an odd"),
     ({"bands": ["g", "g"]}, "bands"),
     ({"reference_band": "r"}, "reference_band"),
     ({"psf_fwhm": [0.8]}, "psf_fwhm: expected 2"),

@@ -130,13 +130,13 @@ def test_flux_is_conserved():
     basis = rng.normal(size=(4, 15, 15)) + 0.5
     psf = np.stack([moffat_psf(3.5, 3.0), gaussian_psf(5.0)])
     folded = fold(basis, psf, pad=25)  # the window holds all of stamp and PSF
-    np.testing.assert_allclose(folded.flux, np.broadcast_to(basis.sum((1, 2)), (2, 4)), rtol=1e-5)
+    np.testing.assert_allclose(folded.phi.sum(2), np.broadcast_to(basis.sum((1, 2)), (2, 4)), rtol=1e-5)
     kernel = fold(np.ones((1, 1, 1)), psf[1:], pad=25)
-    assert kernel.flux[0, 0] == pytest.approx(1.0, abs=1e-6)
-    assert fold(basis, psf, pad=0).flux[0, 0] < folded.flux[0, 0]
+    assert kernel.phi.sum() == pytest.approx(1.0, abs=1e-6)
+    assert fold(basis, psf, pad=0).phi[0, 0].sum() < folded.phi[0, 0].sum()
 
 
-def test_gram_flux_and_transpose_belong_to_phi():
+def test_gram_and_transpose_belong_to_phi():
     rng = np.random.default_rng(1)
     psf = np.stack([gaussian_psf(f) for f in (3.0, 4.0, 5.0)])
     folded = fold(rng.normal(size=(6, 21, 21)), psf)
@@ -147,9 +147,26 @@ def test_gram_flux_and_transpose_belong_to_phi():
     wide = folded.phi.astype(np.float64)
     assert relative_error(folded.gram, wide @ wide.transpose(0, 2, 1)) < FLOAT32
     assert relative_error(folded.gram, folded.gram.transpose(0, 2, 1)) < FLOAT32
-    np.testing.assert_allclose(folded.flux, wide.sum(2), rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="read-only"):
         folded.phi[0, 0, 0] = 1
+
+
+def test_outskirts_are_the_same_image():
+    rng = np.random.default_rng(2)
+    basis = rng.normal(size=(3, 21, 21))
+    psf = np.stack([gaussian_psf(f) for f in (3.0, 4.0)])
+    whole = fold(basis, psf, pad=6)
+    folded = fold(basis, psf, pad=5, window=15, binning=3)  # the margin becomes a whole number of cells
+    assert (whole.window, folded.window, folded.full_window, folded.margin) == (33, 15, 33, 9)
+    images = whole.phi.reshape(2, 3, 33, 33)
+    np.testing.assert_array_equal(folded.phi.reshape(2, 3, 15, 15), images[:, :, 9:24, 9:24])
+    np.testing.assert_array_equal(folded.outer.reshape(2, 3, 11, 11), images[:, :, 1::3, 1::3])
+    np.testing.assert_array_equal(folded.outer_t, folded.outer.transpose(0, 2, 1))
+    assert relative_error(folded.full_gram, whole.gram) < FLOAT32
+    assert whole.outer.size == 0
+    for wrong in ({"window": 14}, {"window": 35}, {"window": 15, "binning": 2}, {"window": 15, "binning": 5}):
+        with pytest.raises(ValueError, match="window"):
+            fold(basis, psf, pad=6, **wrong)
 
 
 def test_a_band_depends_on_its_own_psf_only():

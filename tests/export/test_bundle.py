@@ -34,7 +34,7 @@ def model() -> checkpoint.Model:
     settings = dataclasses.replace(
         settings, name="small",
         survey=dataclasses.replace(settings.survey, bands=["g", "r", "i"]),
-        basis=dataclasses.replace(settings.basis, n_basis=12, stamp_size=15),
+        basis=dataclasses.replace(settings.basis, n_basis=12, stamp_size=21, core_size=15),
         vae=dataclasses.replace(settings.vae, n_shape=5, hidden=16, n_layer=2),
         flow=dataclasses.replace(settings.flow, n_transform=2, hidden=8),
         encoder=dataclasses.replace(settings.encoder, cutout_size=17))
@@ -60,11 +60,22 @@ def scale_weights(proto: Any, factor: float) -> None:
 def test_reads_back(folder: Path, model: checkpoint.Model) -> None:
     bundle = load_bundle(folder)
     assert (bundle.name, bundle.model_version, bundle.bands) == ("small", "7", ("g", "r", "i"))
-    np.testing.assert_array_equal(bundle.basis, model.basis)
+    assert (bundle.stamp_size, bundle.outskirts_binning) == (15, 3)
+    np.testing.assert_array_equal(bundle.basis, model.basis[:, 3:-3, 3:-3])
+    limit = export_bundle.BASIS_LIMIT * np.abs(model.basis).max()
+    np.testing.assert_allclose(bundle.full_basis, model.basis, rtol=0, atol=limit)
+    assert np.abs(bundle.outskirts).max() > 100 * limit
     np.testing.assert_array_equal(bundle.shift, model.shift)
     np.testing.assert_allclose(bundle.psf.sum((1, 2)), 1.0, atol=1e-3)
     assert bundle.training["population"]["description"] == model.population["description"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]  # no temporary left
+
+
+def test_a_basis_that_is_not_bilinear_is_refused(model: checkpoint.Model) -> None:
+    basis = model.basis.copy()
+    basis[3, 1, 0] += 1e-4
+    with pytest.raises(ValueError, match="not bilinear between cells of 3 pixels outside its core of 15"):
+        export_bundle.split_basis(dataclasses.replace(model, basis=basis))
 
 
 def test_parity(folder: Path) -> None:

@@ -116,7 +116,8 @@ def test_functions_leave_the_model_alone() -> None:
     from deblendrt.training.checkpoint import random_model
 
     settings = config.load("smoke.toml")
-    settings = dataclasses.replace(settings, basis=dataclasses.replace(settings.basis, n_basis=6, stamp_size=11))
+    basis = dataclasses.replace(settings.basis, n_basis=6, stamp_size=15, core_size=9)
+    settings = dataclasses.replace(settings, basis=basis)
     model = random_model(settings, 0)
     before = {key: value.clone() for key, value in model.prior.state_dict().items()}
     assert list(graphs.functions(model)) == list(GRAPHS)

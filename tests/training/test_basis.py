@@ -12,24 +12,72 @@ pytest.importorskip("tqdm")
 
 from toy_model import STAMP, gauss_hermite
 
+from deblendrt.engine import outskirts
 from deblendrt.training import basis, config
 
 N_BASIS = 24
+SIZE, CORE = 27, 15  # pixel
 
 
 @pytest.fixture(scope="module")
-def built() -> basis.Basis:
-    settings = config.load("smoke.toml")
-    spec = dataclasses.replace(settings.basis, stamp_size=21, n_basis=N_BASIS, n_galaxy=150)
-    return basis.build_basis(dataclasses.replace(settings, basis=spec), np.random.default_rng(0))
+def settings() -> config.Config:
+    smoke = config.load("smoke.toml")
+    spec = dataclasses.replace(smoke.basis, stamp_size=SIZE, core_size=CORE, n_basis=N_BASIS, n_galaxy=150)
+    return dataclasses.replace(smoke, basis=spec)
+
+
+@pytest.fixture(scope="module")
+def built(settings: config.Config) -> basis.Basis:
+    return basis.build_basis(settings, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def cells(settings: config.Config) -> basis.Cells:
+    return basis.cut(settings.basis)
 
 
 def test_orthonormal(built: basis.Basis) -> None:
-    assert built.phi.shape == (N_BASIS, 21, 21)
+    assert built.phi.shape == (N_BASIS, SIZE, SIZE)
     assert built.phi.dtype == built.shift.dtype == np.float32
     flat = built.phi.reshape(N_BASIS, -1).astype(np.float64)
     np.testing.assert_allclose(flat @ flat.T, np.eye(N_BASIS), atol=1e-6)
     assert (built.phi.sum((1, 2)) >= -1e-5).all()
+
+
+def test_cells(cells: basis.Cells) -> None:
+    margin = (SIZE - CORE) // 2
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[margin:-margin, margin:-margin] = True
+    assert len(cells.area) == CORE**2 + (SIZE**2 - CORE**2) // 9
+    assert (cells.area[cells.label[inside]] == 1).all()
+    assert (cells.area[cells.label[~inside]] == 9).all()
+    outer = cells.label[:3, :3]
+    assert (outer == outer[0, 0]).all()
+    assert (cells.label == outer[0, 0]).sum() == 9
+
+
+def test_reduce_and_expand(cells: basis.Cells) -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:SIZE, :SIZE] - SIZE // 2
+    smooth = np.exp(-(x**2 + y**2) / (2 * 8.0**2))
+    images = np.stack([smooth, rng.standard_normal((SIZE, SIZE)), np.full((SIZE, SIZE), 2.0)])
+    reduced = cells.reduce(images)
+    assert reduced.dtype == np.float32
+    np.testing.assert_allclose((reduced[::2] ** 2).sum(1), (images[::2] ** 2).sum((1, 2)), rtol=0.01)
+    back = cells.expand(reduced)
+    np.testing.assert_allclose(back[2], 2, rtol=1e-6)
+    assert np.abs(back[0] - smooth)[1:-1, 1:-1].max() < 0.03  # beyond the outermost centres it is constant
+    margin = (SIZE - CORE) // 2
+    inside = slice(margin, SIZE - margin)
+    np.testing.assert_allclose(back[:, inside, inside], images[:, inside, inside], rtol=1e-6)
+    assert np.abs(back[1] - images[1]).max() > 0.5  # the outskirts forget what is finer than a cell
+
+
+def test_outskirts_hold_the_basis(built: basis.Basis) -> None:
+    """What the bundle stores, core and cells, is the basis to rounding."""
+    again = outskirts.expand(*outskirts.split(built.phi, CORE, 3), 3)
+    assert np.abs(again - built.phi).max() < 1e-6 * np.abs(built.phi).max()
+    assert np.abs(outskirts.split(built.phi, CORE, 3)[1]).max() > 0.01 * np.abs(built.phi).max()
 
 
 def test_explained_light_grows_to_nearly_all(built: basis.Basis) -> None:
@@ -37,18 +85,29 @@ def test_explained_light_grows_to_nearly_all(built: basis.Basis) -> None:
     assert 0.999 < built.explained[-1] <= 1 + 1e-12
 
 
-def test_covariance_has_the_symmetry_of_the_square() -> None:
+def test_covariance_has_the_symmetry_of_the_square(cells: basis.Cells) -> None:
     rng = np.random.default_rng(0)
-    size = 7
-    covariance = basis.symmetrised_covariance(rng.standard_normal((5, size, size)))
-    image = rng.standard_normal((size, size))
+    covariance = basis.symmetrised_covariance(rng.standard_normal((5, len(cells.area))), cells.label)
+    image = rng.standard_normal((SIZE, SIZE))
 
     def norm(x: np.ndarray) -> float:
-        return float(x.ravel() @ covariance @ x.ravel())
+        reduced = cells.reduce(x[None])[0]
+        return float(reduced @ covariance @ reduced)
 
     for turn in range(4):
         for mirror in (1, -1):
-            assert norm(np.rot90(image, turn)[:, ::mirror]) == pytest.approx(norm(image), rel=1e-12)
+            assert norm(np.rot90(image, turn)[:, ::mirror]) == pytest.approx(norm(image), rel=1e-6)
+
+
+def test_covariance_is_the_sum_over_turned_images(cells: basis.Cells) -> None:
+    images = np.random.default_rng(1).standard_normal((3, SIZE, SIZE))
+    expected = 0.0
+    for turn in range(4):
+        for mirror in (1, -1):
+            turned = cells.reduce(np.rot90(images, turn, (1, 2))[:, :, ::mirror]).astype(np.float64)
+            expected = expected + turned.T @ turned
+    actual = basis.symmetrised_covariance(cells.reduce(images), cells.label)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_closed_under_the_symmetries(built: basis.Basis) -> None:

@@ -15,7 +15,7 @@ from deblendrt.training import config
 def test_shipped_configurations(name: str) -> None:
     settings = config.load(name)
     assert settings.survey.bands[settings.survey.reference_index] == settings.survey.reference_band == "i"
-    assert settings.basis.stamp_size % 2 == settings.encoder.cutout_size % 2 == 1
+    assert settings.encoder.cutout_size % 2 == 1
     assert type(settings.vae.learning_rate) is float
     again = config.from_dict(json.loads(json.dumps(settings.to_dict())))  # as a checkpoint stores it
     assert again == settings
@@ -46,7 +46,14 @@ def changed(path: str, value: Any = None) -> dict[str, Any]:
     (changed("name", 3), r"config\.name: expected str"),
     (changed("vae.learning_rate", "fast"), r"learning_rate: expected float"),
     (changed("survey.reference_band", "q"), r"reference_band: 'q' is not in"),
-    (changed("basis.stamp_size", 40), "must be odd"),
+    (changed("basis.stamp_size", 48), r"config\.basis: .*odd multiples of an odd binning.*got 48, 27 and 3"),
+    (changed("basis.stamp_size", 47), "got 47, 27 and 3"),
+    (changed("basis.core_size", 25), "got 45, 25 and 3"),
+    (changed("basis.core_size", 51), "not the larger one, got 45, 51 and 3"),
+    (changed("basis.core_size", -3), "got 45, -3 and 3"),
+    (changed("basis.binning", 2), "got 45, 27 and 2"),
+    (changed("basis.binning", 0), "got 45, 27 and 0"),
+    (changed("basis.binning", -3), "got 45, 27 and -3"),
     (changed("encoder.cutout_size", 30), "must be odd"),
 ])
 def test_mistakes_are_named(values: dict[str, Any], named: str) -> None:

@@ -26,7 +26,7 @@ def small() -> config.Config:
     return dataclasses.replace(
         settings,
         population=dataclasses.replace(settings.population, n_galaxy=400),
-        basis=dataclasses.replace(settings.basis, stamp_size=31, n_basis=32, n_galaxy=150),
+        basis=dataclasses.replace(settings.basis, stamp_size=33, n_basis=32, n_galaxy=150),
         vae=dataclasses.replace(settings.vae, n_step=500, hidden=48, encoder_hidden=48),
         flow=dataclasses.replace(settings.flow, n_step=60),
         encoder=dataclasses.replace(settings.encoder, cutout_size=21, n_blend=160, batch_size=32, n_epoch=1))

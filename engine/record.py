@@ -1,0 +1,131 @@
+"""What is recorded of a solved problem: photometry with errors, shapes, quality of the fit, flags."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine import apertures, objective, ops, photometry, quality, shapes, uncertainty
+from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
+from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.sharing import share
+from deblendrt.engine.solver import Solution
+
+SWEEPS = 2  # of the last joint linear solve, which starts at the MAP fluxes
+
+
+def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int64]], problem: Problem,
+           solution: Solution) -> dict[int, FloatArray]:
+    """Write the rows of a solved problem into a result.
+
+    Parameters
+    ----------
+    result : DeblendResult
+        Changed in place.
+    members : list of int
+        Scenes of the problem.
+    rows : list of int64 (n_fitted,)
+        Per scene, which of its sources are in the problem.
+    problem : Problem
+    solution : Solution
+
+    Returns
+    -------
+    dict of int to float32 (n_member, n_band, n_member, n_band) [nJy^2]
+        Covariance of the fluxes of each blend, by the result's row of its first member, which is also what is written
+        as the blend's number: it depends on no other scene.
+    """
+    state, n_band, measured = solution.state, problem.n_band, problem.measured
+    row = np.concatenate([result.source_start[i] + r for i, r in zip(members, rows, strict=True)])
+    map_flux = np.exp(state.latent[:, :n_band])
+    unit = state.jacobian.mix.transpose(0, 2, 1) @ state.jacobian.maps
+    flux = photometry.linear_fluxes(problem, unit, map_flux, n_sweep=SWEEPS,
+                                    error=objective.MODEL_ERROR if problem.robust else None)[0]
+    result.latent[row] = state.latent
+    result.coefficients[row] = state.coefficients
+    result.extended[row] = problem.extended
+    result.position[row] = result.anchor[row] + state.latent[:, n_band : n_band + 2]
+    result.map_flux[row] = map_flux
+    result.flux[row] = np.where(measured, flux, np.nan)
+    result.log_prior[row] = problem.runtime.log_prior(state.latent)[0]
+    result.enclosed[row] = quality.enclosed_fraction(problem, unit)
+    shared = share(problem, state.coefficients, map_flux)
+    for name in ("redistributed_flux", "redistributed_flux_err", "blendedness", "flux_overlap", "max_overlap"):
+        getattr(result, name)[row] = getattr(shared, name)
+    blends, remaining = _measure(result, row, problem, solution)
+    chi2, n_pixel, n_lost = quality.core_statistics(problem, solution)
+    result.chi2[row], result.n_pixel[row] = chi2, n_pixel
+    for s, i in enumerate(members):
+        result.scene_chi2[i] = quality.chi2_image(problem, solution, s).sum(dtype=np.float64)
+        result.objective[i] = solution.objective[s]
+    quality.flag(result, row, problem.bundle, n_lost, remaining)
+    return blends
+
+
+def _measure(result: DeblendResult, row: NDArray[np.int64], problem: Problem,
+             solution: Solution) -> tuple[dict[int, FloatArray], DoubleArray]:
+    """Write what has an error from the posterior covariance.
+
+    Returns
+    -------
+    blends : dict
+        See `record`.
+    remaining : float64 (n_source,)
+        `uncertainty.remaining_step`.
+    """
+    state, n_band, bundle = solution.state, problem.n_band, problem.bundle
+    band = np.arange(n_band)
+    moved = slice(n_band, bundle.n_latent)
+    unit = uncertainty.unit_columns(state)
+    offset = state.latent[:, n_band : n_band + 2]
+    center = bundle.stamp_size // 2 + offset
+    circle = apertures.aperture_functional(bundle.basis, center, 0.5 * result.aperture_diameter / bundle.pixel_scale)
+    in_aperture = np.einsum("nbck,nk->nbc", unit, circle, optimize=False)  # of each column
+    in_aperture[:, :, 1:3] = 0.0  # the aperture moves with the source
+    light = _reference_images(problem, state.coefficients)
+    moments = shapes.adaptive_moments(light, center, bundle.basis)
+    gradient = shapes.ellipticity_gradient(moments.moments, moments.gradient)
+    by_move = np.einsum("nek,nck->nec", gradient, unit[:, bundle.reference_index, 1:], optimize=False)
+    result.moments[row] = moments.moments
+    result.ellipticity[row] = shapes.ellipticity(moments.moments)
+    result.aperture_flux[row] = result.flux[row] * in_aperture[:, :, 0]
+    downhill = solution.downhill.copy()
+    downhill[:, :n_band] /= np.exp(state.latent[:, :n_band])
+    blends: dict[int, FloatArray] = {}
+    remaining = np.empty(len(row))
+    for blend in uncertainty.laplace(problem, solution):
+        first = int(row[blend.rows[0]])
+        missing = ~problem.measured[blend.rows]
+        fluxes = blend.matrix[:, :n_band, :, :n_band].astype(np.float32)
+        fluxes[missing] = np.nan
+        fluxes[:, :, missing] = np.nan
+        blends[first] = fluxes
+        remaining[blend.rows] = uncertainty.remaining_step(blend, downhill[blend.rows], n_band)
+        for a, i in enumerate(blend.rows):
+            own, r = blend.own(a), row[i]
+            result.blend[r] = first
+            measured = problem.measured[i]
+            result.flux_cov[r] = np.where(measured[:, None] & measured, own[:n_band, :n_band], np.nan)
+            result.flux_err[r] = np.sqrt(result.flux_cov[r][band, band])
+            result.position_err[r] = np.sqrt(own.diagonal()[n_band : n_band + 2])
+            by_latent = np.zeros((n_band, len(own)))
+            by_latent[band, band] = in_aperture[i, :, 0]
+            by_latent[:, moved] = in_aperture[i, :, 1:]
+            variance = ((by_latent @ own) * by_latent).sum(1)
+            result.aperture_flux_err[r] = np.where(measured, np.sqrt(variance), np.nan)
+            variance = ((by_move[i] @ own[moved, moved]) * by_move[i]).sum(1)
+            result.ellipticity_err[r] = np.sqrt(variance)
+    return blends, remaining
+
+
+def _reference_images(problem: Problem, coefficients: FloatArray) -> FloatArray:
+    """Models in the reference band under the reference PSF, float32 (n_source, stamp_size, stamp_size) [nJy]."""
+    bundle = problem.bundle
+    size = bundle.stamp_size
+    flat = np.empty((len(coefficients), size * size), np.float32)
+    basis = bundle.basis.reshape(1, bundle.n_basis, -1)
+    for rows, padded in ops.tiles(len(coefficients)):
+        tile = np.zeros((1, padded, bundle.n_basis), np.float32)
+        tile[0, : rows.stop - rows.start] = coefficients[rows, bundle.reference_index]
+        flat[rows] = ops.matmul(tile, basis)[0, : rows.stop - rows.start]
+    return flat.reshape(-1, size, size)

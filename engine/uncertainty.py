@@ -1,0 +1,203 @@
+r"""Uncertainties: the Laplace approximation of the posterior around the MAP solution, blend by blend.
+
+With D the derivatives of the model image by every source's fluxes, offset and shape, W the weights and P the curvature
+of the priors on offset and shape,
+
+    covariance = (D' W D + P)^-1
+
+over all sources of a blend at once, with exact pixel weights: cross blocks between neighbours and between bands come
+with it, and the uncertainty of the shapes is in the errors of the fluxes. From the linear solve with shapes held fixed
+alone the errors would be 1.5 times too small. Fluxes are the linear ones of `photometry`, which know no prior, so P has
+no flux part: in ln(flux) a source at its floor would be held there by a prior that its reported flux never felt.
+
+P of the shape is the flow's own curvature at the solution, by central differences of its exported gradient. Where it is
+not convex, the negative directions count as flat. Calibrated in simulations (`perf/results/accuracy.md`); sources that
+are no single clean minimum are flagged there and here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine import ops, photometry
+from deblendrt.engine.matmul import matmul
+from deblendrt.engine.objective import DoubleArray, FloatArray, Problem, State
+from deblendrt.engine.solver import Solution, columns
+
+# Of the shape latents, for central differences: the flow's curvature over about the width of a posterior. Pulls on
+# simulated blends are the same from 0.05 to 1.
+STEP = 0.3
+RIDGE = 3e-6  # of the unit diagonal: blocks are summed in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class BlendCovariance:
+    """Posterior covariance of one blend.
+
+    Attributes
+    ----------
+    rows : int64 (n_member,)
+        Its sources.
+    matrix : float64 (n_member, n_latent, n_member, n_latent)
+        By fluxes (nJy), offset (pixel) and shape. Parameters of bands without weight have variance one.
+    """
+
+    rows: NDArray[np.int64]
+    matrix: DoubleArray
+
+    def own(self, member: int) -> DoubleArray:
+        """Covariance of one source, its neighbours marginalised, float64 (n_latent, n_latent)."""
+        return self.matrix[member, :, member]
+
+
+def laplace(problem: Problem, solution: Solution) -> Iterator[BlendCovariance]:
+    """Covariances of all blends, one at a time.
+
+    Parameters
+    ----------
+    problem : Problem
+    solution : Solution
+
+    Yields
+    ------
+    BlendCovariance
+    """
+    unit = unit_columns(solution.state)
+    prior = prior_precision(problem, solution.state.latent)
+    for chunk in photometry.blend_rows(problem):
+        for rows in chunk:
+            precision = likelihood_precision(problem, solution, unit, rows)
+            member = np.arange(len(rows))
+            precision[member, :, member] += prior[rows]
+            n = len(rows) * precision.shape[1]
+            flat = precision.reshape(n, n)
+            scale = 1 / np.sqrt(flat.diagonal())
+            scaled = flat * scale[:, None] * scale
+            covariance = np.linalg.inv(scaled + RIDGE * np.eye(n)) * scale[:, None] * scale
+            yield BlendCovariance(rows, (0.5 * (covariance + covariance.T)).reshape(precision.shape))
+
+
+def unit_columns(state: State) -> FloatArray:
+    """Derivatives of the coefficients of each band by flux (the unit-flux image), offset and shape.
+
+    Returns
+    -------
+    float32 (n_source, n_band, 1 + 2 + n_shape, n_basis)
+    """
+    result = columns(state)
+    n_band = state.coefficients.shape[1]
+    result[:, :, 0] /= np.exp(state.latent[:, :n_band]).astype(np.float32)[:, :, None]
+    return result
+
+
+def prior_precision(problem: Problem, latent: DoubleArray) -> DoubleArray:
+    """Curvature P of the priors; ones for the fluxes of bands without weight, which nothing measures.
+
+    Parameters
+    ----------
+    problem : Problem
+    latent : float64 (n_source, n_latent)
+
+    Returns
+    -------
+    float64 (n_source, n_latent, n_latent)
+    """
+    n_band, n = problem.n_band, len(latent)
+    shape = slice(n_band + 2, latent.shape[1])
+    hessian = np.empty((n, latent.shape[1], latent.shape[1] - n_band - 2))
+    for k in range(hessian.shape[2]):
+        step = np.zeros(latent.shape[1])
+        step[n_band + 2 + k] = STEP
+        ahead, back = (problem.runtime.log_prior(latent + sign * step)[1].astype(np.float64) for sign in (1, -1))
+        hessian[:, :, k] = (back - ahead) / (2 * STEP)
+    curvature = hessian[:, shape]
+    values, vectors = np.linalg.eigh(0.5 * (curvature + curvature.transpose(0, 2, 1)))
+    block = np.zeros((n, latent.shape[1], latent.shape[1]))
+    block[:, shape, shape] = (vectors * np.maximum(values, 0.0)[:, None, :]) @ vectors.transpose(0, 2, 1)
+    block[:, [n_band, n_band + 1], [n_band, n_band + 1]] = problem.center_sigma**-2
+    band = np.arange(n_band)
+    block[:, band, band] = np.where(problem.measured, 0.0, 1.0)
+    return block
+
+
+def likelihood_precision(problem: Problem, solution: Solution, unit: FloatArray,
+                         rows: NDArray[np.int64]) -> DoubleArray:
+    """D' W D of one blend.
+
+    Parameters
+    ----------
+    problem : Problem
+    solution : Solution
+    unit : float32 (n_source, n_band, n_column, n_basis)
+        See `unit_columns`.
+    rows : int64 (n_member,)
+
+    Returns
+    -------
+    float64 (n_member, n_latent, n_member, n_latent)
+    """
+    n_band, n_column = problem.n_band, unit.shape[2]
+    n_latent = n_band + n_column - 1
+    weights = solution.weights[problem.scene[rows[0]]]
+    images = [_images(problem, unit[i], i, weights.shape) for i in rows]
+    precision = np.zeros((len(rows), n_latent, len(rows), n_latent))
+    for a, first in enumerate(images):
+        weighted = first._replace(image=first.image * first.cut(weights)[:, None])
+        for b in range(a, len(rows)):
+            both = weighted.common(images[b])
+            if both is None:
+                continue
+            left, right = (np.ascontiguousarray(image).reshape(n_band, n_column, -1) for image in both)
+            inner = matmul(left, np.ascontiguousarray(right.transpose(0, 2, 1)))
+            block = _by_latent(inner.astype(np.float64))
+            precision[a, :, b] = block
+            precision[b, :, a] = block.T
+    return precision
+
+
+def _images(problem: Problem, unit: FloatArray, i: int, shape: tuple[int, ...]) -> ops.Placed:
+    """Derivative images of source i on its canvas, (n_band, n_column, height, width)."""
+    folded = problem.folded
+    draw = ops.extended_stamps if problem.extended[i] else ops.stamps
+    margin = folded.margin if problem.extended[i] else 0
+    x, y = (problem.corner[i] - margin).tolist()
+    # the columns take the sources' place in the tile
+    return ops.place(draw(unit.transpose(1, 0, 2), folded).transpose(1, 0, 2, 3), x, y, shape)
+
+
+def _by_latent(inner: DoubleArray) -> DoubleArray:
+    """From columns per band, (n_band, n_column, n_column), to latents: a flux of its own per band, the rest common."""
+    n_band, n_column, _ = inner.shape
+    block = np.zeros((n_band + n_column - 1, n_band + n_column - 1))
+    band = np.arange(n_band)
+    block[band, band] = inner[:, 0, 0]
+    block[:n_band, n_band:] = inner[:, 0, 1:]
+    block[n_band:, :n_band] = inner[:, 1:, 0].T
+    block[n_band:, n_band:] = inner[:, 1:, 1:].sum(0)
+    return block
+
+
+def remaining_step(covariance: BlendCovariance, downhill: DoubleArray, n_band: int) -> DoubleArray:
+    """How far each source of a blend still is from the minimum: half its squared distance in units of its errors.
+
+    Only positions and shapes count. The reported fluxes are solved for at the end, and one that is negative lies beyond
+    the floor of the descent for good.
+
+    Parameters
+    ----------
+    covariance : BlendCovariance
+    downhill : float64 (n_member, n_latent)
+        Minus the gradient of L, its flux part by flux.
+    n_band : int
+
+    Returns
+    -------
+    float64 (n_member,)
+        For a source alone, the decrease of L expected of the positions' and shapes' part of a Newton step.
+    """
+    step = np.einsum("aibj,bj->ai", covariance.matrix, downhill, optimize=False)[:, n_band:]
+    return np.array([0.5 * s @ np.linalg.solve(covariance.own(a)[n_band:, n_band:], s) for a, s in enumerate(step)])
