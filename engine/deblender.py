@@ -301,7 +301,7 @@ class Deblender:
                                       center_sigma=settings.center_sigma, robust=settings.robust)
         problem, latent, floor = start_latents(problem, settings.start)
         solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
-        return record(result, members, rows, problem, solution)
+        return record(result, members, rows, solution)
 
 
 def _check(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,

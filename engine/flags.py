@@ -29,6 +29,7 @@ class Flag(enum.IntFlag):
     UNMODELLED_FLUX = 1 << 14
     BAD_VARIANCE = 1 << 15
     OUTSIDE_PRIOR_FLUX = 1 << 16
+    NEIGHBOUR_SUSPECT = 1 << 17
 
 
 DESCRIPTIONS: dict[Flag, str] = {
@@ -49,7 +50,12 @@ DESCRIPTIONS: dict[Flag, str] = {
     Flag.UNMODELLED_FLUX: "robust weights act in the source's window: flux that no listed source explains",
     Flag.BAD_VARIANCE: "unmasked pixels with zero, negative or NaN variance in the source's window, dropped",
     Flag.OUTSIDE_PRIOR_FLUX: "fainter or brighter than the galaxies that the model was trained on",
+    Flag.NEIGHBOUR_SUSPECT: "another source of the blend is not converged, a poor fit, a prior outlier or beside "
+                            "unmodelled flux: errors may be too small",
 }
+
+SUSPECT = Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.POOR_FIT | Flag.UNMODELLED_FLUX
+"""The fit of a source with any of these is not to be trusted."""
 
 NOT_FITTED = Flag.NO_DATA | Flag.OFF_IMAGE | Flag.CENTER_NOT_FINITE
 """A source with any of these has NaN results and an empty model."""

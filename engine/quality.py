@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine import objective
 from deblendrt.engine.bundle import Bundle
-from deblendrt.engine.flags import Flag
+from deblendrt.engine.flags import SUSPECT, Flag
 from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.solver import Solution
@@ -45,6 +45,10 @@ def flag(result: DeblendResult, row: NDArray[np.int64], bundle: Bundle, n_lost: 
     }
     for flag, condition in conditions.items():
         result.flags[row] |= np.where(condition, int(flag), 0)
+    suspect = (result.flags[row] & SUSPECT) > 0
+    _, blend = np.unique(result.blend[row], return_inverse=True)
+    others = np.bincount(blend, weights=suspect)[blend] > suspect
+    result.flags[row] |= np.where(others, int(Flag.NEIGHBOUR_SUSPECT), 0)
 
 
 def enclosed_fraction(problem: Problem, unit: FloatArray) -> DoubleArray:

@@ -14,7 +14,7 @@ from deblendrt.engine.solver import Solution
 SWEEPS = 2  # of the last joint linear solve, which starts at the MAP fluxes
 
 
-def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int64]], problem: Problem,
+def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int64]],
            solution: Solution) -> dict[int, FloatArray]:
     """Write the rows of a solved problem into a result.
 
@@ -26,7 +26,6 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
         Scenes of the problem.
     rows : list of int64 (n_fitted,)
         Per scene, which of its sources are in the problem.
-    problem : Problem
     solution : Solution
 
     Returns
@@ -35,7 +34,8 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
         Covariance of the fluxes of each blend, by the result's row of its first member, which is also what is written
         as the blend's number: it depends on no other scene.
     """
-    state, n_band, measured = solution.state, problem.n_band, problem.measured
+    problem, state = solution.problem, solution.state
+    n_band, measured = problem.n_band, problem.measured
     row = np.concatenate([result.source_start[i] + r for i, r in zip(members, rows, strict=True)])
     map_flux = np.exp(state.latent[:, :n_band])
     unit = state.jacobian.mix.transpose(0, 2, 1) @ state.jacobian.maps
@@ -52,7 +52,7 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
     shared = share(problem, state.coefficients, map_flux)
     for name in ("redistributed_flux", "redistributed_flux_err", "blendedness", "flux_overlap", "max_overlap"):
         getattr(result, name)[row] = getattr(shared, name)
-    blends, remaining = _measure(result, row, problem, solution)
+    blends, remaining = _measure(result, row, solution)
     chi2, n_pixel, n_lost = quality.core_statistics(problem, solution)
     result.chi2[row], result.n_pixel[row] = chi2, n_pixel
     for s, i in enumerate(members):
@@ -62,7 +62,7 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
     return blends
 
 
-def _measure(result: DeblendResult, row: NDArray[np.int64], problem: Problem,
+def _measure(result: DeblendResult, row: NDArray[np.int64],
              solution: Solution) -> tuple[dict[int, FloatArray], DoubleArray]:
     """Write what has an error from the posterior covariance.
 
@@ -73,7 +73,8 @@ def _measure(result: DeblendResult, row: NDArray[np.int64], problem: Problem,
     remaining : float64 (n_source,)
         `uncertainty.remaining_step`.
     """
-    state, n_band, bundle = solution.state, problem.n_band, problem.bundle
+    problem, state = solution.problem, solution.state
+    n_band, bundle = problem.n_band, problem.bundle
     band = np.arange(n_band)
     moved = slice(n_band, bundle.n_latent)
     unit = uncertainty.unit_columns(state)

@@ -32,6 +32,7 @@ MAX_OFFSET_STEP, MAX_DRIFT = 0.3, 0.75  # pixel per step, and in all from the ca
 MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
 FIRST_DAMPING, MIN_DAMPING = 1e-2, 1e-4
 FIRST_TEMPER, LAST_TEMPER, TEMPERED = 0.3, 2e-3, 0.6
+EXTENDED = 0.3  # pulls in scenes with a large galaxy are a third wider at 1
 ITERATIONS = {"gauss_newton": 15, "adam": 200}
 
 
@@ -41,6 +42,8 @@ class Solution:
 
     Attributes
     ----------
+    problem : Problem
+        As solved: which sources are extended may have changed.
     state : State
     downhill : float64 (n_source, n_latent)
         Minus the gradient of L, its flux part relative.
@@ -49,6 +52,7 @@ class Solution:
     objective : float64 (n_scene,)
     """
 
+    problem: Problem
     state: State
     downhill: DoubleArray
     weights: Canvases
@@ -72,24 +76,26 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
     -------
     Solution
     """
-    run: dict[str, Callable[..., State]] = {"gauss_newton": gauss_newton, "adam": adam}
-    state = run[solver](problem, latent, floor, n_iteration)
+    run: dict[str, Callable[..., tuple[Problem, State]]] = {"gauss_newton": gauss_newton, "adam": adam}
+    problem, state = run[solver](problem, latent, floor, n_iteration)
     likely = objective.likelihood(problem, state.model)
     weights, residual = objective.weighted_residual(problem, likely, state.model)
     downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
     per_blend = objective.by_blend(problem, likely, state)
     scene_of_blend = np.repeat(np.arange(len(problem.data)), [p.n_blend for p in problem.partition])
     total = np.bincount(scene_of_blend, weights=per_blend, minlength=len(problem.data)).astype(float)
-    return Solution(state, downhill, weights, residual, total)
+    return Solution(problem, state, downhill, weights, residual, total)
 
 
-def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> State:
+def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> tuple[Problem, State]:
     """Damped Gauss-Newton (module docstring); parameters as in `solve`."""
     state = objective.evaluate(problem, latent)
     damping = np.full(problem.n_blend, FIRST_DAMPING)
     curvature = prior_curvature(problem)
     for iteration in range(n_iteration):
         tau = temper(iteration, n_iteration)
+        if iteration == int(TEMPERED * n_iteration):  # the shapes are known now
+            problem, state = extend(problem, state)
         likely = objective.likelihood(problem, state.model, temper=tau)
         weights, residual = objective.weighted_residual(problem, likely, state.model)
         downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
@@ -99,7 +105,16 @@ def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_it
         damping = np.where(better, np.maximum(damping * 0.25, MIN_DAMPING), damping * 8.0)
         curvature = secant(curvature, trial.latent - state.latent, state.prior_gradient - trial.prior_gradient)
         state = _choose(problem, better[problem.blend], trial, state)
-    return state
+    return problem, state
+
+
+def extend(problem: Problem, state: State) -> tuple[Problem, State]:
+    """Draw sources that turned out large with their outskirts from here on."""
+    extended = problem.extended | extended_sources(problem, state.coefficients)
+    if (extended == problem.extended).all():
+        return problem, state
+    problem = dataclasses.replace(problem, extended=extended)
+    return problem, dataclasses.replace(state, model=objective.render(problem, state.coefficients))
 
 
 def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> DoubleArray:
@@ -138,12 +153,15 @@ def temper(iteration: int, n_iteration: int) -> float:
     return FIRST_TEMPER * (LAST_TEMPER / FIRST_TEMPER) ** (iteration / tempered) if iteration < tempered else 0.0
 
 
-def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> State:
+def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> tuple[Problem, State]:
     """Adam with the published step sizes; parameters as in `solve`."""
     n_band = problem.n_band
     first, second = np.zeros_like(latent), np.zeros_like(latent)
     for iteration in range(n_iteration):
-        model = objective.render(problem, problem.runtime.decode(latent))
+        coefficients = problem.runtime.decode(latent)
+        if iteration == int(TEMPERED * n_iteration):
+            problem = dataclasses.replace(problem, extended=problem.extended | extended_sources(problem, coefficients))
+        model = objective.render(problem, coefficients)
         likely = objective.likelihood(problem, model, error=temper(iteration, n_iteration))
         _, residual = objective.weighted_residual(problem, likely, model)
         pulled = problem.runtime.decode_pullback(latent, objective.project(problem, residual))
@@ -155,7 +173,7 @@ def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration:
         latent = latent - rate * first / (1 - 0.9 ** (iteration + 1)) / corrected
         latent[:, :n_band] = np.maximum(latent[:, :n_band], floor)
         _hold_offset(problem, latent)
-    return objective.evaluate(problem, latent)
+    return problem, objective.evaluate(problem, latent)
 
 
 def newton_step(problem: Problem, state: State, weights: Canvases, downhill: DoubleArray,
@@ -327,6 +345,19 @@ def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
     for i, (s, (x, y)) in enumerate(zip(problem.scene, problem.corner, strict=True)):
         result[i] = (weights[s][:, y : y + window, x : x + window] * problem.profile).sum((1, 2))
     return result
+
+
+def extended_sources(problem: Problem, coefficients: FloatArray) -> NDArray[np.bool_]:
+    """Whose light outside the window has a signal to noise of `EXTENDED`, all bands together, bool (n_source,)."""
+    weight = mean_weight(problem, problem.weight)
+    outside = (problem.folded.full_gram - problem.folded.gram).astype(np.float32)
+    square = np.empty(weight.shape)
+    for rows, padded in ops.tiles(len(coefficients)):
+        tile = np.zeros((problem.n_band, padded, coefficients.shape[2]), np.float32)
+        tile[:, : rows.stop - rows.start] = coefficients[rows].transpose(1, 0, 2)
+        light = (ops.matmul(tile, outside) * tile).sum(2, dtype=np.float64)
+        square[rows] = light[:, : rows.stop - rows.start].T
+    return np.asarray((weight * square).sum(1) > EXTENDED**2)
 
 
 def move(problem: Problem, latent: DoubleArray, step: DoubleArray, floor: DoubleArray) -> DoubleArray:

@@ -15,12 +15,11 @@ from deblendrt.engine.objective import DoubleArray, Problem
 from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.scene import Scene
-from deblendrt.engine.solver import mean_weight
+from deblendrt.engine.solver import extended_sources, mean_weight
 
 SWEEPS = 3  # of the joint linear solve
 START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights
 ENCODER_COVERAGE = 0.8  # of its cutout in every band; elsewhere the shape starts at the prior's mean
-EXTENDED = 0.3  # signal to noise of the light outside a source's window, from which on it is drawn there too
 SIGNIFICANT = 1.0  # sigma of all bands together, per pixel: where a source's light counts for the blends
 FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
 
@@ -119,19 +118,6 @@ def light_radius(problem: Problem, coefficients: objective.FloatArray) -> Double
     return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, largest)
 
 
-def outskirts_significance(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
-    """Signal to noise of a source's light outside its window, all bands together, float64 (n_source,)."""
-    weight = mean_weight(problem, problem.weight)
-    outside = (problem.folded.full_gram - problem.folded.gram).astype(np.float32)
-    square = np.empty(weight.shape)
-    for rows, padded in ops.tiles(len(coefficients)):
-        tile = np.zeros((problem.n_band, padded, coefficients.shape[2]), np.float32)
-        tile[:, : rows.stop - rows.start] = coefficients[rows].transpose(1, 0, 2)
-        light = (ops.matmul(tile, outside) * tile).sum(2, dtype=np.float64)
-        square[rows] = light[:, : rows.stop - rows.start].T
-    return np.sqrt(np.maximum((weight * square).sum(1), 0.0))
-
-
 def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, DoubleArray]:
     """Where the descent starts, the floor of its log fluxes, and the problem divided into blends accordingly.
 
@@ -164,7 +150,7 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
     latent[:, :n_band] = log_flux
     latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
     coefficients = problem.runtime.decode(latent)
-    problem = dataclasses.replace(problem, extended=outskirts_significance(problem, coefficients) > EXTENDED)
+    problem = dataclasses.replace(problem, extended=extended_sources(problem, coefficients))
     divided = divide(problem, light_radius(problem, coefficients))
     return divided, latent, np.where(problem.measured, np.log(lowest), -np.inf)
 

@@ -13,7 +13,7 @@ from toy_scenes import CONVERGED, VARIANCE, make_scene
 from deblendrt.engine import apertures, quality, shapes, solver, uncertainty
 from deblendrt.engine import deblender as deblender_module
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import Flag
+from deblendrt.engine.flags import SUSPECT, Flag
 from deblendrt.engine.result import DeblendResult
 
 ANCHORS = np.array([[14, 16], [19, 20], [40, 33], [30, 40]])
@@ -297,3 +297,13 @@ def test_not_converged_is_the_remaining_step(toy_deblender: Deblender, scene_of_
         result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, start="linear", n_iteration=n_iteration)
         np.testing.assert_array_equal(result.flags & Flag.NOT_CONVERGED != 0, remaining >= quality.CONVERGED)
         assert n_iteration not in (0, CONVERGED) or (remaining >= quality.CONVERGED).all() == (n_iteration == 0)
+
+
+def test_a_suspect_source_is_told_to_its_blend(toy_deblender: Deblender, toy_model: ToyModel) -> None:
+    image, centers, _ = make_scene(toy_deblender, toy_model, ANCHORS, SHAPE)
+    early = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=1, start="linear")
+    suspect = (early.flags & SUSPECT) > 0
+    assert suspect.any()
+    for i, blend in enumerate(early.blend):
+        others = (early.blend == blend) & (np.arange(len(suspect)) != i)
+        assert bool(early.flags[i] & Flag.NEIGHBOUR_SUSPECT) == suspect[others].any()
