@@ -39,8 +39,8 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
     row = np.concatenate([result.source_start[i] + r for i, r in zip(members, rows, strict=True)])
     map_flux = np.exp(state.latent[:, :n_band])
     unit = state.jacobian.mix.transpose(0, 2, 1) @ state.jacobian.maps
-    flux = photometry.linear_fluxes(problem, unit, map_flux, n_sweep=SWEEPS,
-                                    error=objective.MODEL_ERROR if problem.robust else None)[0]
+    flux, fixed_shape_err = photometry.linear_fluxes(problem, unit, map_flux, n_sweep=SWEEPS,
+                                                     error=objective.MODEL_ERROR if problem.robust else None)
     result.latent[row] = state.latent
     result.coefficients[row] = state.coefficients
     result.extended[row] = problem.extended
@@ -50,9 +50,11 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
     result.log_prior[row] = problem.runtime.log_prior(state.latent)[0]
     result.enclosed[row] = quality.enclosed_fraction(problem, unit)
     shared = share(problem, state.coefficients, map_flux)
-    for name in ("redistributed_flux", "redistributed_flux_err", "blendedness", "flux_overlap", "max_overlap"):
+    for name in ("redistributed_flux", "blendedness", "flux_overlap", "max_overlap"):
         getattr(result, name)[row] = getattr(shared, name)
     blends, remaining = _measure(result, row, solution)
+    by_shape = np.maximum(result.flux_err[row] ** 2 - fixed_shape_err**2, 0.0)
+    result.redistributed_flux_err[row] = np.sqrt(shared.redistributed_flux_err**2 + by_shape)
     chi2, n_pixel, n_lost = quality.core_statistics(problem, solution)
     result.chi2[row], result.n_pixel[row] = chi2, n_pixel
     for s, i in enumerate(members):

@@ -59,7 +59,8 @@ class DeblendResult:
     position_err : float64 (n_source, 2) [pixel]
         Standard deviation of `position`; the prior around the given centre is included.
     redistributed_flux, redistributed_flux_err : float64 (n_source, n_band) [nJy]
-        The image's own light, shared among the sources in proportion to their models (`deblendrt.engine.sharing`).
+        The image's own light, shared among the sources in proportion to their models (`deblendrt.engine.sharing`). The
+        error is the pixels' noise and the part of `flux_err` that the shapes are to blame for.
     aperture_flux, aperture_flux_err : float64 (n_source, n_band) [nJy]
         Of the model under the reference PSF, which all bands share, inside a circle of `aperture_diameter`.
     moments : float64 (n_source, 3) [pixel^2]

@@ -9,14 +9,17 @@ Notation: t a true and p a reconstructed image of one source in one band, withou
 - flux error = |p / t - 1|; aperture fluxes are exact-overlap sums (10x10 subpixels) in circles.
 - blendedness (Bosch et al. 2018 without noise terms) = 1 - sum(t^2) / sum(t * field), field the sum of all sources.
 - SNR = flux / isolated error, the error of the flux if the source were alone and its profile known.
-- pull = (flux - true) / reported error; its width (1.4826 times the median absolute deviation from zero) is 1 where
+- pull = (measured - true) / reported error; its width (1.4826 times the median absolute deviation from zero) is 1 where
   errors are right.
+- coverage at k = fraction of |pull| <= k: how often the truth lies inside +-k reported errors; erf(k / sqrt 2) where
+  errors are right and Gaussian.
 - noise floor: the joint linear solve for all fluxes with all the TRUE profiles known; no deblender without a prior on
   fluxes does better.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ SSIM_WINDOW = 7  # pixel
 SSIM_STAMP = 45  # pixel
 APERTURE_DIAMETER = 1.2  # arcsec
 SUBPIXELS = 10
+SIGMAS = (1.0, 2.0, 3.0)  # where coverage is tabulated
 
 
 def cosine(p: AnyFloat, t: AnyFloat) -> FloatArray:
@@ -213,6 +217,54 @@ def color_error(flux: AnyFloat, true_flux: AnyFloat, blue: int, red: int) -> Flo
     ratio = np.where(positive, flux[:, blue], 1.0) / np.where(positive, flux[:, red], 1.0)
     error = np.abs(-2.5 * np.log10(ratio * true_flux[:, red] / true_flux[:, blue]))
     return np.where(positive, error, np.nan)
+
+
+def coverage(pull: AnyFloat, k: AnyFloat) -> FloatArray:
+    """Fraction of the finite pulls inside +-k; NaN where there is none.
+
+    Parameters
+    ----------
+    pull : float (n,)
+    k : float (m,)
+
+    Returns
+    -------
+    float64 (m,)
+    """
+    pull = np.asarray(pull, np.float64)
+    size = np.sort(np.abs(pull[np.isfinite(pull)]))
+    if not len(size):
+        return np.full(np.shape(k), np.nan)
+    return np.searchsorted(size, np.asarray(k, np.float64), side="right") / len(size)
+
+
+def gaussian_coverage(k: AnyFloat) -> FloatArray:
+    """What `coverage` is where errors are right and Gaussian, float64 (m,)."""
+    return np.array([math.erf(value / math.sqrt(2)) for value in np.ravel(k)])
+
+
+def pull_summary(pull: AnyFloat) -> dict[str, Any]:
+    """How far pulls are from a unit Gaussian.
+
+    Parameters
+    ----------
+    pull : float (n,)
+
+    Returns
+    -------
+    dict
+        ``n`` (finite ones), ``mean``, ``median``, ``standard_deviation``, ``width``, ``beyond_3`` (fraction) and
+        ``coverage`` at each of `SIGMAS`; NaN where there is no pull.
+    """
+    pull = np.asarray(pull, np.float64)
+    used = pull[np.isfinite(pull)]
+    inside = coverage(used, np.array(SIGMAS)).tolist()
+    summary: dict[str, Any] = {"n": len(used), "mean": np.nan, "median": np.nan, "standard_deviation": np.nan,
+                               "width": np.nan, "beyond_3": 1.0 - inside[-1], "coverage": inside}
+    if len(used):
+        summary |= {"mean": float(used.mean()), "median": float(np.median(used)),
+                    "standard_deviation": float(used.std()), "width": float(1.4826 * np.median(np.abs(used)))}
+    return summary
 
 
 def pull_width(flux: AnyFloat, error: AnyFloat, true_flux: AnyFloat) -> list[float]:

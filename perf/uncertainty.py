@@ -1,0 +1,260 @@
+"""Are the reported errors right? Pulls and coverage over the test scenes, and covariances against noise realisations.
+
+Pulls. (measured - true) / reported error of every quantity that has an error, for sources above an SNR of 10, all of
+them and those without a flag that says not to trust them (`UNTRUSTED`); then by SNR, by blendedness and in whatever
+group of sources does worst.
+
+Noise realisations. A few blends of two or three galaxies are simulated without noise, and deblended under many
+realisations of it, each with its own error of the given centres. The sample covariance of the fluxes is compared with
+the mean of the reported one. A maximum a posteriori solution scatters less than its posterior is wide wherever the
+prior rather than the data decides, and is off by a bias that is the same in every realisation; only over the population
+do scatter and squared bias add up to the posterior covariance. So the RMS error about the truth is given beside the
+scatter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.flags import NOT_FITTED, SUSPECT, Flag
+from deblendrt.training import population, simulate, survey
+from perf import metrics, report
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+UNTRUSTED = (NOT_FITTED | SUSPECT | Flag.NEIGHBOUR_SUSPECT | Flag.NON_FINITE | Flag.BAD_VARIANCE
+             | Flag.MASKED_CENTER | Flag.TOO_CLOSE)
+MIN_SNR = 10.0
+MIN_GROUP = 15  # sources; the fraction beyond 3 of fewer says nothing
+N_WORST = 10
+GROUP_EDGES: dict[str, tuple[float, ...]] = {
+    "SNR": report.SNR_EDGES,
+    "blendedness": report.BLENDEDNESS_EDGES,
+    "true half-light radius [arcsec]": (0.0, 0.2, 0.4, 0.7, 1.0, 1.5, np.inf),
+    "true bulge fraction": (0.0, 0.05, 0.2, 0.5, 0.9, 1.01),
+    "nearest neighbour [arcsec]": (0.0, 0.8, 1.2, 1.8, 3.0, np.inf),
+    "largest half-light radius of its scene [arcsec]": (0.0, 0.4, 0.7, 1.0, 1.5, np.inf),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pulls:
+    """Pulls of one quantity.
+
+    Attributes
+    ----------
+    labels : tuple of str (n_label,)
+        Bands, or axes.
+    pull : float64 (n_source, n_label)
+        NaN for a source that is left out.
+    """
+
+    labels: tuple[str, ...]
+    pull: FloatArray
+
+
+def pulls(labels: tuple[str, ...], measured: FloatArray, error: FloatArray, true: FloatArray,
+          snr: FloatArray) -> Pulls:
+    """Pulls of the sources above `MIN_SNR`.
+
+    Parameters
+    ----------
+    labels : tuple of str (n_label,)
+    measured, error, true : float64 (n_source, n_label)
+    snr : float64 (n_source, n_label) or (n_source, 1)
+
+    Returns
+    -------
+    Pulls
+    """
+    return Pulls(labels, np.where(snr > MIN_SNR, (measured - true) / error, np.nan))
+
+
+def trusted(flags: NDArray[np.int64]) -> BoolArray:
+    """Which sources have none of the flags `UNTRUSTED`."""
+    return (flags & int(UNTRUSTED)) == 0
+
+
+def summaries(quantities: Mapping[str, tuple[Pulls, BoolArray]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """`metrics.pull_summary` by quantity, label and "all" or "unflagged" sources.
+
+    Parameters
+    ----------
+    quantities : mapping of str to (Pulls, bool (n_source,))
+        The pulls, and which sources are without flags.
+    """
+    return {name: {label: {"all": metrics.pull_summary(column), "unflagged": metrics.pull_summary(column[good])}
+                   for label, column in zip(found.labels, found.pull.T, strict=True)}
+            for name, (found, good) in quantities.items()}
+
+
+def in_bins(pull: FloatArray, good: BoolArray, by: FloatArray, edges: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Summaries of one column of pulls per bin, low <= by < high, of all and of unflagged sources."""
+    rows = []
+    for low, high in itertools.pairwise(edges):
+        inside = (by >= low) & (by < high)
+        rows.append({"low": low, "high": high, "all": metrics.pull_summary(pull[inside]),
+                     "unflagged": metrics.pull_summary(pull[inside & good])})
+    return rows
+
+
+def by_flag(pull: FloatArray, flags: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+    """Summary of the sources with each flag that occurs, and of those without any that is `UNTRUSTED`."""
+    rows = {}
+    for flag in Flag:
+        having = (flags & int(flag)) != 0
+        if np.isfinite(pull[having]).any():
+            rows[str(flag.name)] = metrics.pull_summary(pull[having])
+    return {**rows, "none that says not to trust": metrics.pull_summary(pull[trusted(flags)])}
+
+
+def worst_groups(pull: FloatArray, properties: Mapping[str, FloatArray]) -> list[dict[str, Any]]:
+    """The groups of sources whose pulls lie beyond 3 most often.
+
+    Parameters
+    ----------
+    pull : float64 (n_source,)
+        NaN for a source that is left out.
+    properties : mapping of str to float64 (n_source,)
+        Keys of `GROUP_EDGES`. A group is a bin of one of them, or of SNR and blendedness at once, with at least
+        `MIN_GROUP` sources.
+
+    Returns
+    -------
+    list of dict
+        `N_WORST` summaries, the worst first, with ``group`` and ``share``: of all pulls beyond 3.
+    """
+    used = np.isfinite(pull)
+    bins: dict[str, list[tuple[str, BoolArray]]] = {}
+    for name, values in properties.items():
+        bins[name] = [(f"{name} {report.interval(low, high)}", used & (values >= low) & (values < high))
+                      for low, high in itertools.pairwise(GROUP_EDGES[name])]
+    groups = [group for found in bins.values() for group in found]
+    groups += [(f"{a}, {b}", x & y) for (a, x), (b, y) in itertools.product(bins.get("SNR", []),
+                                                                           bins.get("blendedness", []))]
+    beyond = used & (np.abs(pull) > 3)
+    rows = [{"group": name, "share": float(beyond[inside].sum() / max(1, beyond.sum())),
+             **metrics.pull_summary(pull[inside])} for name, inside in groups
+            if inside.sum() >= MIN_GROUP and (beyond & inside).any()]
+    return sorted(rows, key=lambda row: -row["beyond_3"])[:N_WORST]
+
+
+# --- noise realisations -----------------------------------------------------------------------------------------------
+
+SHAPE = (91, 91)  # pixel
+N_REALISATION = 150
+SEED = 810_450_238
+CENTER_SIGMA = 0.2  # pixel, per axis: of the given centres, and what the deblender's prior assumes
+# per blend: i magnitudes, and centres from the image's middle [pixel]
+BLENDS: tuple[tuple[str, tuple[float, ...], tuple[tuple[float, float], ...]], ...] = (
+    ("pair, 3 pixel", (22.3, 22.9), ((-1.4, 0.3), (1.6, 0.3))),
+    ("pair, 5 pixel", (22.3, 22.9), ((-2.4, 0.3), (2.6, 0.3))),
+    ("pair, 8 pixel", (22.3, 22.9), ((-3.9, 0.3), (4.1, 0.3))),
+    ("pair, 12 pixel", (22.3, 22.9), ((-5.9, 0.3), (6.1, 0.3))),
+    ("bright and faint, 5 pixel", (21.0, 23.5), ((-2.1, 1.6), (1.9, -1.4))),
+    ("three, 6 pixel", (22.3, 22.9, 23.4), ((-3.0, -1.7), (3.0, -1.7), (0.0, 3.5))),
+)
+TYPICAL_RADIUS = (0.3, 0.6)  # arcsec, half-light, of the disk
+TYPICAL_BULGE = (0.05, 0.3)
+
+
+def typical(galaxies: population.Galaxies, magnitude: float) -> int:
+    """Row of the disk galaxy of ordinary size that is nearest to an i magnitude."""
+    radius, bulge = galaxies.disk_half_light_radius, galaxies.bulge_fraction
+    ordinary = ((radius > TYPICAL_RADIUS[0]) & (radius < TYPICAL_RADIUS[1]) & (bulge > TYPICAL_BULGE[0])
+                & (bulge < TYPICAL_BULGE[1]))
+    return int(np.argmin(np.where(ordinary, np.abs(galaxies.magnitude - magnitude), np.inf)))
+
+
+def realise(deblender: Any, galaxies: population.Galaxies, psf: survey.Psf, depth: survey.Depth,
+            n_realisation: int = N_REALISATION) -> list[dict[str, Any]]:
+    """Deblend every blend of `BLENDS` under many realisations of its noise.
+
+    Parameters
+    ----------
+    deblender : Deblender
+    galaxies : Galaxies
+        The pool to take galaxies from.
+    psf : Psf
+    depth : Depth
+    n_realisation : int
+
+    Returns
+    -------
+    list of dict
+        `compare_covariance` of each, with ``name``, ``separation`` [pixel] (n_pair,) and ``unflagged`` (fraction).
+    """
+    rows = []
+    for b, (name, magnitudes, places) in enumerate(BLENDS):
+        rng = np.random.default_rng([SEED, b])
+        middle = (np.array(SHAPE[::-1]) - 1) / 2
+        scene = simulate.simulate_scene(galaxies, [typical(galaxies, m) for m in magnitudes], middle + places, psf,
+                                        depth, SHAPE, rng, noise=False)
+        sigma = np.sqrt(scene.variance)
+        images = [scene.image + sigma * rng.standard_normal(sigma.shape, dtype=np.float32)
+                  for _ in range(n_realisation)]
+        centers = [scene.centers + CENTER_SIGMA * rng.standard_normal(scene.centers.shape) for _ in images]
+        result = deblender.deblend_batch(images, centers, variance=[scene.variance] * n_realisation, psf=psf.image,
+                                         bands=depth.bands, center_sigma=CENTER_SIGMA)
+        m = len(magnitudes)
+        flux = result.flux.reshape(n_realisation, m, -1)
+        reported = np.mean([result.flux_covariance(range(k * m, (k + 1) * m)) for k in range(n_realisation)], axis=0)
+        separation = [float(np.hypot(*(scene.centers[i] - scene.centers[j]))) for i, j in pairs(m)]
+        rows.append({"name": name, "n_realisation": n_realisation, "separation": separation,
+                     "unflagged": float(trusted(result.flags).mean()),
+                     **compare_covariance(flux, reported, scene.flux, depth.bands)})
+    return rows
+
+
+def pairs(n: int) -> list[tuple[int, int]]:
+    """Pairs of sources, each once."""
+    return list(itertools.combinations(range(n), 2))
+
+
+def compare_covariance(flux: FloatArray, reported: FloatArray, true: FloatArray,
+                       bands: tuple[str, ...]) -> dict[str, Any]:
+    """Scatter of fluxes over realisations, beside the reported covariance.
+
+    Parameters
+    ----------
+    flux : float64 (n_realisation, m, n_band) [nJy]
+    reported : float64 (m, n_band, m, n_band) [nJy^2]
+        Mean over the realisations.
+    true : float64 (m, n_band) [nJy]
+    bands : tuple of str
+
+    Returns
+    -------
+    dict
+        Per band (r and i) lists over the sources: ``error_over_scatter``, ``rms_over_error`` (RMS error about the
+        truth), ``bias_over_error``; lists over the pairs: ``correlation`` and ``sample_correlation`` of the two fluxes.
+        ``own``: the same two of r and i of one source, lists over the sources.
+    """
+    n, m, n_band = flux.shape
+    sample = np.cov(flux.reshape(n, -1), rowvar=False).reshape(m, n_band, m, n_band)
+    error = np.sqrt(np.einsum("abab->ab", reported))
+    rms = np.sqrt(((flux - true) ** 2).mean(0))
+    found: dict[str, Any] = {}
+    for band in report.FLUX_BANDS:
+        b = bands.index(band)
+        found[band] = {
+            "error_over_scatter": (error[:, b] / np.sqrt(sample[range(m), b, range(m), b])).tolist(),
+            "rms_over_error": (rms[:, b] / error[:, b]).tolist(),
+            "bias_over_error": ((flux.mean(0) - true)[:, b] / error[:, b]).tolist(),
+            "correlation": [_correlation(reported, i, b, j, b) for i, j in pairs(m)],
+            "sample_correlation": [_correlation(sample, i, b, j, b) for i, j in pairs(m)]}
+    a, b = (bands.index(band) for band in report.FLUX_BANDS)
+    found["own"] = {"correlation": [_correlation(reported, i, a, i, b) for i in range(m)],
+                    "sample_correlation": [_correlation(sample, i, a, i, b) for i in range(m)]}
+    return found
+
+
+def _correlation(covariance: FloatArray, i: int, a: int, j: int, b: int) -> float:
+    return float(covariance[i, a, j, b] / np.sqrt(covariance[i, a, i, a] * covariance[j, b, j, b]))
