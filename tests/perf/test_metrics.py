@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-# perf/ is not installed, and the repository's root on sys.path would shadow NVIDIA's `cuda`: load by path
-_SPEC = importlib.util.spec_from_file_location("perf_metrics", Path(__file__).parents[2] / "perf" / "metrics.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-metrics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(metrics)
+from perf import metrics
 
 
 def gaussian(center, sigma, shape=(45, 45)):
