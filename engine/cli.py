@@ -106,6 +106,8 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
         metavar="PIXEL",
         help="how far positions may be off (default 0.2)",
     )
+    fit.add_argument("--aperture", type=_positive, default=1.2, metavar="ARCSEC", help="diameter of the aperture of "
+                     "aperture_flux (default 1.2)")  # fmt: skip
     fit.add_argument("--no-robust", action="store_true", help="plain Gaussian likelihood, also of unlisted sources")
 
     output = run.add_argument_group("output")

@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
             start=arguments.start,
             robust=not arguments.no_robust,
             center_sigma=arguments.center_sigma,
+            aperture_diameter=arguments.aperture,
             n_threads=arguments.threads,
         )
         deblending = time.perf_counter() - clock

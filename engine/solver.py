@@ -24,7 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine import objective, ops
-from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem, State
+from deblendrt.engine.curvature import (
+    apply_blocks,
+    blocks,
+    extended_sources,
+    inverse,
+    mean_weight,
+    prior_curvature,
+    secant,
+)
+from deblendrt.engine.objective import Canvases, DoubleArray, Problem, State
 
 N_CONJUGATE = 4  # conjugate-gradient iterations per step
 MAX_SHAPE_STEP = 3.0  # prior standard deviations
@@ -32,7 +41,6 @@ MAX_OFFSET_STEP, MAX_DRIFT = 0.3, 0.75  # pixel per step, and in all from the ca
 MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
 FIRST_DAMPING, MIN_DAMPING = 1e-2, 1e-4
 FIRST_TEMPER, LAST_TEMPER, TEMPERED = 0.3, 2e-3, 0.6
-EXTENDED = 0.3  # pulls in scenes with a large galaxy are a third wider at 1
 ITERATIONS = {"gauss_newton": 15, "adam": 200}
 
 
@@ -117,33 +125,6 @@ def extend(problem: Problem, state: State) -> tuple[Problem, State]:
     return problem, dataclasses.replace(state, model=objective.render(problem, state.coefficients))
 
 
-def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> DoubleArray:
-    """BFGS update of the prior's curvature from what its gradient did along a step, tried or taken.
-
-    The population's mean curvature is only a start: the flow is sharper in places, and its dependence on the fluxes
-    couples them to the shapes. With the mean alone the last iterations were slow.
-
-    Parameters
-    ----------
-    curvature : float64 (n_source, n_latent, n_latent)
-        Symmetric, positive definite.
-    step : float64 (n_source, n_latent)
-    change : float64 (n_source, n_latent)
-        Of the gradient of -log p along the step.
-
-    Returns
-    -------
-    float64 (n_source, n_latent, n_latent)
-        Unchanged where the curvature along the step is negative or out of proportion.
-    """
-    expected = _apply_blocks(curvature, step)
-    before, after = (step * expected).sum(1), (step * change).sum(1)
-    good = (after > 0.1 * before) & (after < 100 * before) & (before > 1e-10)
-    removed = expected[:, :, None] * expected[:, None, :] / np.where(good, before, 1.0)[:, None, None]
-    added = change[:, :, None] * change[:, None, :] / np.where(good, after, 1.0)[:, None, None]
-    return np.where(good[:, None, None], curvature - removed + added, curvature)
-
-
 def temper(iteration: int, n_iteration: int) -> float:
     """tau of the tempered likelihood: geometric from `FIRST_TEMPER` to `LAST_TEMPER`, then 0.
 
@@ -198,8 +179,8 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
     block = blocks(problem, state, mean_weight(problem, weights), curvature)
     added = damping[:, None] * block.diagonal(axis1=1, axis2=2)
     added[:, : problem.n_band] = 0.0
-    inverse = _inverse(block + added[:, :, None] * np.eye(block.shape[1]))
-    step = _apply_blocks(inverse, downhill)
+    inverted = inverse(block + added[:, :, None] * np.eye(block.shape[1]))
+    step = apply_blocks(inverted, downhill)
     size = np.bincount(problem.blend, minlength=problem.n_blend)[problem.blend]
     rows = np.flatnonzero(size > 1)
     if not len(rows):
@@ -215,9 +196,9 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
         for plane, w in zip(image, weights, strict=True):
             plane *= w
         pulled = objective.pull(part, ops.project(image, problem.folded, corner, extended, scene))
-        return pulled + _apply_blocks(curvature, v) + added[rows] * v
+        return pulled + apply_blocks(curvature, v) + added[rows] * v
 
-    step[rows] = conjugate_gradient(matrix, lambda r: _apply_blocks(inverse[rows], r), downhill[rows],
+    step[rows] = conjugate_gradient(matrix, lambda r: apply_blocks(inverted[rows], r), downhill[rows],
                                     problem.blend[rows], N_CONJUGATE)
     return step
 
@@ -263,103 +244,6 @@ def conjugate_gradient(matrix: Callable[[DoubleArray], DoubleArray], preconditio
     return solution
 
 
-def blocks(problem: Problem, state: State, wbar: DoubleArray, curvature: DoubleArray) -> DoubleArray:
-    """Gauss-Newton blocks H_i of single sources, prior curvature included, by relative flux, offset and shape.
-
-    Parameters
-    ----------
-    problem : Problem
-    state : State
-    wbar : float64 (n_source, n_band) [nJy^-2]
-    curvature : float64 (n_source, n_latent, n_latent)
-        Of the prior.
-
-    Returns
-    -------
-    float64 (n_source, n_latent, n_latent)
-    """
-    rows = columns(state)
-    _, n_band, n_column, n_basis = rows.shape
-    n_move = n_column - 1
-    by_band = np.ascontiguousarray(rows.transpose(1, 0, 2, 3))
-    through = np.empty_like(rows)
-    for chosen, gram in ((~problem.extended, problem.folded.gram), (problem.extended, problem.folded.full_gram)):
-        if chosen.any():
-            flat = by_band[:, chosen].reshape(n_band, -1, n_basis)
-            product = ops.matmul(flat, gram.astype(np.float32)).reshape(n_band, -1, 1 + n_move, n_basis)
-            through[chosen] = product.transpose(1, 0, 2, 3)
-    inner = (through @ rows.transpose(0, 1, 3, 2)).astype(np.float64) * wbar[:, :, None, None]
-    block = curvature.copy()
-    band = np.arange(n_band)
-    block[:, band, band] += inner[:, :, 0, 0]
-    block[:, :n_band, n_band:] += inner[:, :, 0, 1:]
-    block[:, n_band:, :n_band] += inner[:, :, 0, 1:].transpose(0, 2, 1)
-    block[:, n_band:, n_band:] += inner[:, :, 1:, 1:].sum(1)
-    return block
-
-
-def columns(state: State) -> FloatArray:
-    """Derivatives of the coefficients of each band, by relative flux, offset and shape.
-
-    Returns
-    -------
-    float32 (n_source, n_band, 1 + 2 + n_shape, n_basis) [nJy]
-    """
-    maps, d_maps, mix, d_mix = state.jacobian
-    n, n_band, n_basis = state.coefficients.shape
-    n_move = d_maps.shape[1]
-    flux = np.exp(state.latent[:, :n_band]).astype(np.float32)
-    rows = np.empty((n, n_band, 1 + n_move, n_basis), np.float32)
-    rows[:, :, 0] = state.coefficients
-    moved = mix.transpose(0, 2, 1) @ d_maps.transpose(0, 2, 1, 3).reshape(n, mix.shape[1], -1)
-    rows[:, :, 1:] = moved.reshape(n, n_band, n_move, n_basis)
-    rows[:, :, 3:] += d_mix.transpose(0, 3, 1, 2) @ maps[:, None]
-    rows[:, :, 1:] *= flux[:, :, None, None]
-    return rows
-
-
-def prior_curvature(problem: Problem) -> DoubleArray:
-    """Curvature of the prior: the population's mean for the shape, exact for offsets and missing bands.
-
-    Returns
-    -------
-    float64 (n_source, n_latent, n_latent)
-    """
-    n, n_band = problem.measured.shape
-    shape = np.asarray(problem.bundle.prior_curvature)
-    n_latent = n_band + 2 + len(shape)
-    block = np.zeros((n, n_latent, n_latent))
-    block[:, n_band + 2 :, n_band + 2 :] = shape
-    block[:, [n_band, n_band + 1], [n_band, n_band + 1]] = problem.center_sigma**-2
-    band = np.arange(n_band)
-    missing = 1 / (np.asarray(problem.bundle.color_sigma) + 0.1) ** 2
-    # 1e-3 (30 in ln flux) keeps the block of a flux at its floor regular
-    block[:, band, band] = np.where(problem.measured, 1e-3, missing)
-    return block
-
-
-def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
-    """Mean weight under a source, float64 (n_source, n_band): weighted by the square of the mean galaxy's image."""
-    window = problem.folded.window
-    result = np.empty((len(problem.scene), problem.n_band))
-    for i, (s, (x, y)) in enumerate(zip(problem.scene, problem.corner, strict=True)):
-        result[i] = (weights[s][:, y : y + window, x : x + window] * problem.profile).sum((1, 2))
-    return result
-
-
-def extended_sources(problem: Problem, coefficients: FloatArray) -> NDArray[np.bool_]:
-    """Whose light outside the window has a signal to noise of `EXTENDED`, all bands together, bool (n_source,)."""
-    weight = mean_weight(problem, problem.weight)
-    outside = (problem.folded.full_gram - problem.folded.gram).astype(np.float32)
-    square = np.empty(weight.shape)
-    for rows, padded in ops.tiles(len(coefficients)):
-        tile = np.zeros((problem.n_band, padded, coefficients.shape[2]), np.float32)
-        tile[:, : rows.stop - rows.start] = coefficients[rows].transpose(1, 0, 2)
-        light = (ops.matmul(tile, outside) * tile).sum(2, dtype=np.float64)
-        square[rows] = light[:, : rows.stop - rows.start].T
-    return np.asarray((weight * square).sum(1) > EXTENDED**2)
-
-
 def move(problem: Problem, latent: DoubleArray, step: DoubleArray, floor: DoubleArray) -> DoubleArray:
     """Take a step, shortened to its limits; the flux part is relative and linear."""
     n_band = problem.n_band
@@ -378,19 +262,6 @@ def _hold_offset(problem: Problem, latent: DoubleArray) -> None:
     """Keep offsets within MAX_DRIFT of the caller's centre, in place."""
     offset = latent[:, problem.n_band : problem.n_band + 2]
     np.clip(offset, problem.offset0 - MAX_DRIFT, problem.offset0 + MAX_DRIFT, out=offset)
-
-
-def _apply_blocks(block: DoubleArray, v: DoubleArray) -> DoubleArray:
-    return (block @ v[:, :, None])[:, :, 0]
-
-
-def _inverse(block: DoubleArray) -> DoubleArray:
-    """Inverse of symmetric positive blocks, scaled to unit diagonal first."""
-    scale = 1 / np.sqrt(block.diagonal(axis1=1, axis2=2))
-    scaled = block * scale[:, :, None] * scale[:, None, :]
-    # 1e-6 of ridge: the blocks were summed in float32
-    scaled += 1e-6 * np.eye(block.shape[1])
-    return np.linalg.inv(scaled) * scale[:, :, None] * scale[:, None, :]
 
 
 def _choose(problem: Problem, better: NDArray[np.bool_], trial: State, state: State) -> State:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from deblendrt.engine import objective, ops, photometry
 from deblendrt.engine.blends import MIN_RADIUS, Partition, partition
 from deblendrt.engine.bundle import Bundle
+from deblendrt.engine.curvature import extended_sources, mean_weight
 from deblendrt.engine.flags import NOT_FITTED
 from deblendrt.engine.objective import DoubleArray, Problem
 from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.scene import Scene
-from deblendrt.engine.solver import extended_sources, mean_weight
 
 SWEEPS = 3  # of the joint linear solve
 START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights

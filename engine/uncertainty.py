@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine import ops, photometry
+from deblendrt.engine.curvature import columns
 from deblendrt.engine.matmul import matmul
 from deblendrt.engine.objective import DoubleArray, FloatArray, Problem, State
-from deblendrt.engine.solver import Solution, columns
+from deblendrt.engine.solver import Solution
 
 # Of the shape latents, for central differences: the flow's curvature over about the width of a posterior. Pulls on
 # simulated blends are the same from 0.05 to 1.

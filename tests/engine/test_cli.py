@@ -116,6 +116,7 @@ def test_defaults_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> No
         "start": "encoder",
         "robust": True,
         "center_sigma": 0.2,
+        "aperture_diameter": 1.2,
         "n_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
@@ -124,7 +125,7 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
     fits.PrimaryHDU(np.ones((5, 5))).writeto(tmp_path / "psf.fits")
     options = (
         "--no-plot --quiet --bands r,i,z --zero-point 25 --pixel-scale 0.3 --model other --device cuda --solver adam "
-        "--start encoder --iterations 7 --threads 2 --no-robust --center-sigma 0.5"
+        "--start encoder --iterations 7 --threads 2 --no-robust --center-sigma 0.5 --aperture 2"
     )
     out = tmp_path / "out"
     run(write_scene(tmp_path, fake.result), "--out", out, *options.split(), "--psf", tmp_path / "psf.fits")
@@ -136,6 +137,7 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
         "n_threads": 2,
         "robust": False,
         "center_sigma": 0.5,
+        "aperture_diameter": 2.0,
         "variance": None,
         "mask": None,
     }

@@ -10,7 +10,7 @@ import pytest
 from tolerances import CURVATURE, OBJECTIVE, relative_error
 from toy_model import N_BAND, N_SHAPE, ToyModel, add_noise, draw_latent, make_problem, paint
 
-from deblendrt.engine import objective, solver
+from deblendrt.engine import curvature, objective, solver
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.objective import Problem
 
@@ -121,8 +121,8 @@ def test_blocks_are_the_dense_product(toy_deblender: Deblender, toy_model: ToyMo
     latent = latent + 0.1
     state = objective.evaluate(problem, latent)
     wbar = np.random.default_rng(0).uniform(0.2, 1.0, (len(latent), N_BAND))
-    block = solver.blocks(problem, state, wbar, solver.prior_curvature(problem))
-    jacobian, prior = toy_model.jacobian(latent), solver.prior_curvature(problem)
+    block = curvature.blocks(problem, state, wbar, curvature.prior_curvature(problem))
+    jacobian, prior = toy_model.jacobian(latent), curvature.prior_curvature(problem)
     phi = problem.folded.phi.astype(np.float64)
     for i in range(len(latent)):
         expected = prior[i].copy()
@@ -141,27 +141,27 @@ def test_prior_curvature_is_positive_and_knows_missing_bands(toy_deblender: Debl
     measured = problem.measured.copy()
     measured[1, 0] = False
     with_gap = dataclasses.replace(problem, measured=measured)
-    for block in (solver.prior_curvature(problem), solver.prior_curvature(with_gap)):
+    for block in (curvature.prior_curvature(problem), curvature.prior_curvature(with_gap)):
         np.testing.assert_array_equal(block, block.transpose(0, 2, 1))
         assert np.linalg.eigvalsh(block).min() > 0
         np.testing.assert_allclose(block[:, N_BAND, N_BAND], problem.center_sigma**-2)
         np.testing.assert_array_equal(block[0, N_BAND + 2 :, N_BAND + 2 :], problem.bundle.prior_curvature)
-    gap = solver.prior_curvature(with_gap)[1, 0, 0]
-    assert gap >= 0.99 / (problem.bundle.color_sigma[0] + 0.1) ** 2 > solver.prior_curvature(problem)[1, 0, 0]
+    gap = curvature.prior_curvature(with_gap)[1, 0, 0]
+    assert gap >= 0.99 / (problem.bundle.color_sigma[0] + 0.1) ** 2 > curvature.prior_curvature(problem)[1, 0, 0]
 
 
 def test_mean_weight(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     problem, _, _, _ = make(toy_deblender, toy_model)
     even = [np.full_like(w, 0.3) for w in problem.weight]
-    np.testing.assert_allclose(solver.mean_weight(problem, even), 0.3, rtol=1e-5)
-    mean = solver.mean_weight(problem, problem.weight)
+    np.testing.assert_allclose(curvature.mean_weight(problem, even), 0.3, rtol=1e-5)
+    mean = curvature.mean_weight(problem, problem.weight)
     inside = 1 / np.array([1.0, 1.5, 2.0]) ** 2
     assert (mean <= inside * (1 + 1e-5)).all()
     assert (mean > 0.5 * inside).all()  # the window sticks out, the galaxy does not
     hidden = [w.copy() for w in problem.weight]
     x, y = problem.corner[0] + problem.folded.half
     hidden[0][:, y - 1 : y + 2, x - 1 : x + 2] = 0
-    masked = solver.mean_weight(problem, hidden)
+    masked = curvature.mean_weight(problem, hidden)
     assert (masked[0] < 0.7 * mean[0]).all()  # a masked core counts by its light
     np.testing.assert_allclose(masked[2], mean[2])
 
@@ -178,13 +178,13 @@ def test_newton_step_solves_the_joint_system(toy_deblender: Deblender, toy_model
     weights, residual = objective.weighted_residual(problem, likely, state.model)
     downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
     step = solver.newton_step(problem, state, weights, downhill, np.zeros(len(latent)),
-                              solver.prior_curvature(problem))
+                              curvature.prior_curvature(problem))
     design = dense_design(toy_model, problem, state.latent)
     matrix = (design * weights[0].ravel()[:, None].astype(np.float64)).T @ design
     n = latent.shape[1]
-    for i, curvature in enumerate(solver.prior_curvature(problem)):
+    for i, prior in enumerate(curvature.prior_curvature(problem)):
         rows = slice(i * n, (i + 1) * n)
-        matrix[rows, rows] += curvature
+        matrix[rows, rows] += prior
     expected = np.linalg.solve(matrix, downhill.ravel()).reshape(latent.shape)
     error, scale = (step - expected).ravel(), expected.ravel()
     # in the system's own norm: the size of an error is what it costs
@@ -197,9 +197,9 @@ def test_a_source_alone_takes_its_block(toy_deblender: Deblender, toy_model: Toy
     state = objective.evaluate(problem, latent + 0.05)
     downhill = np.random.default_rng(0).standard_normal(latent.shape)
     step = solver.newton_step(problem, state, problem.weight, downhill, np.zeros(len(latent)),
-                              solver.prior_curvature(problem))
-    block = solver.blocks(problem, state, solver.mean_weight(problem, problem.weight),
-                          solver.prior_curvature(problem))[2]
+                              curvature.prior_curvature(problem))
+    block = curvature.blocks(problem, state, curvature.mean_weight(problem, problem.weight),
+                          curvature.prior_curvature(problem))[2]
     expected = np.linalg.solve(block, downhill[2])
     error = step[2] - expected
     assert error @ block @ error < 1e-6 * (expected @ block @ expected)
@@ -211,7 +211,7 @@ def test_damping_shortens_the_shape_step(toy_deblender: Deblender, toy_model: To
     downhill = np.random.default_rng(0).standard_normal(latent.shape)
     lengths = [np.linalg.norm(solver.newton_step(problem, state, problem.weight, downhill,
                                                  np.full(len(latent), damping),
-                                                 solver.prior_curvature(problem))[:, N_BAND + 2 :], axis=1)
+                                                 curvature.prior_curvature(problem))[:, N_BAND + 2 :], axis=1)
                for damping in (0.0, 1.0, 100.0, 1e4)]
     assert all((b < a).all() for a, b in itertools.pairwise(lengths))
     assert (lengths[-1] < 1e-3 * lengths[0]).all()
@@ -328,7 +328,7 @@ def test_secant_meets_the_secant_condition_and_stays_positive() -> None:
     step = rng.standard_normal((6, 5))
     change = (truth @ step[:, :, None])[:, :, 0]
     change[-1] *= -1  # negative curvature: no update
-    updated = solver.secant(start, step, change)
+    updated = curvature.secant(start, step, change)
     np.testing.assert_allclose((updated @ step[:, :, None])[:-1, :, 0], change[:-1], rtol=1e-10)
     np.testing.assert_array_equal(updated[-1], start[-1])
     assert (np.linalg.eigvalsh(updated) > 0).all()
