@@ -303,7 +303,10 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     tests = scenes.load_scenes(args.cache, args.n_scene)
     figures, quantities = measure(args.bundle, tests, args.solver or list(SOLVERS), not args.no_realisations)
-    figures["command"] = " ".join(["python -m perf.accuracy", *(sys.argv[1:] if argv is None else argv)])
+    asked = {"--bundle": args.bundle, "--n-scene": args.n_scene}  # folders of this machine are nobody's business
+    options = [f" {key} {value}" for key, value in asked.items()
+               if value != parser.get_default(key[2:].replace("-", "_"))]
+    figures["command"] = "python -m perf.accuracy" + "".join(options)
     figures["seconds"] = time.perf_counter() - start
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "accuracy.json").write_text(json.dumps(figures, indent=1) + "\n")
