@@ -28,10 +28,13 @@ class Catalog:
         (x, y), 0-based; NaN where the table has no value.
     ids : array (n_source,), or None
         The table's identifiers, if it has any.
+    kinds : list of str (n_source,), or None
+        "galaxy" or "star", from a column kind, if there is one.
     """
 
     centers: NDArray[np.float64]
     ids: NDArray[Any] | None = None
+    kinds: list[str] | None = None
 
 
 def read_catalog(path: str | Path, wcs: WCS | None = None, one_based: bool = False) -> Catalog:
@@ -64,7 +67,9 @@ def read_catalog(path: str | Path, wcs: WCS | None = None, one_based: bool = Fal
         raise ValueError(f"{path}: not readable as a table ({str(error).splitlines()[0]})") from error
     columns = {name.lower(): name for name in table.colnames}
     key = next((columns[name] for name in ID_COLUMNS if name in columns), None)
-    return Catalog(positions(str(path), table, wcs, one_based), None if key is None else np.asarray(table[key]))
+    kinds = [str(kind) for kind in table[columns["kind"]]] if "kind" in columns else None
+    centers = positions(str(path), table, wcs, one_based)
+    return Catalog(centers, None if key is None else np.asarray(table[key]), kinds)
 
 
 def positions(where: str, table: Table, wcs: WCS | None = None, one_based: bool = False) -> NDArray[np.float64]:

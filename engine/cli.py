@@ -78,8 +78,8 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--overwrite", action="store_true", help="replace results that are there")
 
     sources = run.add_argument_group("sources")
-    sources.add_argument("--catalog", type=Path, metavar="CAT", help="FITS, ECSV or CSV with x, y (0-based) or ra, dec;"
-                         " default: the image file's CENTERS")  # fmt: skip
+    sources.add_argument("--catalog", type=Path, metavar="CAT", help="FITS, ECSV or CSV with x, y (0-based) or ra, dec,"
+                         " and kind (galaxy, star); default: the image file's CENTERS")  # fmt: skip
     sources.add_argument("--one-based", action="store_true", help="the catalogue counts pixels from 1")
     sources.add_argument("--detect", action="store_true", help="find the sources with SEP instead of a catalogue")
     sources.add_argument("--threshold", type=float, default=3.0, metavar="SIGMA", help="of --detect (default 3)")

@@ -82,7 +82,7 @@ def prior_curvature(problem: Problem) -> DoubleArray:
     shape = np.asarray(problem.bundle.prior_curvature)
     n_latent = n_band + 2 + len(shape)
     block = np.zeros((n, n_latent, n_latent))
-    block[:, n_band + 2 :, n_band + 2 :] = shape
+    block[:, n_band + 2 :, n_band + 2 :] = np.where(problem.star[:, None, None], np.eye(len(shape)), shape)
     block[:, [n_band, n_band + 1], [n_band, n_band + 1]] = problem.center_sigma**-2
     band = np.arange(n_band)
     missing = 1 / (np.asarray(problem.bundle.color_sigma) + 0.1) ** 2

@@ -149,7 +149,8 @@ class Deblender:
         return folded
 
     def deblend_batch(self, cutouts: Any, centers: Any, *, variance: Any = None, mask: Any = None, psf: Any = None,
-                      bands: Any = None, background: Any = None, zero_point: Any = None, pixel_scale: Any = None,
+                      bands: Any = None, kind: Any = None, background: Any = None, zero_point: Any = None,
+                      pixel_scale: Any = None,
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
                       robust: bool = True, center_sigma: float = 0.2, aperture_diameter: float = 1.2,
                       n_threads: int = 1) -> DeblendResult:
@@ -170,6 +171,8 @@ class Deblender:
             Effective PSF images, for all scenes or one per scene. Default: the model's nominal ones.
         bands : str or sequence of str, optional
             Names of the cutouts' bands. Default: all the model's. Bands that are absent are filled in by the prior.
+        kind : str, or sequence of str (n_source,), optional
+            "galaxy" or "star" (a point source), for all sources or for each, nested like `centers`. Default: galaxies.
         background : float, optional
             Subtracted from the image.
         zero_point : float, optional [AB mag of one image unit]
@@ -205,7 +208,7 @@ class Deblender:
         scenes = make_scenes(cutouts, centers, bundle_bands=self.bundle.bands,
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
-                             pixel_scale=pixel_scale, bundle_sky_sigma=self.bundle.sky_sigma)
+                             pixel_scale=pixel_scale, kind=kind, bundle_sky_sigma=self.bundle.sky_sigma)
         return self.deblend_scenes(scenes, settings, n_threads)
 
     def deblend_scenes(self, scenes: list[Scene], settings: _Settings, n_threads: int) -> DeblendResult:
@@ -285,7 +288,8 @@ class Deblender:
             scene_n_pixel=np.array([int((s.inverse_variance > 0).sum()) for s in scenes], np.int64),
             objective=np.array([0.5 * float(c.sum()) for c in weighted]),
             coefficients=np.zeros((n, n_band, n_basis), np.float32), anchor=anchors,
-            extended=np.zeros(n, bool), folded=folded,
+            star=np.concatenate([np.zeros(0, bool), *[s.star for s in scenes]]), extended=np.zeros(n, bool),
+            folded=folded,
             folded_index=index, model_name=self.bundle.name, model_version=self.bundle.model_version,
             model_sha256=self.bundle.sha256, solver=settings.solver, n_iteration=settings.n_iteration,
             aperture_diameter=settings.aperture_diameter)

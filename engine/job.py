@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
             mask=image.mask,
             psf=image.psf,
             bands=image.bands,
+            kind=catalog.kinds,
             zero_point=image.zero_point,
             pixel_scale=image.pixel_scale,
             solver=arguments.solver,

@@ -27,7 +27,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops
+from deblendrt.engine import decoding, ops
 from deblendrt.engine.blends import Partition
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.psf import FoldedBasis
@@ -68,6 +68,8 @@ class Problem:
     measured : bool (n_source, n_band)
         Whether the source has any weight in the band.
     robust : bool
+    star : bool (n_source,)
+        Point sources, the rest are galaxies.
     extended : bool (n_source,)
         Sources drawn with their outskirts.
     profile : float32 (n_band, window, window)
@@ -88,6 +90,7 @@ class Problem:
     center_sigma: float
     measured: NDArray[np.bool_]
     robust: bool
+    star: NDArray[np.bool_]
     extended: NDArray[np.bool_]
     profile: FloatArray
 
@@ -139,7 +142,7 @@ def evaluate(problem: Problem, latent: DoubleArray) -> State:
     -------
     State
     """
-    jacobian = problem.runtime.decode_jacobian(latent)
+    jacobian = decoding.decode_jacobian(problem, latent)
     coefficients = mix_coefficients(latent[:, : problem.n_band], jacobian.maps, jacobian.mix)
     model = render(problem, coefficients)
     log_prior, gradient = prior(problem, latent)
@@ -155,8 +158,7 @@ def prior(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArr
     gradient : float64 (n_source, n_latent)
     """
     n_band = problem.n_band
-    flow, flow_gradient = problem.runtime.log_prior(latent)
-    log_prior, gradient = flow.astype(np.float64), flow_gradient.astype(np.float64)
+    log_prior, gradient = decoding.log_prior(problem, latent)
     offset = (latent[:, n_band : n_band + 2] - problem.offset0) / problem.center_sigma
     log_prior -= 0.5 * (offset**2).sum(1)
     gradient[:, n_band : n_band + 2] -= offset / problem.center_sigma

@@ -43,6 +43,7 @@ def flag(result: DeblendResult, row: NDArray[np.int64], bundle: Bundle, n_lost: 
         Flag.PRIOR_OUTLIER: result.log_prior[row] < bundle.log_prob_percentiles["0.1"],
         Flag.OUTSIDE_PRIOR_FLUX: outside_population(bundle, result.map_flux[row]),
     }
+    conditions[Flag.OUTSIDE_PRIOR_FLUX] &= ~result.star[row]  # of galaxies
     for flag, condition in conditions.items():
         result.flags[row] |= np.where(condition, int(flag), 0)
     suspect = (result.flags[row] & SUSPECT) > 0

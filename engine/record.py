@@ -47,7 +47,7 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
     result.position[row] = result.anchor[row] + state.latent[:, n_band : n_band + 2]
     result.map_flux[row] = map_flux
     result.flux[row] = np.where(measured, flux, np.nan)
-    result.log_prior[row] = problem.runtime.log_prior(state.latent)[0]
+    result.log_prior[row] = np.where(problem.star, np.nan, problem.runtime.log_prior(state.latent)[0])
     result.enclosed[row] = quality.enclosed_fraction(problem, unit)
     shared = share(problem, state.coefficients, map_flux)
     for name in ("redistributed_flux", "blendedness", "flux_overlap", "max_overlap"):

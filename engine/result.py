@@ -76,7 +76,7 @@ class DeblendResult:
     n_pixel : int64 (n_source,)
         Number of those.
     log_prior : float64 (n_source,)
-        Log density of the shape under the prior.
+        Log density of the shape under the prior; NaN for a star.
     flags : int64 (n_source,)
         Bits of `deblendrt.engine.flags.Flag`.
     enclosed : float64 (n_source, n_band)
@@ -89,6 +89,8 @@ class DeblendResult:
         The objective's value at the solution.
     coefficients : float32 (n_source, n_band, n_basis) [nJy]
         Of the basis, with the fluxes of the model images.
+    star : bool (n_source,)
+        Fitted as a point source.
     extended : bool (n_source,)
         Whether the source is drawn with its outskirts, in a larger window.
     anchor : int64 (n_source, 2) [pixel]
@@ -141,6 +143,7 @@ class DeblendResult:
     scene_n_pixel: NDArray[np.int64]
     objective: NDArray[np.float64]
     coefficients: NDArray[np.float32]
+    star: NDArray[np.bool_]
     extended: NDArray[np.bool_]
     anchor: NDArray[np.int64]
     folded: list[FoldedBasis]

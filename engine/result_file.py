@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 REVISION = 1  # of the layout above; a reader refuses a newer one
 COMPUTED = ("source_id", "scene_index", "reduced_chi2", "blend")  # columns that are no fields, or numbered anew
-SCALARS = ("chi2", "n_pixel", "log_prior", "flags")
+SCALARS = ("star", "chi2", "n_pixel", "log_prior", "flags")
 
 
 def write_result(path: str | Path, result: DeblendResult, *, images: bool = False, overwrite: bool = False) -> None:
@@ -214,7 +214,8 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
         about = hdus["SCENES"].data
         count = np.array([len(identity)]) if blend is not None else _values(about["n_source"], chosen)
         start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        scenes = _scenes(hdus, chosen, start, fields["center"], _values(fit["input_flags"], rows), len(bands))
+        scenes = _scenes(hdus, chosen, start, fields["center"], _values(fit["input_flags"], rows), fields["star"],
+                         len(bands))
         _, first, folded_index = np.unique(about["folded"][chosen], return_index=True, return_inverse=True)
         folded = []
         if len(first):
@@ -263,7 +264,7 @@ def _select(hdus: fits.HDUList, blend: int | None, scene: int | None,
 
 
 def _scenes(hdus: fits.HDUList, chosen: NDArray[np.int64], start: NDArray[np.int64], center: NDArray[np.float64],
-            flags: NDArray[np.int64], n_band: int) -> list[Scene]:
+            flags: NDArray[np.int64], star: NDArray[np.bool_], n_band: int) -> list[Scene]:
     """Scenes with the sources that were read; their images stay in the file."""
     about = hdus["SCENES"].data
     size = n_band * _values(about["n_y"], slice(None)) * _values(about["n_x"], slice(None))
@@ -283,7 +284,8 @@ def _scenes(hdus: fits.HDUList, chosen: NDArray[np.int64], start: NDArray[np.int
             inside = slice(cut, images.shape[-1] - cut)
             psfs[j] = _values(images, (slice(None), inside, inside))
         here = slice(start[i], start[i + 1])
-        scenes.append(Scene(image, weight, center[here], flags[here], psfs.get(j), np.array(record["band_present"]),
+        scenes.append(Scene(image, weight, center[here], flags[here], psfs.get(j), star[here],
+                            np.array(record["band_present"]),
                             str(record["name"])))
     return scenes
 

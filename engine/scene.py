@@ -24,6 +24,7 @@ from deblendrt.engine.arguments import (
     check_pixel_scale,
     per_scene,
     read_centers,
+    read_kind,
     read_pixels,
     split_cutouts,
 )
@@ -52,6 +53,8 @@ class Scene:
     psf : float64 (n_band, q, q), or None
         Effective PSF images of sum one; None stands for the model's nominal ones. A band without data has the mean of
         the others.
+    star : bool (n_source,)
+        Point sources, the rest are galaxies.
     band_present : bool (n_band,)
         The band has weight somewhere in the scene.
     name : str
@@ -62,6 +65,7 @@ class Scene:
     centers: NDArray[np.float64]
     flags: NDArray[np.int64]
     psf: NDArray[np.float64] | None
+    star: NDArray[np.bool_]
     band_present: NDArray[np.bool_]
     name: str = ""
 
@@ -84,7 +88,7 @@ class Scene:
 def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bundle_pixel_scale: float,
                 window_half: int, bands: str | Sequence[str] | None = None, variance: Any = None, mask: Any = None,
                 psf: Any = None, background: Any = None, zero_point: ArrayLike | None = None, pixel_scale: Any = None,
-                bundle_sky_sigma: ArrayLike | None = None) -> list[Scene]:
+                kind: Any = None, bundle_sky_sigma: ArrayLike | None = None) -> list[Scene]:
     """Check a batch of scenes and bring it to the model's bands and units.
 
     Parameters
@@ -115,6 +119,8 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         The image is in counts.
     pixel_scale : float or Quantity, optional [arcsec]
         Checked against the model's.
+    kind : str, or sequence of str (n_source,), or a sequence of these, optional
+        "galaxy" or "star", for all sources or for each, nested like `centers`; default: galaxies.
     bundle_sky_sigma : float (len(bundle_bands),), optional [nJy]
         Noise of a pixel at nominal depth, for images too small or too smooth to estimate it from.
 
@@ -137,6 +143,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     # With one band, several 2-D images are the scenes' PSFs, a single one serves all.
     psf_ranks = (3,) if len(names) > 1 else (2, 3) if isinstance(psf, Sized) and len(psf) == 1 else (2,)
     psf_list = per_scene(psf, "psf", n, nested, shared_ranks=psf_ranks)
+    kind_list = [kind] * n if kind is None or isinstance(kind, str) else per_scene(kind, "kind", n, nested)
     background_list = per_scene(background, "background", n, nested, shared_ranks=(0, 1))
     target = np.array([list(bundle_bands).index(name) for name in names])
     sky = np.full(len(bundle_bands), np.nan) if bundle_sky_sigma is None else np.asarray(bundle_sky_sigma, np.float64)
@@ -163,7 +170,8 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
             flags |= Flag.PSF_NOT_NORMALIZED if odd_sum else 0
         flags[~windows.on_image] = Flag.OFF_IMAGE
         flags[~np.isfinite(given).all(1)] = Flag.CENTER_NOT_FINITE
-        scenes.append(Scene(image, weight, given, flags, images_psf, present, str(i)))
+        star = read_kind(kind_list[i], "kind" + where, len(given))
+        scenes.append(Scene(image, weight, given, flags, images_psf, star, present, str(i)))
     return scenes
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import objective, ops
+from deblendrt.engine import decoding, objective, ops
 from deblendrt.engine.curvature import (
     apply_blocks,
     blocks,
@@ -139,13 +139,13 @@ def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration:
     n_band = problem.n_band
     first, second = np.zeros_like(latent), np.zeros_like(latent)
     for iteration in range(n_iteration):
-        coefficients = problem.runtime.decode(latent)
+        coefficients = decoding.decode(problem, latent)
         if iteration == int(TEMPERED * n_iteration):
             problem = dataclasses.replace(problem, extended=problem.extended | extended_sources(problem, coefficients))
         model = objective.render(problem, coefficients)
         likely = objective.likelihood(problem, model, error=temper(iteration, n_iteration))
         _, residual = objective.weighted_residual(problem, likely, model)
-        pulled = problem.runtime.decode_pullback(latent, objective.project(problem, residual))
+        pulled = decoding.decode_pullback(problem, latent, objective.project(problem, residual))
         uphill = -(pulled + objective.prior(problem, latent)[1])
         first += 0.1 * (uphill - first)
         second += 0.001 * (uphill**2 - second)

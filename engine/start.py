@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import objective, ops, photometry
+from deblendrt.engine import decoding, objective, ops, photometry
 from deblendrt.engine.blends import MIN_RADIUS, Partition, partition
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.curvature import extended_sources, mean_weight
@@ -53,6 +53,7 @@ def build_problem(scenes: list[Scene], folded: FoldedBasis, runtime: Runtime, bu
     # a window's first pixel on the canvas is its anchor on the image
     corner = np.concatenate([scene.anchors[good] for scene, good in zip(scenes, rows, strict=True)])
     centers = np.concatenate([scene.centers[good] for scene, good in zip(scenes, rows, strict=True)])
+    star = np.concatenate([scene.star[good] for scene, good in zip(scenes, rows, strict=True)])
     scene_of = np.repeat(np.arange(len(scenes)), [len(r) for r in rows])
     measured = np.array([(weight[s][:, y : y + window, x : x + window] > 0).any((1, 2))
                          for s, (x, y) in zip(scene_of, corner, strict=True)])
@@ -62,7 +63,7 @@ def build_problem(scenes: list[Scene], folded: FoldedBasis, runtime: Runtime, bu
     problem = Problem(runtime=runtime, bundle=bundle, folded=folded, data=data, weight=weight, partition=[],
                       scene=scene_of, blend=np.zeros(0, np.int64), n_blend=0, corner=corner,
                       offset0=centers - corner, center_sigma=center_sigma, measured=measured, robust=robust,
-                      extended=np.zeros(len(corner), bool), profile=profile)
+                      star=star, extended=np.zeros(len(corner), bool), profile=profile)
     return divide(problem, np.full(len(corner), MIN_RADIUS)), rows
 
 
@@ -141,7 +142,8 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
     if start == "encoder":
         shape, known = encoded_shapes(problem)
         latent[known, n_band + 2 :] = shape[known]
-    unit = problem.runtime.decode(latent)  # log flux 0: unit flux
+    latent[problem.star, n_band + 2 :] = 0.0
+    unit = decoding.decode(problem, latent)  # log flux 0: unit flux
     flux, sigma = photometry.linear_fluxes(problem, unit, np.zeros((n, n_band)), n_sweep=SWEEPS)
     if problem.robust:  # again without the flux that the mean shapes leave wholly unexplained: unlisted stars
         flux, sigma = photometry.linear_fluxes(problem, unit, flux, error=START_ERROR, n_sweep=SWEEPS)
@@ -149,7 +151,7 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
     log_flux = np.log(np.maximum(flux, lowest))
     latent[:, :n_band] = log_flux
     latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
-    coefficients = problem.runtime.decode(latent)
+    coefficients = decoding.decode(problem, latent)
     problem = dataclasses.replace(problem, extended=extended_sources(problem, coefficients))
     divided = divide(problem, light_radius(problem, coefficients))
     return divided, latent, np.where(problem.measured, np.log(lowest), -np.inf)

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops, photometry
+from deblendrt.engine import decoding, ops, photometry
 from deblendrt.engine.curvature import columns
 from deblendrt.engine.matmul import matmul
 from deblendrt.engine.objective import DoubleArray, FloatArray, Problem, State
@@ -113,7 +113,7 @@ def prior_precision(problem: Problem, latent: DoubleArray) -> DoubleArray:
     for k in range(hessian.shape[2]):
         step = np.zeros(latent.shape[1])
         step[n_band + 2 + k] = STEP
-        ahead, back = (problem.runtime.log_prior(latent + sign * step)[1].astype(np.float64) for sign in (1, -1))
+        ahead, back = (decoding.log_prior(problem, latent + sign * step)[1] for sign in (1, -1))
         hessian[:, :, k] = (back - ahead) / (2 * STEP)
     curvature = hessian[:, shape]
     values, vectors = np.linalg.eigh(0.5 * (curvature + curvature.transpose(0, 2, 1)))

@@ -65,6 +65,7 @@ def make_toy_result(
         centers=center,
         flags=flags,
         psf=None,
+        star=np.arange(n_source) == 3,
         band_present=ones > 0,
         name="toy",
     )
@@ -103,6 +104,7 @@ def make_toy_result(
         scene_n_pixel=np.array([100]),
         objective=np.array([1.0]),
         coefficients=coefficients,
+        star=np.arange(n_source) == 3,
         extended=np.zeros(n_source, bool),
         anchor=np.where(fitted[:, None], np.rint(center), 0).astype(np.int64),
         folded=[folded],
@@ -176,6 +178,7 @@ def make_random_result(bundle: Bundle, shapes: Sequence[tuple[int, int]], per_sc
         flags=flags, enclosed=values(n_band), scenes=scenes, scene_chi2=rng.random(n_scene),
         scene_n_pixel=rng.integers(1, 99, n_scene), objective=rng.random(n_scene),
         coefficients=values(n_band, bundle.n_basis).astype(np.float32),
+        star=np.concatenate([np.zeros(0, bool), *[scene.star for scene in scenes]]),
         extended=np.zeros(len(flags), bool),
         anchor=np.concatenate([np.zeros((0, 2), np.int64), *[scene.anchors for scene in scenes]]), folded=folded,
         folded_index=np.array(folded_index, np.int64), model_name=bundle.name, model_version=bundle.model_version,

@@ -115,6 +115,7 @@ def test_defaults_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> No
         "n_iteration": None,
         "start": "encoder",
         "robust": True,
+        "kind": None,
         "center_sigma": 0.2,
         "aperture_diameter": 1.2,
         "n_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -140,6 +141,7 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
         "aperture_diameter": 2.0,
         "variance": None,
         "mask": None,
+        "kind": None,
     }
     assert fake.keywords == expected
 

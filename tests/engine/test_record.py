@@ -78,7 +78,7 @@ def test_every_column_is_filled(mixed: DeblendResult) -> None:
     np.testing.assert_array_equal(mixed.coefficients.any((1, 2)), fitted)
     # a column that is added to the result is added to a list here
     listed = {*BY_BAND, *ALWAYS, "flux_cov", "n_pixel", "blend", "coefficients", "extended", "anchor", "center",
-              "flags", "scene_index"}
+              "star", "flags", "scene_index"}
     assert listed == set(columns(mixed))
 
 

@@ -9,8 +9,8 @@ from deblendrt.engine.flags import Flag
 from deblendrt.engine.table import PER_BAND, entries
 
 BANDS = ("g", "i")
-DIMENSIONLESS = ("id", "scene", "blend", "blendedness", "enclosed", "e1", "e2", "chi2", "n_pixel", "reduced_chi2",
-                 "log_prior", "flags")
+DIMENSIONLESS = ("id", "scene", "star", "blend", "blendedness", "enclosed", "e1", "e2", "chi2", "n_pixel",
+                 "reduced_chi2", "log_prior", "flags")
 
 
 def test_columns(result):
@@ -19,8 +19,8 @@ def test_columns(result):
         "flux", "flux_err", "map_flux", "redistributed_flux", "redistributed_flux_err", "aperture_flux",
         "aperture_flux_err", "blendedness", "flux_overlap", "max_overlap", "enclosed")]
     assert table.colnames == [
-        "id", "scene", "blend", "x", "y", "x_err", "y_err", "x_input", "y_input", *per_band, "ixx", "iyy", "ixy", "e1",
-        "e2", "e1_err", "e2_err", "chi2", "n_pixel", "reduced_chi2", "log_prior", "flags"]
+        "id", "scene", "star", "blend", "x", "y", "x_err", "y_err", "x_input", "y_input", *per_band, "ixx", "iyy",
+        "ixy", "e1", "e2", "e1_err", "e2_err", "chi2", "n_pixel", "reduced_chi2", "log_prior", "flags"]
     for column in table.itercols():
         assert column.description
         assert column.ndim == 1
