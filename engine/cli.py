@@ -82,6 +82,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
                          " and kind (galaxy, star); default: the image file's CENTERS")  # fmt: skip
     sources.add_argument("--one-based", action="store_true", help="the catalogue counts pixels from 1")
     sources.add_argument("--detect", action="store_true", help="find the sources with SEP instead of a catalogue")
+    sources.add_argument("--find-missed", action="store_true", help="add peaks of the residual and fit once more")
     sources.add_argument("--threshold", type=float, default=3.0, metavar="SIGMA", help="of --detect (default 3)")
 
     data = run.add_argument_group("what the image file does not say")

@@ -30,6 +30,7 @@ class Flag(enum.IntFlag):
     BAD_VARIANCE = 1 << 15
     OUTSIDE_PRIOR_FLUX = 1 << 16
     NEIGHBOUR_SUSPECT = 1 << 17
+    FOUND = 1 << 18
 
 
 DESCRIPTIONS: dict[Flag, str] = {
@@ -52,6 +53,7 @@ DESCRIPTIONS: dict[Flag, str] = {
     Flag.OUTSIDE_PRIOR_FLUX: "fainter or brighter than the galaxies that the model was trained on",
     Flag.NEIGHBOUR_SUSPECT: "another source of the blend is not converged, a poor fit, a prior outlier or beside "
                             "unmodelled flux: errors may be too small",
+    Flag.FOUND: "not in the list of sources: found in the residual of the others",
 }
 
 SUSPECT = Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.POOR_FIT | Flag.UNMODELLED_FLUX

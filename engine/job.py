@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
             robust=not arguments.no_robust,
             center_sigma=arguments.center_sigma,
             aperture_diameter=arguments.aperture,
+            find_missed=arguments.find_missed,
             n_threads=arguments.threads,
         )
         deblending = time.perf_counter() - clock
@@ -130,7 +131,8 @@ def _read(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[
 def _write(arguments: argparse.Namespace, result: DeblendResult, catalog: Catalog, image: fits.ImageFile) -> None:
     table = result.to_table()
     if catalog.ids is not None:
-        table.add_column(catalog.ids, name="catalog_id", index=1)
+        found = np.full(len(table) - len(catalog.ids), -1).astype(catalog.ids.dtype)
+        table.add_column(np.concatenate([catalog.ids, found]), name="catalog_id", index=1)  # -1: not in the catalogue
     if image.wcs is not None:
         sky = np.full((len(table), 2), np.nan)
         sky[result.fitted] = np.column_stack(image.wcs.all_pix2world(*result.position[result.fitted].T, 0))

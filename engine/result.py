@@ -300,6 +300,29 @@ class DeblendResult:
         model = self.model(i_scene) if model is None else model
         return np.where(scene.inverse_variance > 0, scene.image - model, np.float32(0))
 
+    def residual_peaks(self, i_scene: int, threshold: float | None = None) -> NDArray[np.float64]:
+        """What the list of sources lacks: peaks of the residual, see `deblendrt.engine.missed`.
+
+        Parameters
+        ----------
+        i_scene : int
+        threshold : float, optional
+            Least significance; default 7.
+
+        Returns
+        -------
+        float64 (n_peak, 3)
+            x, y [pixel], significance in sigma of all bands together, the most significant first.
+        """
+        from deblendrt.engine import missed  # it imports scenes, which callers of a stored result do not need
+
+        if not self.has_images:
+            raise ValueError("residual_peaks: the result was read from a file without images; write it with "
+                             "images=True")
+        rows, folded = self.sources(i_scene), self.folded[self.folded_index[i_scene]]
+        return missed.residual_peaks(self.scenes[i_scene], self.model(i_scene), folded.fwhm, self.position[rows],
+                                     missed.THRESHOLD if threshold is None else threshold)
+
     def color(self, blue: str, red: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Colours, blue - red, from the fluxes and their covariance.
 

@@ -11,6 +11,7 @@ the cutouts. Arguments are never modified.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -173,6 +174,26 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         star = read_kind(kind_list[i], "kind" + where, len(given))
         scenes.append(Scene(image, weight, given, flags, images_psf, star, present, str(i)))
     return scenes
+
+
+def with_sources(scene: Scene, centers: NDArray[np.float64], window_half: int) -> Scene:
+    """The scene with further galaxies at the end of its list, flagged as found.
+
+    Parameters
+    ----------
+    scene : Scene
+    centers : float64 (n, 2) [pixel]
+        On the image.
+    window_half : int [pixel]
+
+    Returns
+    -------
+    Scene
+    """
+    flags = _window_flags(scene.inverse_variance, Windows(centers, scene.shape, window_half)) | int(Flag.FOUND)
+    return dataclasses.replace(scene, centers=np.concatenate([scene.centers, centers]),
+                               flags=np.concatenate([scene.flags, flags]),
+                               star=np.concatenate([scene.star, np.zeros(len(centers), bool)]))
 
 
 def estimate_variance(image: NDArray[np.float64], usable: NDArray[np.bool_]) -> float:

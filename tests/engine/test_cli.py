@@ -116,6 +116,7 @@ def test_defaults_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> No
         "start": "encoder",
         "robust": True,
         "kind": None,
+        "find_missed": False,
         "center_sigma": 0.2,
         "aperture_diameter": 1.2,
         "n_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -142,6 +143,7 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
         "variance": None,
         "mask": None,
         "kind": None,
+        "find_missed": False,
     }
     assert fake.keywords == expected
 
