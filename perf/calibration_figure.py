@@ -34,9 +34,11 @@ def draw(quantities: Mapping[str, tuple[Pulls, NDArray[np.bool_]]], band: str, p
     figure = Figure(figsize=(13, 7.2), layout="constrained")
     pulls, good = quantities["Flux"]
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.35))
-    for axis, label, pull in zip(upper.subplots(1, len(pulls.labels), sharey=True), pulls.labels, pulls.pull.T,
-                                 strict=True):
+    panels = upper.subplots(1, len(pulls.labels), sharey=True)
+    for axis, label, pull in zip(panels, pulls.labels, pulls.pull.T, strict=True):
         _histogram(axis, label, pull, good)
+    fullest = np.isfinite(pulls.pull).sum(0).max() * 2 * RANGE / N_BIN / np.sqrt(2 * np.pi)
+    panels[0].set_ylim(0.5, max(2.0, 2.5 * fullest))
     axes = lower.subplots(1, 3, sharey=True)
     for axis, keep, title in ((axes[0], np.ones_like(good), "flux, all sources"),
                               (axes[1], good, "flux, unflagged sources")):
@@ -62,7 +64,7 @@ def _histogram(axis: Any, label: str, pull: NDArray[np.float64], good: NDArray[n
     middle = np.linspace(-RANGE, RANGE, 200)
     scale = (finite & good).sum() * width / np.sqrt(2 * np.pi)
     axis.semilogy(middle, scale * np.exp(-(middle**2) / 2), "k", lw=0.9, label="Gaussian")
-    axis.set(title=f"{label}, {finite.sum()} sources", ylim=(0.5, None), xlim=(-RANGE, RANGE),
+    axis.set(title=f"{label}, {finite.sum()} sources", xlim=(-RANGE, RANGE),
              xlabel="flux pull")
     if axis.get_subplotspec().is_first_col():
         axis.set_ylabel("sources")
