@@ -66,6 +66,11 @@ def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray
     -------
     float32 (n_source, n_band, full_window, full_window)
     """
+    return _with_outskirts(coefficients, stamps(coefficients, folded), folded)
+
+
+def _with_outskirts(coefficients: FloatArray, inner: FloatArray, folded: FoldedBasis) -> FloatArray:
+    """Outskirts around stamps (n_source, n_band, window, window) that are drawn already."""
     n, n_band, n_basis = coefficients.shape
     padded = np.zeros((n_band, -(-n // ROUND) * ROUND, n_basis), np.float32)
     padded[:, :n] = coefficients.transpose(1, 0, 2)
@@ -73,7 +78,7 @@ def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray
     cells = matmul(padded, folded.outer)[:, :n].reshape(n_band, n, side, side)
     image = spread(cells.transpose(1, 0, 2, 3), folded.binning)
     inside = slice(folded.margin, folded.margin + folded.window)
-    image[:, :, inside, inside] = stamps(coefficients, folded)
+    image[:, :, inside, inside] = inner
     return image
 
 
@@ -149,13 +154,13 @@ def placed(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int
     """
     for rows, _ in tiles(len(coefficients)):
         some = extended[rows]
-        image = iter(stamps(coefficients[rows][~some], folded) if not some.all() else ())
-        wide = iter(extended_stamps(coefficients[rows][some], folded) if some.any() else ())
-        for i, (x, y) in enumerate(corner[rows].tolist(), rows.start):
+        image = stamps(coefficients[rows], folded)
+        wide = iter(_with_outskirts(coefficients[rows][some], image[some], folded) if some.any() else ())
+        for i, ((x, y), stamp) in enumerate(zip(corner[rows].tolist(), image, strict=True), rows.start):
             if extended[i]:
                 yield place(next(wide), x - folded.margin, y - folded.margin, shape[i])
             else:
-                yield place(next(image), x, y, shape[i])
+                yield place(stamp, x, y, shape[i])
 
 
 def render(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
