@@ -132,11 +132,8 @@ def extended_sources(problem: Problem, coefficients: FloatArray) -> NDArray[np.b
     weight = mean_weight(problem, problem.weight)
     outside = (problem.folded.full_gram - problem.folded.gram).astype(np.float32)
     square = np.empty(weight.shape)
-    for rows, padded in ops.tiles(len(coefficients)):
-        tile = np.zeros((problem.n_band, padded, coefficients.shape[2]), np.float32)
-        tile[:, : rows.stop - rows.start] = coefficients[rows].transpose(1, 0, 2)
-        light = (ops.matmul(tile, outside) * tile).sum(2, dtype=np.float64)
-        square[rows] = light[:, : rows.stop - rows.start].T
+    for rows, _ in ops.tiles(len(coefficients)):
+        square[rows] = (ops.product(coefficients[rows], outside) * coefficients[rows]).sum(2, dtype=np.float64)
     return np.asarray((weight * square).sum(1) > EXTENDED**2)
 
 

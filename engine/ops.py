@@ -33,6 +33,25 @@ def tiles(n: int) -> Iterator[tuple[slice, int]]:
         yield slice(start, stop), -(-(stop - start) // ROUND) * ROUND
 
 
+def product(rows: FloatArray, table: FloatArray) -> FloatArray:
+    """Rows of a tile of sources times one table per band.
+
+    Parameters
+    ----------
+    rows : float32 (n_source, n_band, n_basis)
+        At most `TILE` sources.
+    table : float32 (n_band, n_basis, m)
+
+    Returns
+    -------
+    float32 (n_source, n_band, m)
+    """
+    n, n_band, n_basis = rows.shape
+    padded = np.zeros((n_band, -(-n // ROUND) * ROUND, n_basis), np.float32)
+    padded[:, :n] = rows.transpose(1, 0, 2)
+    return matmul(padded, table)[:, :n].transpose(1, 0, 2)
+
+
 def stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
     """Stamps of a tile of sources.
 
@@ -46,11 +65,7 @@ def stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
     -------
     float32 (n_source, n_band, window, window)
     """
-    n, n_band, n_basis = coefficients.shape
-    padded = np.zeros((n_band, -(-n // ROUND) * ROUND, n_basis), np.float32)
-    padded[:, :n] = coefficients.transpose(1, 0, 2)
-    image = matmul(padded, folded.phi)[:, :n].reshape(n_band, n, folded.window, folded.window)
-    return image.transpose(1, 0, 2, 3)
+    return product(coefficients, folded.phi).reshape(*coefficients.shape[:2], folded.window, folded.window)
 
 
 def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
@@ -71,12 +86,9 @@ def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray
 
 def _with_outskirts(coefficients: FloatArray, inner: FloatArray, folded: FoldedBasis) -> FloatArray:
     """Outskirts around stamps (n_source, n_band, window, window) that are drawn already."""
-    n, n_band, n_basis = coefficients.shape
-    padded = np.zeros((n_band, -(-n // ROUND) * ROUND, n_basis), np.float32)
-    padded[:, :n] = coefficients.transpose(1, 0, 2)
     side = folded.full_window // folded.binning
-    cells = matmul(padded, folded.outer)[:, :n].reshape(n_band, n, side, side)
-    image = spread(cells.transpose(1, 0, 2, 3), folded.binning)
+    cells = product(coefficients, folded.outer).reshape(*coefficients.shape[:2], side, side)
+    image = spread(cells, folded.binning)
     inside = slice(folded.margin, folded.margin + folded.window)
     image[:, :, inside, inside] = inner
     return image
@@ -130,6 +142,26 @@ def place(image: NDArray[Any], x: int, y: int, shape: tuple[int, ...]) -> Placed
     y0, y1 = (min(max(edge, 0), shape[-2]) for edge in (y, y + height))
     x0, x1 = (min(max(edge, 0), shape[-1]) for edge in (x, x + width))
     return Placed(image[..., y0 - y : y1 - y, x0 - x : x1 - x], slice(y0, y1), slice(x0, x1))
+
+
+def window_of(image: FloatArray, x: int, y: int, size: int) -> FloatArray:
+    """A copy of a window of an image, zero off the image.
+
+    Parameters
+    ----------
+    image : float32 (n_band, n_y, n_x)
+    x, y : int [pixel]
+        Of the window's first pixel; may lie off the image.
+    size : int [pixel]
+
+    Returns
+    -------
+    float32 (n_band, size, size)
+    """
+    cut = np.zeros((len(image), size, size), np.float32)
+    here = place(cut, x, y, image.shape)
+    here.image[...] = here.cut(image)
+    return cut
 
 
 def placed(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
@@ -225,8 +257,6 @@ def _outskirts_cells(image: FloatArray, folded: FoldedBasis, corner: NDArray[np.
     """Sums over the cells of a source's full window, its window left out, float32 (n_band, n_cell)."""
     margin = folded.margin
     x, y = (corner - margin).tolist()
-    cut = np.zeros((folded.n_band, folded.full_window, folded.full_window), np.float32)
-    here = place(cut, x, y, image.shape)
-    here.image[...] = here.cut(image)
+    cut = window_of(image, x, y, folded.full_window)
     cut[:, margin : margin + folded.window, margin : margin + folded.window] = 0
     return gather(cut, folded.binning).reshape(folded.n_band, -1)

@@ -127,8 +127,6 @@ def _reference_images(problem: Problem, coefficients: FloatArray) -> FloatArray:
     size = bundle.stamp_size
     flat = np.empty((len(coefficients), size * size), np.float32)
     basis = bundle.basis.reshape(1, bundle.n_basis, -1)
-    for rows, padded in ops.tiles(len(coefficients)):
-        tile = np.zeros((1, padded, bundle.n_basis), np.float32)
-        tile[0, : rows.stop - rows.start] = coefficients[rows, bundle.reference_index]
-        flat[rows] = ops.matmul(tile, basis)[0, : rows.stop - rows.start]
+    for rows, _ in ops.tiles(len(coefficients)):
+        flat[rows] = ops.product(coefficients[rows, bundle.reference_index, None], basis)[:, 0]
     return flat.reshape(-1, size, size)

@@ -225,6 +225,10 @@ class DeblendResult:
         coefficients = self.coefficients[[i]] if self.fitted[i] else np.zeros_like(self.coefficients[[i]])
         return draw(coefficients, folded)[0], (x, y)
 
+    def _need_images(self, name: str) -> None:
+        if not self.has_images:
+            raise ValueError(f"{name}: the result was read from a file without images; write it with images=True")
+
     def redistributed(self, i_source: int) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """One source's share of the observed light, in proportion to the models: `deblendrt.engine.sharing`.
 
@@ -249,8 +253,7 @@ class DeblendResult:
         """
         from deblendrt.engine.sharing import redistributed_image  # it imports this module
 
-        if not self.has_images:
-            raise ValueError("redistributed: the result was read from a file without images; write it with images=True")
+        self._need_images("redistributed")
         return redistributed_image(self, checked_index("i_source", i_source, self.n_source))
 
     def model(self, i_scene: int) -> NDArray[np.float32]:
@@ -294,8 +297,7 @@ class DeblendResult:
         ValueError
             The result was read from a file without images.
         """
-        if not self.has_images:
-            raise ValueError("residual: the result was read from a file without images; write it with images=True")
+        self._need_images("residual")
         scene = self.scenes[i_scene]
         model = self.model(i_scene) if model is None else model
         return np.where(scene.inverse_variance > 0, scene.image - model, np.float32(0))
@@ -316,9 +318,7 @@ class DeblendResult:
         """
         from deblendrt.engine import missed  # it imports scenes, which callers of a stored result do not need
 
-        if not self.has_images:
-            raise ValueError("residual_peaks: the result was read from a file without images; write it with "
-                             "images=True")
+        self._need_images("residual_peaks")
         rows, folded = self.sources(i_scene), self.folded[self.folded_index[i_scene]]
         return missed.residual_peaks(self.scenes[i_scene], self.model(i_scene), folded.fwhm, self.position[rows],
                                      missed.THRESHOLD if threshold is None else threshold)

@@ -170,20 +170,11 @@ def redistributed_image(result: DeblendResult, i_source: int) -> tuple[FloatArra
         stamp, (x, y) = result.stamps(int(j))
         here = ops.place(stamp, x - x0, y - y0, own.shape)
         if here.image.size:
-            inside = footprint(stamp, _cut(scene.inverse_variance, x, y, stamp.shape[1]))
+            inside = footprint(stamp, ops.window_of(scene.inverse_variance, x, y, stamp.shape[1]))
             model[:, here.y, here.x] += here.image
             light[:, here.y, here.x] += np.maximum(here.image, 0)
             covered[here.y, here.x] |= ops.place(inside, x - x0, y - y0, own.shape).image
-    weight = _cut(scene.inverse_variance, x0, y0, own.shape[1])
+    weight = ops.window_of(scene.inverse_variance, x0, y0, own.shape[1])
     light[~(covered & (weight > 0) & (light > 0))] = np.inf
-    residual = _cut(scene.image, x0, y0, own.shape[1]) - model
+    residual = ops.window_of(scene.image, x0, y0, own.shape[1]) - model
     return own + np.maximum(own, 0) / light * residual, (x0, y0)
-
-
-def _cut(image: FloatArray, x: int, y: int, window: int) -> FloatArray:
-    """A window of an image, zero off the image."""
-    n_y, n_x = image.shape[1:]
-    result = np.zeros((len(image), window, window), np.float32)
-    x0, x1, y0, y1 = max(x, 0), min(x + window, n_x), max(y, 0), min(y + window, n_y)
-    result[:, y0 - y : y1 - y, x0 - x : x1 - x] = image[:, y0:y1, x0:x1]
-    return result
