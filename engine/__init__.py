@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deblendrt.engine.deblender import Deblender
     from deblendrt.engine.flags import Flag
+    from deblendrt.engine.psf_field import CellPsf
     from deblendrt.engine.result import DeblendResult
 
-__all__ = ["DeblendResult", "Deblender", "Flag", "deblend_batch"]
+__all__ = ["CellPsf", "DeblendResult", "Deblender", "Flag", "deblend_batch"]
 
-_HOMES = {"Deblender": "deblender", "DeblendResult": "result", "Flag": "flags"}
+_HOMES = {"CellPsf": "psf_field", "Deblender": "deblender", "DeblendResult": "result", "Flag": "flags"}
 
 
 def __getattr__(name: str) -> Any:

@@ -36,11 +36,13 @@ def blocks(problem: Problem, state: State, wbar: DoubleArray, curvature: DoubleA
     n_move = n_column - 1
     by_band = np.ascontiguousarray(rows.transpose(1, 0, 2, 3))
     through = np.empty_like(rows)
-    for chosen, gram in ((~problem.extended, problem.folded.gram), (problem.extended, problem.folded.full_gram)):
-        if chosen.any():
-            flat = by_band[:, chosen].reshape(n_band, -1, n_basis)
-            product = ops.matmul(flat, gram.astype(np.float32)).reshape(n_band, -1, 1 + n_move, n_basis)
-            through[chosen] = product.transpose(1, 0, 2, 3)
+    for members, basis in problem.folded.groups(len(rows)):
+        wide = problem.extended[members]
+        for chosen, gram in ((members[~wide], basis.gram), (members[wide], basis.full_gram)):
+            if len(chosen):
+                flat = by_band[:, chosen].reshape(n_band, -1, n_basis)
+                product = ops.matmul(flat, gram.astype(np.float32)).reshape(n_band, -1, 1 + n_move, n_basis)
+                through[chosen] = product.transpose(1, 0, 2, 3)
     inner = (through @ rows.transpose(0, 1, 3, 2)).astype(np.float64) * wbar[:, :, None, None]
     block = curvature.copy()
     band = np.arange(n_band)
@@ -122,17 +124,19 @@ def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
     """Mean weight under a source, float64 (n_source, n_band): weighted by the square of the mean galaxy's image."""
     window = problem.folded.window
     result = np.empty((len(problem.scene), problem.n_band))
-    for i, (s, (x, y)) in enumerate(zip(problem.scene, problem.corner, strict=True)):
-        result[i] = (weights[s][:, y : y + window, x : x + window] * problem.profile).sum((1, 2))
+    for (members, _), profile in zip(problem.folded.groups(len(result)), problem.profile, strict=True):
+        for i in members:
+            s, (x, y) = problem.scene[i], problem.corner[i]
+            result[i] = (weights[s][:, y : y + window, x : x + window] * profile).sum((1, 2))
     return result
 
 
 def extended_sources(problem: Problem, coefficients: FloatArray) -> NDArray[np.bool_]:
     """Whose light outside the window has a signal to noise of `EXTENDED`, all bands together, bool (n_source,)."""
     weight = mean_weight(problem, problem.weight)
-    outside = (problem.folded.full_gram - problem.folded.gram).astype(np.float32)
     square = np.empty(weight.shape)
-    for rows, _ in ops.tiles(len(coefficients)):
+    for rows, _, basis in ops.runs(problem.folded, len(coefficients)):
+        outside = (basis.full_gram - basis.gram).astype(np.float32)
         square[rows] = (ops.product(coefficients[rows], outside) * coefficients[rows]).sum(2, dtype=np.float64)
     return np.asarray((weight * square).sum(1) > EXTENDED**2)
 

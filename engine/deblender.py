@@ -11,16 +11,20 @@ import concurrent.futures
 import dataclasses
 import numbers
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops, psf, solver
+from deblendrt.engine import ops, patches, psf, solver
 from deblendrt.engine.bundle import Bundle, load_bundle
 from deblendrt.engine.flags import NOT_FITTED, Flag
+from deblendrt.engine.mixed import FoldedBases
+from deblendrt.engine.patches import Part
 from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.psf_field import PsfField
 from deblendrt.engine.record import record
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.runtime import Runtime
@@ -28,9 +32,11 @@ from deblendrt.engine.runtime_ort import OrtRuntime
 from deblendrt.engine.scene import Scene, make_scenes, with_sources
 from deblendrt.engine.start import build_problem, start_latents
 
+CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
 PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
 CHUNK = 512  # sources solved together: about 25 kB each, and a tile's matrix products are full
-FOLDED_CACHE = 16  # folded bases kept, 25 MB each at 6 bands of 63 x 63 pixels
+FOLDED_CACHE = 16  # folded bases kept, 40 MB each at 6 bands of 63 x 63 pixels
+BYTES_PER_PIXEL, BYTES_PER_SOURCE, FOLDED_BYTES = 80.0, 1.0e5, 8.0e6  # per band, measured: see `_memory`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,23 @@ class _Settings:
     robust: bool
     center_sigma: float
     aperture_diameter: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """What is solved at once: some scenes, or a part of one."""
+
+    members: list[int]
+    part: Part | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Solved:
+    """Covariances of blends as from `record`; of a part, the sums over its own area."""
+
+    blends: dict[int, NDArray[np.float32]]
+    chi2: float = 0.0
+    objective: float = 0.0
 
 
 def window(bundle: Bundle) -> int:
@@ -153,7 +176,8 @@ class Deblender:
                       pixel_scale: Any = None,
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
                       robust: bool = True, center_sigma: float = 0.2, aperture_diameter: float = 1.2,
-                      find_missed: bool = False, n_threads: int = 1) -> DeblendResult:
+                      find_missed: bool = False, n_threads: int = 1,
+                      memory_limit: float | None = None) -> DeblendResult:
         """Separate the sources of one scene or of many.
 
         Parameters
@@ -167,8 +191,9 @@ class Deblender:
             estimated from the image and flagged.
         mask : bool (n_y, n_x) or (n_band, n_y, n_x), optional
             True means bad.
-        psf : float (n_band, q, q), optional
-            Effective PSF images, for all scenes or one per scene. Default: the model's nominal ones.
+        psf : float (n_band, q, q), `CellPsf` or callable, optional
+            Effective PSF images, for all scenes or one per scene; where the PSF varies over an image, one set of images
+            per cell, or a callable (x, y) -> images. Default: the model's nominal ones.
         bands : str or sequence of str, optional
             Names of the cutouts' bands. Default: all the model's. Bands that are absent are filled in by the prior.
         kind : str, or sequence of str (n_source,), optional
@@ -196,6 +221,9 @@ class Deblender:
             sources of their scene, with the flag FOUND. Takes twice the time where there are any.
         n_threads : int
             Chunks solved at a time. Results do not depend on it.
+        memory_limit : float, optional [byte]
+            Of the memory at work, beside the images and the result: fewer chunks are solved at a time. Results do not
+            depend on it.
 
         Returns
         -------
@@ -213,77 +241,78 @@ class Deblender:
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
                              pixel_scale=pixel_scale, kind=kind, bundle_sky_sigma=self.bundle.sky_sigma)
-        result = self.deblend_scenes(scenes, settings, n_threads)
+        result = self.deblend_scenes(scenes, settings, n_threads, memory_limit)
         if find_missed:
             peaks = [result.residual_peaks(k)[:, :2] for k in range(len(scenes))]
             if any(len(p) for p in peaks):
                 scenes = [with_sources(s, p, self.window // 2) for s, p in zip(scenes, peaks, strict=True)]
-                result = self.deblend_scenes(scenes, settings, n_threads)
+                result = self.deblend_scenes(scenes, settings, n_threads, memory_limit)
         return result
 
-    def deblend_scenes(self, scenes: list[Scene], settings: _Settings, n_threads: int) -> DeblendResult:
+    def deblend_scenes(self, scenes: list[Scene], settings: _Settings, n_threads: int,
+                       memory_limit: float | None = None) -> DeblendResult:
         """Solve validated scenes; `deblend_batch` is the public way in."""
-        result, groups = self._empty_result(scenes, settings)
-        chunks = []
-        for index, members in groups.items():
-            held: list[int] = []
-            for i in members:
-                if held and sum(scenes[k].n_source for k in held) + scenes[i].n_source > CHUNK:
-                    chunks.append((index, held))
-                    held = []
-                held.append(i)
-            chunks.append((index, held))
-
+        result = self._empty_result(scenes, settings)
+        chunks = [_Chunk(members) for members in _together(result)]
+        for i, scene in enumerate(scenes):
+            chunks += [_Chunk([i], part) for part in patches.divide(scene)]
+        n_worker = min(n_threads, _workers(chunks, result, memory_limit), max(len(chunks), 1))
         covariances: dict[int, NDArray[np.float32]] = {}
+        totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
-        def run(chunk: tuple[int, list[int]]) -> None:
-            covariances.update(self._solve_chunk(result, chunk[1], result.folded[chunk[0]], settings))
+        def run(chunk: _Chunk) -> _Solved:
+            if chunk.part is None:
+                return self._solve_chunk(result, chunk.members, settings)
+            alone = self._empty_result([chunk.part.scene], settings)
+            solved = self._solve_chunk(alone, [0], settings, chunk.part)
+            blends = patches.adopt(result, chunk.members[0], chunk.part, alone, solved.blends)
+            return _Solved(blends, alone.scene_chi2[0], alone.objective[0])
 
-        if n_threads == 1 or len(chunks) < 2:
-            for chunk in chunks:
-                run(chunk)
-        else:
-            with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
-                list(pool.map(run, chunks))
+        with concurrent.futures.ThreadPoolExecutor(n_worker) as pool:
+            for chunk, solved in zip(chunks, map(run, chunks) if n_worker == 1 else pool.map(run, chunks), strict=True):
+                covariances.update(solved.blends)
+                if chunk.part is not None:  # summed in the order of the parts: the same bits whichever was first
+                    totals[chunk.members[0]] += solved.chi2, solved.objective
+        for i, total in totals.items():
+            result.scene_chi2[i], result.objective[i] = total
         # blends came with the row of their first member as their number
         first, number = np.unique(result.blend[result.blend >= 0], return_inverse=True)
         result.blend[result.blend >= 0] = number
         result.blend_flux_cov.extend(covariances[int(k)] for k in first)
         return result
 
-    def _empty_result(self, scenes: list[Scene], settings: _Settings) -> tuple[DeblendResult, dict[int, list[int]]]:
-        """A result full of NaN, and the scenes of each folded basis that have sources to fit."""
+    def _empty_result(self, scenes: list[Scene], settings: _Settings) -> DeblendResult:
+        """A result full of NaN."""
         counts = np.array([s.n_source for s in scenes], np.int64)
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         n, n_band, n_basis = int(start[-1]), len(self.bundle.bands), self.bundle.n_basis
         n_latent = self.bundle.n_latent
-        folded: list[FoldedBasis] = []
+        folded = FoldedBases(self.fold)
         by_array: dict[int, int] = {}
-        index = np.zeros(len(scenes), np.int64)
-        groups: dict[int, list[int]] = {}
+        index = np.zeros(n, np.int64)
+
+        def number(images: NDArray[np.float64] | None) -> int:
+            if id(images) not in by_array:  # a hash per array, not per scene
+                given = np.asarray(self.bundle.psf, np.float64) if images is None else images
+                by_array[id(images)] = folded.add(given)
+            return by_array[id(images)]
+
         for i, scene in enumerate(scenes):
-            key = id(scene.psf) if scene.psf is not None else 0
-            if key not in by_array:
-                basis = self.fold(scene.psf)
-                found = [k for k, f in enumerate(folded) if f is basis]
-                if not found:
-                    folded.append(basis)
-                by_array[key] = found[0] if found else len(folded) - 1
-            index[i] = by_array[key]
-            if scene.n_source:
-                groups.setdefault(int(index[i]), []).append(i)
+            rows = slice(start[i], start[i + 1])
+            if isinstance(scene.psf, PsfField):
+                image = scene.psf.at(scene.anchors.astype(np.float64))
+                index[rows] = [number(scene.psf.images[k]) for k in image]
+            else:
+                index[rows] = number(scene.psf)
 
         def nan(*shape: int) -> NDArray[np.float64]:
             return np.full(shape, np.nan)
 
         flags = np.concatenate([np.zeros(0, np.int64), *[s.flags for s in scenes]])
-        for i, scene in enumerate(scenes):
-            if folded and (folded[index[i]].narrow & scene.band_present).any():
-                flags[start[i] : start[i + 1]] |= int(Flag.PSF_TOO_NARROW)
         centers = np.concatenate([np.zeros((0, 2)), *[s.centers for s in scenes]])
         anchors = np.concatenate([np.zeros((0, 2), np.int64), *[s.anchors for s in scenes]])
-        weighted = [s.inverse_variance * s.image.astype(np.float64) ** 2 for s in scenes]
-        result = DeblendResult(
+        chi2 = np.array([_empty_chi2(scene) for scene in scenes])
+        return DeblendResult(
             bands=tuple(self.bundle.bands), source_start=start,
             scene_index=np.repeat(np.arange(len(scenes)), counts), center=centers, position=nan(n, 2),
             latent=nan(n, n_latent).astype(np.float32), flux=nan(n, n_band), flux_err=nan(n, n_band),
@@ -294,28 +323,83 @@ class Deblender:
             max_overlap=nan(n, n_band), map_flux=nan(n, n_band), chi2=nan(n),
             n_pixel=np.zeros(n, np.int64), log_prior=nan(n), flags=flags, enclosed=nan(n, n_band), scenes=scenes,
             # of an empty model; scenes that are fitted get their own
-            scene_chi2=np.array([float(c.sum()) for c in weighted]),
+            scene_chi2=chi2,
             scene_n_pixel=np.array([int((s.inverse_variance > 0).sum()) for s in scenes], np.int64),
-            objective=np.array([0.5 * float(c.sum()) for c in weighted]),
+            objective=0.5 * chi2,
             coefficients=np.zeros((n, n_band, n_basis), np.float32), anchor=anchors,
             star=np.concatenate([np.zeros(0, bool), *[s.star for s in scenes]]), extended=np.zeros(n, bool),
             folded=folded,
             folded_index=index, model_name=self.bundle.name, model_version=self.bundle.model_version,
             model_sha256=self.bundle.sha256, solver=settings.solver, n_iteration=settings.n_iteration,
             aperture_diameter=settings.aperture_diameter)
-        return result, groups
 
-    def _solve_chunk(self, result: DeblendResult, members: list[int], folded: FoldedBasis,
-                     settings: _Settings) -> dict[int, NDArray[np.float32]]:
-        """Solve some scenes that share a folded basis and write their rows into the result; returns as `record`."""
+    def _solve_chunk(self, result: DeblendResult, members: list[int], settings: _Settings,
+                     part: Part | None = None) -> _Solved:
+        """Solve some scenes and write their rows into the result; `part` says what to sum up if it is one."""
         members = [i for i in members if (result.scenes[i].flags & NOT_FITTED == 0).any()]
         if not members:
-            return {}
-        problem, rows = build_problem([result.scenes[i] for i in members], folded, self.runtime, self.bundle,
-                                      center_sigma=settings.center_sigma, robust=settings.robust)
+            if part is not None:
+                result.scene_chi2[0] = _empty_chi2(part.scene, part.area)
+                result.objective[0] = 0.5 * result.scene_chi2[0]
+            return _Solved({})
+        scenes = [result.scenes[i] for i in members]
+        fitted = np.concatenate([result.source_start[i] + np.flatnonzero((s.flags & NOT_FITTED) == 0)
+                                 for i, s in zip(members, scenes, strict=True)])
+        folded = result.folded.basis(result.folded_index[fitted])
+        for rows, basis in folded.groups(len(fitted)):
+            narrow = basis.narrow & np.array([s.band_present for s in result.scenes])[result.scene_index[fitted[rows]]]
+            result.flags[fitted[rows]] |= np.where(narrow.any(1), int(Flag.PSF_TOO_NARROW), 0)
+        problem, per_scene = build_problem(scenes, folded, self.runtime, self.bundle,
+                                           center_sigma=settings.center_sigma, robust=settings.robust, part=part)
         problem, latent, floor = start_latents(problem, settings.start)
         solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
-        return record(result, members, rows, solution)
+        return _Solved(record(result, members, per_scene, solution))
+
+
+def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -> float:
+    """chi2 of a model without light; a band at a time bounds the temporaries."""
+    return sum(float((w[area] * y[area].astype(np.float64) ** 2).sum())
+               for y, w in zip(scene.image, scene.inverse_variance, strict=True))
+
+
+def _together(result: DeblendResult) -> Iterator[list[int]]:
+    """Scenes that are solved together: of one folded basis, up to a number of sources and pixels."""
+    groups: dict[int, list[int]] = {}
+    for i, scene in enumerate(result.scenes):
+        if scene.n_source and max(scene.shape) <= patches.LARGEST:
+            rows = result.sources(i)
+            varies = (result.folded_index[rows] != result.folded_index[rows.start]).any()
+            groups.setdefault(-1 - i if varies else int(result.folded_index[rows.start]), []).append(i)
+    for members in groups.values():
+        held: list[int] = []
+        for i in members:
+            taken = [result.scenes[k] for k in [*held, i]]
+            if held and (sum(s.n_source for s in taken) > CHUNK
+                         or sum(s.shape[0] * s.shape[1] for s in taken) > CHUNK_PIXELS):
+                yield held
+                held = []
+            held.append(i)
+        yield held
+
+
+def _workers(chunks: list[_Chunk], result: DeblendResult, memory_limit: float | None) -> int:
+    """How many chunks may be solved at a time."""
+    if memory_limit is None or not chunks:
+        return max(len(chunks), 1)
+    needed = max(_memory([chunk.part.scene] if chunk.part else [result.scenes[i] for i in chunk.members], result)
+                 for chunk in chunks)
+    if needed > memory_limit:
+        raise ValueError(f"memory_limit: expected at least {needed:.3g} bytes for these images, got {memory_limit:.3g}")
+    return int(memory_limit // needed)
+
+
+def _memory(scenes: list[Scene], result: DeblendResult) -> float:
+    """Bytes that solving scenes together takes at most, beside images and result."""
+    n_band, border = len(result.bands), 2 * (result.folded.fold(None).half if len(result.folded) else 0)
+    n_pixel = sum((s.shape[0] + border) * (s.shape[1] + border) for s in scenes)
+    n_psf = max(len(set(s.psf.at(s.centers).tolist())) if isinstance(s.psf, PsfField) else 1 for s in scenes)
+    return (BYTES_PER_PIXEL * n_band * n_pixel + BYTES_PER_SOURCE * n_band * sum(s.n_source for s in scenes)
+            + FOLDED_BYTES * n_band * n_psf)
 
 
 def _check(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,

@@ -31,6 +31,7 @@ class Flag(enum.IntFlag):
     OUTSIDE_PRIOR_FLUX = 1 << 16
     NEIGHBOUR_SUSPECT = 1 << 17
     FOUND = 1 << 18
+    PSF_MISSING = 1 << 19
 
 
 DESCRIPTIONS: dict[Flag, str] = {
@@ -54,6 +55,7 @@ DESCRIPTIONS: dict[Flag, str] = {
     Flag.NEIGHBOUR_SUSPECT: "another source of the blend is not converged, a poor fit, a prior outlier or beside "
                             "unmodelled flux: errors may be too small",
     Flag.FOUND: "not in the list of sources: found in the residual of the others",
+    Flag.PSF_MISSING: "no PSF was given for the source's cell: the nearest cell's was used",
 }
 
 SUSPECT = Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.POOR_FIT | Flag.UNMODELLED_FLUX

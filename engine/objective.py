@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from deblendrt.engine import decoding, ops
 from deblendrt.engine.blends import Partition
 from deblendrt.engine.bundle import Bundle
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.mixed import AnyBasis
 from deblendrt.engine.runtime import Jacobian, Runtime
 
 FloatArray = NDArray[np.float32]
@@ -43,13 +43,13 @@ MODEL_ERROR = 0.05  # e
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Scenes that share a folded basis, flattened for the solver. Only sources that can be fitted are here.
+    """Scenes, flattened for the solver. Only sources that can be fitted are here.
 
     Attributes
     ----------
     runtime : Runtime
     bundle : Bundle
-    folded : FoldedBasis
+    folded : FoldedBasis or MixedBasis
     data, weight : list of float32 (n_band, n_y, n_x) [nJy], [nJy^-2]
         Per scene, padded by the window's half on every side with zero weight, so that every window lies inside.
     partition : list of Partition
@@ -72,13 +72,18 @@ class Problem:
         Point sources, the rest are galaxies.
     extended : bool (n_source,)
         Sources drawn with their outskirts.
-    profile : float32 (n_band, window, window)
-        Square of the mean galaxy's image, of sum one per band: what mean weights are weighted by.
+    profile : list of float32 (n_band, window, window)
+        Square of the mean galaxy's image, of sum one per band: what mean weights are weighted by. One for each group of
+        `folded`.
+    own : bool (n_source,)
+        Sources that a scene's objective counts; all but where a scene is a part of a larger one.
+    area : list of tuple of slice
+        (y, x), per scene: pixels of the canvas that a scene's objective and chi2 count.
     """
 
     runtime: Runtime
     bundle: Bundle
-    folded: FoldedBasis
+    folded: AnyBasis
     data: Canvases
     weight: Canvases
     partition: list[Partition]
@@ -92,7 +97,9 @@ class Problem:
     robust: bool
     star: NDArray[np.bool_]
     extended: NDArray[np.bool_]
-    profile: FloatArray
+    profile: list[FloatArray]
+    own: NDArray[np.bool_]
+    area: list[tuple[slice, slice]]
 
     @property
     def n_band(self) -> int:
@@ -290,6 +297,22 @@ def by_blend(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
         sums = np.bincount(part.blend[part.owner[owned]], weights=loss[owned], minlength=part.n_blend)
         total[start : start + part.n_blend] += sums
         start += part.n_blend
+    return total
+
+
+def by_scene(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
+    """L of every scene, in its area and of its own sources.
+
+    Returns
+    -------
+    float64 (n_scene,)
+    """
+    own = problem.own
+    total: DoubleArray = np.bincount(problem.scene[own], weights=-state.log_prior[own],
+                                     minlength=len(problem.data)).astype(float)
+    for s, (part, clip) in enumerate(zip(problem.partition, _clips(problem, likely), strict=True)):
+        loss = loss_image(problem.data[s], likely.weight[s], state.model[s], clip)[problem.area[s]]
+        total[s] += loss[part.owner[problem.area[s]] >= 0].sum()
     return total
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.matmul import matmul
+from deblendrt.engine.mixed import AnyBasis
 from deblendrt.engine.outskirts import gather, spread
 from deblendrt.engine.psf import FoldedBasis
 
@@ -31,6 +32,13 @@ def tiles(n: int) -> Iterator[tuple[slice, int]]:
     for start in range(0, n, TILE):
         stop = min(start + TILE, n)
         yield slice(start, stop), -(-(stop - start) // ROUND) * ROUND
+
+
+def runs(folded: AnyBasis, n: int) -> Iterator[tuple[slice, int, FoldedBasis]]:
+    """Tiles of sources that share a folded basis: rows, their padded number, the basis."""
+    for start, stop, basis in folded.spans(n):
+        for rows, padded in tiles(stop - start):
+            yield slice(start + rows.start, start + rows.stop), padded, basis
 
 
 def product(rows: FloatArray, table: FloatArray) -> FloatArray:
@@ -164,14 +172,14 @@ def window_of(image: FloatArray, x: int, y: int, size: int) -> FloatArray:
     return cut
 
 
-def placed(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
+def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
            shape: list[tuple[int, ...]]) -> Iterator[Placed]:
     """Stamps of sources on their canvases, in the order of the sources.
 
     Parameters
     ----------
     coefficients : float32 (n_source, n_band, n_basis)
-    folded : FoldedBasis
+    folded : FoldedBasis or MixedBasis
     corner : int64 (n_source, 2) [pixel]
         (x, y) of each window's first pixel on its canvas.
     extended : bool (n_source,)
@@ -184,25 +192,25 @@ def placed(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int
     Placed
         Of images (n_band, height, width).
     """
-    for rows, _ in tiles(len(coefficients)):
+    for rows, _, basis in runs(folded, len(coefficients)):
         some = extended[rows]
-        image = stamps(coefficients[rows], folded)
-        wide = iter(_with_outskirts(coefficients[rows][some], image[some], folded) if some.any() else ())
+        image = stamps(coefficients[rows], basis)
+        wide = iter(_with_outskirts(coefficients[rows][some], image[some], basis) if some.any() else ())
         for i, ((x, y), stamp) in enumerate(zip(corner[rows].tolist(), image, strict=True), rows.start):
             if extended[i]:
-                yield place(next(wide), x - folded.margin, y - folded.margin, shape[i])
+                yield place(next(wide), x - basis.margin, y - basis.margin, shape[i])
             else:
                 yield place(stamp, x, y, shape[i])
 
 
-def render(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
+def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
            canvas: list[FloatArray], scene: NDArray[np.int64]) -> None:
     """Add the stamps of sources to images, in the order of the sources.
 
     Parameters
     ----------
     coefficients : float32 (n_source, n_band, n_basis)
-    folded : FoldedBasis
+    folded : FoldedBasis or MixedBasis
     corner : int64 (n_source, 2) [pixel]
         (x, y) of each window's first pixel on its canvas; windows lie inside, full windows need not.
     extended : bool (n_source,)
@@ -217,7 +225,7 @@ def render(coefficients: FloatArray, folded: FoldedBasis, corner: NDArray[np.int
         canvas[s][:, stamp.y, stamp.x] += stamp.image
 
 
-def project(image: list[FloatArray], folded: FoldedBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
+def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
             scene: NDArray[np.int64]) -> FloatArray:
     """Inner products of the sources' windows with the folded basis: the adjoint of `render`.
 
@@ -225,7 +233,7 @@ def project(image: list[FloatArray], folded: FoldedBasis, corner: NDArray[np.int
     ----------
     image : list of float32 (n_band, n_y, n_x)
         One per scene.
-    folded : FoldedBasis
+    folded : FoldedBasis or MixedBasis
     corner : int64 (n_source, 2) [pixel]
     extended : bool (n_source,)
     scene : int64 (n_source,)
@@ -234,21 +242,21 @@ def project(image: list[FloatArray], folded: FoldedBasis, corner: NDArray[np.int
     -------
     float32 (n_source, n_band, n_basis)
     """
-    n_band, n_pixel, n_basis = folded.phi_t.shape
-    window = folded.window
-    result = np.empty((len(corner), n_band, n_basis), np.float32)
-    for rows, padded in tiles(len(corner)):
+    result = np.empty((len(corner), folded.n_band, folded.n_basis), np.float32)
+    for rows, padded, basis in runs(folded, len(corner)):
+        n_band, n_pixel, _ = basis.phi_t.shape
+        window = basis.window
         cut = np.zeros((n_band, padded, window, window), np.float32)
         for i, ((x, y), s) in enumerate(zip(corner[rows], scene[rows], strict=True)):
             cut[:, i] = image[s][:, y : y + window, x : x + window]
-        product = matmul(cut.reshape(n_band, padded, n_pixel), folded.phi_t)
+        product = matmul(cut.reshape(n_band, padded, n_pixel), basis.phi_t)
         result[rows] = product[:, : rows.stop - rows.start].transpose(1, 0, 2)
     wide = np.flatnonzero(extended)
-    for rows, padded in tiles(len(wide)):
-        cells = np.zeros((n_band, padded, folded.outer.shape[2]), np.float32)
+    for rows, padded, basis in runs(folded.take(wide), len(wide)):
+        cells = np.zeros((basis.n_band, padded, basis.outer.shape[2]), np.float32)
         for i, k in enumerate(wide[rows]):
-            cells[:, i] = _outskirts_cells(image[scene[k]], folded, corner[k])
-        product = matmul(cells, folded.outer_t)
+            cells[:, i] = _outskirts_cells(image[scene[k]], basis, corner[k])
+        product = matmul(cells, basis.outer_t)
         result[wide[rows]] += product[:, : rows.stop - rows.start].transpose(1, 0, 2)
     return result
 

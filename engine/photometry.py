@@ -57,7 +57,8 @@ def normal_matrices(problem: Problem, unit: FloatArray,
     for chunk in blend_rows(problem):
         every = np.concatenate(chunk)
         shape = [problem.data[s].shape for s in problem.scene[every]]
-        images = ops.placed(unit[every], problem.folded, problem.corner[every], problem.extended[every], shape)
+        images = ops.placed(unit[every], problem.folded.take(every), problem.corner[every], problem.extended[every],
+                            shape)
         for rows in chunk:
             stamps = list(itertools.islice(images, len(rows)))
             weight = weights[problem.scene[rows[0]]]

@@ -22,6 +22,7 @@ PSFs are limited by the size of their own image, not by the kernel: a Kolmogorov
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,22 @@ class FoldedBasis:
     def n_basis(self) -> int:
         """Number of basis functions."""
         return self.phi.shape[1]
+
+    def spans(self, n: int) -> Iterator[tuple[int, int, FoldedBasis]]:
+        """Runs (start, stop, basis) of consecutive sources with one basis: here all n of them."""
+        yield 0, n, self
+
+    def groups(self, n: int) -> Iterator[tuple[NDArray[np.int64], FoldedBasis]]:
+        """Rows of all sources of each basis, and the basis: here all n of them."""
+        yield np.arange(n), self
+
+    def take(self, rows: object) -> FoldedBasis:
+        """For some of the sources: itself."""
+        return self
+
+    def of(self, i: int) -> FoldedBasis:
+        """The basis of one source: itself."""
+        return self
 
 
 def normalize_psf(psf: ArrayLike, name: str = "psf") -> tuple[NDArray[np.float64], NDArray[np.float64]]:

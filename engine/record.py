@@ -58,7 +58,7 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
     chi2, n_pixel, n_lost = quality.core_statistics(problem, solution)
     result.chi2[row], result.n_pixel[row] = chi2, n_pixel
     for s, i in enumerate(members):
-        result.scene_chi2[i] = quality.chi2_image(problem, solution, s).sum(dtype=np.float64)
+        result.scene_chi2[i] = quality.chi2_image(problem, solution, s)[problem.area[s]].sum(dtype=np.float64)
         result.objective[i] = solution.objective[s]
     quality.flag(result, row, problem.bundle, n_lost, remaining)
     return blends

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from deblendrt.engine import ops
 from deblendrt.engine.flags import NOT_FITTED
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.mixed import FoldedBases
+from deblendrt.engine.psf import psf_fwhm
+from deblendrt.engine.psf_field import PsfField
 from deblendrt.engine.scene import Scene
 
 if TYPE_CHECKING:
@@ -95,10 +97,10 @@ class DeblendResult:
         Whether the source is drawn with its outskirts, in a larger window.
     anchor : int64 (n_source, 2) [pixel]
         (x, y) of the pixel that a source's window is centred on.
-    folded : list of FoldedBasis
+    folded : FoldedBases
         One per distinct PSF.
-    folded_index : int64 (n_scene,)
-        Which of them a scene uses.
+    folded_index : int64 (n_source,)
+        Which of them a source has.
     model_name, model_version, model_sha256 : str
         Of the bundle.
     solver : str
@@ -146,7 +148,7 @@ class DeblendResult:
     star: NDArray[np.bool_]
     extended: NDArray[np.bool_]
     anchor: NDArray[np.int64]
-    folded: list[FoldedBasis]
+    folded: FoldedBases
     folded_index: NDArray[np.int64]
     model_name: str = ""
     model_version: str = ""
@@ -219,7 +221,7 @@ class DeblendResult:
             (x, y) on the scene's image of the stamp's first pixel; may lie off the image.
         """
         i = checked_index("i_source", i_source, self.n_source)
-        folded = self.folded[self.folded_index[self.scene_index[i]]]
+        folded = self.folded[self.folded_index[i]]
         draw, margin = (ops.extended_stamps, folded.margin) if self.extended[i] else (ops.stamps, 0)
         x, y = (self.anchor[i] - folded.half - margin).tolist()
         coefficients = self.coefficients[[i]] if self.fitted[i] else np.zeros_like(self.coefficients[[i]])
@@ -269,13 +271,14 @@ class DeblendResult:
         """
         rows = self.sources(i_scene)
         scene = self.scenes[i_scene]
-        folded = self.folded[self.folded_index[i_scene]]
         image = np.zeros(scene.image.shape, np.float32)
-        index = np.arange(rows.start, rows.stop)[self.fitted[rows]]
-        corner = self.anchor[index] - folded.half
-        shape: list[tuple[int, ...]] = [image.shape] * len(index)
-        for stamp in ops.placed(self.coefficients[index], folded, corner, self.extended[index], shape):
-            image[:, stamp.y, stamp.x] += stamp.image
+        fitted = np.arange(rows.start, rows.stop)[self.fitted[rows]]
+        for k in np.unique(self.folded_index[fitted]).tolist():
+            folded, index = self.folded[k], fitted[self.folded_index[fitted] == k]
+            corner = self.anchor[index] - folded.half
+            shape: list[tuple[int, ...]] = [image.shape] * len(index)
+            for stamp in ops.placed(self.coefficients[index], folded, corner, self.extended[index], shape):
+                image[:, stamp.y, stamp.x] += stamp.image
         return image
 
     def residual(self, i_scene: int, model: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -319,8 +322,11 @@ class DeblendResult:
         from deblendrt.engine import missed  # it imports scenes, which callers of a stored result do not need
 
         self._need_images("residual_peaks")
-        rows, folded = self.sources(i_scene), self.folded[self.folded_index[i_scene]]
-        return missed.residual_peaks(self.scenes[i_scene], self.model(i_scene), folded.fwhm, self.position[rows],
+        rows, scene = self.sources(i_scene), self.scenes[i_scene]
+        used = np.unique(self.folded_index[rows]).tolist()
+        fwhm = np.mean([[psf_fwhm(band) for band in self.folded.images[k]] for k in used], 0) if used else (
+            self.folded.fold(None if isinstance(scene.psf, PsfField) else scene.psf).fwhm)
+        return missed.residual_peaks(scene, self.model(i_scene), fwhm, self.position[rows],
                                      missed.THRESHOLD if threshold is None else threshold)
 
     def color(self, blue: str, red: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -6,7 +6,7 @@
     BLENDS             table, one row per blend
     BLEND_ROW          rows of all blends' members, one blend after the other
     BLEND_FLUX_COV     their covariances (n_member, n_band, n_member, n_band), one after the other [nJy^2]
-    PSF                the scenes' distinct PSF images, in the middle of images of the largest size
+    PSF, PSF_SIZE      the sources' distinct PSF images, in the middle of images of the largest size; their own sizes
     FLAGS              table: what the bits of `flags` mean
     IMAGE, INVERSE_VARIANCE            if asked for: of all scenes, one after the other [nJy, nJy^-2]
     MODEL_<k>, RESIDUAL_<k>            if asked for: of scene k [nJy]
@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.bundle import BundleError, load_bundle
 from deblendrt.engine.flags import DESCRIPTIONS
+from deblendrt.engine.mixed import FoldedBases
 from deblendrt.engine.output import append_image, in_place_of
-from deblendrt.engine.psf import FoldedBasis, psf_key
+from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.result import DeblendResult, checked_index
 from deblendrt.engine.scene import Scene
 from deblendrt.engine.table import catalog_table, entries, write_parquet
@@ -39,7 +40,7 @@ from deblendrt.engine.table import catalog_table, entries, write_parquet
 if TYPE_CHECKING:
     from deblendrt.engine.deblender import Deblender
 
-REVISION = 1  # of the layout above; a reader refuses a newer one
+REVISION = 2  # of the layout above; a reader refuses others
 COMPUTED = ("source_id", "scene_index", "reduced_chi2", "blend")  # columns that are no fields, or numbered anew
 SCALARS = ("star", "chi2", "n_pixel", "log_prior", "flags")
 
@@ -98,8 +99,10 @@ def tables(result: DeblendResult, catalog: Table | None = None) -> fits.HDUList:
                               description="flags that the input alone set"),
         "coefficients": Column(result.coefficients, unit="nJy", description="of the basis, per band"),
         "extended": Column(result.extended, description="drawn with outskirts, in a larger window"),
+        "psf": Column(result.folded_index, description="which image of PSF"),
     }, meta={"revision": REVISION})
-    scenes, psf = _scene_table(result)
+    scenes = _scene_table(result)
+    psf, psf_size = _psf_images(result)
     member = np.argsort(result.blend, kind="stable")[np.count_nonzero(result.blend < 0) :]
     first = np.searchsorted(result.blend[member], np.arange(len(result.blend_flux_cov)))
     blends = Table({
@@ -121,26 +124,31 @@ def tables(result: DeblendResult, catalog: Table | None = None) -> fits.HDUList:
         fits.ImageHDU(member, name="BLEND_ROW"),
         fits.ImageHDU(covariance, name="BLEND_FLUX_COV"),
         fits.ImageHDU(psf, name="PSF"),
+        fits.ImageHDU(psf_size, name="PSF_SIZE"),
         _table_hdu(flags, "FLAGS"),
     ])
 
 
-def _scene_table(result: DeblendResult) -> tuple[Table, NDArray[np.float64]]:
-    """The table SCENES, and the PSF images (n_psf, n_band, q, q) that its column psf points to."""
-    distinct: dict[str, int] = {}
-    images: list[NDArray[np.float64]] = []
-    by_array: dict[int, int] = {}  # scenes that share an array need no second hash of it
-    for scene in result.scenes:
-        if scene.psf is not None and id(scene.psf) not in by_array:
-            k = by_array[id(scene.psf)] = distinct.setdefault(psf_key(scene.psf), len(images))
-            images += [scene.psf] if k == len(images) else []
-    size = max((image.shape[-1] for image in images), default=1)
+def _psf_images(result: DeblendResult) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The PSF images (n_psf, n_band, q, q), and how much of each is not padding."""
+    images = result.folded.images
+    sizes = np.array([image.shape[-1] for image in images], np.int64)
+    size = int(sizes.max(initial=1))
     psf = np.zeros((len(images), len(result.bands), size, size))
     for k, image in enumerate(images):
         low = (size - image.shape[-1]) // 2
         psf[k, :, low : size - low, low : size - low] = image
+    return psf, sizes
+
+
+def _scene_table(result: DeblendResult) -> Table:
+    """The table SCENES."""
     scenes, n_band = result.scenes, len(result.bands)
-    table = Table({
+    by_array: dict[int, int] = {}  # scenes that share an array need no second hash of it
+    for scene in scenes:
+        if isinstance(scene.psf, np.ndarray) and id(scene.psf) not in by_array:
+            by_array[id(scene.psf)] = result.folded.add(scene.psf)
+    return Table({
         "name": Column(np.array([s.name for s in scenes], dtype=str), description="as the caller's input was named"),
         "n_source": Column(np.diff(result.source_start), description="rows of the catalogue, scene after scene"),
         "n_y": Column(np.array([s.shape[0] for s in scenes], np.int64), unit="pixel", description="image size"),
@@ -150,13 +158,9 @@ def _scene_table(result: DeblendResult) -> tuple[Table, NDArray[np.float64]]:
         "objective": Column(result.objective, description="the objective's value at the solution"),
         "band_present": Column(np.array([s.band_present for s in scenes], bool).reshape(-1, n_band),
                                description="the band has weight somewhere"),
-        "folded": Column(result.folded_index, description="scenes of equal number share a folded basis"),
-        "psf": Column(np.array([-1 if s.psf is None else by_array[id(s.psf)] for s in scenes], np.int64),
-                      description="which image of PSF; -1: the model's nominal one"),
-        "psf_size": Column(np.array([0 if s.psf is None else s.psf.shape[-1] for s in scenes], np.int64),
-                           unit="pixel", description="side of the PSF image; the rest is padding"),
+        "psf": Column(np.array([by_array.get(id(s.psf), -1) for s in scenes], np.int64),
+                      description="which image of PSF, if one was given for the scene; else -1"),
     })
-    return table, psf
 
 
 def _table_hdu(table: Table, name: str) -> fits.BinTableHDU:
@@ -197,8 +201,8 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
     with fits.open(path, memmap=True) as hdus:
         if "FIT" not in hdus:
             raise ValueError(f"path: {path} holds no result: it has no extension FIT")
-        if (revision := hdus["FIT"].header["REVISION"]) > REVISION:
-            raise ValueError(f"path: {path} has layout {revision}, this version reads up to {REVISION}")
+        if (revision := hdus["FIT"].header["REVISION"]) != REVISION:
+            raise ValueError(f"path: {path} has layout {revision}, this version reads {REVISION}")
         header, catalog, fit = hdus["CATALOG"].header, hdus["CATALOG"].data, hdus["FIT"].data
         bands = tuple(header["BANDS"].split(","))
         chosen, blends, rows = _select(hdus, blend, scene)
@@ -216,11 +220,13 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
         start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
         scenes = _scenes(hdus, chosen, start, fields["center"], _values(fit["input_flags"], rows), fields["star"],
                          len(bands))
-        _, first, folded_index = np.unique(about["folded"][chosen], return_index=True, return_inverse=True)
-        folded = []
-        if len(first):
-            make = _folding(path, header, model)
-            folded = [make(scenes[k].psf) for k in first]
+        index = _values(fit["psf"], rows)
+        n_psf = sum(hdus["PSF_SIZE"].shape)  # no axis if there is none
+        used = np.arange(n_psf) if blend is scene is None else np.unique(index)
+        folded_index = np.searchsorted(used, index)
+        folded = FoldedBases(_folding(path, header, model))
+        for k in used.tolist():
+            folded.add(_psf_image(hdus, k))
         return DeblendResult(
             **fields, bands=bands, source_start=start, scene_index=np.repeat(np.arange(len(chosen)), count),
             blend=np.where(number < 0, -1, np.searchsorted(blends, number)),
@@ -229,8 +235,9 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
             objective=_values(about["objective"], chosen), coefficients=_values(fit["coefficients"], rows),
             extended=_values(fit["extended"], rows),
             anchor=np.stack([_values(fit["anchor_x"], rows), _values(fit["anchor_y"], rows)], axis=1),
-            folded=folded, folded_index=folded_index, model_name=header["BUNDLE"], model_version=header["MODELVER"],
-            model_sha256=header["MODELSHA"], solver=header["SOLVER"], n_iteration=header["NITER"],
+            folded=folded, folded_index=folded_index, model_name=header["BUNDLE"],
+            model_version=header["MODELVER"], model_sha256=header["MODELSHA"], solver=header["SOLVER"],
+            n_iteration=header["NITER"],
             aperture_diameter=header.get("APERTURE", np.nan),
             row=None if np.array_equal(identity, np.arange(len(identity))) else identity,
             has_images="IMAGE" in hdus)
@@ -270,24 +277,27 @@ def _scenes(hdus: fits.HDUList, chosen: NDArray[np.int64], start: NDArray[np.int
     size = n_band * _values(about["n_y"], slice(None)) * _values(about["n_x"], slice(None))
     low = np.cumsum(size) - size
     stored = [hdus[name].data.reshape(-1) for name in ("IMAGE", "INVERSE_VARIANCE")] if "IMAGE" in hdus else []
-    psfs: dict[int, NDArray[np.float64]] = {}
+    psfs: dict[int, NDArray[np.float64] | None] = {-1: None}  # the model's, or it varies: the sources know
     scenes = []
     for i, k in enumerate(chosen.tolist()):
         record = about[k]
         shape = (n_band, int(record["n_y"]), int(record["n_x"]))
         image, weight = ([flat[low[k] : low[k] + size[k]].reshape(shape) for flat in stored]
                          or [np.broadcast_to(np.float32(0), shape)] * 2)
-        j = int(record["psf"])
-        if j >= 0 and j not in psfs:
-            images = hdus["PSF"].data[j]
-            cut = (images.shape[-1] - int(record["psf_size"])) // 2
-            inside = slice(cut, images.shape[-1] - cut)
-            psfs[j] = _values(images, (slice(None), inside, inside))
-        here = slice(start[i], start[i + 1])
-        scenes.append(Scene(image, weight, center[here], flags[here], psfs.get(j), star[here],
-                            np.array(record["band_present"]),
-                            str(record["name"])))
+        here, j = slice(start[i], start[i + 1]), int(record["psf"])
+        if j not in psfs:
+            psfs[j] = _psf_image(hdus, j)
+        scenes.append(Scene(image, weight, center[here], flags[here], psfs[j], star[here],
+                            np.array(record["band_present"]), str(record["name"])))
     return scenes
+
+
+def _psf_image(hdus: fits.HDUList, k: int) -> NDArray[np.float64]:
+    """One of the PSF images, as it was given."""
+    images = hdus["PSF"].data[k]
+    cut = (images.shape[-1] - int(hdus["PSF_SIZE"].data[k])) // 2
+    inside = slice(cut, images.shape[-1] - cut)
+    return _values(images, (slice(None), inside, inside))
 
 
 def _covariances(hdus: fits.HDUList, blends: NDArray[np.int64], n_band: int) -> list[NDArray[np.float32]]:

@@ -31,6 +31,7 @@ from deblendrt.engine.arguments import (
 )
 from deblendrt.engine.flags import Flag
 from deblendrt.engine.psf import NORM_TOLERANCE, normalize_psf
+from deblendrt.engine.psf_field import CellPsf, PsfField, psf_field
 from deblendrt.engine.windows import Windows, anchor_pixels, too_close
 
 FILL_SIGMA = 1e8  # a fill value, not light: stars saturate below 1e6, and squares in float32 overflow at 1e19
@@ -51,7 +52,7 @@ class Scene:
         (x, y) as given; an integer is the centre of a pixel.
     flags : int64 (n_source,)
         Bits of `Flag` that the input sets.
-    psf : float64 (n_band, q, q), or None
+    psf : float64 (n_band, q, q), PsfField, or None
         Effective PSF images of sum one; None stands for the model's nominal ones. A band without data has the mean of
         the others.
     star : bool (n_source,)
@@ -65,7 +66,7 @@ class Scene:
     inverse_variance: NDArray[np.float32]
     centers: NDArray[np.float64]
     flags: NDArray[np.int64]
-    psf: NDArray[np.float64] | None
+    psf: NDArray[np.float64] | PsfField | None
     star: NDArray[np.bool_]
     band_present: NDArray[np.bool_]
     name: str = ""
@@ -113,7 +114,8 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         True means bad.
     psf : float (n_band, q, q), optional
         Effective PSFs of the cutouts' bands, for all scenes or one per scene; default: the model's nominal ones. A
-        list of 2-D images of different odd sizes serves as well.
+        list of 2-D images of different odd sizes serves as well. Where the PSF varies over the image: a `CellPsf`, or a
+        callable (x, y) -> images, which is sampled in cells of some 200 pixels.
     background : float, optional
         Subtracted: a number, (n_band,), or like a cutout; in the unit of the image.
     zero_point : float or (n_band,), optional [AB magnitude of one image unit]
@@ -143,12 +145,14 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     mask_list = per_scene(mask, "mask", n, nested)
     # With one band, several 2-D images are the scenes' PSFs, a single one serves all.
     psf_ranks = (3,) if len(names) > 1 else (2, 3) if isinstance(psf, Sized) and len(psf) == 1 else (2,)
-    psf_list = per_scene(psf, "psf", n, nested, shared_ranks=psf_ranks)
+    varies = callable(psf) or isinstance(psf, CellPsf)
+    psf_list = [psf] * n if varies else per_scene(psf, "psf", n, nested, shared_ranks=psf_ranks)
     kind_list = [kind] * n if kind is None or isinstance(kind, str) else per_scene(kind, "kind", n, nested)
     background_list = per_scene(background, "background", n, nested, shared_ranks=(0, 1))
     target = np.array([list(bundle_bands).index(name) for name in names])
     sky = np.full(len(bundle_bands), np.nan) if bundle_sky_sigma is None else np.asarray(bundle_sky_sigma, np.float64)
     folded: dict[tuple[int, bytes], tuple[NDArray[np.float64] | None, bool]] = {}
+    fields: dict[tuple[int, bytes, tuple[int, ...]], PsfField] = {}
     scenes = []
     for i in range(n):
         where = f"[{i}]" if nested else ""
@@ -162,8 +166,16 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         flags[too_close(np.where(windows.on_image[:, None], given, np.nan))] |= Flag.TOO_CLOSE
         flags |= Flag.VARIANCE_ESTIMATED if pixels.variance is None else 0
         present = np.asarray((weight > 0).any(axis=(1, 2)))
-        images_psf = None
-        if psf_list[i] is not None:
+        images_psf: NDArray[np.float64] | PsfField | None = None
+        if callable(psf_list[i]) or isinstance(psf_list[i], CellPsf):
+            place = (id(psf_list[i]), present.tobytes(), image.shape)
+            if place not in fields and present.any():
+                fields[place] = _psf_field(psf_list[i], image.shape[1:], target, present, names, "psf" + where)
+            if place in fields:
+                images_psf = fields[place]
+                flags[images_psf.renormalized[images_psf.at(given)]] |= Flag.PSF_NOT_NORMALIZED
+                flags[~images_psf.given[images_psf.cells(given)]] |= Flag.PSF_MISSING
+        elif psf_list[i] is not None:
             key = (id(psf_list[i]), present.tobytes())  # scenes that share a PSF share one array
             if key not in folded:
                 folded[key] = _psf_images(psf_list[i], target, present, names, "psf" + where)
@@ -271,6 +283,19 @@ def _window_flags(weight: NDArray[np.float32], windows: Windows) -> NDArray[np.i
         x, y = windows.anchor.T
         flags[(weight[:, y, x] == 0).all(0)] |= Flag.MASKED_CENTER
     return flags
+
+
+def _psf_field(psf: Any, shape: tuple[int, ...], target: NDArray[np.int64], present: NDArray[np.bool_],
+               names: Sequence[str], name: str) -> PsfField:
+    """PSFs of the cells of an image with data."""
+    cells = psf if isinstance(psf, CellPsf) else CellPsf.sample(psf, (shape[0], shape[1]))
+
+    def convert(images: Any, name: str) -> tuple[NDArray[np.float64], bool]:
+        converted, odd = _psf_images(images, target, present, names, name)
+        assert converted is not None  # some band has data
+        return converted, odd
+
+    return psf_field(cells, convert, name)
 
 
 def _psf_images(psf: Any, target: NDArray[np.int64], present: NDArray[np.bool_], names: Sequence[str], name: str,

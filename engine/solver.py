@@ -89,10 +89,7 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
     likely = objective.likelihood(problem, state.model)
     weights, residual = objective.weighted_residual(problem, likely, state.model)
     downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
-    per_blend = objective.by_blend(problem, likely, state)
-    scene_of_blend = np.repeat(np.arange(len(problem.data)), [p.n_blend for p in problem.partition])
-    total = np.bincount(scene_of_blend, weights=per_blend, minlength=len(problem.data)).astype(float)
-    return Solution(problem, state, downhill, weights, residual, total)
+    return Solution(problem, state, downhill, weights, residual, objective.by_scene(problem, likely, state))
 
 
 def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> tuple[Problem, State]:
@@ -188,14 +185,15 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
     curvature = curvature[rows]
     part = State(state.latent[rows], type(state.jacobian)(*(a[rows] for a in state.jacobian)),
                  state.coefficients[rows], [], state.log_prior[rows], state.prior_gradient[rows])
-    corner, extended, scene = problem.corner[rows], problem.extended[rows], problem.scene[rows]
+    folded, corner, extended, scene = (problem.folded.take(rows), problem.corner[rows], problem.extended[rows],
+                                       problem.scene[rows])
 
     def matrix(v: DoubleArray) -> DoubleArray:
         image = [np.zeros_like(d) for d in problem.data]
-        ops.render(objective.push(part, v), problem.folded, corner, extended, image, scene)
+        ops.render(objective.push(part, v), folded, corner, extended, image, scene)
         for plane, w in zip(image, weights, strict=True):
             plane *= w
-        pulled = objective.pull(part, ops.project(image, problem.folded, corner, extended, scene))
+        pulled = objective.pull(part, ops.project(image, folded, corner, extended, scene))
         return pulled + apply_blocks(curvature, v) + added[rows] * v
 
     step[rows] = conjugate_gradient(matrix, lambda r: apply_blocks(inverted[rows], r), downhill[rows],

@@ -12,8 +12,9 @@ from deblendrt.engine.blends import MIN_RADIUS, Partition, partition
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.curvature import extended_sources, mean_weight
 from deblendrt.engine.flags import NOT_FITTED
+from deblendrt.engine.mixed import AnyBasis
 from deblendrt.engine.objective import DoubleArray, Problem
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.patches import Part
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.scene import Scene
 
@@ -24,20 +25,22 @@ SIGNIFICANT = 1.0  # sigma of all bands together, per pixel: where a source's li
 FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
 
 
-def build_problem(scenes: list[Scene], folded: FoldedBasis, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
-                  robust: bool) -> tuple[Problem, list[NDArray[np.int64]]]:
+def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
+                  robust: bool, part: Part | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
     """Put the sources that can be fitted on padded canvases.
 
     Parameters
     ----------
     scenes : list of Scene
         Each with at least one source that can be fitted.
-    folded : FoldedBasis
-        Common to the scenes.
+    folded : FoldedBasis or MixedBasis
+        Of the sources that can be fitted, scene after scene.
     runtime : Runtime
     bundle : Bundle
     center_sigma : float [pixel]
     robust : bool
+    part : Part, optional
+        That the only scene is.
 
     Returns
     -------
@@ -58,12 +61,17 @@ def build_problem(scenes: list[Scene], folded: FoldedBasis, runtime: Runtime, bu
     measured = np.array([(weight[s][:, y : y + window, x : x + window] > 0).any((1, 2))
                          for s, (x, y) in zip(scene_of, corner, strict=True)])
     mean_galaxy = np.concatenate([np.zeros(folded.n_band + 2), bundle.start_shape])[None]
-    square = ops.stamps(runtime.decode(mean_galaxy), folded)[0].astype(np.float64) ** 2
-    profile = (square / square.sum((1, 2), keepdims=True)).astype(np.float32)
+    coefficients = runtime.decode(mean_galaxy)
+    squares = [ops.stamps(coefficients, basis)[0].astype(np.float64) ** 2 for _, basis in folded.groups(len(corner))]
+    profile = [(square / square.sum((1, 2), keepdims=True)).astype(np.float32) for square in squares]
     problem = Problem(runtime=runtime, bundle=bundle, folded=folded, data=data, weight=weight, partition=[],
                       scene=scene_of, blend=np.zeros(0, np.int64), n_blend=0, corner=corner,
                       offset0=centers - corner, center_sigma=center_sigma, measured=measured, robust=robust,
-                      star=star, extended=np.zeros(len(corner), bool), profile=profile)
+                      star=star, extended=np.zeros(len(corner), bool), profile=profile,
+                      own=np.ones(len(corner), bool) if part is None else part.own[rows[0]],
+                      area=[(slice(half, -half), slice(half, -half))] * len(scenes) if part is None else [
+                          (slice(y.start + half, y.stop + half), slice(x.start + half, x.stop + half))
+                          for y, x in [part.area]])
     return divide(problem, np.full(len(corner), MIN_RADIUS)), rows
 
 
@@ -109,10 +117,10 @@ def light_radius(problem: Problem, coefficients: objective.FloatArray) -> Double
     """
     weight = mean_weight(problem, problem.weight)
     area = np.empty(len(coefficients))
-    for rows, _ in ops.tiles(len(coefficients)):
-        for i, stamp in enumerate(ops.stamps(coefficients[rows], problem.folded), rows.start):
+    for rows, _, basis in ops.runs(problem.folded, len(coefficients)):
+        for i, stamp in enumerate(ops.stamps(coefficients[rows], basis), rows.start):
             if problem.extended[i]:
-                stamp = ops.extended_stamps(coefficients[i : i + 1], problem.folded)[0]
+                stamp = ops.extended_stamps(coefficients[i : i + 1], basis)[0]
             significance = (weight[i, :, None, None] * stamp.astype(np.float64) ** 2).sum(0)
             area[i] = (significance > SIGNIFICANT**2).sum()
     largest = problem.folded.half + np.where(problem.extended, problem.folded.margin, 0)

@@ -162,7 +162,7 @@ def likelihood_precision(problem: Problem, solution: Solution, unit: FloatArray,
 
 def _images(problem: Problem, unit: FloatArray, i: int, shape: tuple[int, ...]) -> ops.Placed:
     """Derivative images of source i on its canvas, (n_band, n_column, height, width)."""
-    folded = problem.folded
+    folded = problem.folded.of(i)
     draw = ops.extended_stamps if problem.extended[i] else ops.stamps
     margin = folded.margin if problem.extended[i] else 0
     x, y = (problem.corner[i] - margin).tolist()

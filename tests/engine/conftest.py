@@ -14,6 +14,7 @@ from toy_scenes import make_scene
 from deblendrt.engine.bundle import Bundle, load_bundle
 from deblendrt.engine.deblender import Deblender, fold_bundle
 from deblendrt.engine.flags import NOT_FITTED, Flag
+from deblendrt.engine.mixed import FoldedBases
 from deblendrt.engine.ops import TILE
 from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.result import DeblendResult
@@ -48,6 +49,8 @@ def make_toy_result(
         narrow=ones < 0,
         norm=ones,
     )
+    bases = FoldedBases(lambda images: folded)
+    bases.add(np.full((n_band, 5, 5), 0.04))
     center = rng.uniform(4, [shape[1] - 4, shape[0] - 4], (n_source, 2))
     flags = np.zeros(n_source, np.int64)
     if n_source > 2:
@@ -107,8 +110,8 @@ def make_toy_result(
         star=np.arange(n_source) == 3,
         extended=np.zeros(n_source, bool),
         anchor=np.where(fitted[:, None], np.rint(center), 0).astype(np.int64),
-        folded=[folded],
-        folded_index=np.array([0]),
+        folded=bases,
+        folded_index=np.zeros(n_source, np.int64),
         model_name="toy",
         model_version="1",
         model_sha256="0" * 64,
@@ -138,13 +141,9 @@ def make_random_result(bundle: Bundle, shapes: Sequence[tuple[int, int]], per_sc
     for k in range(n_scene):  # one by one: some have a PSF and some not
         scenes += make_scenes(rng.normal(size=(1, n_band, *shapes[k])), [center[k]], variance=2.0, mask=[mask[k]],
                               psf=psf[k], bundle_bands=bundle.bands, bundle_pixel_scale=0.2, window_half=7)
-    made: dict[bytes, int] = {}
-    folded, folded_index = [], []
-    for scene in scenes:
-        images = np.asarray(bundle.psf, np.float64) if scene.psf is None else scene.psf
-        k = made.setdefault(images.tobytes(), len(made))
-        folded += [fold_bundle(bundle, images)] if k == len(folded) else []
-        folded_index.append(k)
+    nominal = np.asarray(bundle.psf, np.float64)
+    folded = FoldedBases(lambda images: fold_bundle(bundle, nominal if images is None else images))
+    folded_index = np.repeat([folded.add(nominal if scene.psf is None else scene.psf) for scene in scenes], per_scene)
     flags = np.concatenate([np.zeros(0, np.int64), *[scene.flags for scene in scenes]])
     flags[5:6] |= Flag.NO_DATA
     fitted = (flags & NOT_FITTED) == 0
@@ -181,7 +180,7 @@ def make_random_result(bundle: Bundle, shapes: Sequence[tuple[int, int]], per_sc
         star=np.concatenate([np.zeros(0, bool), *[scene.star for scene in scenes]]),
         extended=np.zeros(len(flags), bool),
         anchor=np.concatenate([np.zeros((0, 2), np.int64), *[scene.anchors for scene in scenes]]), folded=folded,
-        folded_index=np.array(folded_index, np.int64), model_name=bundle.name, model_version=bundle.model_version,
+        folded_index=folded_index.astype(np.int64), model_name=bundle.name, model_version=bundle.model_version,
         model_sha256=bundle.sha256, solver="gauss_newton", n_iteration=15, aperture_diameter=1.2,
     )
 

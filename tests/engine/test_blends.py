@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deblendrt.engine.blends import MAX_BLEND, MIN_RADIUS, link, partition
@@ -34,6 +34,7 @@ def components(centers: np.ndarray, radius: np.ndarray) -> set[frozenset[int]]:
     return {frozenset(np.flatnonzero(row).tolist()) for row in near}
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(lattice, st.floats(0.3, 15.0))
 def test_without_a_cap_they_are_connected_components(centers: np.ndarray, radius: float) -> None:
     radius = radii(centers, radius)
@@ -41,6 +42,7 @@ def test_without_a_cap_they_are_connected_components(centers: np.ndarray, radius
     assert groups(labels) == components(centers, radius)
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(lattice, st.floats(0.3, 15.0), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_permuting_the_sources_permutes_the_labels(centers: np.ndarray, radius: float, cap: int,
                                                    random: object) -> None:
@@ -51,6 +53,7 @@ def test_permuting_the_sources_permutes_the_labels(centers: np.ndarray, radius: 
                                 for group in groups(labels)}
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(lattice, st.floats(0.3, 15.0), st.integers(1, 12))
 def test_cap_and_labels(centers: np.ndarray, radius: float, cap: int) -> None:
     radius = radii(centers, radius)
@@ -67,6 +70,7 @@ def test_cap_and_labels(centers: np.ndarray, radius: float, cap: int) -> None:
         assert any(group <= component for component in whole)
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(lattice, st.integers(2, 12))
 def test_close_pairs_within_the_cap_stay_together(centers: np.ndarray, cap: int) -> None:
     radius = radii(centers, 4.0)
@@ -100,6 +104,7 @@ def test_wrong_cap() -> None:
         link(np.zeros((2, 2)), np.ones(2), cap=0)
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(lattice.filter(len), st.integers(0, 2**32 - 1))
 def test_owner_is_the_nearest_source_in_units_of_its_radius(centers: np.ndarray, seed: int) -> None:
     window, half = 11, 5

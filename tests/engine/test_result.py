@@ -33,7 +33,7 @@ def test_model_is_the_sum_of_stamps_cut_to_the_image(result, i_scene):
 def test_stamp_is_coefficients_times_folded_basis(result):
     for i in (0, 41, -2):
         stamp, (x, y) = result.stamps(i)
-        folded = result.folded[result.folded_index[result.scene_index[i]]]
+        folded = result.folded[result.folded_index[i]]
         expected = np.einsum("bk,bkp->bp", result.coefficients[i].astype(float), folded.phi.astype(float))
         np.testing.assert_allclose(stamp.reshape(N_BAND, -1), expected, atol=1e-5)
         assert (x + folded.half, y + folded.half) == tuple(result.anchor[i])

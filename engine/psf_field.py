@@ -1,0 +1,133 @@
+"""PSFs that vary over an image, constant in the cells of a grid."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CELL = 200  # pixel: cells that a function is sampled in; over 40 arcsec the PSF of a coadd changes by less than 1%
+
+
+class CellPsf:
+    """PSF images of the cells of a grid, as cell-based coadds have them.
+
+    Parameters
+    ----------
+    images : float (n_y, n_x, n_band, q, q), or nested sequences
+        Effective PSFs of the cutout's bands in every cell, rows of cells first. A cell without an image (None, or not
+        finite) takes the nearest one that has; its sources are flagged.
+    x_edges, y_edges : float (n_x + 1,), (n_y + 1,) [pixel]
+        Of the cells, ascending, 0-based pixel coordinates of the image. Sources beyond the outer edges belong to the
+        nearest cell.
+
+    Raises
+    ------
+    ValueError
+        Edges that do not ascend or do not match the images, or no image at all.
+    """
+
+    def __init__(self, images: Any, x_edges: ArrayLike, y_edges: ArrayLike) -> None:
+        self.x_edges, self.y_edges = (np.array(edges, np.float64) for edges in (x_edges, y_edges))
+        for name, edges in (("x_edges", self.x_edges), ("y_edges", self.y_edges)):
+            if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
+                raise ValueError(f"{name}: expected at least two ascending numbers, got {edges}")
+        n_y, n_x = len(self.y_edges) - 1, len(self.x_edges) - 1
+        if len(images) != n_y or any(len(row) != n_x for row in images):
+            raise ValueError(f"images: expected {n_y} rows of {n_x} cells as the edges say, got "
+                             f"{len(images)} rows of {sorted({len(row) for row in images})}")
+        self.images = images
+        self.known = np.array([[_has_image(cell) for cell in row] for row in images])
+        if not self.known.any():
+            raise ValueError("images: expected a PSF in at least one cell, got none")
+
+    @classmethod
+    def sample(cls, function: Callable[[float, float], Any], shape: tuple[int, int], size: float = CELL) -> CellPsf:
+        """Evaluate a function at the centres of square cells that cover an image.
+
+        Parameters
+        ----------
+        function : callable
+            (x, y) [pixel] to effective PSF images (n_band, q, q) of the cutout's bands.
+        shape : (int, int)
+            (n_y, n_x) of the image.
+        size : float [pixel]
+            Of the cells, about.
+
+        Returns
+        -------
+        CellPsf
+        """
+        x_edges, y_edges = (np.linspace(-0.5, n - 0.5, max(1, round(n / size)) + 1) for n in shape[::-1])
+        x, y = (0.5 * (edges[1:] + edges[:-1]) for edges in (x_edges, y_edges))
+        return cls([[function(float(a), float(b)) for a in x] for b in y], x_edges, y_edges)
+
+
+def _has_image(cell: Any) -> bool:
+    return cell is not None and all(plane is not None and np.isfinite(np.asarray(plane, np.float64)).all()
+                                    for plane in cell)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PsfField:
+    """PSFs of a scene's cells, in the model's bands.
+
+    Attributes
+    ----------
+    x_edges, y_edges : float64 (n_x + 1,), (n_y + 1,) [pixel]
+    number : int64 (n_y, n_x)
+        Which of `images` a cell has.
+    given : bool (n_y, n_x)
+        The cell has an image of its own; the others have the nearest cell's.
+    images : list of float64 (n_band, q, q)
+        Of sum one.
+    renormalized : bool (n_image,)
+        An image did not sum to one as given.
+    """
+
+    x_edges: NDArray[np.float64]
+    y_edges: NDArray[np.float64]
+    number: NDArray[np.int64]
+    given: NDArray[np.bool_]
+    images: list[NDArray[np.float64]]
+    renormalized: NDArray[np.bool_]
+
+    def cells(self, positions: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(row, column) of the cells that positions (n, 2) lie in; the nearest cell's beyond the outer edges."""
+        place = np.where(np.isfinite(positions), positions, 0.0)
+        row, column = (np.clip(np.searchsorted(edges, place[:, k], side="right") - 1, 0, len(edges) - 2)
+                       for edges, k in ((self.y_edges, 1), (self.x_edges, 0)))
+        return row, column
+
+    def at(self, positions: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which of `images` each position has, int64 (n,)."""
+        return self.number[self.cells(positions)]
+
+    def from_corner(self, x: int, y: int) -> PsfField:
+        """The field in the coordinates of a part of the image that begins at pixel (x, y)."""
+        return dataclasses.replace(self, x_edges=self.x_edges - x, y_edges=self.y_edges - y)
+
+
+def psf_field(cells: CellPsf, convert: Callable[[Any, str], tuple[NDArray[np.float64], bool]], name: str) -> PsfField:
+    """Bring the PSFs of all cells to the model's bands.
+
+    Parameters
+    ----------
+    cells : CellPsf
+    convert : callable
+        A cell's images and their name for messages, to images (n_band, q, q) of sum one and whether they were not.
+    name : str
+
+    Returns
+    -------
+    PsfField
+    """
+    own = np.argwhere(cells.known)
+    converted = [convert(cells.images[i][j], f"{name} of cell ({i}, {j})") for i, j in own]
+    x, y = (0.5 * (edges[1:] + edges[:-1]) for edges in (cells.x_edges, cells.y_edges))
+    distance = ((y[:, None, None] - y[own[:, 0]]) ** 2 + (x[None, :, None] - x[own[:, 1]]) ** 2)
+    return PsfField(cells.x_edges, cells.y_edges, np.argmin(distance, axis=2), cells.known,
+                    [images for images, _ in converted], np.array([odd for _, odd in converted]))
