@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,11 @@ def test_a_cell_of_the_wrong_shape_is_named(toy_deblender: Deblender, toy_model:
     with pytest.raises(ValueError, match=r"psf of cell \(0, 1\): expected odd-sized square images"):
         toy_deblender.deblend_batch(image, centers, variance=VARIANCE,
                                     psf=CellPsf([[NARROW, WIDE[:2]]], [0, 60, 120], [0, 96]))
+
+
+def test_every_field_of_a_source_is_adopted(toy_deblender: Deblender, field: Any) -> None:
+    given = {"scene_index", "center", "anchor", "star", "folded_index", "blend"}
+    result = deblend(toy_deblender, field, n_iteration=0)
+    of_sources = {f.name for f in dataclasses.fields(result)
+                  if isinstance(getattr(result, f.name), np.ndarray) and len(getattr(result, f.name)) == 60}
+    assert of_sources == patches.PER_SOURCE | given
