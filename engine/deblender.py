@@ -316,6 +316,7 @@ class Deblender:
             bands=tuple(self.bundle.bands), source_start=start,
             scene_index=np.repeat(np.arange(len(scenes)), counts), center=centers, position=nan(n, 2),
             latent=nan(n, n_latent).astype(np.float32), flux=nan(n, n_band), flux_err=nan(n, n_band),
+            flux_sys_err=nan(n, n_band),
             flux_cov=nan(n, n_band, n_band), blend=np.full(n, -1, np.int64), blend_flux_cov=[],
             position_err=nan(n, 2), redistributed_flux=nan(n, n_band), redistributed_flux_err=nan(n, n_band),
             aperture_flux=nan(n, n_band), aperture_flux_err=nan(n, n_band), moments=nan(n, 3), ellipticity=nan(n, 2),

@@ -45,7 +45,7 @@ DESCRIPTIONS: dict[Flag, str] = {
     Flag.BAND_MISSING: "at least one of the model's bands has no usable pixel in the source's window",
     Flag.NOT_CONVERGED: "still moving after the last iteration",
     Flag.PRIOR_OUTLIER: "shape improbable under the prior",
-    Flag.POOR_FIT: "chi2 of the source's own pixels too large",
+    Flag.POOR_FIT: "chi2 of the source's own pixels too large, or residuals that follow its light",
     Flag.PSF_NOT_NORMALIZED: "a PSF did not sum to one and was normalised",
     Flag.PSF_TOO_NARROW: "a PSF narrower than the model's reference PSF, reproduced in part only",
     Flag.CENTER_NOT_FINITE: "centre NaN or infinite: not fitted",

@@ -14,12 +14,13 @@ from deblendrt.engine.solver import Solution
 
 CORE_RADIUS = 7.0  # pixel: chi2 of a source is taken over the pixels it owns within this radius
 POOR_FIT_SIGMA, POOR_FIT_RATIO = 5.0, 1.2  # chi2 / n beyond 1 + 5 sqrt(2 / n), and beyond 1.2
+MISFIT_SIGMA = 5.0  # of a misfit in proportion to the source's light, far smaller under bright galaxies
 CONVERGED = 0.5  # expected decrease of the objective: no parameter is then off by more than its error
 UNMODELLED_PIXELS = 8  # core pixels that lost more than half of their weight
 
 
 def flag(result: DeblendResult, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.int64],
-         remaining: DoubleArray) -> None:
+         remaining: DoubleArray, misfit: DoubleArray) -> None:
     """Set the flags that follow from the fit, in a result that holds everything else.
 
     Parameters
@@ -33,11 +34,14 @@ def flag(result: DeblendResult, row: NDArray[np.int64], bundle: Bundle, n_lost: 
         See `core_statistics`.
     remaining : float64 (n_source,)
         Expected decrease of the objective, see `uncertainty.remaining_step`.
+    misfit : float64 (n_source,)
+        Significance, see `systematics.misfit`.
     """
     count = np.maximum(result.n_pixel[row], 1)
     reduced = result.chi2[row] / count
     conditions = {
-        Flag.POOR_FIT: (reduced > 1 + POOR_FIT_SIGMA * np.sqrt(2 / count)) & (reduced > POOR_FIT_RATIO),
+        Flag.POOR_FIT: ((reduced > 1 + POOR_FIT_SIGMA * np.sqrt(2 / count)) & (reduced > POOR_FIT_RATIO)
+                        | (misfit > MISFIT_SIGMA)),
         Flag.UNMODELLED_FLUX: n_lost >= UNMODELLED_PIXELS,
         Flag.NOT_CONVERGED: ~(remaining < CONVERGED),
         Flag.PRIOR_OUTLIER: result.log_prior[row] < bundle.log_prob_percentiles["0.1"],

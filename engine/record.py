@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import apertures, objective, ops, photometry, quality, shapes, uncertainty
+from deblendrt.engine import apertures, objective, ops, photometry, quality, shapes, systematics, uncertainty
 from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.sharing import share
@@ -60,7 +60,9 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
     for s, i in enumerate(members):
         result.scene_chi2[i] = quality.chi2_image(problem, solution, s)[problem.area[s]].sum(dtype=np.float64)
         result.objective[i] = solution.objective[s]
-    quality.flag(result, row, problem.bundle, n_lost, remaining)
+    misfit = systematics.misfit(problem, solution)
+    result.flux_sys_err[row] = np.where(measured, systematics.flux_error(misfit, map_flux, problem.bundle), np.nan)
+    quality.flag(result, row, problem.bundle, n_lost, remaining, misfit.significance)
     return blends
 
 

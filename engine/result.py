@@ -52,6 +52,10 @@ class DeblendResult:
     flux_err : float64 (n_source, n_band) [nJy]
         Standard deviation: noise, neighbours, and the uncertainty of all positions and shapes (Laplace approximation,
         `deblendrt.engine.uncertainty`).
+    flux_sys_err : float64 (n_source, n_band) [nJy]
+        What the model cannot draw: the misfit seen in the source's own residual and the model's floor
+        (`deblendrt.engine.systematics`). To be added to `flux_err` in quadrature; nearly common to a source's bands, so
+        colours keep `flux_cov`.
     flux_cov : float64 (n_source, n_band, n_band) [nJy^2]
         Covariance between a source's bands; `flux_err` is the root of its diagonal.
     blend : int64 (n_source,)
@@ -120,6 +124,7 @@ class DeblendResult:
     latent: NDArray[np.float32]
     flux: NDArray[np.float64]
     flux_err: NDArray[np.float64]
+    flux_sys_err: NDArray[np.float64]
     flux_cov: NDArray[np.float64]
     blend: NDArray[np.int64]
     blend_flux_cov: list[NDArray[np.float32]]

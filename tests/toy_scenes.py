@@ -14,8 +14,8 @@ from deblendrt.engine.result import DeblendResult
 
 VARIANCE = np.array(SKY_SIGMA) ** 2
 CONVERGED = 40  # iterations
-FIELDS = ("position", "latent", "flux", "flux_err", "map_flux", "chi2", "n_pixel", "log_prior", "flags", "enclosed",
-          "coefficients")
+FIELDS = ("position", "latent", "flux", "flux_err", "flux_sys_err", "map_flux", "chi2", "n_pixel", "log_prior", "flags",
+          "enclosed", "coefficients")
 
 
 def make_scene(deblender: Deblender, model: ToyModel, anchor: Any, shape: tuple[int, int] = (48, 52),

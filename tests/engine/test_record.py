@@ -18,7 +18,8 @@ from deblendrt.engine.result import DeblendResult
 
 ANCHORS = np.array([[14, 16], [19, 20], [40, 33], [30, 40]])
 SHAPE = (48, 52)
-BY_BAND = ("flux", "flux_err", "redistributed_flux", "redistributed_flux_err", "aperture_flux", "aperture_flux_err")
+BY_BAND = ("flux", "flux_err", "flux_sys_err", "redistributed_flux", "redistributed_flux_err", "aperture_flux",
+           "aperture_flux_err")
 """NaN in bands that were not measured."""
 ALWAYS = ("position", "latent", "position_err", "moments", "ellipticity", "ellipticity_err", "blendedness",
           "flux_overlap", "max_overlap", "map_flux", "chi2", "log_prior", "enclosed")
@@ -84,7 +85,7 @@ def test_every_column_is_filled(mixed: DeblendResult) -> None:
 
 def test_errors_are_positive_and_belong_to_the_covariance(mixed: DeblendResult) -> None:
     for name in ("flux_err", "redistributed_flux_err", "aperture_flux_err", "position_err", "ellipticity_err",
-                 "map_flux"):
+                 "flux_sys_err", "map_flux"):
         value = getattr(mixed, name)
         assert (value[np.isfinite(value)] > 0).all(), name
     np.testing.assert_allclose(mixed.flux_err**2, mixed.flux_cov.diagonal(axis1=1, axis2=2))

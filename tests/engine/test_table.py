@@ -16,7 +16,7 @@ DIMENSIONLESS = ("id", "scene", "star", "blend", "blendedness", "enclosed", "e1"
 def test_columns(result):
     table = result.to_table()
     per_band = [f"{name}_{band}" for band in BANDS for name in (
-        "flux", "flux_err", "map_flux", "redistributed_flux", "redistributed_flux_err", "aperture_flux",
+        "flux", "flux_err", "flux_sys_err", "map_flux", "redistributed_flux", "redistributed_flux_err", "aperture_flux",
         "aperture_flux_err", "blendedness", "flux_overlap", "max_overlap", "enclosed")]
     assert table.colnames == [
         "id", "scene", "star", "blend", "x", "y", "x_err", "y_err", "x_input", "y_input", *per_band, "ixx", "iyy",
