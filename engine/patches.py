@@ -120,7 +120,7 @@ def adopt(result: DeblendResult, i_scene: int, part: Part, solved: DeblendResult
 
 
 PER_SOURCE = frozenset({
-    "position", "latent", "flux", "flux_err", "flux_cov", "position_err", "redistributed_flux",
+    "position", "latent", "flux", "flux_err", "flux_sys_err", "flux_cov", "position_err", "redistributed_flux",
     "redistributed_flux_err", "aperture_flux", "aperture_flux_err", "moments", "ellipticity", "ellipticity_err",
     "blendedness", "flux_overlap", "max_overlap", "map_flux", "chi2", "n_pixel", "log_prior", "flags", "enclosed",
     "coefficients", "extended",
