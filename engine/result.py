@@ -53,9 +53,9 @@ class DeblendResult:
         Standard deviation: noise, neighbours, and the uncertainty of all positions and shapes (Laplace approximation,
         `deblendrt.engine.uncertainty`).
     flux_sys_err : float64 (n_source, n_band) [nJy]
-        What the model cannot draw: the misfit seen in the source's own residual and the model's floor
-        (`deblendrt.engine.systematics`). To be added to `flux_err` in quadrature; nearly common to a source's bands, so
-        colours keep `flux_cov`.
+        What the model cannot draw: the misfit seen in the source's own residual, a tenth of its unseen light, and the
+        model's floor (`deblendrt.engine.systematics`). To be added to `flux_err` in quadrature. Nearly common to a
+        source's bands, so colours do without.
     flux_cov : float64 (n_source, n_band, n_band) [nJy^2]
         Covariance between a source's bands; `flux_err` is the root of its diagonal.
     blend : int64 (n_source,)

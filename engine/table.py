@@ -43,7 +43,7 @@ FIRST = (
 PER_BAND = (  # field, which is also the column's name before "_<band>"
     ("flux", "nJy", "total flux, joint linear solve with the MAP shapes; signed"),
     ("flux_err", "nJy", "standard deviation of flux: noise, neighbours, shapes"),
-    ("flux_sys_err", "nJy", "misfit of the model; add to flux_err in quadrature"),
+    ("flux_sys_err", "nJy", "misfit and unseen light; add to flux_err in quadrature"),
     ("map_flux", "nJy", "total flux of the MAP solution; positive"),
     ("redistributed_flux", "nJy", "the image's light, shared in proportion to the models"),
     ("redistributed_flux_err", "nJy", "standard deviation of redistributed_flux"),

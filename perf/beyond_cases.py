@@ -23,7 +23,7 @@ FloatArray = NDArray[np.float64]
 Components = list[tuple[Any, FloatArray]]  # profile of unit flux, and its flux in every band [nJy]
 
 SEED = 810_450_239
-N_ALONE, N_BLEND, BLEND_SIZE = 48, 12, 4
+N_ALONE, N_BLEND, BLEND_SIZE = 36, 9, 4
 ALONE, BLEND = (81, 81), (101, 101)  # pixel
 MAGNITUDES = (19.0, 24.5)  # i, drawn uniform
 IMAGE_SIZE = 161  # pixel of an analytic image, which is 10 half-light radii of the disk wide
@@ -118,7 +118,7 @@ def layouts(scale: float = 1.0) -> list[Layout]:
         found.append(Layout(number, shape, order[used : used + n], centers))
         used += n
     return [layout for layout in found
-            if (layout.number if layout.number < N_ALONE else (layout.number - N_ALONE) * 4) < scale * N_ALONE]
+            if (layout.number if layout.number < N_ALONE else (layout.number - N_ALONE) * BLEND_SIZE) < scale * N_ALONE]
 
 
 def make_field(case: Case, layout: Layout) -> Field:
