@@ -90,6 +90,13 @@ def prior_curvature(problem: Problem) -> DoubleArray:
     missing = 1 / (np.asarray(problem.bundle.color_sigma) + 0.1) ** 2
     # 1e-3 (30 in ln flux) keeps the block of a flux at its floor regular
     block[:, band, band] = np.where(problem.measured, 1e-3, missing)
+    # a missing band follows the mean of the measured ones, see `objective.missing_color`
+    n_measured = np.maximum(problem.measured.sum(1), 1)[:, None]
+    pulled = np.where(problem.measured, 0.0, missing)
+    through = problem.measured / n_measured
+    cross = pulled[:, :, None] * through[:, None, :]
+    block[:, :n_band, :n_band] += (pulled.sum(1)[:, None, None] * through[:, :, None] * through[:, None, :]
+                                   - cross - cross.transpose(0, 2, 1))
     return block
 
 

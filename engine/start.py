@@ -13,15 +13,16 @@ from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.curvature import extended_sources, mean_weight
 from deblendrt.engine.flags import NOT_FITTED
 from deblendrt.engine.mixed import AnyBasis
-from deblendrt.engine.objective import DoubleArray, Problem
+from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
 from deblendrt.engine.patches import Part
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.scene import Scene
 
 SWEEPS = 3  # of the joint linear solve
 START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights
-ENCODER_COVERAGE = 0.8  # of its cutout in every band; elsewhere the shape starts at the prior's mean
+ENCODER_COVERAGE = 0.8  # of its cutout, in some band or on the opposite side; else the shape starts at the prior's mean
 SIGNIFICANT = 1.0  # sigma of all bands together, per pixel: where a source's light counts for the blends
+HOLE = 5  # pixel: holes are filled from their rims so far
 FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
 
 
@@ -172,24 +173,73 @@ def encoded_shapes(problem: Problem) -> tuple[DoubleArray, NDArray[np.bool_]]:
     -------
     shape : float64 (n_source, n_shape)
     known : bool (n_source,)
-        Whether the cutout is like those it was trained on: every band there, `ENCODER_COVERAGE` of the pixels.
+        Whether `ENCODER_COVERAGE` of the cutout is known, in some band or on the opposite side of the centre.
     """
     size = problem.bundle.encoder_cutout_size
     first = problem.folded.half - size // 2
     n, n_band = problem.measured.shape
     cutouts = np.empty((n, n_band, size, size), np.float32)
-    log_noise = np.zeros((n, n_band))
-    coverage = np.empty((n, n_band))
+    log_noise = np.empty((n, n_band))
+    coverage = np.empty(n)
     for i, (s, (x, y)) in enumerate(zip(problem.scene, problem.corner, strict=True)):
         area = (slice(None), slice(y + first, y + first + size), slice(x + first, x + first + size))
         weight = problem.weight[s][area]
-        cutouts[i] = problem.data[s][area] * np.sqrt(weight)
-        count = (weight > 0).sum((1, 2))
-        coverage[i] = count / size**2
-        mean = weight.sum((1, 2), dtype=np.float64) / np.maximum(count, 1)
-        log_noise[i] = np.where(mean > 0, -0.5 * np.log(np.where(mean > 0, mean, 1.0)), 0.0)
-    fwhm = np.where(problem.measured, problem.folded.fwhm, 0.0)
-    summary = np.concatenate([fwhm, log_noise], 1)
-    latent = problem.runtime.encode(cutouts, problem.offset0, summary)
-    known = np.asarray((coverage >= ENCODER_COVERAGE).all(1))
-    return latent[:, n_band + 2 :].astype(np.float64), known
+        cutouts[i], log_noise[i], coverage[i] = filled_cutout(problem.data[s][area], weight, problem.bundle)
+    fwhm = np.broadcast_to(problem.folded.fwhm, (n, n_band))
+    latent = problem.runtime.encode(cutouts, problem.offset0, np.concatenate([fwhm, log_noise], 1))
+    return latent[:, n_band + 2 :].astype(np.float64), coverage >= ENCODER_COVERAGE
+
+
+def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple[FloatArray, DoubleArray, float]:
+    """A cutout in units of its noise, as the encoder knows them: with every pixel in every band.
+
+    A pixel that a band lacks is what the other bands say under the population's mean colours; one that all lack is the
+    pixel opposite to it, as galaxies look the same from both sides, or else the mean of its neighbours.
+
+    Parameters
+    ----------
+    data, weight : float32 (n_band, size, size) [nJy], [nJy^-2]
+        Around a source.
+    bundle : Bundle
+
+    Returns
+    -------
+    cutout : float32 (n_band, size, size)
+    log_noise : float64 (n_band,) [ln nJy]
+    coverage : float
+        Fraction of the pixels that some band knows, or their opposites.
+    """
+    measured = weight > 0
+    count = measured.sum((1, 2))
+    present = count > 0
+    mean = weight.sum((1, 2), dtype=np.float64) / np.maximum(count, 1)
+    sigma = np.where(present, 1 / np.sqrt(np.where(present, mean, 1.0)), np.asarray(bundle.sky_sigma))
+    if measured.all():
+        return data * np.sqrt(weight), np.log(sigma), 1.0
+    color = np.exp(np.asarray(bundle.mean_color, np.float32))[:, None, None]
+    scaled = weight * color**2
+    total = scaled.sum(0)
+    light = (scaled * data / color).sum(0) / np.where(total > 0, total, 1)  # in the reference band
+    known = total > 0
+    opposite = known[::-1, ::-1] & ~known
+    light[opposite] = light[::-1, ::-1][opposite]
+    known = known | opposite
+    coverage = float(known.mean())
+    for _ in range(HOLE):
+        if known.all():
+            break
+        near, n_near = (_neighbours(a) for a in (np.where(known, light, 0), known.astype(np.float32)))
+        light = np.where(known | (n_near == 0), light, near / np.maximum(n_near, 1))
+        known = known | (n_near > 0)
+    # a band that is not there is given the noise of what it is filled with, or the nominal one if that is more
+    deepest = float(total.max())
+    sigma = np.where(present | (deepest == 0), sigma, np.maximum(sigma, color[:, 0, 0] / np.sqrt(max(deepest, 1e-30))))
+    filled = color * light / sigma[:, None, None]
+    return np.where(measured, data * np.sqrt(weight), filled).astype(np.float32), np.log(sigma), coverage
+
+
+def _neighbours(image: FloatArray) -> FloatArray:
+    """Sum over the pixels around each, itself included."""
+    padded = np.pad(image, 1)
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return np.asarray(rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:], np.float32)
