@@ -103,9 +103,11 @@ def new_modules(config: Config) -> tuple[Decoder, GalaxyEncoder, ShapePrior, Deb
 
 
 def _population_summary(config: Config) -> dict[str, Any]:
+    indices = (" or ".join(f"{n:g}" for n in values)
+               for values in (config.population.bulge_sersic, config.population.disk_sersic))
     return {
-        "description": "bulge and disk galaxies to the LSST 10-year depth; relations and sources in "
-                       "deblendrt.training.population",
+        "description": "bulge and disk galaxies of Sersic index {} and {}; relations and sources in "
+                       "deblendrt.training.population".format(*indices),
         "magnitude_min": config.population.magnitude_min,
         "magnitude_max": config.population.magnitude_max,
         "reference_band": config.survey.reference_band,

@@ -13,14 +13,35 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
-    """Bands, pixel scale and where galcheat and GalSim find the rest."""
+class Depth:
+    """What a survey's coadds look like, by band, for surveys that galcheat does not know or knows at another depth."""
 
-    galcheat_name: str
+    psf_fwhm: dict[str, float]  # arcsec, without the pixel
+    sky_sigma: dict[str, float]  # nJy per pixel
+    counts_per_njy: dict[str, float]  # electrons in the full exposure
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """Bands, pixel scale, filter curves and depth."""
+
+    galcheat_name: str | None  # the depth is galcheat's, or that of the table `depth`
     bands: list[str]
     reference_band: str
     pixel_scale: float  # arcsec
-    bandpass: str  # file name under GalSim's share/bandpasses, with {band}
+    bandpass: str  # filter curves, with {band}; see `deblendrt.training.bandpass`
+    depth: Depth | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference_band not in self.bands:
+            raise ValueError(f"reference_band: {self.reference_band!r} is not in bands")
+        if (self.galcheat_name is None) == (self.depth is None):
+            raise ValueError("the depth: expected either galcheat_name or a table [survey.depth]")
+        for field in dataclasses.fields(Depth) if self.depth else ():
+            values = getattr(self.depth, field.name)
+            if set(values) != set(self.bands) or min(values.values()) <= 0:
+                raise ValueError(f"depth.{field.name}: expected a positive number for each of {self.bands}, "
+                                 f"got {values}")
 
     @property
     def reference_index(self) -> int:
@@ -37,6 +58,15 @@ class Population:
     magnitude_max: float
     uniform_fraction: float
     surface_brightness_limit: float  # mag / arcsec^2
+    bulge_sersic: list[float] = dataclasses.field(default_factory=lambda: [4.0])  # Sersic indices, equally likely
+    disk_sersic: list[float] = dataclasses.field(default_factory=lambda: [1.0])
+
+    def __post_init__(self) -> None:
+        for name in ("bulge_sersic", "disk_sersic"):
+            values = getattr(self, name)
+            # GalSim draws no profile outside these
+            if not values or min(values) < 0.3 or max(values) > 6.2:
+                raise ValueError(f"{name}: expected indices from 0.3 to 6.2, got {values}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,22 +145,37 @@ class Config:
         return dataclasses.asdict(self)
 
 
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """One value as the type that its field is declared with."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if type(None) in parts:
+        return None if value is None else _convert(parts[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not (origin or kind):
+        raise ValueError(f"{where}: expected {(origin or kind).__name__}, got {value!r}")
+    if origin is list:
+        return [_convert(parts[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        return {key: _convert(parts[1], item, f"{where}.{key}") for key, item in value.items()}
+    return value
+
+
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a table, got {values!r}")
     types = typing.get_type_hints(cls)
+    default = {f.name for f in dataclasses.fields(cls)
+               if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING}
+    optional = default | {key for key, kind in types.items() if type(None) in typing.get_args(kind)}
     unknown = sorted(set(values) - set(types))
-    missing = sorted(set(types) - set(values))
+    missing = sorted(set(types) - set(values) - optional)
     if unknown or missing:
         raise ValueError(f"{where}: unknown keys {unknown}, missing keys {missing}")
-    built = {}
-    for key, kind in types.items():
-        value = values[key]
-        if dataclasses.is_dataclass(kind):
-            value = _build(typing.cast(type, kind), value, f"{where}.{key}")
-        elif kind is float and isinstance(value, int):
-            value = float(value)
-        elif kind in (int, float, str) and type(value) is not kind:
-            raise ValueError(f"{where}.{key}: expected {kind.__name__}, got {value!r}")
-        built[key] = value
+    built = {key: None for key in optional - default}
+    built |= {key: _convert(types[key], value, f"{where}.{key}") for key, value in values.items()}
     try:
         return cls(**built)
     except ValueError as error:
@@ -140,8 +185,6 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
 def from_dict(values: dict[str, Any], where: str = "config") -> Config:
     """Build a `Config`, naming every unknown, missing or mistyped key."""
     config: Config = _build(Config, values, where)
-    if config.survey.reference_band not in config.survey.bands:
-        raise ValueError(f"{where}.survey.reference_band: {config.survey.reference_band!r} is not in survey.bands")
     if config.encoder.cutout_size % 2 == 0:
         raise ValueError(f"{where}: encoder.cutout_size must be odd")
     return config
@@ -153,7 +196,7 @@ def load(path: str | Path) -> Config:
     Parameters
     ----------
     path : str or Path
-        A TOML file, or the name of one that ships with the package (``lsst.toml``, ``smoke.toml``).
+        A TOML file, or the name of one that ships with the package (``lsst.toml``, ``hsc.toml``, ``smoke.toml``).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-r"""A galaxy population to the LSST 10-year depth: bulge and disk galaxies with colours.
+r"""A galaxy population to the depth of LSST and HSC: bulge and disk galaxies with colours.
 
 Every relation and its source:
 
@@ -19,6 +19,8 @@ Every relation and its source:
 - colours: Coleman, Wu & Weedman (1980) templates, extended, as GalSim ships them; bulges between E and Sbc, disks
   between Sbc and Im (ours, no evolution), redshifted through the survey's bandpasses without intergalactic absorption;
   0.05 mag of scatter per band on top.
+- profiles: Sersic indices drawn from two stated lists, each value equally likely; 4 for bulges and 1 for disks unless
+  the configuration widens them (ours), the same for all radii, colours and magnitudes.
 - selection: galaxies with a mean surface brightness within the half-light radius below a stated limit are left out,
   since no catalogue lists them.
 """
@@ -27,12 +29,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import galsim
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.training import bandpass as curves
 from deblendrt.training.config import Population, Survey
 
 FloatArray = NDArray[np.float64]
@@ -60,6 +62,8 @@ class Galaxies:
     position_angle : float64 (n,) [rad]
         From +x towards +y, common to both components.
     bulge_flux, disk_flux : float64 (n, n_band) [nJy]
+    bulge_sersic, disk_sersic : float64 (n,)
+        Sersic indices.
     """
 
     magnitude: FloatArray
@@ -72,6 +76,8 @@ class Galaxies:
     position_angle: FloatArray
     bulge_flux: FloatArray
     disk_flux: FloatArray
+    bulge_sersic: FloatArray
+    disk_sersic: FloatArray
 
     def __len__(self) -> int:
         return len(self.magnitude)
@@ -98,7 +104,7 @@ def template_magnitudes(bandpass: str, bands: tuple[str, ...]) -> tuple[FloatArr
     Parameters
     ----------
     bandpass : str
-        File name in GalSim's share folder, with ``{band}``.
+        Filter curves, see `deblendrt.training.bandpass`.
     bands : tuple of str
 
     Returns
@@ -107,11 +113,9 @@ def template_magnitudes(bandpass: str, bands: tuple[str, ...]) -> tuple[FloatArr
     magnitude : float64 (n_template, n_redshift, n_band)
         Up to a constant per template and redshift.
     """
-    share = Path(galsim.meta_data.share_dir)
-    filters = [galsim.Bandpass(str(share / "bandpasses" / bandpass.format(band=b)), wave_type="nm").withZeropoint("AB")
-               for b in bands]
+    filters = [curves.load(bandpass, band).withZeropoint("AB") for band in bands]
     redshift = np.linspace(0.0, MAX_REDSHIFT, 61)
-    seds = [galsim.SED(str(share / "SEDs" / t), wave_type="Ang", flux_type="flambda") for t in TEMPLATES]
+    seds = [galsim.SED(t, wave_type="Ang", flux_type="flambda") for t in TEMPLATES]
     magnitude = np.array([[[sed.atRedshift(z).calculateMagnitude(f) for f in filters] for z in redshift]
                           for sed in seds])
     return redshift, magnitude
@@ -213,5 +217,9 @@ def _draw_unselected(config: Population, survey: Survey, n: int, rng: np.random.
     scatter[:, survey.reference_index] = 1.0
     bulge = _component_flux(rng.uniform(0, 1, n), redshift, survey)
     disk = _component_flux(rng.uniform(1, 3, n), redshift, survey)
+    # last, and without a draw where there is no choice, so that one index gives the same galaxies as none did
+    bulge_n, disk_n = (rng.choice(indices, n) if len(indices) > 1 else np.full(n, indices[0])
+                       for indices in (config.bulge_sersic, config.disk_sersic))
     return Galaxies(magnitude, redshift, fraction, bulge_radius, disk_radius, bulge_e, disk_e, angle,
-                    (flux * fraction)[:, None] * bulge * scatter, (flux * (1 - fraction))[:, None] * disk * scatter)
+                    (flux * fraction)[:, None] * bulge * scatter, (flux * (1 - fraction))[:, None] * disk * scatter,
+                    bulge_n, disk_n)

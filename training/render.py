@@ -13,7 +13,8 @@ from deblendrt.training.population import Galaxies
 
 Component = Literal["bulge", "disk"]
 COMPONENTS: tuple[Component, ...] = ("bulge", "disk")
-BULGE_TRUNCATION = 8.0  # half-light radii, the SDSS photo pipeline's convention for de Vaucouleurs profiles
+TRUNCATION = 8.0  # half-light radii, the SDSS photo pipeline's convention for de Vaucouleurs profiles
+TRUNCATED_SERSIC = 3.0  # from this index on, with 3% of the light beyond; an index of 2 has 0.8% there
 
 
 def galsim_component(galaxies: Galaxies, i: int, component: Component) -> galsim.GSObject:
@@ -30,12 +31,16 @@ def galsim_component(galaxies: Galaxies, i: int, component: Component) -> galsim
     galsim.GSObject
     """
     if component == "bulge":
-        radius = float(galaxies.bulge_half_light_radius[i])
-        profile = galsim.DeVaucouleurs(half_light_radius=radius, trunc=BULGE_TRUNCATION * radius)
+        index, radius = float(galaxies.bulge_sersic[i]), float(galaxies.bulge_half_light_radius[i])
         ellipticity = galaxies.bulge_ellipticity[i]
     else:
-        profile = galsim.Exponential(half_light_radius=float(galaxies.disk_half_light_radius[i]))
+        index, radius = float(galaxies.disk_sersic[i]), float(galaxies.disk_half_light_radius[i])
         ellipticity = galaxies.disk_ellipticity[i]
+    if index == 1:
+        profile = galsim.Exponential(half_light_radius=radius)
+    else:
+        trunc = TRUNCATION * radius if index >= TRUNCATED_SERSIC else 0.0
+        profile = galsim.Sersic(index, half_light_radius=radius, trunc=trunc)
     return profile.shear(g=float(ellipticity), beta=float(galaxies.position_angle[i]) * galsim.radians)
 
 

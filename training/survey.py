@@ -1,6 +1,7 @@
-r"""What a survey's coadds look like: depth from galcheat, point-spread functions from GalSim.
+r"""What a survey's coadds look like: depth from galcheat or from the configuration, point-spread functions from GalSim.
 
-Depth. The counts of one nJy in the full exposure and the sky counts of a pixel give the noise of the coadd,
+Depth. Where galcheat knows the survey, the counts of one nJy in the full exposure and the sky counts of a pixel give
+the noise of the coadd,
 
     sky_sigma[b] = sqrt(sky_counts[b]) / counts_per_njy[b]    [nJy per pixel],
 
@@ -80,7 +81,7 @@ class Psf:
 
 
 def depth(survey: config.Survey) -> Depth:
-    """Look up a survey's depth in galcheat.
+    """A survey's depth, as its configuration states it or from galcheat.
 
     Parameters
     ----------
@@ -90,8 +91,16 @@ def depth(survey: config.Survey) -> Depth:
     Raises
     ------
     ValueError
-        galcheat lacks one of the bands.
+        galcheat lacks the survey or one of its bands.
     """
+    if survey.depth is not None:
+        written = {f.name: np.array([getattr(survey.depth, f.name)[band] for band in survey.bands])
+                   for f in dataclasses.fields(survey.depth)}
+        sky = (written["sky_sigma"] * written["counts_per_njy"]) ** 2
+        return Depth(tuple(survey.bands), survey.pixel_scale, written["counts_per_njy"], sky, written["psf_fwhm"])
+    if survey.galcheat_name not in galcheat.available_surveys:
+        raise ValueError(f"survey.galcheat_name: {survey.galcheat_name!r} is none of galcheat's "
+                         f"{galcheat.available_surveys}; a table [survey.depth] serves any survey")
     found = galcheat.get_survey(survey.galcheat_name)
     unknown = [band for band in survey.bands if band not in found.available_filters]
     if unknown:

@@ -11,7 +11,7 @@ import pytest
 from deblendrt.training import config
 
 
-@pytest.mark.parametrize("name", ["lsst.toml", "smoke.toml"])
+@pytest.mark.parametrize("name", ["hsc.toml", "lsst.toml", "smoke.toml"])
 def test_shipped_configurations(name: str) -> None:
     settings = config.load(name)
     assert settings.survey.bands[settings.survey.reference_index] == settings.survey.reference_band == "i"
@@ -35,6 +35,19 @@ def changed(path: str, value: Any = None) -> dict[str, Any]:
     return values
 
 
+def depth(**entries: dict[str, Any]) -> dict[str, Any]:
+    """A table [survey.depth] of two bands, changed by keyword."""
+    return {"psf_fwhm": {"r": 0.7, "i": 0.6}, "sky_sigma": {"r": 1, "i": 2}, "counts_per_njy": {"r": 90, "i": 80},
+            **entries}
+
+
+def own_depth(**entries: dict[str, Any]) -> dict[str, Any]:
+    """The smoke configuration for a survey that galcheat does not know."""
+    values = changed("survey.galcheat_name")
+    values["survey"] |= {"bands": ["r", "i"], "depth": depth(**entries)}
+    return values
+
+
 @pytest.mark.parametrize(("values", "named"), [
     (changed("vae.hiden", 3), r"config\.vae: unknown keys \['hiden'\]"),
     (changed("extra", 3), r"config: unknown keys \['extra'\]"),
@@ -55,6 +68,18 @@ def changed(path: str, value: Any = None) -> dict[str, Any]:
     (changed("basis.binning", 0), "got 45, 27 and 0"),
     (changed("basis.binning", -3), "got 45, 27 and -3"),
     (changed("encoder.cutout_size", 30), "must be odd"),
+    (changed("survey", "LSST"), r"config\.survey: expected a table, got 'LSST'"),
+    (changed("survey.bands", "grizy"), r"config\.survey\.bands: expected list, got 'grizy'"),
+    (changed("survey.bands", ["i", 3]), r"config\.survey\.bands\[1\]: expected str, got 3"),
+    (changed("survey.galcheat_name"), r"config\.survey: the depth: expected either galcheat_name or a table"),
+    (changed("survey.depth", depth()), r"config\.survey: the depth: expected either"),
+    (own_depth(sky_sigma={"i": 2.0}), r"survey: depth\.sky_sigma: expected a positive number for each of \['r', "),
+    (own_depth(psf_fwhm={"r": 0.7, "i": 0}), r"depth\.psf_fwhm: expected a positive number.*got .*'i': 0\.0"),
+    (own_depth(psf_fwhm={"r": 0.7, "i": "0.6"}), r"config\.survey\.depth\.psf_fwhm\.i: expected float, got '0\.6'"),
+    (own_depth(seeing={"r": 0.7, "i": 0.6}), r"config\.survey\.depth: unknown keys \['seeing'\]"),
+    (changed("population.bulge_sersic", []), r"config\.population: bulge_sersic: expected indices from 0\.3 to 6\.2"),
+    (changed("population.disk_sersic", [1, 0.2]), r"disk_sersic: expected indices .* got \[1\.0, 0\.2\]"),
+    (changed("population.disk_sersic", 1.0), r"config\.population\.disk_sersic: expected list, got 1\.0"),
 ])
 def test_mistakes_are_named(values: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -67,8 +92,23 @@ def test_whole_numbers_serve_as_floats() -> None:
     assert type(settings.vae.learning_rate) is float
 
 
+def test_a_survey_of_its_own() -> None:
+    survey = config.from_dict(own_depth()).survey
+    assert survey.galcheat_name is None
+    assert survey.depth == config.Depth({"r": 0.7, "i": 0.6}, {"r": 1.0, "i": 2.0}, {"r": 90.0, "i": 80.0})
+
+
+def test_optional_keys() -> None:
+    """Checkpoints and configurations from before the lists of Sersic indices mean what they meant."""
+    values = changed("survey.depth")
+    del values["population"]["bulge_sersic"], values["population"]["disk_sersic"]
+    assert config.from_dict(values) == config.load("smoke.toml")
+    assert config.load("smoke.toml").population.bulge_sersic == [4.0]
+    assert config.load("smoke.toml").population.disk_sersic == [1.0]
+
+
 def test_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"lsst\.toml, smoke\.toml"):
+    with pytest.raises(FileNotFoundError, match=r"hsc\.toml, lsst\.toml, smoke\.toml"):
         config.load("euclid.toml")
     with pytest.raises(FileNotFoundError):
         config.load(tmp_path / "lsst.toml")  # a path is not a name

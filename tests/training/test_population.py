@@ -115,6 +115,21 @@ def test_bulge_fractions(galaxies: population.Galaxies) -> None:
     assert ((fraction > 0.5) & (fraction < 1)).mean() == pytest.approx(0.125, abs=0.012)
 
 
+def test_sersic_indices(galaxies: population.Galaxies) -> None:
+    """Drawn last: lists of one give the same galaxies, lists of several the same but for the indices."""
+    assert (galaxies.bulge_sersic == 4).all()
+    assert (galaxies.disk_sersic == 1).all()
+    bulge, disk = [2.0, 4.0, 6.0], [0.5, 1.0]
+    wide = draw(dataclasses.replace(OPEN, bulge_sersic=bulge, disk_sersic=disk))
+    for values, indices in ((wide.bulge_sersic, bulge), (wide.disk_sersic, disk)):
+        share = (values[:, None] == indices).mean(0)
+        assert np.abs(share - 1 / len(indices)).max() < SAMPLE_SIGMA * np.sqrt(0.25 / N)
+    assert abs(np.corrcoef(wide.bulge_sersic, wide.disk_sersic)[0, 1]) < SAMPLE_SIGMA / np.sqrt(N)
+    for f in dataclasses.fields(wide):
+        if "sersic" not in f.name:
+            np.testing.assert_array_equal(getattr(wide, f.name), getattr(galaxies, f.name))
+
+
 def test_seeds() -> None:
     a, b, c = draw(OPEN, 100, seed=1), draw(OPEN, 100, seed=1), draw(OPEN, 100, seed=2)
     for f in dataclasses.fields(a):

@@ -31,7 +31,8 @@ def make_galaxies(n):
     return population.Galaxies(
         magnitude=np.full(n, 24.0), redshift=np.ones(n), bulge_fraction=np.full(n, 0.5), bulge_half_light_radius=radius,
         disk_half_light_radius=radius, bulge_ellipticity=np.zeros(n), disk_ellipticity=np.zeros(n),
-        position_angle=np.zeros(n), bulge_flux=flux / 2, disk_flux=flux / 2)
+        position_angle=np.zeros(n), bulge_flux=flux / 2, disk_flux=flux / 2,
+        bulge_sersic=np.full(n, 4.0), disk_sersic=np.ones(n))
 
 
 def simulate_two(psf, depth, *, noise, seed=0, shape=SHAPE):

@@ -47,6 +47,31 @@ def test_unknown_band_is_named():
         survey.depth(config.Survey("LSST", ["w"], "w", 0.2, ""))
 
 
+def test_unknown_survey_is_named():
+    with pytest.raises(ValueError, match=r"galcheat_name: 'Roman' is none of galcheat's .*HSC.*\[survey\.depth\]"):
+        survey.depth(config.Survey("Roman", ["r"], "r", 0.11, ""))
+
+
+def test_written_depth():
+    """A depth that the configuration states is taken as it stands, in the order of the bands."""
+    table = config.Depth(psf_fwhm={"i": 0.6, "r": 0.7}, sky_sigma={"r": 1.5, "i": 2.0},
+                         counts_per_njy={"i": 80.0, "r": 90.0})
+    depth = survey.depth(config.Survey(None, ["r", "i"], "i", 0.168, "", table))
+    assert depth.bands == ("r", "i")
+    np.testing.assert_allclose(depth.psf_fwhm, [0.7, 0.6])
+    np.testing.assert_allclose(depth.sky_sigma, [1.5, 2.0])
+    np.testing.assert_allclose(depth.counts_per_njy, [90, 80])
+    np.testing.assert_allclose(depth.sky_counts, [(90 * 1.5) ** 2, (80 * 2.0) ** 2])
+
+
+def test_hsc_is_between_the_survey_s_layers():
+    """Deeper than galcheat's HSC, which is the Wide layer, by less than two magnitudes."""
+    written, wide = survey.depth(config.load("hsc.toml").survey), survey.depth(HSC)
+    deeper = 2.5 * np.log10(wide.sky_sigma / written.sky_sigma)
+    assert np.all((deeper > 0.3) & (deeper < 1.5))
+    np.testing.assert_allclose(written.psf_fwhm, wide.psf_fwhm)
+
+
 def _second_moments(image):
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
     y, x = y - image.shape[0] // 2, x - image.shape[1] // 2
