@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 OPSET = 18
 MINIMUM_ONNXRUNTIME = "1.23"
-_TRACED_SOURCES = 5  # of the example inputs: any number that no other axis has
 
 
 class ExportError(RuntimeError):
@@ -196,7 +196,9 @@ def export_graph(model: Model, name: str) -> onnx.ModelProto:
     """
     graph, sizes = GRAPHS[name], model_sizes(model)
     generator = torch.Generator().manual_seed(0)
-    example = tuple(0.1 * torch.randn((_TRACED_SOURCES, *(sizes[symbol] for symbol in symbols[1:])),
+    # a number that no other axis has, or torch takes it for fixed
+    n_source = next(n for n in itertools.count(5) if n not in sizes.values())
+    example = tuple(0.1 * torch.randn((n_source, *(sizes[symbol] for symbol in symbols[1:])),
                                       generator=generator, dtype=torch.float64) for symbols in graph.inputs.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations

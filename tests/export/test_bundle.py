@@ -57,6 +57,14 @@ def scale_weights(proto: Any, factor: float) -> None:
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(factor), tensor.name))
 
 
+def test_five_bands(model: checkpoint.Model) -> None:
+    """The number of sources stays symbolic whatever the number of bands is."""
+    settings = dataclasses.replace(model.config.survey, bands=["g", "r", "i", "z", "y"])
+    other = checkpoint.random_model(dataclasses.replace(model.config, survey=settings), 1)
+    proto = graphs.export_graph(other, "decode_pullback")
+    assert all(value.type.tensor_type.shape.dim[0].dim_param for value in proto.graph.input)
+
+
 def test_reads_back(folder: Path, model: checkpoint.Model) -> None:
     bundle = load_bundle(folder)
     assert (bundle.name, bundle.model_version, bundle.bands) == ("small", "7", ("g", "r", "i"))
