@@ -1,7 +1,8 @@
 """Run the engine on real and third-party images and say how it did: `python -m perf.real DATA_FOLDER`.
 
-Fields without truth (multi-extension FITS that `deblendrt run` reads): reduced chi2 of the sources, how far shapes are
-from the edge of the prior, flags, a picture. `scarlet_sim_matched.npz` (from scarlet's test data) has each source's
+Fields without truth (multi-extension FITS that `deblendrt run` reads; ``dc2_*`` with the bundle lsst, ``hsc_*`` with
+hsc and `find_missed`): chi2 per pixel of the image and of the sources' cores, reduced chi2 of the sources, how far
+shapes are from the edge of the prior, flags, a picture. `scarlet_sim_matched.npz` (from scarlet's test data) has each source's
 noiseless image, so there the flux inside the frame is compared.
 """
 
@@ -21,7 +22,9 @@ from deblendrt.engine.fits import read_image
 from deblendrt.engine.flags import Flag
 from perf.report import environment, markdown_table, number
 
-CENTER_SIGMA = 0.4  # pixel: the DC2 lists are offset from their images by up to 0.5 pixel as a whole
+# pixel: the DC2 lists are offset from their images by up to 0.5 pixel as a whole, the HSC list has integer centres
+CENTER_SIGMA = 0.4
+CORE_RADIUS = 0.6  # arcsec, of what counts as a source's core: the PSF's FWHM
 
 
 def flag_counts(flags: np.ndarray) -> dict[str, int]:
@@ -30,12 +33,12 @@ def flag_counts(flags: np.ndarray) -> dict[str, int]:
     return {name: n for name, n in counts.items() if n}
 
 
-def run_field(deblender: Deblender, path: Path, out: Path | None) -> dict[str, Any]:
+def run_field(deblender: Deblender, path: Path, out: Path | None, find_missed: bool = False) -> dict[str, Any]:
     """Figures of a field without truth."""
     image = read_image(path)
     result = deblender.deblend_batch(image.image, image.centers, variance=image.variance, mask=image.mask,
                                      psf=image.psf, bands=image.bands, zero_point=image.zero_point,
-                                     center_sigma=CENTER_SIGMA)
+                                     center_sigma=CENTER_SIGMA, find_missed=find_missed)
     if out is not None:
         from deblendrt.engine import plot
 
@@ -45,11 +48,18 @@ def run_field(deblender: Deblender, path: Path, out: Path | None) -> dict[str, A
     relative = radius / deblender.bundle.shape_radius
     radius = radius * (1 + relative**8) ** -0.125  # what the decoder makes of it, see deblendrt.training.decoder.bound
     sigma = np.sqrt(result.scenes[0].inverse_variance) * result.residual(0)
+    y, x = np.mgrid[: image.image.shape[1], : image.image.shape[2]]
+    reach = CORE_RADIUS / deblender.bundle.pixel_scale
+    core = np.any([np.hypot(x - px, y - py) <= reach for px, py in result.position[fitted]], axis=0)
+    has_data = result.scenes[0].inverse_variance > 0
     per_band = {}
     for b, band in enumerate(result.bands):
         used = sigma[b][result.scenes[0].inverse_variance[b] > 0]
         per_band[band] = float(1.4826 * np.median(np.abs(used - np.median(used))))
-    return {"n_source": result.n_source, "n_fitted": int(fitted.sum()),
+    return {"n_source": len(image.centers), "n_found": result.n_source - len(image.centers),
+            "n_fitted": int(fitted.sum()),
+            "chi2_per_pixel": float((sigma[has_data] ** 2).mean()),
+            "chi2_per_pixel_cores": float((sigma[has_data & core] ** 2).mean()),
             "reduced_chi2_median": float(np.nanmedian(result.reduced_chi2)),
             "reduced_chi2_90": float(np.nanpercentile(result.reduced_chi2, 90)),
             "residual_scatter_sigma": per_band,
@@ -99,10 +109,11 @@ def markdown(figures: dict[str, Any]) -> str:
     fields = [(name, f) for name, f in figures.items() if "reduced_chi2_median" in f]
     text = "# Real and third-party images\n\n"
     text += markdown_table(
-        ["field", "sources", "fitted", "reduced chi2 median", "90%", "residual scatter r, i [sigma]",
+        ["field", "sources", "found", "fitted", "chi2 per pixel", "in cores", "reduced chi2 of sources, median", "90%",
+         "residual scatter r, i [sigma]",
          "largest shape radius (bound)", "flags"],
-        [[name, str(f["n_source"]), str(f["n_fitted"]), number(f["reduced_chi2_median"]),
-          number(f["reduced_chi2_90"]),
+        [[name, str(f["n_source"]), str(f["n_found"]), str(f["n_fitted"]), number(f["chi2_per_pixel"]),
+          number(f["chi2_per_pixel_cores"]), number(f["reduced_chi2_median"]), number(f["reduced_chi2_90"]),
           ", ".join(number(f["residual_scatter_sigma"][b]) for b in "ri" if b in f["residual_scatter_sigma"]),
           f"{number(f['shape_radius_max'])} ({number(f['shape_radius_bound'])})",
           ", ".join(f"{k} {v}" for k, v in f["flags"].items())] for name, f in fields])
@@ -120,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of images")
-    parser.add_argument("--bundle", default="lsst")
+    parser.add_argument("--bundle", default="lsst", help="for everything but the HSC images")
+    parser.add_argument("--hsc-bundle", default="hsc")
     parser.add_argument("--out", type=Path, help="folder for real.json, real.md and pictures")
     args = parser.parse_args(argv)
     deblender = Deblender.load(args.bundle)
@@ -128,11 +140,13 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {path.stem: run_field(deblender, path, args.out)
                                for path in sorted(args.data.glob("dc2_*.fits"))}
+    for path in sorted(args.data.glob("hsc_*.fits")):
+        figures[path.stem] = run_field(Deblender.load(args.hsc_bundle), path, args.out, find_missed=True)
     simulated = args.data / "scarlet_sim_matched.npz"
     if simulated.exists():
         figures[simulated.stem] = run_scarlet(deblender, simulated)
     if not figures:
-        print(f"perf.real: no dc2_*.fits and no scarlet_sim_matched.npz in {args.data}", file=sys.stderr)
+        print(f"perf.real: no dc2_*.fits, hsc_*.fits or scarlet_sim_matched.npz in {args.data}", file=sys.stderr)
         return 1
     figures["environment"] = environment()
     print(text := markdown(figures))

@@ -7,6 +7,7 @@ latents, and the latents that the prior or the encoder prefers. The galaxies wer
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from deblendrt.engine import psf
 from deblendrt.training import population, render, vae
 from deblendrt.training.checkpoint import Model
-from deblendrt.training.config import Population
 
 SEED = 90_113
 N_GALAXY = 700
@@ -67,8 +67,8 @@ def lost_light(model: Model, galaxies: population.Galaxies) -> dict[str, NDArray
 def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
     """Magnitudes and the parts of the excess chi2 of galaxies uniform in magnitude, float64 (n,) each."""
     settings = model.config
-    uniform = Population(n_galaxy=n, magnitude_min=BINS[0], magnitude_max=BINS[-1], uniform_fraction=1.0,
-                         surface_brightness_limit=settings.population.surface_brightness_limit)
+    uniform = dataclasses.replace(settings.population, magnitude_min=BINS[0], magnitude_max=BINS[-1],
+                                  uniform_fraction=1.0)
     galaxies = population.draw(uniform, settings.survey, n, np.random.default_rng([settings.seed, SEED]))
     data = vae.training_set(galaxies, np.asarray(model.basis, np.float32), settings)
     target, log_flux = data.total(torch.arange(n))
@@ -89,9 +89,7 @@ def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
 def stamp_loss(model: Model, n: int = 2000) -> dict[str, dict[str, float]]:
     """Light outside stamp and core for galaxies in their natural numbers, to the catalogue's limit."""
     settings = model.config
-    natural = Population(n_galaxy=n, magnitude_min=settings.population.magnitude_min,
-                         magnitude_max=CATALOG_LIMIT, uniform_fraction=0.0,
-                         surface_brightness_limit=settings.population.surface_brightness_limit)
+    natural = dataclasses.replace(settings.population, magnitude_max=CATALOG_LIMIT, uniform_fraction=0.0)
     galaxies = population.draw(natural, settings.survey, n, np.random.default_rng([settings.seed, SEED + 1]))
     return {name: {"share_losing_below_0.5%": float((lost < 0.005).mean()), "median": float(np.median(lost)),
                    "90%": float(np.percentile(lost, 90)), "99%": float(np.percentile(lost, 99))}
