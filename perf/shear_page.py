@@ -56,11 +56,12 @@ def page(figures: Mapping[str, Any]) -> str:
         f"{figures['n_galaxy']} targets.",
         "![m by magnitude](shear.png)",
         "## Multiplicative bias m [0.001]",
-        "Resolved galaxies:", _cases(biases, "m", "resolved"),
-        "All sizes (regauss fails on small ones, or is too noisy to say):",
-        _cases(biases, "m", "all sizes", ("model", "model, PSF removed")),
+        "Resolved galaxies:", _cases(biases, "resolved"),
+        f"Left out because a measurement failed in any of a galaxy's images: {_failed(biases)}.",
+        "All sizes (regauss is too noisy on small galaxies to say):",
+        _cases(biases, "all sizes", ("model", "model, PSF removed")),
         "Without the sources that carry a flag which says not to trust them, in any image:",
-        _cases(biases, "m", "resolved, unflagged"),
+        _cases(biases, "resolved, unflagged"),
         "By what m changes when a neighbour comes in, for the same galaxies and noise (the brighter source of the "
         "blend less the isolated galaxy, resolved):",
         _changes(biases),
@@ -89,22 +90,26 @@ ADVICE = """\
 - Or use the models to take neighbours away, and measure on the image less the neighbours' models with a method that
   calibrates itself, such as metacalibration. Deblend anew in each of its sheared images: the neighbours' models respond
   to shear too.
-- Redistributed images hold the model's opinion of a shape, and its shrinkage: prefer subtraction.
+- Subtraction leaves the galaxy's own light as observed; redistribution shares it as the models say, so that their
+  shrinkage can come with it.
 - Not tested: shear that moves positions, neighbours that are not listed, a wrong PSF, galaxies that are not bulge and
   disk, selection by measured quantities, three and more sources."""
 
 
-def _cases(biases: Mapping[str, Any], key: str, group: str, what: Sequence[str] = tuple(WHAT)) -> str:
-    rows = []
-    for name in what:
-        found = [biases.get(f"{who}: {name}") for who in CASES]
-        cells = [figure(f[key][group]) if f else "–" for f in found]
-        failed = [percent(f["fraction_failed"]) if f else "–" for f in found]
-        rows.append([WHAT[name], *cells, ", ".join(failed)])
-    if "model" in what:
-        rows[1:1] = [[label, *(figure(biases[f"{who}: model"][name][group]) for who in CASES), ""]
-                     for name, label in CORRECTED.items()]
-    return markdown_table(["measurement", *CASES.values(), "resolved ones that fail"], rows)
+def _cases(biases: Mapping[str, Any], group: str, what: Sequence[str] = tuple(WHAT)) -> str:
+    """m of one group of galaxies, a row per measurement and a column per case."""
+    rows = [[WHAT[name], *(figure(biases[f"{who}: {name}"]["m"][group]) if f"{who}: {name}" in biases else "–"
+                           for who in CASES)] for name in what]
+    rows[1:1] = [[label, *(figure(biases[f"{who}: model"][name][group]) for who in CASES)]
+                 for name, label in CORRECTED.items()]
+    return markdown_table(["measurement", *CASES.values()], rows)
+
+
+def _failed(biases: Mapping[str, Any]) -> str:
+    """How often measurements fail, in words."""
+    found = [(biases[f"{who}: {name}"]["fraction_failed"], f"{label} ({title})") for who, title in CASES.items()
+             for name, label in WHAT.items() if f"{who}: {name}" in biases]
+    return ", ".join(f"{label} {percent(fraction)}" for fraction, label in found if fraction) or "none"
 
 
 def _groups(biases: Mapping[str, Any], who: str, title: str) -> str:
@@ -189,5 +194,6 @@ def draw(biases: Mapping[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.axhspan(-LINEAR, LINEAR, color="0.95", zorder=0)
     canvas.axes[0].set_ylabel("m, resolved galaxies (linear in the grey band)")
-    canvas.axes[1].legend(fontsize=8, loc="lower left")
+    handles, labels = canvas.axes[1].get_legend_handles_labels()
+    canvas.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=len(labels))
     canvas.savefig(path, dpi=100)
