@@ -319,24 +319,25 @@ def _came(value: Any) -> str:
     return f"shape {value.shape}" if hasattr(value, "shape") and value.shape else repr(value)
 
 
-def read_kind(kind: Any, name: str, n_source: int) -> NDArray[np.bool_]:
-    """Which sources of a scene are stars.
+def read_kind(kind: Any, name: str, n_source: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which sources of a scene are stars, and of which the kind is to be found out.
 
     Parameters
     ----------
     kind : str, sequence of str (n_source,), or None
-        "galaxy" or "star"; None: galaxies.
+        "galaxy", "star" or "auto"; None: galaxies.
     name : str
         Of the argument, for messages.
     n_source : int
 
     Returns
     -------
-    bool (n_source,)
+    star, auto : bool (n_source,)
     """
     single = kind is None or isinstance(kind, str)
     words = ["galaxy" if kind is None else kind] * max(n_source, 1) if single else [str(word) for word in kind]
-    if any(word not in ("galaxy", "star") for word in words) or (not single and len(words) != n_source):
-        raise ValueError(f"{name}: expected 'galaxy' or 'star', or one of them for each of {n_source} sources, "
-                         f"got {kind!r}")
-    return np.array([word == "star" for word in words[:n_source]], bool)
+    if any(word not in ("galaxy", "star", "auto") for word in words) or (not single and len(words) != n_source):
+        raise ValueError(f"{name}: expected 'galaxy', 'star' or 'auto', or one of them for each of {n_source} "
+                         f"sources, got {kind!r}")
+    star, auto = (np.array([word == which for word in words[:n_source]], bool) for which in ("star", "auto"))
+    return star, auto

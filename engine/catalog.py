@@ -29,7 +29,7 @@ class Catalog:
     ids : array (n_source,), or None
         The table's identifiers, if it has any.
     kinds : list of str (n_source,), or None
-        "galaxy" or "star", from a column kind, if there is one.
+        "galaxy", "star" or "auto", from a column kind, if there is one.
     """
 
     centers: NDArray[np.float64]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deblendrt.engine import doctor
 
+KINDS = ("galaxy", "star", "auto")
 SOLVERS = ("gauss_newton", "adam")
 STARTS = ("linear", "encoder")
 
@@ -79,10 +80,14 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
 
     sources = run.add_argument_group("sources")
     sources.add_argument("--catalog", type=Path, metavar="CAT", help="FITS, ECSV or CSV with x, y (0-based) or ra, dec,"
-                         " and kind (galaxy, star); default: the image file's CENTERS")  # fmt: skip
+                         " and kind (galaxy, star, auto); default: the image file's CENTERS")  # fmt: skip
     sources.add_argument("--one-based", action="store_true", help="the catalogue counts pixels from 1")
     sources.add_argument("--detect", action="store_true", help="find the sources with SEP instead of a catalogue")
     sources.add_argument("--find-missed", action="store_true", help="add peaks of the residual and fit once more")
+    sources.add_argument("--kind", choices=KINDS, help="of all sources; auto: find out (default: the catalogue's "
+                         "column kind, else galaxy)")  # fmt: skip
+    sources.add_argument("--star-fraction", type=float, default=0.1, metavar="P", help="prior probability that an auto "
+                         "source is a star (default 0.1)")  # fmt: skip
     sources.add_argument("--threshold", type=float, default=3.0, metavar="SIGMA", help="of --detect (default 3)")
 
     data = run.add_argument_group("what the image file does not say")

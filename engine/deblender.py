@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops, patches, psf, solver
+from deblendrt.engine import classify, ops, patches, psf, solver
 from deblendrt.engine.bundle import Bundle, load_bundle
 from deblendrt.engine.flags import NOT_FITTED, Flag
 from deblendrt.engine.mixed import FoldedBases
 from deblendrt.engine.patches import Part
 from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.psf_field import PsfField
-from deblendrt.engine.record import record
+from deblendrt.engine.record import keep, record
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.runtime_ort import OrtRuntime
-from deblendrt.engine.scene import Scene, make_scenes, with_sources
+from deblendrt.engine.scene import Scene, make_scenes, with_sources, with_stars
 from deblendrt.engine.start import build_problem, start_latents
 
 CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
@@ -176,7 +176,7 @@ class Deblender:
                       pixel_scale: Any = None,
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
                       robust: bool = True, center_sigma: float = 0.2, aperture_diameter: float = 1.2,
-                      find_missed: bool = False, n_threads: int = 1,
+                      find_missed: bool = False, star_fraction: float = 0.1, n_threads: int = 1,
                       memory_limit: float | None = None) -> DeblendResult:
         """Separate the sources of one scene or of many.
 
@@ -197,7 +197,9 @@ class Deblender:
         bands : str or sequence of str, optional
             Names of the cutouts' bands. Default: all the model's. Bands that are absent are filled in by the prior.
         kind : str, or sequence of str (n_source,), optional
-            "galaxy" or "star" (a point source), for all sources or for each, nested like `centers`. Default: galaxies.
+            "galaxy", "star" (a point source) or "auto", for all sources or for each, nested like `centers`. Default:
+            galaxies. Of "auto" sources both models are fitted and compared, see `star_probability` of the result:
+            stars are those above 0.5. Takes up to twice the time.
         background : float, optional
             Subtracted from the image.
         zero_point : float, optional [AB mag of one image unit]
@@ -217,8 +219,10 @@ class Deblender:
         aperture_diameter : float [arcsec]
             Of the result's `aperture_flux`.
         find_missed : bool
-            Look for peaks in the residual, add them as galaxies and solve once more. They come after the listed
+            Look for peaks in the residual, add them, their kind "auto", and solve once more. They come after the listed
             sources of their scene, with the flag FOUND. Takes twice the time where there are any.
+        star_fraction : float
+            Prior probability that an "auto" source is a star, between 0 and 1.
         n_threads : int
             Chunks solved at a time. Results do not depend on it.
         memory_limit : float, optional [byte]
@@ -237,6 +241,8 @@ class Deblender:
             A mistake in the arguments; the message names the argument, what was expected and what came.
         """
         settings = _check(solver, n_iteration, start, robust, center_sigma, aperture_diameter, n_threads)
+        if not (isinstance(star_fraction, numbers.Real) and 0 < star_fraction < 1):
+            raise ValueError(f"star_fraction: expected a number between 0 and 1, got {star_fraction!r}")
         scenes = make_scenes(cutouts, centers, bundle_bands=self.bundle.bands,
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
@@ -246,18 +252,24 @@ class Deblender:
             peaks = [result.residual_peaks(k)[:, :2] for k in range(len(scenes))]
             if any(len(p) for p in peaks):
                 scenes = [with_sources(s, p, self.window // 2) for s, p in zip(scenes, peaks, strict=True)]
-                result = self.deblend_scenes(scenes, settings, n_threads, memory_limit)
+                result = self.deblend_scenes(scenes, settings, n_threads, memory_limit, result)
+        if any(scene.auto.any() for scene in scenes):
+            probability = classify.star_probability(result, self.runtime, self.bundle, center_sigma=center_sigma,
+                                                    star_fraction=star_fraction, n_threads=n_threads)
+            scenes = [with_stars(s, probability[result.sources(k)] > 0.5) for k, s in enumerate(scenes)]
+            result = self.deblend_scenes(scenes, settings, n_threads, memory_limit, result)
+            result.star_probability[:] = probability
         return result
 
     def deblend_scenes(self, scenes: list[Scene], settings: _Settings, n_threads: int,
-                       memory_limit: float | None = None) -> DeblendResult:
-        """Solve validated scenes; `deblend_batch` is the public way in."""
+                       memory_limit: float | None = None, before: DeblendResult | None = None) -> DeblendResult:
+        """Solve validated scenes, but those that `before` holds already; `deblend_batch` is the public way in."""
         result = self._empty_result(scenes, settings)
-        chunks = [_Chunk(members) for members in _together(result)]
-        for i, scene in enumerate(scenes):
-            chunks += [_Chunk([i], part) for part in patches.divide(scene)]
+        covariances: dict[int, NDArray[np.float32]] = {} if before is None else keep(result, before)
+        new = [i for i, scene in enumerate(scenes) if before is None or before.scenes[i] is not scene]
+        chunks = [_Chunk(members) for members in _together(result, new)]
+        chunks += [_Chunk([i], part) for i in new for part in patches.divide(scenes[i])]
         n_worker = min(n_threads, _workers(chunks, result, memory_limit), max(len(chunks), 1))
-        covariances: dict[int, NDArray[np.float32]] = {}
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
         def run(chunk: _Chunk) -> _Solved:
@@ -311,6 +323,7 @@ class Deblender:
         flags = np.concatenate([np.zeros(0, np.int64), *[s.flags for s in scenes]])
         centers = np.concatenate([np.zeros((0, 2)), *[s.centers for s in scenes]])
         anchors = np.concatenate([np.zeros((0, 2), np.int64), *[s.anchors for s in scenes]])
+        star = np.concatenate([np.zeros(0, bool), *[s.star for s in scenes]])
         chi2 = np.array([_empty_chi2(scene) for scene in scenes])
         return DeblendResult(
             bands=tuple(self.bundle.bands), source_start=start,
@@ -328,7 +341,7 @@ class Deblender:
             scene_n_pixel=np.array([int((s.inverse_variance > 0).sum()) for s in scenes], np.int64),
             objective=0.5 * chi2,
             coefficients=np.zeros((n, n_band, n_basis), np.float32), anchor=anchors,
-            star=np.concatenate([np.zeros(0, bool), *[s.star for s in scenes]]), extended=np.zeros(n, bool),
+            star=star, star_probability=np.where(flags & NOT_FITTED, np.nan, star), extended=np.zeros(n, bool),
             folded=folded,
             folded_index=index, model_name=self.bundle.name, model_version=self.bundle.model_version,
             model_sha256=self.bundle.sha256, solver=settings.solver, n_iteration=settings.n_iteration,
@@ -363,10 +376,11 @@ def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -
                for y, w in zip(scene.image, scene.inverse_variance, strict=True))
 
 
-def _together(result: DeblendResult) -> Iterator[list[int]]:
+def _together(result: DeblendResult, among: list[int]) -> Iterator[list[int]]:
     """Scenes that are solved together: of one folded basis, up to a number of sources and pixels."""
     groups: dict[int, list[int]] = {}
-    for i, scene in enumerate(result.scenes):
+    for i in among:
+        scene = result.scenes[i]
         if scene.n_source and max(scene.shape) <= patches.LARGEST:
             rows = result.sources(i)
             varies = (result.folded_index[rows] != result.folded_index[rows.start]).any()

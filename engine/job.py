@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
             mask=image.mask,
             psf=image.psf,
             bands=image.bands,
-            kind=catalog.kinds,
+            kind=arguments.kind or catalog.kinds,
             zero_point=image.zero_point,
             pixel_scale=image.pixel_scale,
             solver=arguments.solver,
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
             center_sigma=arguments.center_sigma,
             aperture_diameter=arguments.aperture,
             find_missed=arguments.find_missed,
+            star_fraction=arguments.star_fraction,
             n_threads=arguments.threads,
         )
         deblending = time.perf_counter() - clock

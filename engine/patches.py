@@ -74,10 +74,10 @@ def divide(scene: Scene) -> list[Part]:
             rows = np.flatnonzero((x >= left) & (x < right) & (y >= top) & (y < bottom))
             own = (x[rows] >= x0) & (x[rows] < x1) & (y[rows] >= y0) & (y[rows] < y1)
             cut = (slice(None), slice(top, bottom), slice(left, right))
-            weight = scene.inverse_variance[cut]
             psf = scene.psf.from_corner(left, top) if isinstance(scene.psf, PsfField) else scene.psf
-            part = Scene(scene.image[cut], weight, scene.centers[rows] - [left, top], scene.flags[rows], psf,
-                         scene.star[rows], scene.band_present, scene.name)
+            part = dataclasses.replace(scene, image=scene.image[cut], inverse_variance=scene.inverse_variance[cut],
+                                       centers=scene.centers[rows] - [left, top], flags=scene.flags[rows], psf=psf,
+                                       star=scene.star[rows], auto=scene.auto[rows])
             parts.append(Part(part, rows, own, (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))))
     return parts
 

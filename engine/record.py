@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,8 @@ from deblendrt.engine.sharing import share
 from deblendrt.engine.solver import Solution
 
 SWEEPS = 2  # of the last joint linear solve, which starts at the MAP fluxes
+PER_SCENE = ("scene_chi2", "scene_n_pixel", "objective")
+NOT_COPIED = ("source_start", "scene_index", "folded_index", "row", *PER_SCENE)
 
 
 def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int64]],
@@ -63,6 +67,39 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
     misfit = systematics.misfit(problem, solution)
     result.flux_sys_err[row] = np.where(measured, systematics.flux_error(misfit, map_flux, problem.bundle), np.nan)
     quality.flag(result, row, problem.bundle, n_lost, remaining, misfit.significance)
+    return blends
+
+
+def keep(result: DeblendResult, before: DeblendResult) -> dict[int, FloatArray]:
+    """Copy the rows of scenes that an earlier result holds: those whose `Scene` is the very same object.
+
+    Parameters
+    ----------
+    result : DeblendResult
+        Changed in place.
+    before : DeblendResult
+        Of as many scenes.
+
+    Returns
+    -------
+    dict
+        As from `record`.
+    """
+    same = [k for k, scene in enumerate(result.scenes) if before.scenes[k] is scene]
+    if not same:
+        return {}
+    new, old = (np.concatenate([np.arange(r.source_start[k], r.source_start[k + 1]) for k in same])
+                for r in (result, before))
+    for field in dataclasses.fields(DeblendResult):
+        value = getattr(result, field.name)
+        if isinstance(value, np.ndarray) and field.name not in NOT_COPIED:
+            value[new] = getattr(before, field.name)[old]
+    for name in PER_SCENE:
+        getattr(result, name)[same] = getattr(before, name)[same]
+    number, first = np.unique(result.blend[new], return_index=True)
+    blends = {int(new[i]): before.blend_flux_cov[k] for k, i in zip(number, first, strict=True) if k >= 0}
+    rows_of = dict(zip(number.tolist(), new[first].tolist(), strict=True)) | {-1: -1}
+    result.blend[new] = [rows_of[k] for k in result.blend[new].tolist()]
     return blends
 
 

@@ -97,6 +97,9 @@ class DeblendResult:
         Of the basis, with the fluxes of the model images.
     star : bool (n_source,)
         Fitted as a point source.
+    star_probability : float64 (n_source,)
+        That it is one: 1 or 0 where the caller said so, the posterior where the kind was "auto"
+        (`deblendrt.engine.classify`).
     extended : bool (n_source,)
         Whether the source is drawn with its outskirts, in a larger window.
     anchor : int64 (n_source, 2) [pixel]
@@ -151,6 +154,7 @@ class DeblendResult:
     objective: NDArray[np.float64]
     coefficients: NDArray[np.float32]
     star: NDArray[np.bool_]
+    star_probability: NDArray[np.float64]
     extended: NDArray[np.bool_]
     anchor: NDArray[np.int64]
     folded: FoldedBases
@@ -399,10 +403,10 @@ class DeblendResult:
         -------
         astropy.table.Table
             One row per source in the caller's order, with units and descriptions; scalar columns only, so that
-            `to_pandas` works. In this package's words: id, scene, blend, x, y, x_err, y_err, x_input, y_input, then
-            per band flux_<band>, flux_err_, map_flux_, redistributed_flux_, redistributed_flux_err_, aperture_flux_,
-            aperture_flux_err_, blendedness_, flux_overlap_, max_overlap_, enclosed_, then ixx, iyy, ixy, e1, e2,
-            e1_err, e2_err, chi2, n_pixel, reduced_chi2, log_prior, flags.
+            `to_pandas` works. In this package's words: id, scene, star, star_probability, blend, x, y, x_err, y_err,
+            x_input, y_input, then per band flux_<band>, flux_err_, map_flux_, redistributed_flux_,
+            redistributed_flux_err_, aperture_flux_, aperture_flux_err_, blendedness_, flux_overlap_, max_overlap_,
+            enclosed_, then ixx, iyy, ixy, e1, e2, e1_err, e2_err, chi2, n_pixel, reduced_chi2, log_prior, flags.
 
         Raises
         ------

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 REVISION = 2  # of the layout above; a reader refuses others
 COMPUTED = ("source_id", "scene_index", "reduced_chi2", "blend")  # columns that are no fields, or numbered anew
-SCALARS = ("star", "chi2", "n_pixel", "log_prior", "flags")
+SCALARS = ("star", "star_probability", "chi2", "n_pixel", "log_prior", "flags")
 
 
 def write_result(path: str | Path, result: DeblendResult, *, images: bool = False, overwrite: bool = False) -> None:
@@ -98,6 +98,8 @@ def tables(result: DeblendResult, catalog: Table | None = None) -> fits.HDUList:
         "input_flags": Column(np.concatenate([np.zeros(0, np.int64), *[scene.flags for scene in result.scenes]]),
                               description="flags that the input alone set"),
         "coefficients": Column(result.coefficients, unit="nJy", description="of the basis, per band"),
+        "auto": Column(np.concatenate([np.zeros(0, bool), *[scene.auto for scene in result.scenes]]),
+                       description="the caller left it open whether it is a star"),
         "extended": Column(result.extended, description="drawn with outskirts, in a larger window"),
         "psf": Column(result.folded_index, description="which image of PSF"),
     }, meta={"revision": REVISION})
@@ -219,7 +221,7 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
         count = np.array([len(identity)]) if blend is not None else _values(about["n_source"], chosen)
         start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
         scenes = _scenes(hdus, chosen, start, fields["center"], _values(fit["input_flags"], rows), fields["star"],
-                         len(bands))
+                         _values(fit["auto"], rows), len(bands))
         index = _values(fit["psf"], rows)
         n_psf = sum(hdus["PSF_SIZE"].shape)  # no axis if there is none
         used = np.arange(n_psf) if blend is scene is None else np.unique(index)
@@ -271,7 +273,7 @@ def _select(hdus: fits.HDUList, blend: int | None, scene: int | None,
 
 
 def _scenes(hdus: fits.HDUList, chosen: NDArray[np.int64], start: NDArray[np.int64], center: NDArray[np.float64],
-            flags: NDArray[np.int64], star: NDArray[np.bool_], n_band: int) -> list[Scene]:
+            flags: NDArray[np.int64], star: NDArray[np.bool_], auto: NDArray[np.bool_], n_band: int) -> list[Scene]:
     """Scenes with the sources that were read; their images stay in the file."""
     about = hdus["SCENES"].data
     size = n_band * _values(about["n_y"], slice(None)) * _values(about["n_x"], slice(None))
@@ -287,7 +289,7 @@ def _scenes(hdus: fits.HDUList, chosen: NDArray[np.int64], start: NDArray[np.int
         here, j = slice(start[i], start[i + 1]), int(record["psf"])
         if j not in psfs:
             psfs[j] = _psf_image(hdus, j)
-        scenes.append(Scene(image, weight, center[here], flags[here], psfs[j], star[here],
+        scenes.append(Scene(image, weight, center[here], flags[here], psfs[j], star[here], auto[here],
                             np.array(record["band_present"]), str(record["name"])))
     return scenes
 

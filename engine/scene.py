@@ -57,6 +57,8 @@ class Scene:
         the others.
     star : bool (n_source,)
         Point sources, the rest are galaxies.
+    auto : bool (n_source,)
+        Whether `star` is for the engine to find out.
     band_present : bool (n_band,)
         The band has weight somewhere in the scene.
     name : str
@@ -68,6 +70,7 @@ class Scene:
     flags: NDArray[np.int64]
     psf: NDArray[np.float64] | PsfField | None
     star: NDArray[np.bool_]
+    auto: NDArray[np.bool_]
     band_present: NDArray[np.bool_]
     name: str = ""
 
@@ -123,7 +126,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     pixel_scale : float or Quantity, optional [arcsec]
         Checked against the model's.
     kind : str, or sequence of str (n_source,), or a sequence of these, optional
-        "galaxy" or "star", for all sources or for each, nested like `centers`; default: galaxies.
+        "galaxy", "star" or "auto", for all sources or for each, nested like `centers`; default: galaxies.
     bundle_sky_sigma : float (len(bundle_bands),), optional [nJy]
         Noise of a pixel at nominal depth, for images too small or too smooth to estimate it from.
 
@@ -183,13 +186,13 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
             flags |= Flag.PSF_NOT_NORMALIZED if odd_sum else 0
         flags[~windows.on_image] = Flag.OFF_IMAGE
         flags[~np.isfinite(given).all(1)] = Flag.CENTER_NOT_FINITE
-        star = read_kind(kind_list[i], "kind" + where, len(given))
-        scenes.append(Scene(image, weight, given, flags, images_psf, star, present, str(i)))
+        star, auto = read_kind(kind_list[i], "kind" + where, len(given))
+        scenes.append(Scene(image, weight, given, flags, images_psf, star, auto, present, str(i)))
     return scenes
 
 
 def with_sources(scene: Scene, centers: NDArray[np.float64], window_half: int) -> Scene:
-    """The scene with further galaxies at the end of its list, flagged as found.
+    """The scene with further sources of unknown kind at the end of its list, flagged as found.
 
     Parameters
     ----------
@@ -201,11 +204,20 @@ def with_sources(scene: Scene, centers: NDArray[np.float64], window_half: int) -
     Returns
     -------
     Scene
+        The same one if there are none.
     """
+    if not len(centers):
+        return scene
     flags = _window_flags(scene.inverse_variance, Windows(centers, scene.shape, window_half)) | int(Flag.FOUND)
     return dataclasses.replace(scene, centers=np.concatenate([scene.centers, centers]),
                                flags=np.concatenate([scene.flags, flags]),
-                               star=np.concatenate([scene.star, np.zeros(len(centers), bool)]))
+                               star=np.concatenate([scene.star, np.zeros(len(centers), bool)]),
+                               auto=np.concatenate([scene.auto, np.ones(len(centers), bool)]))
+
+
+def with_stars(scene: Scene, star: NDArray[np.bool_]) -> Scene:
+    """The scene with these point sources, bool (n_source,); the same one if they are those that it has."""
+    return scene if (star == scene.star).all() else dataclasses.replace(scene, star=star)
 
 
 def estimate_variance(image: NDArray[np.float64], usable: NDArray[np.bool_]) -> float:

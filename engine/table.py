@@ -31,6 +31,7 @@ FIRST = (
     Entry("id", "source_id", None, None, "row of the deblended batch, from 0"),
     Entry("scene", "scene_index", None, None, "scene that the source is in, from 0"),
     Entry("star", "star", None, None, "fitted as a point source"),
+    Entry("star_probability", "star_probability", None, None, "that it is a point source; 0 or 1 where that was given"),
     Entry("blend", "blend", None, None, "number of the blend over all scenes; -1: not fitted"),
     Entry("x", "position", 0, "pixel", "x of the fit; 0-based, integer = pixel centre"),
     Entry("y", "position", 1, "pixel", "y of the fit; 0-based, integer = pixel centre"),

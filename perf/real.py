@@ -2,8 +2,8 @@
 
 Fields without truth (multi-extension FITS that `deblendrt run` reads; ``dc2_*`` with the bundle lsst, ``hsc_*`` with
 hsc and `find_missed`): chi2 per pixel of the image and of the sources' cores, reduced chi2 of the sources, how far
-shapes are from the edge of the prior, flags, a picture. `scarlet_sim_matched.npz` (from scarlet's test data) has each source's
-noiseless image, so there the flux inside the frame is compared.
+shapes are from the edge of the prior, flags, a picture. `scarlet_sim_matched.npz` (from scarlet's test data) has each
+source's noiseless image, so there the flux inside the frame is compared.
 """
 
 from __future__ import annotations

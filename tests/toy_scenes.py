@@ -9,6 +9,7 @@ import numpy as np
 from tolerances import REORDERED
 from toy_model import N_BAND, SKY_SIGMA, ToyModel, add_noise, draw_latent, paint
 
+from deblendrt.engine import decoding, ops
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result import DeblendResult
 
@@ -45,3 +46,20 @@ def assert_close(a: DeblendResult, b: DeblendResult, order: Any = slice(None), s
     np.testing.assert_allclose(a.flux_err[order], b.flux_err, rtol=REORDERED)
     np.testing.assert_allclose(a.position[order] + shift, b.position, atol=0.1 * REORDERED)
     np.testing.assert_allclose(a.latent[order][:, N_BAND + 2 :], b.latent[:, N_BAND + 2 :], atol=0.01)
+
+
+def star_field(deblender: Deblender, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Two stars and two galaxies of the model: image, centres, fluxes, which are stars; the model's sky noise."""
+    bundle, rng = deblender.bundle, np.random.default_rng(seed)
+    folded = deblender.fold(None)
+    anchor = np.array([[40, 40], [52, 45], [80, 70], [60, 75]])
+    offset = rng.uniform(-0.4, 0.4, (4, 2))
+    flux = np.exp(rng.uniform(np.log(2e3), np.log(2e4), (4, 1)) + 0.3 * rng.standard_normal((4, bundle.n_band)))
+    latent = np.concatenate([np.log(flux), offset, 0.5 * rng.standard_normal((4, bundle.n_shape))], 1)
+    coefficients = deblender.runtime.decode(latent)
+    star = np.array([True, False, True, False])
+    coefficients[star] = flux[star, :, None] * decoding.point_sources(bundle, offset[star])[0][:, None]
+    image = np.zeros((bundle.n_band, 120, 110), np.float32)
+    ops.render(coefficients, folded, anchor - folded.half, np.zeros(4, bool), [image], np.zeros(4, np.int64))
+    noisy = image + np.asarray(bundle.sky_sigma)[:, None, None] * rng.standard_normal(image.shape)
+    return noisy, anchor + offset, flux, star

@@ -117,6 +117,7 @@ def test_defaults_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> No
         "robust": True,
         "kind": None,
         "find_missed": False,
+        "star_fraction": 0.1,
         "center_sigma": 0.2,
         "aperture_diameter": 1.2,
         "n_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -144,6 +145,7 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
         "mask": None,
         "kind": None,
         "find_missed": False,
+        "star_fraction": 0.1,
     }
     assert fake.keywords == expected
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tolerances import ADJOINT, SAMPLE_SIGMA
 from toy_model import N_BAND, ToyModel, draw_latent, make_problem
-from toy_scenes import VARIANCE, make_scene
+from toy_scenes import VARIANCE, make_scene, star_field
 
 from deblendrt.engine import decoding, objective
 from deblendrt.engine.bundle import Bundle, load_bundle
@@ -75,25 +75,6 @@ def test_stars_among_galaxies(toy_deblender: Deblender, toy_model: ToyModel) -> 
     value, gradient = decoding.log_prior(mixed, latent)
     np.testing.assert_allclose(gradient[1, N_BAND + 2 :], -latent[1, N_BAND + 2 :])
     assert value[1] == pytest.approx(-0.5 * (latent[1, N_BAND + 2 :] ** 2).sum())
-
-
-def star_field(deblender: Deblender, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Two stars and two galaxies of the model: image, centres, fluxes, kinds; LSST's sky noise."""
-    bundle, rng = deblender.bundle, np.random.default_rng(seed)
-    folded = deblender.fold(None)
-    anchor = np.array([[40, 40], [52, 45], [80, 70], [60, 75]])
-    offset = rng.uniform(-0.4, 0.4, (4, 2))
-    flux = np.exp(rng.uniform(np.log(2e3), np.log(2e4), (4, 1)) + 0.3 * rng.standard_normal((4, bundle.n_band)))
-    latent = np.concatenate([np.log(flux), offset, 0.5 * rng.standard_normal((4, bundle.n_shape))], 1)
-    coefficients = deblender.runtime.decode(latent)
-    star = np.array([True, False, True, False])
-    coefficients[star] = flux[star, :, None] * decoding.point_sources(bundle, offset[star])[0][:, None]
-    image = np.zeros((bundle.n_band, 120, 110), np.float32)
-    from deblendrt.engine import ops
-
-    ops.render(coefficients, folded, anchor - folded.half, np.zeros(4, bool), [image], np.zeros(4, np.int64))
-    noisy = image + np.asarray(bundle.sky_sigma)[:, None, None] * rng.standard_normal(image.shape)
-    return noisy, anchor + offset, flux, star
 
 
 @pytest.mark.parametrize("solver", ["gauss_newton", "adam"])

@@ -189,7 +189,7 @@ def test_a_cell_of_the_wrong_shape_is_named(toy_deblender: Deblender, toy_model:
 
 
 def test_every_field_of_a_source_is_adopted(toy_deblender: Deblender, field: Any) -> None:
-    given = {"scene_index", "center", "anchor", "star", "folded_index", "blend"}
+    given = {"scene_index", "center", "anchor", "star", "star_probability", "folded_index", "blend"}
     result = deblend(toy_deblender, field, n_iteration=0)
     of_sources = {f.name for f in dataclasses.fields(result)
                   if isinstance(getattr(result, f.name), np.ndarray) and len(getattr(result, f.name)) == 60}

@@ -79,7 +79,7 @@ def test_every_column_is_filled(mixed: DeblendResult) -> None:
     np.testing.assert_array_equal(mixed.coefficients.any((1, 2)), fitted)
     # a column that is added to the result is added to a list here
     listed = {*BY_BAND, *ALWAYS, "flux_cov", "n_pixel", "blend", "coefficients", "extended", "anchor", "center",
-              "star", "flags", "scene_index"}
+              "star", "star_probability", "flags", "scene_index"}
     assert listed == set(columns(mixed))
 
 

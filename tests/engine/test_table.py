@@ -9,8 +9,8 @@ from deblendrt.engine.flags import Flag
 from deblendrt.engine.table import PER_BAND, entries
 
 BANDS = ("g", "i")
-DIMENSIONLESS = ("id", "scene", "star", "blend", "blendedness", "enclosed", "e1", "e2", "chi2", "n_pixel",
-                 "reduced_chi2", "log_prior", "flags")
+DIMENSIONLESS = ("id", "scene", "star", "star_probability", "blend", "blendedness", "enclosed", "e1", "e2", "chi2",
+                 "n_pixel", "reduced_chi2", "log_prior", "flags")
 
 
 def test_columns(result):
