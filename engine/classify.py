@@ -54,14 +54,15 @@ N_ITERATION = 4  # of each fit
 CHUNK = ops.TILE  # sources at a time
 
 
-def star_probability(result: DeblendResult, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
-                     star_fraction: float, n_threads: int) -> DoubleArray:
-    """Probabilities of all sources; of those of kind "auto" the posterior.
+def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Runtime, bundle: Bundle, *,
+                     center_sigma: float, star_fraction: float, n_threads: int) -> DoubleArray:
+    """Probability of each source to be a star.
 
     Parameters
     ----------
     result : DeblendResult
-        In which sources of kind "auto" are galaxies.
+    rows : int64 (n_row,)
+        Sources that were fitted as galaxies, ascending.
     runtime : Runtime
     bundle : Bundle
     center_sigma : float [pixel]
@@ -71,30 +72,26 @@ def star_probability(result: DeblendResult, runtime: Runtime, bundle: Bundle, *,
 
     Returns
     -------
-    float64 (n_source,)
-        NaN for a source that was not fitted.
+    float64 (n_row,)
     """
-    auto = np.concatenate([scene.auto for scene in result.scenes]) & result.fitted
-    basis = result.folded_index
-    chunks = []
-    for k in range(len(result.folded)):
-        rows = np.flatnonzero(auto & (basis == k))
-        chunks += [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+    chunks: list[NDArray[np.int64]] = []
+    for k in np.unique(result.folded_index[rows]):
+        same = np.flatnonzero(result.folded_index[rows] == k)
+        chunks += [same[i : i + CHUNK] for i in range(0, len(same), CHUNK)]
 
     @functools.lru_cache(maxsize=2)  # the chunks of a scene follow each other
     def rest(k: int) -> tuple[FloatArray, FloatArray]:
         return rest_of_scene(result, k)
 
-    def ratio(rows: NDArray[np.int64]) -> DoubleArray:
-        return log_evidence_ratio(result, rows, rest, runtime, bundle, center_sigma)
+    def ratio(chunk: NDArray[np.int64]) -> DoubleArray:
+        return log_evidence_ratio(result, rows[chunk], rest, runtime, bundle, center_sigma)
 
     with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
         ratios = list(pool.map(ratio, chunks))
-    probability = result.star_probability.copy()
-    for rows, log_ratio in zip(chunks, ratios, strict=True):
-        log_odds = log_ratio + np.log(star_fraction / (1 - star_fraction))
-        probability[rows] = 0.5 * (1 + np.tanh(0.5 * log_odds))
-    return probability
+    log_odds = np.empty(len(rows))
+    for chunk, log_ratio in zip(chunks, ratios, strict=True):
+        log_odds[chunk] = log_ratio + np.log(star_fraction / (1 - star_fraction))
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * log_odds)))
 
 
 Rest = Callable[[int], tuple[FloatArray, FloatArray]]

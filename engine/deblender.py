@@ -47,6 +47,9 @@ class _Settings:
     robust: bool
     center_sigma: float
     aperture_diameter: float
+    star_fraction: float
+    n_threads: int
+    memory_limit: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,36 +243,46 @@ class Deblender:
         ValueError
             A mistake in the arguments; the message names the argument, what was expected and what came.
         """
-        settings = _check(solver, n_iteration, start, robust, center_sigma, aperture_diameter, n_threads)
-        if not (isinstance(star_fraction, numbers.Real) and 0 < star_fraction < 1):
-            raise ValueError(f"star_fraction: expected a number between 0 and 1, got {star_fraction!r}")
+        settings = _check(solver, n_iteration, start, robust, center_sigma, aperture_diameter, star_fraction, n_threads,
+                          memory_limit)
         scenes = make_scenes(cutouts, centers, bundle_bands=self.bundle.bands,
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
                              pixel_scale=pixel_scale, kind=kind, bundle_sky_sigma=self.bundle.sky_sigma)
-        result = self.deblend_scenes(scenes, settings, n_threads, memory_limit)
-        if find_missed:
+        result = self._find_kinds(self.deblend_scenes(scenes, settings), settings)
+        if find_missed:  # after the kinds: a bright star fitted as a galaxy leaves rings
             peaks = [result.residual_peaks(k)[:, :2] for k in range(len(scenes))]
             if any(len(p) for p in peaks):
-                scenes = [with_sources(s, p, self.window // 2) for s, p in zip(scenes, peaks, strict=True)]
-                result = self.deblend_scenes(scenes, settings, n_threads, memory_limit, result)
-        if any(scene.auto.any() for scene in scenes):
-            probability = classify.star_probability(result, self.runtime, self.bundle, center_sigma=center_sigma,
-                                                    star_fraction=star_fraction, n_threads=n_threads)
-            scenes = [with_stars(s, probability[result.sources(k)] > 0.5) for k, s in enumerate(scenes)]
-            result = self.deblend_scenes(scenes, settings, n_threads, memory_limit, result)
-            result.star_probability[:] = probability
+                scenes = [with_sources(s, p, self.window // 2) for s, p in zip(result.scenes, peaks, strict=True)]
+                before, result = result, self.deblend_scenes(scenes, settings, result)
+                result.star_probability[(result.flags & Flag.FOUND) == 0] = before.star_probability
+                result = self._find_kinds(result, settings, Flag.FOUND)
         return result
 
-    def deblend_scenes(self, scenes: list[Scene], settings: _Settings, n_threads: int,
-                       memory_limit: float | None = None, before: DeblendResult | None = None) -> DeblendResult:
+    def _find_kinds(self, result: DeblendResult, settings: _Settings, flag: int = 0) -> DeblendResult:
+        """Find out the kinds of the "auto" sources with a flag; scenes with stars among them are solved again."""
+        auto = np.concatenate([np.zeros(0, bool), *[s.auto for s in result.scenes]]) & result.fitted
+        rows = np.flatnonzero(auto & ((result.flags & flag) == flag))
+        if not len(rows):
+            return result
+        probability = result.star_probability.copy()
+        probability[rows] = classify.star_probability(
+            result, rows, self.runtime, self.bundle, n_threads=settings.n_threads, center_sigma=settings.center_sigma,
+            star_fraction=settings.star_fraction)
+        scenes = [with_stars(s, probability[result.sources(k)] > 0.5) for k, s in enumerate(result.scenes)]
+        result = self.deblend_scenes(scenes, settings, result)
+        result.star_probability[:] = probability
+        return result
+
+    def deblend_scenes(self, scenes: list[Scene], settings: _Settings,
+                       before: DeblendResult | None = None) -> DeblendResult:
         """Solve validated scenes, but those that `before` holds already; `deblend_batch` is the public way in."""
         result = self._empty_result(scenes, settings)
         covariances: dict[int, NDArray[np.float32]] = {} if before is None else keep(result, before)
         new = [i for i, scene in enumerate(scenes) if before is None or before.scenes[i] is not scene]
         chunks = [_Chunk(members) for members in _together(result, new)]
         chunks += [_Chunk([i], part) for i in new for part in patches.divide(scenes[i])]
-        n_worker = min(n_threads, _workers(chunks, result, memory_limit), max(len(chunks), 1))
+        n_worker = min(settings.n_threads, _workers(chunks, result, settings.memory_limit), max(len(chunks), 1))
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
         def run(chunk: _Chunk) -> _Solved:
@@ -418,7 +431,7 @@ def _memory(scenes: list[Scene], result: DeblendResult) -> float:
 
 
 def _check(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,
-           aperture_diameter: float, n_threads: int) -> _Settings:
+           aperture_diameter: float, star_fraction: float, n_threads: int, memory_limit: float | None) -> _Settings:
     if not isinstance(solver_name, str) or solver_name not in solver.ITERATIONS:
         raise ValueError(f"solver: expected one of {sorted(solver.ITERATIONS)}, got {solver_name!r}")
     if start not in ("linear", "encoder"):
@@ -430,10 +443,15 @@ def _check(solver_name: str, n_iteration: int | None, start: str, robust: bool, 
         raise ValueError(f"center_sigma: expected a positive number of pixels, got {center_sigma!r}")
     if not (isinstance(aperture_diameter, numbers.Real) and 0 < aperture_diameter < np.inf):
         raise ValueError(f"aperture_diameter: expected a positive number of arcsec, got {aperture_diameter!r}")
+    if not (isinstance(star_fraction, numbers.Real) and 0 < star_fraction < 1):
+        raise ValueError(f"star_fraction: expected a number between 0 and 1, got {star_fraction!r}")
+    if not (memory_limit is None or (isinstance(memory_limit, numbers.Real) and memory_limit > 0)):
+        raise ValueError(f"memory_limit: expected a positive number of bytes, got {memory_limit!r}")
     if not _is_whole(n_threads, 1):
         raise ValueError(f"n_threads: expected a whole number of at least 1, got {n_threads!r}")
     return _Settings(solver_name, int(count), start, bool(robust), float(center_sigma),
-                     float(aperture_diameter))
+                     float(aperture_diameter), float(star_fraction), int(n_threads),
+                     None if memory_limit is None else float(memory_limit))
 
 
 def _is_whole(value: Any, least: int) -> bool:

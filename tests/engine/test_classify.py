@@ -88,10 +88,8 @@ def test_only_scenes_that_changed_are_solved_again(toy_deblender: Deblender, toy
                                                               solve(self, result, members, *rest))[1])
     few = [centers, centers[~star], centers[~star][:0]]
     toy_deblender.deblend_batch([image, image, 0 * image], few, variance=VARIANCE, kind="auto", find_missed=True)
-    assert solved[0] == [0, 1]
-    assert [1] in solved[1:]  # stars were missed there
-    assert solved[-1] == [0, 1]  # and now they are stars in both
-    assert all(members for members in solved)
+    # all; the first has stars; from the second's list stars are missing; they are stars
+    assert solved == [[0, 1], [0], [1], [1]]
 
 
 def test_missed_stars_are_added_as_stars(toy_deblender: Deblender, toy_field: Field) -> None:
@@ -109,7 +107,7 @@ def test_missed_stars_are_added_as_stars(toy_deblender: Deblender, toy_field: Fi
 
 def test_the_class_prior_shifts_the_odds(toy_deblender: Deblender, toy_field: Field) -> None:
     image, centers, _, _ = toy_field
-    faint = image / 30 + np.random.default_rng(0).normal(0, np.array(SKY_SIGMA)[:, None, None], image.shape)
+    faint = image / 300 + np.random.default_rng(0).normal(0, np.array(SKY_SIGMA)[:, None, None], image.shape)
     odds = []
     for fraction in (0.1, 0.6):
         p = toy_deblender.deblend_batch(faint, centers, variance=VARIANCE, kind="auto",
