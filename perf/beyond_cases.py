@@ -26,6 +26,7 @@ SEED = 810_450_239
 N_ALONE, N_BLEND, BLEND_SIZE = 36, 9, 4
 ALONE, BLEND = (81, 81), (101, 101)  # pixel
 MAGNITUDES = (19.0, 24.5)  # i, drawn uniform
+TRUNCATION = 8.0  # half-light radii, of Sersic profiles; as the bulges that the model was trained on
 IMAGE_SIZE = 161  # pixel of an analytic image, which is 10 half-light radii of the disk wide
 
 
@@ -187,7 +188,7 @@ def sersic(n: float) -> Callable[[population.Galaxies, int, np.random.Generator]
     """One Sersic profile with the galaxy's flux, half-light radius and the disk's ellipticity."""
     def galaxy(galaxies: population.Galaxies, i: int, rng: np.random.Generator) -> Components:
         radius = float(galaxies.half_light_radius[i])
-        profile = galsim.Sersic(n, half_light_radius=radius, trunc=render.BULGE_TRUNCATION * radius)
+        profile = galsim.Sersic(n, half_light_radius=radius, trunc=TRUNCATION * radius)
         return [(_turned(galaxies, i, profile), galaxies.flux[i])]
     return galaxy
 
@@ -228,7 +229,7 @@ def gradient(galaxies: population.Galaxies, i: int, rng: np.random.Generator) ->
     steps = np.arange(len(depth.bands)) - depth.bands.index("i")
     total = galaxies.flux[i, depth.bands.index("i")]
     radius = float(galaxies.disk_half_light_radius[i])
-    bulge = galsim.DeVaucouleurs(half_light_radius=0.5 * radius, trunc=0.5 * radius * render.BULGE_TRUNCATION)
+    bulge = galsim.DeVaucouleurs(half_light_radius=0.5 * radius, trunc=0.5 * radius * TRUNCATION)
     shape = galaxies.flux[i] / total
     parts = [(bulge, 10 ** (0.12 * steps)), (galsim.Exponential(half_light_radius=radius), 10 ** (-0.12 * steps))]
     return [(_turned(galaxies, i, profile), 0.5 * total * shape * color) for profile, color in parts]
