@@ -1,0 +1,136 @@
+"""What `perf.peers` and a peer in an environment of its own say to each other. NumPy only.
+
+A peer is a process that reads requests, one JSON object a line, and answers each with one line:
+
+- on its start it says ``{"version": ..., "how": ...}``;
+- asked ``{"scenes": path, "models": path, "settings": {...}}`` it deblends the scenes of one ``.npz`` file, writes
+  another, and says ``{"done": path}``.
+
+The files hold plain arrays, never pickles. Scenes: ``bands``, ``psf`` and, of scene k, ``image_k``, ``variance_k``
+(n_band, n_y, n_x) and ``centers_k`` (n_source, 2), but no truth. Models: the fields of `Model`, each with ``_k``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene as a deblender sees it.
+
+    Attributes
+    ----------
+    bands : tuple of str
+    psf : float64 (n_band, size, size)
+    image : float32 (n_band, n_y, n_x) [nJy]
+    variance : float32 (n_band, n_y, n_x) [nJy^2]
+    centers : float64 (n_source, 2) [pixel]
+        (x, y).
+    """
+
+    bands: tuple[str, ...]
+    psf: NDArray[np.float64]
+    image: NDArray[np.float32]
+    variance: NDArray[np.float32]
+    centers: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A peer's solution of one scene.
+
+    Attributes
+    ----------
+    flux : float64 (n_source, n_band) [nJy]
+        Total flux of every source's model; NaN where the peer failed.
+    image : float32 (n_source, n_band, n_y, n_x) [nJy]
+        Every source under the observed PSF.
+    seconds : float
+        Processor time of the process.
+    compile_seconds : float
+        The part of it until the step of the fit was compiled; 0 where nothing is compiled.
+    iterations : int
+        -1 where the peer does not tell.
+    error : str
+        Empty, or why the peer failed.
+    """
+
+    flux: NDArray[np.float64]
+    image: NDArray[np.float32]
+    seconds: float
+    compile_seconds: float
+    iterations: int
+    error: str
+
+
+def write_scenes(path: Path, scenes: Sequence[Scene]) -> None:
+    """Write scenes that share bands and PSF."""
+    arrays: dict[str, Any] = {"bands": np.array(scenes[0].bands), "psf": scenes[0].psf,
+                              "n_scene": np.array(len(scenes))}
+    for k, scene in enumerate(scenes):
+        arrays |= {f"image_{k}": scene.image, f"variance_{k}": scene.variance, f"centers_{k}": scene.centers}
+    np.savez(path, **arrays)
+
+
+def read_scenes(path: Path) -> list[Scene]:
+    """The scenes of a file of `write_scenes`."""
+    with np.load(path, allow_pickle=False) as file:
+        bands = tuple(str(band) for band in file["bands"])
+        return [Scene(bands, file["psf"], file[f"image_{k}"], file[f"variance_{k}"], file[f"centers_{k}"])
+                for k in range(int(file["n_scene"]))]
+
+
+def write_models(path: Path, models: Sequence[Model]) -> None:
+    """Write the models of a list of scenes."""
+    arrays = {f"{field.name}_{k}": np.asarray(getattr(model, field.name))
+              for k, model in enumerate(models) for field in fields(Model)}
+    np.savez(path, n_scene=np.array(len(models)), **arrays)
+
+
+def read_models(path: Path) -> list[Model]:
+    """The models of a file of `write_models`."""
+    with np.load(path, allow_pickle=False) as file:
+        return [Model(file[f"flux_{k}"], file[f"image_{k}"], float(file[f"seconds_{k}"]),
+                      float(file[f"compile_seconds_{k}"]), int(file[f"iterations_{k}"]), str(file[f"error_{k}"]))
+                for k in range(int(file["n_scene"]))]
+
+
+def serve(deblend: Callable[..., Model], version: str, how: str) -> None:
+    """Answer requests on standard input until it ends.
+
+    Parameters
+    ----------
+    deblend : callable
+        Takes a `Scene` and the settings of a request.
+    version, how : str
+        Of the peer; how it was used.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a peer prints goes to standard error
+    print(json.dumps({"version": version, "how": how}), file=answers)
+    for line in sys.stdin:
+        request = json.loads(line)
+        models = [_one(deblend, scene, request["settings"]) for scene in read_scenes(Path(request["scenes"]))]
+        write_models(Path(request["models"]), models)
+        print(json.dumps({"done": request["models"]}), file=answers)
+
+
+def _one(deblend: Callable[..., Model], scene: Scene, settings: dict[str, Any]) -> Model:
+    start = time.process_time()
+    try:
+        return deblend(scene, **settings)
+    except Exception as error:  # a scene that a peer can not do is a result: counted, and named on the page
+        n_source, shape = len(scene.centers), scene.image.shape
+        return Model(np.full((n_source, shape[0]), np.nan), np.zeros((n_source, *shape), np.float32),
+                     time.process_time() - start, 0.0, -1, f"{type(error).__name__}: {error}")

@@ -1,0 +1,135 @@
+"""The page and the figure of `perf.peers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from perf import report
+
+FLOOR = "noise floor"
+ROWS = ("flux_error_r", "flux_error_i", "aperture_error_r", "aperture_error_i", "color_error", "cosine", "ssim")
+COLORS = {"deblendrt": "C0", "deblendrt, centres known": "C9", "scarlet_lite": "C1", "scarlet_lite, run long": "C3",
+          "scarlet2": "C2", FLOOR: "0.4"}
+BINS = (("by_snr", "SNR in r"), ("by_blendedness", "blendedness in r"))
+
+
+def ms_per_source(cost: dict[str, Any], *, compiled: bool) -> float:
+    """Processor time per source, with or without compilation.
+
+    Parameters
+    ----------
+    cost : dict
+    compiled : bool
+        Leave the compilations out.
+    """
+    return 1e3 * (cost["seconds"] - compiled * cost["compile_seconds"]) / cost["n_source"]
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The page."""
+    machine, load = figures["environment"], ", ".join(f"{value:.1f}" for value in figures["load"])
+    versions = ", ".join(f"{package} {version}" for package, version in machine["packages"].items())
+    parts = ["# Beside other deblenders",
+             f"Made by `{figures['command']}`: every deblender gets the same scenes in the same run, ten at a time in "
+             "turn, with the true positions, the variance and the PSF. Medians over sources; metrics: "
+             f"`perf/metrics.py`. Noise floor: fluxes with the true profiles known. Scenes sha256 "
+             f"`{figures['scenes_sha256']}`.",
+             *_deblenders(figures), *_cost(figures), "![errors and times](peers.png)"]
+    for part in figures["parts"]:
+        parts += _part(part, figures)
+    parts.append(f"Machine: {machine['processor']}, {machine['n_cpu']} cores, one thread each, "
+                 f"{machine['platform']}, Python {machine['python']}, {versions}, commit "
+                 f"{machine['commit']}. Load averages: {load} (1 minute at the start; 1 and 15 minutes "
+                 f"at the end). {figures['seconds'] / 60:.0f} minutes in all.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _deblenders(figures: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, known in figures["deblenders"].items():
+        if "missing" in known:
+            lines.append(f"- {name}: not run: {known['missing']}.")
+        else:
+            lines.append(f"- {' '.join([name, known['version']]).strip()}: {known['how']}.")
+    return ["\n".join(lines)]
+
+
+def _cost(figures: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, cost in figures["costs"].items():
+        iterations = f"{np.median(cost['iterations']):.0f}" if cost["iterations"] else "–"
+        rows.append([name, ", ".join(f"{k} {v:g}" for k, v in cost["settings"].items()), str(cost["n_scene"]),
+                     str(cost["n_source"]), iterations, report.number(ms_per_source(cost, compiled=True)),
+                     report.number(ms_per_source(cost, compiled=False)), str(len(cost["errors"]))])
+    rows += [[name, "–", "not run", *["–"] * 5] for name, known in figures["deblenders"].items() if "missing" in known]
+    return ["## Time",
+            report.markdown_table(["deblender", "settings", "scenes", "sources", "median iterations",
+                                   "ms per source, one core", "compilation included", "failed scenes"], rows),
+            "The processor's time of one thread; one scene unmeasured first. Drawing the source images is not in the "
+            "peers' times. Compilation: the step of scarlet2's fit is compiled for every scene.",
+            *[f"- {name}, {error}" for name, cost in figures["costs"].items() for error in cost["errors"]]]
+
+
+def _part(part: dict[str, Any], figures: dict[str, Any]) -> list[str]:
+    """All tables of one set of scenes."""
+    summary = part["summary"]
+    names = list(summary)
+    all_scenes = part["n_scene"] == figures["n_scene"]
+    where = f"{'All' if all_scenes else 'The first'} {part['n_scene']} scenes"
+    lines = [f"## {where}, {part['n_source']} galaxies"]
+    for key, title in (("all", "All sources"), ("blendedness_above_0.3", "Blendedness above 0.3")):
+        rows = [[report.LABELS[row], *(report.number(summary[n][key].get(row, float("nan"))) for n in names)]
+                for row in ROWS]
+        lines += [f"### {title} ({where.lower()})", report.markdown_table(["median of", *names], rows)]
+    rows = [[band, *(f"{100 * summary[n]['snr_above_20'][f'bias_{band}']:+.2f}%" for n in names)]
+            for band in report.FLUX_BANDS]
+    lines += [f"### Bias: median of flux / truth - 1, SNR in r above 20 ({where.lower()})",
+              report.markdown_table(["band", *names], rows)]
+    for key, title in BINS:
+        for column, label in (("flux_error_r", "flux error r"), ("cosine", "cosine r")):
+            shown = [n for n in names if column in summary[n]["all"]]
+            rows = [[report.interval(bins[0]["low"], bins[0]["high"]), str(bins[0]["n"]),
+                     *(report.number(b[column]) for b in bins)]
+                    for bins in zip(*(summary[n][key] for n in shown), strict=True)]
+            lines += [f"### {label} by {title} ({where.lower()})", report.markdown_table([title, "n", *shown], rows)]
+    if part["nearer"]:
+        lines += [f"### How often a deblender's flux in r is nearer to the truth than deblendrt's ({where.lower()})"]
+        for key, title in BINS:
+            rows = [[report.interval(bins[0]["low"], bins[0]["high"]), str(bins[0]["n"]),
+                     *(report.percent(b["fraction"]) for b in bins)]
+                    for bins in zip(*(found[key] for found in part["nearer"].values()), strict=True)]
+            lines.append(report.markdown_table([title, "n", *part["nearer"]], rows))
+    return lines
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Median flux error per bin of SNR and of blendedness, and error against time.
+
+    All entries on the scenes that all of them did.
+    """
+    part = figures["parts"][-1]
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
+    for axis, (key, title) in zip(axes, BINS, strict=False):
+        for name, found in part["summary"].items():
+            bins = found[key]
+            axis.semilogy(range(len(bins)), [100 * b["flux_error_r"] for b in bins], color=COLORS[name], label=name,
+                          **({"ls": "--"} if name == FLOOR else {"marker": "o", "ms": 4}))
+        labels = [f"{report.interval(b['low'], b['high'])}\n({b['n']})" for b in bins]
+        axis.set_xticks(range(len(bins)), labels, fontsize=7)
+        axis.set(xlabel=f"{title} (sources)", ylabel="median |flux error| in r [%]")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].legend(fontsize=8)
+    for name, cost in figures["costs"].items():
+        axes[2].loglog(ms_per_source(cost, compiled=True), 100 * part["summary"][name]["all"]["flux_error_r"], "o",
+                       ms=8, color=COLORS[name], label=name)
+    axes[2].axhline(100 * part["summary"][FLOOR]["all"]["flux_error_r"], color=COLORS[FLOOR], ls="--", label=FLOOR)
+    axes[2].set(xlabel="ms per source, one core, without compilation", ylabel="median |flux error| in r [%]")
+    axes[2].legend(fontsize=8)
+    axes[2].grid(alpha=0.3, which="both")
+    figure.suptitle(f"{part['n_scene']} test scenes, {part['n_source']} galaxies, the same for all")
+    figure.savefig(path, dpi=100)

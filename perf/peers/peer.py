@@ -1,0 +1,117 @@
+"""A peer's process, started and asked; and deblendrt behind the same two verbs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblendrt.engine.deblender import Deblender
+from perf import metrics
+from perf.peers import exchange
+
+ROOT = Path(__file__).parents[2]
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class Missing(Exception):
+    """A peer that can not be run; the message says why."""
+
+
+class Peer:
+    """One peer in its own environment.
+
+    Parameters
+    ----------
+    name : str
+        Of its adapter in this folder.
+    python : Path
+        Interpreter of the environment.
+    folder : Path
+        For the exchanged files.
+
+    Raises
+    ------
+    Missing
+        There is no such interpreter, or the adapter did not start.
+    """
+
+    def __init__(self, name: str, python: Path, folder: Path) -> None:
+        if not python.exists():
+            raise Missing(f"no {python.name} of an environment with {name} was given")
+        self._folder, self._log = folder, folder / f"{name}.log"
+        environment = {**os.environ, **{key: "1" for key in THREADS}}
+        environment.pop("PYTHONPATH", None)  # the peer's environment is its own
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen([str(python), "-W", "ignore", "-m", f"perf.peers.{name}"], cwd=ROOT,
+                                             text=True, env=environment, stdin=subprocess.PIPE,
+                                             stdout=subprocess.PIPE, stderr=log)
+        try:
+            hello = self._read()
+        except Missing as reason:
+            raise Missing(f"{name} does not start: {reason}") from None
+        self.version, self.how = str(hello["version"]), str(hello["how"])
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            said = self._log.read_text().strip().splitlines()
+            raise Missing(said[-1] if said else "it said nothing")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def deblend(self, scenes: Sequence[exchange.Scene], **settings: Any) -> list[exchange.Model]:
+        """Models of the scenes."""
+        assert self._process.stdin is not None
+        paths = [self._folder / name for name in ("scenes.npz", "models.npz")]
+        exchange.write_scenes(paths[0], scenes)
+        request = {"scenes": str(paths[0]), "models": str(paths[1]), "settings": settings}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        self._read()
+        return exchange.read_models(paths[1])
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class Own:
+    """deblendrt on one thread of this process; all scenes of a request in one call, their time shared by sources."""
+
+    version = ""  # the page's environment has it
+    how = ("one call per ten scenes; centres free within a Gaussian prior of width `center_sigma`; fluxes, errors and "
+           "all photometry included in the time")
+
+    def __init__(self, bundle: str) -> None:
+        self._deblender = Deblender.load(bundle)
+
+    def deblend(self, scenes: Sequence[exchange.Scene], **settings: Any) -> list[exchange.Model]:
+        """Models of the scenes."""
+        start = time.process_time()
+        result = self._deblender.deblend_batch(
+            [s.image for s in scenes], [s.centers for s in scenes], variance=[s.variance for s in scenes],
+            psf=scenes[0].psf, bands=scenes[0].bands, n_threads=1, **settings)
+        seconds = time.process_time() - start
+        models = []
+        for scene, first, last in zip(scenes, result.source_start[:-1], result.source_start[1:], strict=True):
+            images = np.zeros((last - first, *scene.image.shape), np.float32)
+            for image, i in zip(images, range(first, last), strict=True):
+                stamp, corner = result.stamps(i)
+                image[:] = metrics.place(stamp, corner, image.shape[1:])
+            models.append(exchange.Model(np.asarray(result.flux[first:last], np.float64), images,
+                                         seconds * (last - first) / len(result.flux), 0.0, -1, ""))
+        return models
+
+    def close(self) -> None:
+        """Nothing to end."""
