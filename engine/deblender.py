@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import classify, ops, patches, psf, solver
+from deblendrt.engine import classify, ops, patches, psf, solver, unlisted
 from deblendrt.engine.bundle import Bundle, load_bundle
 from deblendrt.engine.flags import NOT_FITTED, Flag
 from deblendrt.engine.mixed import FoldedBases
@@ -361,8 +361,11 @@ class Deblender:
             aperture_diameter=settings.aperture_diameter)
 
     def _solve_chunk(self, result: DeblendResult, members: list[int], settings: _Settings,
-                     part: Part | None = None) -> _Solved:
-        """Solve some scenes and write their rows into the result; `part` says what to sum up if it is one."""
+                     part: Part | None = None, search: bool = True) -> _Solved:
+        """Solve some scenes and write their rows into the result; `part` says what to sum up if it is one.
+
+        With `search`, sources that the lists lack are fitted along.
+        """
         members = [i for i in members if (result.scenes[i].flags & NOT_FITTED == 0).any()]
         if not members:
             if part is not None:
@@ -379,8 +382,18 @@ class Deblender:
         problem, per_scene = build_problem(scenes, folded, self.runtime, self.bundle,
                                            center_sigma=settings.center_sigma, robust=settings.robust, part=part)
         problem, latent, floor = start_latents(problem, settings.start)
-        solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
-        return _Solved(record(result, members, per_scene, solution))
+        found = unlisted.peaks(scenes, problem, latent) if search and settings.robust else []
+        if any(map(len, found)):
+            scenes, part = unlisted.with_peaks(scenes, found, self.window // 2, part)
+            alone = self._empty_result(scenes, settings)
+            solved = self._solve_chunk(alone, list(range(len(scenes))), settings, part, search=False)
+            blends = unlisted.adopt_listed(result, members, alone, solved.blends, self.bundle.pixel_scale)
+        else:
+            solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
+            blends = record(result, members, per_scene, solution)
+            if settings.robust:
+                unlisted.flag_near(result, members, unlisted.left(scenes, solution), self.bundle.pixel_scale)
+        return _Solved(blends)
 
 
 def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -> float:

@@ -32,6 +32,7 @@ class Flag(enum.IntFlag):
     NEIGHBOUR_SUSPECT = 1 << 17
     FOUND = 1 << 18
     PSF_MISSING = 1 << 19
+    NEAR_RESIDUAL_PEAK = 1 << 20
 
 
 DESCRIPTIONS: dict[Flag, str] = {
@@ -56,6 +57,7 @@ DESCRIPTIONS: dict[Flag, str] = {
                             "unmodelled flux: errors may be too small",
     Flag.FOUND: "not in the list of sources: found in the residual of the others",
     Flag.PSF_MISSING: "no PSF was given for the source's cell: the nearest cell's was used",
+    Flag.NEAR_RESIDUAL_PEAK: "a peak of the residual within 3 arcsec: a source that the list lacks, or a misfit",
 }
 
 SUSPECT = Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.POOR_FIT | Flag.UNMODELLED_FLUX

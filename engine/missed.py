@@ -5,7 +5,8 @@ to noise
 
     s_b(p) = sum_q W r g_b(q - p) / sqrt(sum_q W g_b(q - p)^2),        s = sqrt(sum_b max(s_b, 0)^2)
 
-W counts 5% of the model as noise, so that the rings of a bright galaxy's misfit are no sources.
+W counts 5% of the model as noise, so that the rings of a bright galaxy's misfit are no sources. A peak in the wings of
+a brighter one, below S (1 + (d / FWHM)^2)^-2 at a distance d of one with signal to noise S, is none either.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ THRESHOLD = 7.0  # pure noise in six bands exceeds it once in 1e8 pixels, correl
 
 
 def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.float64], listed: NDArray[np.float64],
-                   threshold: float = THRESHOLD) -> NDArray[np.float64]:
+                   threshold: float = THRESHOLD, doubt: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
     """Peaks of a scene's residual, the most significant first.
 
     Parameters
@@ -33,6 +34,8 @@ def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.fl
         (x, y) of the sources in the model: no peak is reported within one PSF FWHM of them.
     threshold : float
         Least significance.
+    doubt : float32 (n_band, n_y, n_x) [nJy], optional
+        Standard error of the model, which counts as noise; default 5% of it.
 
     Returns
     -------
@@ -40,8 +43,9 @@ def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.fl
         x, y [pixel], significance. Peaks are at least one FWHM apart.
     """
     square = np.zeros(scene.shape)
-    for image, weight, m, width in zip(scene.image, scene.inverse_variance, model, fwhm, strict=True):
-        w = weight / (1 + weight * (MODEL_ERROR * m) ** 2)
+    doubt = MODEL_ERROR * model if doubt is None else doubt
+    for image, weight, m, unsure, width in zip(scene.image, scene.inverse_variance, model, doubt, fwhm, strict=True):
+        w = weight / (1 + weight * unsure**2)
         kernel = np.exp(-0.5 * (np.arange(-_half(width), _half(width) + 1) * 2.3548 / width) ** 2)
         signal, power = _filter(w * (image - m), kernel), _filter(w.astype(np.float64), kernel**2)
         square += np.maximum(signal, 0) ** 2 / np.where(power > 0, power, np.inf)
@@ -55,10 +59,12 @@ def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.fl
     order = np.argsort(-significance[y, x], kind="stable")
     apart = float(fwhm.mean())
     taken = [position for position in listed if np.isfinite(position).all()]
-    peaks = []
+    peaks: list[list[float]] = []
     for px, py in np.column_stack([x, y])[order].tolist():
         here = np.array([px + _vertex(significance[py], px), py + _vertex(significance[:, px], py)])
-        if all(np.hypot(*(here - other)) >= apart for other in taken):
+        wings = (s / (1 + ((here[0] - ax) ** 2 + (here[1] - ay) ** 2) / apart**2) ** 2 for ax, ay, s in peaks)
+        if (all(np.hypot(*(here - other)) >= apart for other in taken)
+                and significance[py, px] > max(wings, default=0.0)):
             taken.append(here)
             peaks.append([*here, significance[py, px]])
     return np.array(peaks).reshape(-1, 3)

@@ -102,19 +102,26 @@ def adopt(result: DeblendResult, i_scene: int, part: Part, solved: DeblendResult
     dict
         The same of its own sources, by rows of the result.
     """
-    own = np.flatnonzero(part.own)
     rows = int(result.source_start[i_scene]) + part.rows
-    origin = result.anchor[rows[own]] - solved.anchor[own]
+    return adopt_rows(result, rows[part.own], solved, np.flatnonzero(part.own), blends)
+
+
+def adopt_rows(result: DeblendResult, rows: NDArray[np.int64], solved: DeblendResult, own: NDArray[np.int64],
+               blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
+    """Write the rows `own` of a solved result to the `rows` of another; as `adopt`."""
+    origin = result.anchor[rows] - solved.anchor[own]
     for name in PER_SOURCE:
-        getattr(result, name)[rows[own]] = getattr(solved, name)[own]
-    result.position[rows[own]] += origin
+        getattr(result, name)[rows] = getattr(solved, name)[own]
+    result.position[rows] += origin
+    target = np.full(solved.n_source, -1)
+    target[own] = rows
     covariances = {}
     for first, covariance in blends.items():
-        members = np.flatnonzero(solved.blend == first)
-        kept = part.own[members]
+        there = target[np.flatnonzero(solved.blend == first)]
+        kept = there >= 0
         if kept.any():
-            number = int(rows[members[kept]][0])
-            result.blend[rows[members[kept]]] = number
+            number = int(there[kept][0])
+            result.blend[there[kept]] = number
             covariances[number] = np.ascontiguousarray(covariance[kept][:, :, kept])
     return covariances
 
