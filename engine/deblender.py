@@ -403,14 +403,12 @@ def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -
 
 
 def _together(result: DeblendResult, among: list[int]) -> Iterator[list[int]]:
-    """Scenes that are solved together: of one folded basis, up to a number of sources and pixels."""
+    """Scenes that are solved whole, together: of one folded basis, up to a number of sources and pixels."""
     groups: dict[int, list[int]] = {}
     for i in among:
         scene = result.scenes[i]
-        if scene.n_source and max(scene.shape) <= patches.LARGEST:
-            rows = result.sources(i)
-            varies = (result.folded_index[rows] != result.folded_index[rows.start]).any()
-            groups.setdefault(-1 - i if varies else int(result.folded_index[rows.start]), []).append(i)
+        if scene.n_source and not (max(scene.shape) > patches.LARGEST or isinstance(scene.psf, PsfField)):
+            groups.setdefault(int(result.folded_index[result.source_start[i]]), []).append(i)
     for members in groups.values():
         held: list[int] = []
         for i in members:

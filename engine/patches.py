@@ -50,7 +50,7 @@ class Part:
 
 
 def divide(scene: Scene) -> list[Part]:
-    """The parts of a scene; none if it is solved whole.
+    """The parts of a scene; none if it is solved whole. A scene whose PSF varies is one part at least.
 
     Parameters
     ----------
@@ -61,10 +61,10 @@ def divide(scene: Scene) -> list[Part]:
     list of Part
         Every source is one part's own.
     """
-    if max(scene.shape) <= LARGEST:
+    if max(scene.shape) <= LARGEST and not isinstance(scene.psf, PsfField):
         return []
     anchors = scene.anchors
-    edges = [np.linspace(0, n, max(1, round(n / SIDE)) + 1).astype(int).tolist() for n in scene.shape]
+    edges = [np.linspace(0, n, (1 if n <= LARGEST else round(n / SIDE)) + 1).astype(int).tolist() for n in scene.shape]
     parts = []
     for y0, y1 in zip(edges[0][:-1], edges[0][1:], strict=True):
         for x0, x1 in zip(edges[1][:-1], edges[1][1:], strict=True):
@@ -72,6 +72,8 @@ def divide(scene: Scene) -> list[Part]:
             bottom, right = min(y1 + BORDER, scene.shape[0]), min(x1 + BORDER, scene.shape[1])
             x, y = anchors.T
             rows = np.flatnonzero((x >= left) & (x < right) & (y >= top) & (y < bottom))
+            if isinstance(scene.psf, PsfField):  # sources of one PSF are drawn together if they stand together
+                rows = rows[np.argsort(scene.psf.at(anchors[rows].astype(np.float64)), kind="stable")]
             own = (x[rows] >= x0) & (x[rows] < x1) & (y[rows] >= y0) & (y[rows] < y1)
             cut = (slice(None), slice(top, bottom), slice(left, right))
             psf = scene.psf.from_corner(left, top) if isinstance(scene.psf, PsfField) else scene.psf
@@ -118,9 +120,10 @@ def adopt_rows(result: DeblendResult, rows: NDArray[np.int64], solved: DeblendRe
     covariances = {}
     for first, covariance in blends.items():
         there = target[np.flatnonzero(solved.blend == first)]
-        kept = there >= 0
-        if kept.any():
-            number = int(there[kept][0])
+        kept = np.flatnonzero(there >= 0)
+        if len(kept):
+            kept = kept[np.argsort(there[kept])]
+            number = int(there[kept[0]])
             result.blend[there[kept]] = number
             covariances[number] = np.ascontiguousarray(covariance[kept][:, :, kept])
     return covariances
