@@ -26,7 +26,7 @@ from deblendrt.engine.result import DeblendResult
 from perf.real import CENTER_SIGMA
 
 BEYOND = 5.0  # sigma
-NEAR = 8.0  # pixel: a bad pixel belongs to the nearest source within this
+NEAR = 25.0  # pixel: a bad pixel belongs to the nearest source within this; the wings of a bright star reach far
 SYMBOLS = (("listed, galaxy", "o", "#7df9a6"), ("listed, star", "*", "#7df9a6"),
            ("found, galaxy", "D", "#ffd166"), ("found, star", "*", "#ffd166"))
 
@@ -63,10 +63,10 @@ def picture(result: DeblendResult, title: str) -> Figure:
     axes[2].set_title(f"(image - model) / noise in {result.bands[band]}")
     outline = [patheffects.withStroke(linewidth=2.2, foreground="black")]
     for (_, symbol, color), member in zip(SYMBOLS, classes(result), strict=True):
-        size = 150 if symbol == "*" else 60
+        size = 180 if symbol == "*" else 45
         for axis, edge in ((axes[0], color), (axes[2], "black")):
             axis.scatter(*result.position[member].T, marker=symbol, s=size, facecolors="none", edgecolors=edge,
-                         linewidths=1.0, path_effects=outline if axis is axes[0] else None)
+                         linewidths=0.8, path_effects=outline if axis is axes[0] else None)
     for axis in axes:
         axis.set(xlim=(-0.5, scene.shape[1] - 0.5), ylim=(-0.5, scene.shape[0] - 0.5), xlabel="x [pixel]")
     axes[0].set_ylabel("y [pixel]")

@@ -167,8 +167,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default="lsst")
-    parser.add_argument("--alone", type=int, default=150, help="scenes of one source")
-    parser.add_argument("--blends", type=int, default=36, help="scenes of two to six")
+    parser.add_argument("--alone", type=int, default=70, help="scenes of one source")
+    parser.add_argument("--blends", type=int, default=14, help="scenes of two to six")
     parser.add_argument("--out", type=Path, help="folder for stars.md and stars.json")
     args = parser.parse_args(argv)
     deblender = Deblender.load(args.bundle)

@@ -19,8 +19,9 @@ def test_columns(result):
         "flux", "flux_err", "flux_sys_err", "map_flux", "redistributed_flux", "redistributed_flux_err", "aperture_flux",
         "aperture_flux_err", "blendedness", "flux_overlap", "max_overlap", "enclosed")]
     assert table.colnames == [
-        "id", "scene", "star", "blend", "x", "y", "x_err", "y_err", "x_input", "y_input", *per_band, "ixx", "iyy",
-        "ixy", "e1", "e2", "e1_err", "e2_err", "chi2", "n_pixel", "reduced_chi2", "log_prior", "flags"]
+        "id", "scene", "star", "star_probability", "blend", "x", "y", "x_err", "y_err", "x_input", "y_input",
+        *per_band, "ixx", "iyy", "ixy", "e1", "e2", "e1_err", "e2_err", "chi2", "n_pixel", "reduced_chi2", "log_prior",
+        "flags"]
     for column in table.itercols():
         assert column.description
         assert column.ndim == 1
