@@ -202,7 +202,7 @@ class Deblender:
         kind : str, or sequence of str (n_source,), optional
             "galaxy", "star" (a point source) or "auto", for all sources or for each, nested like `centers`. Default:
             galaxies. Of "auto" sources both models are fitted and compared, see `star_probability` of the result:
-            stars are those above 0.5. Takes up to twice the time.
+            stars are those above 0.5. Takes about twice the time, three times where all scenes have stars.
         background : float, optional
             Subtracted from the image.
         zero_point : float, optional [AB mag of one image unit]

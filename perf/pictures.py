@@ -63,10 +63,10 @@ def picture(result: DeblendResult, title: str) -> Figure:
     axes[2].set_title(f"(image - model) / noise in {result.bands[band]}")
     outline = [patheffects.withStroke(linewidth=2.2, foreground="black")]
     for (_, symbol, color), member in zip(SYMBOLS, classes(result), strict=True):
-        size = 180 if symbol == "*" else 45
+        size = 150 if symbol == "*" else 60
         for axis, edge in ((axes[0], color), (axes[2], "black")):
             axis.scatter(*result.position[member].T, marker=symbol, s=size, facecolors="none", edgecolors=edge,
-                         linewidths=0.8, path_effects=outline if axis is axes[0] else None)
+                         linewidths=1.0, path_effects=outline if axis is axes[0] else None)
     for axis in axes:
         axis.set(xlim=(-0.5, scene.shape[1] - 0.5), ylim=(-0.5, scene.shape[0] - 0.5), xlabel="x [pixel]")
     axes[0].set_ylabel("y [pixel]")
