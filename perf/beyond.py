@@ -2,7 +2,7 @@
 
 The cases of `perf.beyond_cases`, each with the same 72 galaxies, are deblended and compared with the truth: how wrong
 fluxes and colours are, whether the errors say so, with and without `flux_sys_err`, and whether the flags do. Written:
-``beyond.json``, ``beyond.md`` and ``beyond.png`` in ``perf/results``. Eight minutes on one core.
+``beyond.json``, ``beyond.md`` and ``beyond.png`` in ``perf/results``. Four minutes of one core's time.
 """
 
 from __future__ import annotations

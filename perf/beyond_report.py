@@ -8,6 +8,7 @@ from typing import Any
 from perf import report
 
 Row = Mapping[str, Any]
+UNFIT = 2.0  # times the control's median flux error: what the engine cannot fit
 WORSE, WIDE, SILENT = 1.25, 1.3, 0.02  # when a case counts as fitted less well than the control, see `verdict`
 
 ACCURACY = ("flux_error", "bias", "color_error")
@@ -18,7 +19,7 @@ LABELS = {
     "flux_error": "flux error", "bias": "bias", "color_error": "abs d(g-r) [mag]", "width": "width",
     "beyond_3": "beyond 3", "width_unflagged": "width, unflagged", "beyond_3_unflagged": "beyond 3, unflagged",
     "systematic": "flux_sys_err", "width_total": "width with flux_sys_err", "beyond_3_total": "beyond 3 with it",
-    "width_total_unflagged": "width with it, unflagged", "flagged": "flagged", "poor": "of these POOR_FIT",
+    "width_total_unflagged": "width with it, unflagged", "flagged": "flagged", "poor": "POOR_FIT",
     "caught": "caught", "caught_wrong": "caught, off by > 10%", "silent": "wrong and silent",
     "false_alarm": "false alarms",
 }
@@ -85,7 +86,7 @@ def _value(row: Row, key: str) -> str:
         return f"{100 * value:+.2f}%"
     if key in PERCENT:
         return f"{100 * value:.2f}%" if key in ("flux_error", "systematic") else report.percent(value)
-    return report.width(value)
+    return report.number(value) if key == "color_error" else report.width(value)
 
 
 def _section(cases: Mapping[str, Any], group: str, title: str, keys: Sequence[str]) -> str:
@@ -118,4 +119,9 @@ def _words(cases: Mapping[str, Any]) -> list[str]:
             f"well as the control means a median flux error of at most {WORSE} times its, and a width of at most "
             f"{WIDE} with `flux_sys_err`; not always flagged means {report.percent(SILENT)} more wrong and silent than "
             "the control.")
-    return [rule, *(f"**{VERDICTS[key]}**\n\n" + "\n".join(found) for key, found in lines.items() if found)]
+    unfit = sorted((name for name, case in cases.items()
+                    if case["all"]["flux_error"] > UNFIT * control["flux_error"]),
+                   key=lambda name: -cases[name]["all"]["flux_error"])
+    first = (f"What it cannot fit (median flux error above {UNFIT:g} times the control's): "
+             + ", ".join(f"{name} ({_value(cases[name]['all'], 'flux_error')})" for name in unfit) + ".")
+    return [first, rule, *(f"**{VERDICTS[key]}**\n\n" + "\n".join(found) for key, found in lines.items() if found)]
