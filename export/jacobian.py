@@ -121,7 +121,9 @@ class Jacobian(nn.Module):
         d_unit = d_unit.reshape(-1, n_shape, n_component, decoder.n_basis)
         mix = logit.reshape(-1, n_component, decoder.n_band).softmax(1)
         d_logit = d_logit.reshape(-1, n_shape, n_component, decoder.n_band)
-        d_mix = mix[:, None] * (d_logit - (mix[:, None] * d_logit).sum(2, keepdim=True))
+        # a mean of differences: where a component has all the light, d_logit minus a mean would cancel to nothing
+        difference = d_logit[:, :, :, None] - d_logit[:, :, None]
+        d_mix = mix[:, None] * (difference * mix[:, None, None]).sum(3)
         enclosed = torch.sigmoid(4.0 + 4.0 * enclosed_logit)
         d_scale = (4.0 * enclosed * (1.0 - enclosed))[:, None] * d_enclosed
         d_maps = d_unit * enclosed[:, None, :, None] + unit[:, None] * d_scale[:, :, :, None]
