@@ -65,7 +65,8 @@ def page(figures: Mapping[str, Any]) -> str:
         "with F the MAP flux, e the relative misfit in the source's own residual and h the light of its model that "
         "lies below the noise, on masked pixels or off the image (`deblendrt.engine.systematics`). What no residual "
         "shows it cannot know: outskirts below the noise that differ from the prior's, a background that is off, an "
-        "unlisted neighbour that the source's model has swallowed.",
+        "unlisted neighbour that the source's model has swallowed. The three factors and the flag's threshold were "
+        "chosen on these cases and galaxies, so the widths below are those of the sample that they were fitted to.",
         "## The cases", report.markdown_table(("case", "what it is"), [(n, str(c["about"])) for n, c in cases.items()]),
         "## All sources", *(_section(cases, "all", title, keys) for title, keys in
                             (("Fluxes and colours", ACCURACY), ("Errors", ERRORS), ("Flags", FLAGS))),
