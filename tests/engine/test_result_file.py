@@ -211,24 +211,6 @@ def test_mistakes(many, toy_bundle, tmp_path):
         DeblendResult.read(path, model=toy_bundle)
 
 
-def test_the_layout_before_star_probabilities(result, toy_bundle, tmp_path):
-    path = tmp_path / "result.fits"
-    result.write(path)
-    with fits.open(path) as hdus:
-        for name, column in (("CATALOG", "star_probability"), ("FIT", "auto")):
-            keep = [c for c in hdus[name].columns if c.name != column]
-            header = hdus[name].header
-            hdus[name] = fits.BinTableHDU.from_columns(keep, name=name)
-            for key in ("BANDS", "BUNDLE", "MODELVER", "MODELSHA", "SOLVER", "NITER"):
-                if key in header:
-                    hdus[name].header[key] = header[key]
-        hdus["FIT"].header["REVISION"] = 1
-        hdus.writeto(tmp_path / "old.fits")
-    old = DeblendResult.read(tmp_path / "old.fits", model=toy_bundle)
-    np.testing.assert_array_equal(old.star_probability, np.where(result.fitted, result.star, np.nan))
-    assert not any(scene.auto.any() for scene in old.scenes)
-
-
 @pytest.mark.parametrize("name", ["out.fits", "out.fits.gz"])
 def test_file(result, tmp_path, name):
     """What others see in the file."""
