@@ -27,6 +27,7 @@ from deblendrt.engine.start import START_ERROR
 THRESHOLD = 10.0  # fainter ones do their neighbours little harm, and misfits of the start are many
 REACH = 2.0  # PSF FWHM
 NEAR = 3.0  # arcsec
+BRIGHT, POINT = 100.0, 0.4  # significance and concentration of a star: 0.44 to 0.47 under the nominal PSF
 
 
 def peaks(scenes: list[Scene], problem: Problem, latent: DoubleArray) -> list[NDArray[np.float64]]:
@@ -41,8 +42,8 @@ def peaks(scenes: list[Scene], problem: Problem, latent: DoubleArray) -> list[ND
 
     Returns
     -------
-    list of float64 (n_peak, 2) [pixel]
-        Per scene, (x, y).
+    list of float64 (n_peak, 3)
+        Per scene, x, y [pixel], and 1 for a star.
     """
     half = problem.folded.half
     model = objective.render(problem, decoding.decode(problem, latent))
@@ -52,8 +53,23 @@ def peaks(scenes: list[Scene], problem: Problem, latent: DoubleArray) -> list[ND
     for scene, padded in zip(scenes, model, strict=True):
         m = padded[:, half:-half, half:-half]
         found.append(missed.residual_peaks(scene, m, fwhm, scene.centers, THRESHOLD,
-                                           np.float32(START_ERROR) * brightest(m, reach))[:, :2])
+                                           np.float32(START_ERROR) * brightest(m, reach)))
+        for peak in found[-1]:
+            peak[2] = peak[2] > BRIGHT and concentration(scene, m, fwhm, peak[:2]) > POINT
     return found
+
+
+def concentration(scene: Scene, model: FloatArray, fwhm: DoubleArray, position: DoubleArray) -> float:
+    """Light of the residual within half a FWHM over that within one and a half, in the clearest band."""
+    x, y = position
+    row, column = np.indices(scene.shape)
+    distance = np.hypot(row - y, column - x)
+    inner, outer = (distance <= factor * fwhm.mean() for factor in (0.5, 1.5))
+    residual = np.where(scene.inverse_variance > 0, scene.image - model, 0)
+    light = residual[:, outer].sum(1)
+    weight = scene.inverse_variance[:, outer].mean(1)
+    band = int(np.argmax(light * np.sqrt(weight)))
+    return float(residual[band, inner].sum() / max(light[band], 1e-30))
 
 
 def brightest(image: FloatArray, reach: int) -> FloatArray:
@@ -75,7 +91,9 @@ def left(scenes: list[Scene], solution: Solution) -> list[NDArray[np.float64]]:
 def with_peaks(scenes: list[Scene], found: list[NDArray[np.float64]], window_half: int,
                part: Part | None) -> tuple[list[Scene], Part | None]:
     """Scenes, and the part that the only one is, with what was found at the end of their lists."""
-    extended = [with_sources(scene, p, window_half) for scene, p in zip(scenes, found, strict=True)]
+    extended = [with_sources(scene, p[:, :2], window_half) for scene, p in zip(scenes, found, strict=True)]
+    extended = [dataclasses.replace(more, star=np.append(scene.star, p[:, 2] > 0))
+                for more, scene, p in zip(extended, scenes, found, strict=True)]
     if part is not None:
         added = len(found[0])
         part = dataclasses.replace(part, scene=extended[0], rows=np.append(part.rows, np.full(added, -1)),
