@@ -39,7 +39,7 @@ from perf.shear_bias import ELLIPTICAL, MINUS, PLUS, Columns
 SHEAR = 0.02
 PSF_ELLIPTICITY = 0.05
 BAND = "i"
-N_GALAXY, N_QUICK = 400, 2
+N_GALAXY, N_QUICK = 256, 2
 GROUP = 16  # galaxies deblended in one call
 EVERY = 4  # of the groups, one is also seen through the elliptical PSF and without noise: both scatter little
 RESULTS = Path(__file__).with_name("results")
