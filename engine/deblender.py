@@ -213,10 +213,11 @@ class Deblender:
         n_iteration : int, optional
             Always run in full. Default 15 (Gauss-Newton) or 200 (Adam).
         start : {"encoder", "linear"}
-            Shapes from the deblending encoder, or at the prior's mean (as the encoder's are where a band is missing or
-            much of the cutout is masked); fluxes by a joint linear solve in both cases.
+            Shapes from the deblending encoder, or at the prior's mean (as the encoder's are where much of the cutout
+            is masked on both sides of the centre); fluxes by a joint linear solve in both cases.
         robust : bool
-            Bound the influence of flux that no listed source explains; False gives the plain chi-square.
+            Bound the influence of flux that no listed source explains, and fit bright unlisted sources along, which
+            stay out of the result; False gives the plain chi-square of the listed ones.
         center_sigma : float [pixel]
             Standard deviation of the prior on a source's position around the given centre, per axis.
         aperture_diameter : float [arcsec]

@@ -135,7 +135,7 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
     ----------
     problem : Problem
     start : {"linear", "encoder"}
-        Shapes at the prior's mean, or from the deblending encoder where it knows the kind of cutout. Fluxes come from
+        Shapes at the prior's mean, or from the deblending encoder where its cutout can be filled. Fluxes come from
         a joint linear solve.
 
     Returns

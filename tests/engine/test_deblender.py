@@ -14,6 +14,7 @@ from toy_scenes import CONVERGED, FIELDS, VARIANCE, assert_close, digest
 from deblendrt import engine
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.flags import NOT_FITTED, Flag
+from deblendrt.engine.start import filled_cutout
 
 # --- what it finds
 
@@ -310,15 +311,37 @@ def test_a_single_band(toy_deblender: Deblender, scene: Any, band: int) -> None:
     assert np.abs(color - toy_deblender.bundle.mean_color).max() < 1.5
 
 
-def test_the_encoder_is_not_asked_about_what_it_never_saw(toy_deblender: Deblender, scene: Any) -> None:
-    """A band is missing, or most of the cutout masked: shapes start at the prior's mean."""
+def test_the_encoder_is_asked_where_its_cutout_can_be_filled(toy_deblender: Deblender, scene: Any) -> None:
+    """Another band or the opposite side fills it; where most is masked, shapes start at the prior's mean."""
     image, centers, _ = scene
-    mask = np.zeros(image.shape[1:], bool)
     y = round(centers[0][1])
-    mask[: y - 2] = True
-    encoded = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=0)
+    mask = np.ones(image.shape[1:], bool)
+    mask[y - 1 : y + 2] = False
+    shape = slice(N_BAND + 2, None)
     masked = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, mask=mask, n_iteration=0)
     short = toy_deblender.deblend_batch(image[1:], centers, variance=VARIANCE[1:], bands=BANDS[1:], n_iteration=0)
-    assert (encoded.latent[:, N_BAND + 2 :] != 0).any(1).all()
-    assert (masked.latent[0, N_BAND + 2 :] == 0).all()
-    assert (short.latent[:, N_BAND + 2 :] == 0).all()
+    half = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, mask=np.indices(mask.shape)[0] < y - 2,
+                                       n_iteration=0)
+    assert (masked.latent[0, shape] == 0).all()
+    assert (short.latent[:, shape] != 0).any(1).all()
+    assert (half.latent[0, shape] != 0).any()
+
+
+def test_filled_cutouts(toy_deblender: Deblender) -> None:
+    """Galaxies of mean colours that look the same from both sides come back whole, in units of their noise."""
+    bundle = toy_deblender.bundle
+    y, x = np.mgrid[-7:8, -7:8]
+    color = np.exp(np.asarray(bundle.mean_color))[:, None, None]
+    light = (color * 100 * np.exp(-np.hypot(x, y) / 3)).astype(np.float32)
+    weight = np.broadcast_to(np.asarray(bundle.sky_sigma)[:, None, None] ** -2.0, light.shape).astype(np.float32)
+    whole, noise, coverage = filled_cutout(light, weight, bundle)
+    assert coverage == 1
+    np.testing.assert_allclose(whole, light * np.sqrt(weight), rtol=1e-6)
+    short = weight.copy()
+    short[0] = 0
+    short[:, x < 0] = 0
+    filled, log_noise, coverage = filled_cutout(np.where(short > 0, light, 0), short, bundle)
+    assert coverage == 1
+    np.testing.assert_allclose(filled[1:], whole[1:], rtol=1e-5)
+    np.testing.assert_allclose(filled[0] * np.exp(log_noise[0]), light[0], rtol=1e-5)
+    assert (log_noise >= noise - 1e-6).all()
