@@ -99,7 +99,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     data.add_argument("--bad-bits", type=lambda text: int(text, 0), metavar="BITS", help="mask bits that mean bad")
 
     fit = run.add_argument_group("fit")
-    fit.add_argument("--model", default="lsst", metavar="lsst|PATH", help="model bundle (default lsst)")
+    fit.add_argument("--model", default="lsst", metavar="NAME|PATH", help="model bundle (default lsst)")
     fit.add_argument("--device", default="cpu", help="cpu (default) or what `deblendrt doctor` lists")
     fit.add_argument("--solver", choices=SOLVERS, default="gauss_newton")
     fit.add_argument("--start", choices=STARTS, default="encoder")
