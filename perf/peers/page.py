@@ -38,6 +38,8 @@ def markdown(figures: dict[str, Any]) -> str:
              "turn, with the true positions, the variance and the PSF. Medians over sources; metrics: "
              f"`perf/metrics.py`. Noise floor: fluxes with the true profiles known. Scenes sha256 "
              f"`{figures['scenes_sha256']}`.",
+             "The scenes come from the simulation that deblendrt's prior was trained on (other seeds): bulge and disk "
+             "galaxies, with the PSF known exactly. The peers assume less about galaxies.",
              *_deblenders(figures), *_cost(figures), "![errors and times](peers.png)"]
     for part in figures["parts"]:
         parts += _part(part, figures)
