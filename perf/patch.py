@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable
@@ -43,8 +44,9 @@ def psf_over(depth: survey.Depth, side: int) -> Callable[[float, float], survey.
     return psf
 
 
-def make_patch(side: int, density: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64],
-                                                   NDArray[np.float64], Callable[[float, float], survey.Psf]]:
+def make_patch(side: int, density: float, n_process: int) -> tuple[
+        NDArray[np.float32], NDArray[np.float32], NDArray[np.float64], NDArray[np.float64],
+        Callable[[float, float], survey.Psf]]:
     """Image, variance, centres, true fluxes and the PSF of a patch; `density` per square arcminute."""
     rng = np.random.default_rng(SEED)
     spec = config.Survey(**RECIPE["survey"])
@@ -52,25 +54,31 @@ def make_patch(side: int, density: float) -> tuple[NDArray[np.float32], NDArray[
     n = int(density * (side * spec.pixel_scale / 60) ** 2)
     galaxies = population.draw(config.Population(**RECIPE["population"]), spec, n, rng)
     centers = rng.uniform(0, side - 1, (n, 2))
-    psf, half = psf_over(depth, side), STAMP // 2
+    half = STAMP // 2
     mean = np.zeros((len(spec.bands), side + 2 * half + 1, side + 2 * half + 1), np.float32)
     node = (centers // NODE).astype(int)
-    order = np.lexsort(node.T)
-    here, drawn_with = node[order[0]], psf(*((node[order[0]] + 0.5) * NODE))
-    for i in order:
-        if (node[i] != here).any():
-            here, drawn_with = node[i], psf(*((node[i] + 0.5) * NODE))
-        corner = np.rint(centers[i]).astype(int)
-        stamp = simulate.draw_source(galaxies, int(i), centers[i] - corner + half, drawn_with, (STAMP, STAMP),
-                                     depth.pixel_scale)
-        x, y = corner
-        mean[:, y : y + STAMP, x : x + STAMP] += stamp
+    _, number = np.unique(node, axis=0, return_inverse=True)
+    members = [np.flatnonzero(number == k) for k in range(number.max() + 1)]
+    tasks = [(galaxies[rows], centers[rows], node[rows[0]], depth, side) for rows in members]
+    with multiprocessing.get_context("spawn").Pool(n_process) as pool:
+        for rows, stamps in zip(members, pool.imap(_draw, tasks), strict=True):
+            for (x, y), stamp in zip(np.rint(centers[rows]).astype(int), stamps, strict=True):
+                mean[:, y : y + STAMP, x : x + STAMP] += stamp
     mean = np.maximum(mean[:, half : half + side, half : half + side], 0)
     image, variance = np.empty_like(mean), np.empty_like(mean)
     for b, (counts, sigma) in enumerate(zip(depth.counts_per_njy, depth.sky_sigma, strict=True)):
         image[b] = rng.poisson(mean[b] * counts) / counts + sigma * rng.standard_normal(mean[b].shape)
         variance[b] = sigma**2 + mean[b] / counts
-    return image, variance, centers, galaxies.flux, psf
+    return image, variance, centers, galaxies.flux, psf_over(depth, side)
+
+
+def _draw(task: tuple[population.Galaxies, NDArray[np.float64], NDArray[np.int64], survey.Depth, int],
+          ) -> NDArray[np.float32]:
+    """Stamps of the galaxies of a node."""
+    galaxies, centers, node, depth, side = task
+    psf = psf_over(depth, side)(*((node + 0.5) * NODE).tolist())
+    return np.array([simulate.draw_source(galaxies, i, center - np.rint(center) + STAMP // 2, psf, (STAMP, STAMP),
+                                          depth.pixel_scale) for i, center in enumerate(centers)])
 
 
 def near_edge(result: DeblendResult) -> NDArray[np.bool_]:
@@ -109,7 +117,7 @@ def main() -> None:
     parser.add_argument("--memory-limit", type=float, default=None, help="bytes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    image, variance, centers, flux, psf = make_patch(arguments.side, arguments.density)
+    image, variance, centers, flux, psf = make_patch(arguments.side, arguments.density, arguments.threads)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     deblender = Deblender.load("lsst")
     start = time.perf_counter()
