@@ -384,17 +384,26 @@ class Deblender:
                                            center_sigma=settings.center_sigma, robust=settings.robust, part=part)
         problem, latent, floor = start_latents(problem, settings.start)
         found = unlisted.peaks(scenes, problem, latent) if search and settings.robust else []
-        if any(map(len, found)):
-            scenes, part = unlisted.with_peaks(scenes, found, self.window // 2, part)
-            alone = self._empty_result(scenes, settings)
-            solved = self._solve_chunk(alone, list(range(len(scenes))), settings, part, search=False)
-            blends = unlisted.adopt_listed(result, members, alone, solved.blends, self.bundle.pixel_scale)
-        else:
-            solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
-            blends = record(result, members, per_scene, solution)
-            if settings.robust:
-                unlisted.flag_near(result, members, unlisted.left(scenes, solution), self.bundle.pixel_scale)
+        solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
+        blends = record(result, members, per_scene, solution)
+        if settings.robust:
+            unlisted.flag_near(result, members, unlisted.left(scenes, solution), self.bundle.pixel_scale)
+        for i, peaks in zip(members, found, strict=False):
+            if len(peaks):
+                blends = self._with_unlisted(result, i, peaks, part, settings, blends)
         return _Solved(blends)
+
+    def _with_unlisted(self, result: DeblendResult, i_scene: int, peaks: NDArray[np.float64], part: Part | None,
+                       settings: _Settings, blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
+        """Solve a scene once more with what its list lacks; take the result if that explains the image better."""
+        scene, extended = unlisted.with_peaks(result.scenes[i_scene], peaks, self.window // 2, part)
+        alone = self._empty_result([scene], settings)
+        solved = self._solve_chunk(alone, [0], settings, extended, search=False)
+        if not alone.objective[0] < result.objective[i_scene] - unlisted.GAIN * len(peaks):
+            return blends
+        rows = result.sources(i_scene)
+        others = {row: c for row, c in blends.items() if not rows.start <= row < rows.stop}
+        return others | unlisted.adopt_listed(result, i_scene, alone, solved.blends, self.bundle.pixel_scale)
 
 
 def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -> float:
