@@ -23,6 +23,7 @@ A band in which a source has no weight keeps a weak prior on its colour, so that
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,8 @@ class Problem:
         Sources that a scene's objective counts; all but where a scene is a part of a larger one.
     area : list of tuple of slice
         (y, x), per scene: pixels of the canvas that a scene's objective and chi2 count.
+    background : list of float32 (n_band, n_y, n_x) [nJy], optional
+        Model of sources that are not in the problem.
     """
 
     runtime: Runtime
@@ -100,11 +103,51 @@ class Problem:
     profile: list[FloatArray]
     own: NDArray[np.bool_]
     area: list[tuple[slice, slice]]
+    background: Canvases | None = None
 
     @property
     def n_band(self) -> int:
         """Number of bands."""
         return self.folded.n_band
+
+
+def part(problem: Problem, latent: DoubleArray, chosen: NDArray[np.bool_]) -> tuple[Problem, NDArray[np.int64]]:
+    """Some blends of a problem as a problem of their own; the other sources of their scenes are its background.
+
+    Parameters
+    ----------
+    problem : Problem
+        Without a background.
+    latent : float64 (n_source, n_latent)
+        Where the other sources are held.
+    chosen : bool (n_blend,)
+
+    Returns
+    -------
+    problem : Problem
+    rows : int64 (n_chosen,)
+        Its sources.
+    """
+    rows = np.flatnonzero(chosen[problem.blend])
+    scenes = np.unique(problem.scene[rows])
+    before = np.concatenate([[0], np.cumsum([p.n_blend for p in problem.partition])])
+    number = np.concatenate([np.zeros(0, np.int64), *[np.arange(before[s], before[s + 1]) for s in scenes]])
+
+    def take(rows: NDArray[np.int64], **changes: Any) -> Problem:
+        profile = [p for (members, _), p in zip(problem.folded.groups(len(problem.scene)), problem.profile, strict=True)
+                   if np.isin(members, rows).any()]
+        blend = np.searchsorted(number, problem.blend[rows])
+        return dataclasses.replace(
+            problem, folded=problem.folded.take(rows), data=[problem.data[s] for s in scenes],
+            weight=[problem.weight[s] for s in scenes], partition=[problem.partition[s] for s in scenes],
+            scene=np.searchsorted(scenes, problem.scene[rows]), blend=blend, n_blend=len(number),
+            corner=problem.corner[rows], offset0=problem.offset0[rows], measured=problem.measured[rows],
+            star=problem.star[rows], extended=problem.extended[rows], profile=profile, own=problem.own[rows],
+            area=[problem.area[s] for s in scenes], **changes)
+
+    others = np.flatnonzero(np.isin(problem.scene, scenes) & ~chosen[problem.blend])
+    held = take(others)
+    return take(rows, background=render(held, decoding.decode(held, latent[others]))), rows
 
 
 @dataclasses.dataclass
@@ -199,7 +242,8 @@ def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, D
 
 def render(problem: Problem, coefficients: FloatArray) -> Canvases:
     """Model image of every scene."""
-    canvas = [np.zeros_like(d) for d in problem.data]
+    canvas = [np.zeros_like(d) for d in problem.data] if problem.background is None else [
+        b.copy() for b in problem.background]
     ops.render(coefficients, problem.folded, problem.corner, problem.extended, canvas, problem.scene)
     return canvas
 

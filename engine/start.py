@@ -21,6 +21,7 @@ from deblendrt.engine.scene import Scene
 SWEEPS = 3  # of the joint linear solve
 START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights
 ENCODER_COVERAGE = 0.8  # of its cutout, in some band or on the opposite side; else the shape starts at the prior's mean
+ENCODINGS = 3  # of all sources; from the second on, of a cutout without the others' light as the last one found it
 SIGNIFICANT = 1.0  # sigma of all bands together, per pixel: where a source's light counts for the blends
 HOLE = 5  # pixel: holes are filled from their rims so far
 FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
@@ -135,8 +136,8 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
     ----------
     problem : Problem
     start : {"linear", "encoder"}
-        Shapes at the prior's mean, or from the deblending encoder where its cutout can be filled. Fluxes come from
-        a joint linear solve.
+        Shapes at the prior's mean, or from the deblending encoder where its cutout can be filled, first as observed and
+        then without the other sources. Fluxes come from joint linear solves.
 
     Returns
     -------
@@ -148,26 +149,37 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
     latent = np.zeros((n, n_band + 2 + problem.bundle.n_shape))
     latent[:, n_band : n_band + 2] = problem.offset0
     latent[:, n_band + 2 :] = problem.bundle.start_shape
-    if start == "encoder":
-        shape, known = encoded_shapes(problem)
-        latent[known, n_band + 2 :] = shape[known]
-    latent[problem.star, n_band + 2 :] = 0.0
-    unit = decoding.decode(problem, latent)  # log flux 0: unit flux
-    flux, sigma = photometry.linear_fluxes(problem, unit, np.zeros((n, n_band)), n_sweep=SWEEPS)
-    if problem.robust:  # again without the flux that the mean shapes leave wholly unexplained: unlisted stars
-        flux, sigma = photometry.linear_fluxes(problem, unit, flux, error=START_ERROR, n_sweep=SWEEPS)
-    lowest = FLOOR_SIGMA * np.where(problem.measured, sigma, 1.0)
-    log_flux = np.log(np.maximum(flux, lowest))
-    latent[:, :n_band] = log_flux
-    latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
-    coefficients = decoding.decode(problem, latent)
-    problem = dataclasses.replace(problem, extended=extended_sources(problem, coefficients))
+    flux: DoubleArray = np.zeros((n, n_band))
+    models: FloatArray | None = None
+    for _ in range(ENCODINGS if start == "encoder" else 1):
+        if start == "encoder":
+            shape, known = encoded_shapes(problem, models)
+            latent[known, n_band + 2 :] = shape[known]
+        latent[problem.star, n_band + 2 :] = 0.0
+        latent[:, :n_band] = 0.0
+        unit = decoding.decode(problem, latent)  # log flux 0: unit flux
+        if models is None or not problem.robust:
+            flux, sigma = photometry.linear_fluxes(problem, unit, flux, n_sweep=SWEEPS)
+        if problem.robust:  # without the flux that the shapes so far leave wholly unexplained: unlisted stars
+            flux, sigma = photometry.linear_fluxes(problem, unit, flux, error=START_ERROR, n_sweep=SWEEPS)
+        lowest = FLOOR_SIGMA * np.where(problem.measured, sigma, 1.0)
+        log_flux = np.log(np.maximum(flux, lowest))
+        latent[:, :n_band] = log_flux
+        latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
+        coefficients = models = decoding.decode(problem, latent)
+        problem = dataclasses.replace(problem, extended=extended_sources(problem, coefficients))
     divided = divide(problem, light_radius(problem, coefficients))
     return divided, latent, np.where(problem.measured, np.log(lowest), -np.inf)
 
 
-def encoded_shapes(problem: Problem) -> tuple[DoubleArray, NDArray[np.bool_]]:
+def encoded_shapes(problem: Problem, coefficients: FloatArray | None) -> tuple[DoubleArray, NDArray[np.bool_]]:
     """Shapes that the deblending encoder suggests.
+
+    Parameters
+    ----------
+    problem : Problem
+    coefficients : float32 (n_source, n_band, n_basis) [nJy], optional
+        Models so far: every source is then seen without the others' light.
 
     Returns
     -------
@@ -181,10 +193,17 @@ def encoded_shapes(problem: Problem) -> tuple[DoubleArray, NDArray[np.bool_]]:
     cutouts = np.empty((n, n_band, size, size), np.float32)
     log_noise = np.empty((n, n_band))
     coverage = np.empty(n)
-    for i, (s, (x, y)) in enumerate(zip(problem.scene, problem.corner, strict=True)):
-        area = (slice(None), slice(y + first, y + first + size), slice(x + first, x + first + size))
-        weight = problem.weight[s][area]
-        cutouts[i], log_noise[i], coverage[i] = filled_cutout(problem.data[s][area], weight, problem.bundle)
+    data = problem.data
+    if coefficients is not None:
+        data = [y - m for y, m in zip(data, objective.render(problem, coefficients), strict=True)]
+    inside = slice(first, first + size)
+    for rows, _, basis in ops.runs(problem.folded, n):
+        own = None if coefficients is None else ops.stamps(coefficients[rows], basis)[:, :, inside, inside]
+        for i in range(rows.start, rows.stop):
+            s, (x, y) = problem.scene[i], problem.corner[i]
+            area = (slice(None), slice(y + first, y + first + size), slice(x + first, x + first + size))
+            seen = data[s][area] if own is None else data[s][area] + own[i - rows.start]
+            cutouts[i], log_noise[i], coverage[i] = filled_cutout(seen, problem.weight[s][area], problem.bundle)
     fwhm = np.broadcast_to(problem.folded.fwhm, (n, n_band))
     latent = problem.runtime.encode(cutouts, problem.offset0, np.concatenate([fwhm, log_noise], 1))
     return latent[:, n_band + 2 :].astype(np.float64), coverage >= ENCODER_COVERAGE

@@ -29,7 +29,7 @@ from deblendrt.training import population, render, simulate
 from perf import calibration_figure, metrics, report, scenes, uncertainty
 
 FloatArray = NDArray[np.float64]
-SOLVERS = {"gauss_newton": 15, "adam": 200}
+SOLVERS = {"gauss_newton": 12, "adam": 200}
 SHAPE_BAND = "r"  # of SNR, blendedness, cosine and SSIM
 REFERENCE_BAND = "i"  # of the pulls by SNR and blendedness, and of moments
 APERTURE_STAMP = 11  # pixel, holds the aperture

@@ -216,3 +216,25 @@ def test_likelihood(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     gaussian, _ = make(toy_deblender, toy_model, robust=False)
     assert objective.likelihood(gaussian, model).clip is None
     assert objective.likelihood(gaussian, model, temper=0.3).clip is None
+
+
+def test_part_of_a_problem_sees_the_rest_as_background(toy_deblender: Deblender, toy_model: ToyModel) -> None:
+    problem, latent = make(toy_deblender, toy_model, robust=True)
+    state = objective.evaluate(problem, latent)
+    likely = objective.likelihood(problem, state.model)
+    blend_scene = np.zeros(problem.n_blend, int)
+    blend_scene[problem.blend] = problem.scene
+    for blends in ([0], [problem.n_blend - 1], list(range(problem.n_blend))):
+        chosen = np.isin(np.arange(problem.n_blend), blends)
+        part, rows = objective.part(problem, latent, chosen)
+        np.testing.assert_array_equal(rows, np.flatnonzero(chosen[problem.blend]))
+        alone = objective.evaluate(part, latent[rows])
+        scenes = np.unique(problem.scene[rows])
+        for canvas, s in zip(alone.model, scenes, strict=True):
+            whole = state.model[s]
+            np.testing.assert_allclose(canvas, whole, atol=FLOAT32 * np.abs(whole).max())
+        here = np.isin(blend_scene, scenes)
+        expected = objective.by_blend(problem, likely, state)[here]
+        found = objective.by_blend(part, objective.likelihood(part, alone.model), alone)
+        assert relative_error(found[chosen[here]], expected[chosen[here]]) < OBJECTIVE
+        np.testing.assert_array_equal(part.own, problem.own[rows])

@@ -217,21 +217,47 @@ def test_damping_shortens_the_shape_step(toy_deblender: Deblender, toy_model: To
     assert (lengths[-1] < 1e-3 * lengths[0]).all()
 
 
-def test_the_objective_never_rises(toy_deblender: Deblender, toy_model: ToyModel,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_objective_never_rises(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     """Gaussian and not tempered, every iteration judges one and the same L."""
-    monkeypatch.setattr(solver, "temper", lambda iteration, n_iteration: 0.0)
     for seed in range(3):
         problem, _, start, floor = make(toy_deblender, toy_model, seed=seed)
         together = dataclasses.replace(problem, blend=np.zeros_like(problem.blend), n_blend=1, partition=[
             dataclasses.replace(p, blend=np.zeros_like(p.blend), n_blend=1) for p in problem.partition])
         # several blends judge their steps apart, while a little of each other's light moves under them
         for case, slack in ((together, 0.0), (problem, OBJECTIVE)):
-            values = [objective_at(case, solver.gauss_newton(case, start, floor, k)[1]) for k in range(9)]
+            values = [objective_at(case, solver.descend(case, start, floor, [0.0] * k)[1]) for k in range(9)]
             assert all((b <= a * (1 + slack)).all() for a, b in itertools.pairwise(values))
             assert (values[-1] < values[0]).all()
         # L per pixel is that of noise
         assert values[-1].sum() < 0.55 * sum(int((w > 0).sum()) for w in problem.weight)
+
+
+def test_damping_follows_the_gain() -> None:
+    damping = np.full(5, 0.1)
+    decrease = np.array([-1.0, 0.0, 0.2, 0.4, 0.9])
+    np.testing.assert_allclose(solver.damped(damping, decrease, np.ones(5)), [0.8, 0.8, 0.4, 0.1, 0.025])
+    low, high = solver.damped(np.full(2, solver.MIN_DAMPING), np.array([-1.0, 1.0]), np.ones(2))
+    assert low == solver.REJECTED_DAMPING
+    assert high == solver.MIN_DAMPING
+
+
+def test_blends_that_still_move_go_on_and_leave_the_others(toy_deblender: Deblender, toy_model: ToyModel,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, _, start, floor = make(toy_deblender, toy_model, robust=True)
+    n_iteration = 4
+    tempers = [solver.temper(i, n_iteration) for i in range(n_iteration)]
+    _, stopped, left = solver.descend(problem, start, floor, tempers)
+    limit = float(np.sort(left)[-2:].mean())
+    monkeypatch.setattr(solver, "MOVING", limit)
+    moving = left > limit
+    assert moving.sum() == 1
+    _, further = solver.gauss_newton(problem, start, floor, n_iteration)
+    rows = moving[problem.blend]
+    np.testing.assert_array_equal(further.latent[~rows], stopped.latent[~rows])
+    assert (further.latent[rows] != stopped.latent[rows]).any(1).all()
+    assert objective_at(problem, further)[moving] < objective_at(problem, stopped)[moving]
+    monkeypatch.setattr(solver, "MOVING", np.inf)
+    np.testing.assert_array_equal(solver.gauss_newton(problem, start, floor, n_iteration)[1].latent, stopped.latent)
 
 
 def test_temper_ends_at_the_objective_itself() -> None:
