@@ -218,7 +218,8 @@ class Deblender:
             is masked on both sides of the centre); fluxes by a joint linear solve in both cases.
         robust : bool
             Bound the influence of flux that no listed source explains, and fit bright unlisted sources along, which
-            stay out of the result; False gives the plain chi-square of the listed ones.
+            stay out of the result (not in images solved in parts: `find_missed` serves there); False gives the plain
+            chi-square of the listed ones.
         center_sigma : float [pixel]
             Standard deviation of the prior on a source's position around the given centre, per axis.
         aperture_diameter : float [arcsec]
@@ -384,7 +385,9 @@ class Deblender:
         problem, per_scene = build_problem(scenes, folded, self.runtime, self.bundle,
                                            center_sigma=settings.center_sigma, robust=settings.robust, part=part)
         problem, latent, floor = start_latents(problem, settings.start)
-        found = unlisted.peaks(scenes, problem, latent) if search and settings.robust else []
+        # some source of hundreds starts badly enough to leave a peak: every part of a patch would be solved twice
+        search = search and settings.robust and (part is None or bool(part.own.all()))
+        found = unlisted.peaks(scenes, problem, latent) if search else []
         solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
         blends = record(result, members, per_scene, solution)
         if settings.robust:
