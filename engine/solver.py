@@ -102,7 +102,9 @@ def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_it
     moving = left > MOVING
     if not moving.any():
         return problem, state
-    problem, state = extend(problem, state)
+    # of these blends alone: the others' scenes must not notice that they go on
+    wide = extended_sources(problem, state.coefficients) & moving[problem.blend]
+    problem = dataclasses.replace(problem, extended=problem.extended | wide)
     part, rows = objective.part(problem, state.latent, moving)
     part, further, _ = descend(part, state.latent[rows], floor[rows], [0.0] * int(FURTHER * n_iteration))
     latent, extended = state.latent.copy(), problem.extended.copy()

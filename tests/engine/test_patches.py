@@ -59,11 +59,12 @@ def test_parts_cover_the_image_and_own_every_source_once(toy_deblender: Deblende
 
 def test_parts_give_what_the_whole_gives(toy_deblender: Deblender, field: Any,
                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = deblend(toy_deblender, field, n_iteration=25)
+    # without the search for unlisted sources, which only whole scenes have
+    whole = deblend(toy_deblender, field, n_iteration=25, robust=False)
     monkeypatch.setattr(patches, "LARGEST", 90)
     monkeypatch.setattr(patches, "SIDE", 60)
     monkeypatch.setattr(patches, "BORDER", 35)
-    cut = deblend(toy_deblender, field, n_iteration=25)
+    cut = deblend(toy_deblender, field, n_iteration=25, robust=False)
     assert digest(whole) != digest(cut)
     np.testing.assert_array_equal(cut.fitted, whole.fitted)
     good = whole.fitted & ((whole.flags & int(Flag.NOT_CONVERGED | Flag.NEIGHBOUR_SUSPECT)) == 0)
