@@ -17,7 +17,9 @@ OPTIONAL = {
     "matplotlib": ("plot", "figures"),
     "tqdm": ("plot", "progress bar"),
     "sep": ("detect", "--detect"),
-    "onnxruntime-gpu": ("gpu", "models on an NVIDIA GPU"),
+    "cuda-bindings": ("gpu", 'device="cuda"'),
+    "nvidia-cuda-nvrtc": ("gpu", "compiles the GPU's kernels at first use"),
+    "onnx": ("gpu", "reads the models' graphs for the GPU"),
     "torch": ("train", "training and export; never needed to deblend"),
     "galsim": ("train", "training and export; never needed to deblend"),
 }
@@ -44,6 +46,7 @@ def report() -> Iterator[str]:
     yield ""
     yield from _providers()
     yield from _gpus()
+    yield from _cuda()
     yield from _bundled_models()
 
 
@@ -78,6 +81,28 @@ def _gpus() -> Iterator[str]:
         return
     for line in lines:
         yield f"NVIDIA GPUs      {line}"
+
+
+def _cuda() -> Iterator[str]:
+    """Whether device="cuda" works, which nvidia-smi does not say."""
+    from deblendrt.cuda import compile as kernel_compiler
+    from deblendrt.cuda.cuda_device import open_device
+    from deblendrt.cuda.device import DeviceError
+
+    folder = kernel_compiler.cache_folder("kernels")
+    tool = kernel_compiler.compiler()
+    yield f"kernel compiler  {tool.version if tool else 'none: ' + kernel_compiler.NO_COMPILER}"
+    yield f"kernel cache     {folder} ({len(list(folder.glob('*.cubin')))} compiled)"
+    try:
+        device = open_device()
+    except DeviceError as error:
+        yield f'device="cuda"    not usable: {error}'
+        return
+    free, total = device.memory()
+    version, capability = (".".join(map(str, pair)) for pair in (device.driver.version, device.capability))
+    yield (f'device="cuda"    ready: {device.name}, compute capability {capability}, driver for CUDA {version}, '
+           f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    device.close()
 
 
 def _bundled_models() -> Iterator[str]:

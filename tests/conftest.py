@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from toy_model import ToyModel
 
+from deblendrt.cuda.cuda_device import open_device
+from deblendrt.cuda.device import DeviceError
 from deblendrt.engine.bundle import load_bundle
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.manifest import FORMAT_REVISION, GRAPHS, Graph, graph_sizes
@@ -61,6 +64,22 @@ def toy_graph(graph: Graph, sizes: dict[str, int], rng: np.random.Generator) -> 
                 for key, symbols in graph.outputs.items()]
 
     return proto.SerializeToString(), reference
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none, with the reason."""
+    if "gpu" in item.keywords and (reason := no_gpu()):
+        pytest.skip(reason)
+
+
+@functools.cache
+def no_gpu() -> str | None:
+    """What is missing for `device="cuda"`, or None."""
+    try:
+        open_device().close()
+    except DeviceError as error:
+        return str(error)
+    return None
 
 
 def write_toy_bundle(folder: Path) -> Path:
