@@ -27,6 +27,26 @@ FloatArray = NDArray[np.float32]
 HALF = 8  # pixel: where the Gaussian is cut, at sigma = 1 below 1e-14
 
 
+def star_core(bundle: Bundle) -> tuple[DoubleArray, DoubleArray]:
+    """What a bundle's point sources are made of.
+
+    Parameters
+    ----------
+    bundle : Bundle
+
+    Returns
+    -------
+    basis : float64 (n_basis, 2 half + 1, 2 half + 1)
+        Where the reference PSF has light, its middle the anchor pixel.
+    sums : float64 (n_basis,)
+        Of the whole functions.
+    """
+    middle = bundle.stamp_size // 2
+    half = min(int(np.ceil(HALF * bundle.reference_psf_sigma)), middle)
+    inside = slice(middle - half, middle + half + 1)
+    return bundle.basis[:, inside, inside].astype(np.float64), bundle.full_basis.sum((1, 2), dtype=np.float64)
+
+
 def point_sources(bundle: Bundle, offset: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
     """Unit-flux coefficients of stars, and their derivatives.
 
@@ -41,10 +61,9 @@ def point_sources(bundle: Bundle, offset: DoubleArray) -> tuple[DoubleArray, Dou
     coefficients : float64 (n_source, n_basis)
     by_offset : float64 (n_source, 2, n_basis) [1 / pixel]
     """
-    middle, sigma = bundle.stamp_size // 2, bundle.reference_psf_sigma
-    half = min(int(np.ceil(HALF * sigma)), middle)
-    inside = slice(middle - half, middle + half + 1)
-    basis = bundle.basis[:, inside, inside].astype(np.float64)
+    sigma = bundle.reference_psf_sigma
+    basis, sums = star_core(bundle)
+    half = basis.shape[1] // 2
     distance = np.arange(-half, half + 1) - offset[:, :, None]
     profile = np.exp(-0.5 * (distance / sigma) ** 2)
     slope = profile * distance / sigma**2
@@ -53,7 +72,6 @@ def point_sources(bundle: Bundle, offset: DoubleArray) -> tuple[DoubleArray, Dou
     def project(along_x: DoubleArray, along_y: DoubleArray) -> DoubleArray:
         return np.einsum("kij,ni,nj->nk", basis, along_y, along_x, optimize=False)
 
-    sums = bundle.full_basis.sum((1, 2), dtype=np.float64)
     raw, by_offset = project(x, y), np.stack([project(x_slope, y), project(x, y_slope)], 1)
     flux = (raw * sums).sum(1)[:, None]
     flux_slope = (by_offset * sums).sum(2)[:, :, None]

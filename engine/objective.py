@@ -23,7 +23,7 @@ A band in which a source has no weight keeps a weak prior on its colour, so that
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ from deblendrt.engine.blends import Partition
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.mixed import AnyBasis
 from deblendrt.engine.runtime import Jacobian, Runtime
+
+if TYPE_CHECKING:
+    from deblendrt.engine.device_work import DeviceWork
 
 FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
@@ -82,6 +85,8 @@ class Problem:
         (y, x), per scene: pixels of the canvas that a scene's objective and chi2 count.
     background : list of float32 (n_band, n_y, n_x) [nJy], optional
         Model of sources that are not in the problem.
+    device : DeviceWork, optional
+        What computes instead of NumPy.
     """
 
     runtime: Runtime
@@ -104,6 +109,7 @@ class Problem:
     own: NDArray[np.bool_]
     area: list[tuple[slice, slice]]
     background: Canvases | None = None
+    device: DeviceWork | None = None
 
     @property
     def n_band(self) -> int:
@@ -242,6 +248,8 @@ def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, D
 
 def render(problem: Problem, coefficients: FloatArray) -> Canvases:
     """Model image of every scene."""
+    if problem.device is not None:
+        return problem.device.render(problem, coefficients)
     canvas = [np.zeros_like(d) for d in problem.data] if problem.background is None else [
         b.copy() for b in problem.background]
     ops.render(coefficients, problem.folded, problem.corner, problem.extended, canvas, problem.scene)
@@ -250,6 +258,8 @@ def render(problem: Problem, coefficients: FloatArray) -> Canvases:
 
 def project(problem: Problem, image: Canvases) -> FloatArray:
     """Inner products of images with the folded basis at every source."""
+    if problem.device is not None:
+        return problem.device.project(problem, image)
     return ops.project(image, problem.folded, problem.corner, problem.extended, problem.scene)
 
 
@@ -303,23 +313,21 @@ def robust_weight(data: FloatArray, weight: FloatArray, model: FloatArray, clip:
         return weight
     t2 = weight * (data - model) ** 2
     c2 = clip * clip
-    beyond = t2 > c2
-    if not beyond.any():
-        return weight
-    return weight * np.where(beyond, c2 / np.where(beyond, t2, 1), np.float32(1))
+    beyond = np.nonzero(t2 > c2)
+    bounded = weight.copy()
+    bounded[beyond] *= c2[beyond] / t2[beyond]
+    return bounded
 
 
 def loss_image(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None) -> DoubleArray:
     """rho summed over bands, float64 (n_y, n_x)."""
-    t2 = (weight * (data - model) ** 2).astype(np.float64)
-    if clip is None:
-        return 0.5 * t2.sum(0)
-    c2 = clip.astype(np.float64) ** 2
-    beyond = t2 > c2
-    if not beyond.any():
-        return 0.5 * t2.sum(0)
-    ratio = np.where(beyond, t2, c2) / c2
-    return np.where(beyond, 0.5 * c2 * (1 + np.log(ratio)), 0.5 * t2).sum(0)
+    t2 = weight * (data - model) ** 2
+    if clip is not None:  # few pixels are beyond it, and only they need a logarithm
+        c2 = clip * clip
+        beyond = np.nonzero(t2 > c2)
+        bound = c2[beyond].astype(np.float64)
+        t2[beyond] = bound * (1 + np.log(t2[beyond] / bound))
+    return 0.5 * t2.sum(0, dtype=np.float64)
 
 
 def _clips(problem: Problem, likely: Likelihood) -> list[FloatArray | None]:

@@ -97,6 +97,8 @@ def linear_fluxes(problem: Problem, unit: FloatArray, flux: DoubleArray, *, n_sw
     sigma : float64 (n_source, n_band) [nJy]
         Marginal standard deviation; infinite where a band has no weight.
     """
+    if problem.device is not None:
+        return problem.device.linear_fluxes(problem, unit, flux, n_sweep, error)
     sigma = np.full(flux.shape, np.inf)
     matrices: list[tuple[NDArray[np.int64], DoubleArray]] = []
     weights: Canvases = []

@@ -232,6 +232,78 @@ def reference_transform(n: int, sigma: float) -> NDArray[np.float64]:
     return transform / transform[0]
 
 
+@dataclass(frozen=True, eq=False)
+class Folding:
+    """What to convolve a basis with, and how to cut the result: what folding is on any device.
+
+    Attributes
+    ----------
+    transform : complex128 (n_band, n, n // 2 + 1)
+        Of the difference kernels on an n x n grid, their origin at (pad, pad): with a stamp at the grid's first pixels,
+        the full window of its convolution is there too.
+    window, full_window, binning : int [pixel]
+    fwhm, residual, narrow, norm : (n_band,)
+        As in `FoldedBasis`.
+    """
+
+    transform: NDArray[np.complex128]
+    window: int
+    full_window: int
+    binning: int
+    fwhm: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    narrow: NDArray[np.bool_]
+    norm: NDArray[np.float64]
+
+    def kernel(self) -> NDArray[np.float32]:
+        """The difference kernels themselves, float32 (n_band, n, n); the convolution is circular."""
+        n = self.transform.shape[1]
+        return np.fft.irfft2(self.transform, s=(n, n)).astype(np.float32)
+
+
+def folding(size: int, psf: ArrayLike, reference_sigma: float = 1.0, pad: int = 5, gain_cap: float = GAIN_CAP, *,
+            window: int | None = None, binning: int = 1) -> Folding:
+    """Difference kernels for stamps of a given size; parameters as in `fold`.
+
+    Returns
+    -------
+    Folding
+    """
+    if pad < 0 or not gain_cap >= 1 or not reference_sigma > 0:
+        raise ValueError("fold: expected pad >= 0, gain_cap >= 1 and reference_sigma > 0, "
+                         f"got {pad}, {gain_cap} and {reference_sigma}")
+    image, norm = normalize_psf(psf)
+    n_band, q = image.shape[:2]
+    pad = -(-pad // binning) * binning
+    full = size + 2 * pad
+    window = full if window is None else window
+    if window > full or window % 2 == 0 or binning % 2 == 0 or (window < full and full % binning):
+        raise ValueError(f"fold: expected an odd window of at most {full} pixels and an odd binning that divides the "
+                         f"stamp, got {window} and {binning}")
+    # The grid holds stamp and PSF; the little that the kernel rings beyond them is at frequencies that galaxies lack.
+    n = _fast_length(max(size + q, full))
+    padded = np.zeros((n_band, n, n))
+    padded[:, :q, :q] = image
+    target = np.fft.rfft2(np.roll(padded, (pad - q // 2, pad - q // 2), axis=(1, 2)))
+    axis = reference_transform(n, reference_sigma)
+    reference = axis[:, None] * axis[: n // 2 + 1]
+    kernel = target / reference
+    modulus = np.abs(kernel)
+    np.multiply(kernel, gain_cap / modulus, out=kernel, where=modulus > gain_cap)
+    # Half-plane sums count conjugate pairs once: weights restore Parseval's identity.
+    pairs = np.full(n // 2 + 1, 2.0)
+    pairs[0] = 1.0
+    if n % 2 == 0:
+        pairs[-1] = 1.0
+    power = (pairs * np.abs(target) ** 2).sum(axis=(1, 2))
+    residual = np.sqrt((pairs * np.abs(kernel * reference - target) ** 2).sum(axis=(1, 2)) / power)
+    fwhm = np.array([psf_fwhm(band) for band in image])
+    narrow = residual > NARROW_RESIDUAL
+    for array in (fwhm, residual, narrow, norm):
+        array.flags.writeable = False
+    return Folding(kernel, window, full, binning, fwhm, residual, narrow, norm)
+
+
 def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: int = 5, gain_cap: float = GAIN_CAP, *,
          window: int | None = None, binning: int = 1) -> FoldedBasis:
     """Convolve the basis with the difference kernel of every band.
@@ -260,39 +332,11 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
     stamps = np.asarray(basis)
     if stamps.ndim != 3 or stamps.shape[1] != stamps.shape[2] or stamps.shape[1] % 2 == 0:
         raise ValueError(f"basis: expected shape (n_basis, s, s) with s odd, got {stamps.shape}")
-    if pad < 0 or not gain_cap >= 1 or not reference_sigma > 0:
-        raise ValueError("fold: expected pad >= 0, gain_cap >= 1 and reference_sigma > 0, "
-                         f"got {pad}, {gain_cap} and {reference_sigma}")
-    image, norm = normalize_psf(psf)
-    n_basis, size = stamps.shape[:2]
-    n_band, q = image.shape[:2]
-    pad = -(-pad // binning) * binning
-    full = size + 2 * pad
-    window = full if window is None else window
-    if window > full or window % 2 == 0 or binning % 2 == 0 or (window < full and full % binning):
-        raise ValueError(f"fold: expected an odd window of at most {full} pixels and an odd binning that divides the "
-                         f"stamp, got {window} and {binning}")
+    how = folding(stamps.shape[1], psf, reference_sigma, pad, gain_cap, window=window, binning=binning)
+    n_basis, n_band, n = len(stamps), len(how.norm), how.transform.shape[1]
+    full, window = how.full_window, how.window
     outskirts = window < full
-    n = _fast_length(max(size + q, full))
 
-    # The kernel's origin sits at (pad, pad), so that the window starts at index 0 of the result.
-    padded = np.zeros((n_band, n, n))
-    padded[:, :q, :q] = image
-    target = np.fft.rfft2(np.roll(padded, (pad - q // 2, pad - q // 2), axis=(1, 2)))
-    axis = reference_transform(n, reference_sigma)
-    reference = axis[:, None] * axis[: n // 2 + 1]
-    kernel = target / reference
-    modulus = np.abs(kernel)
-    np.multiply(kernel, gain_cap / modulus, out=kernel, where=modulus > gain_cap)
-    # Half-plane sums count conjugate pairs once: weights restore Parseval's identity.
-    pairs = np.full(n // 2 + 1, 2.0)
-    pairs[0] = 1.0
-    if n % 2 == 0:
-        pairs[-1] = 1.0
-    power = (pairs * np.abs(target) ** 2).sum(axis=(1, 2))
-    residual = np.sqrt((pairs * np.abs(kernel * reference - target) ** 2).sum(axis=(1, 2)) / power)
-
-    # The grid holds stamp and PSF; the little that the kernel rings beyond them is at frequencies that galaxies lack.
     # float32 transforms: 3e-7 of the result's maximum, the rounding of phi itself, at half the time. Rows outside the
     # stamp (forward) and outside the window (back) are never transformed.
     rows = np.fft.rfft(stamps.astype(np.float32), n=n, axis=2)
@@ -305,7 +349,7 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
     full_gram = np.empty_like(gram)
     inside = slice((full - window) // 2, (full + window) // 2)
     for b in range(n_band):
-        product = np.fft.ifft(transform * kernel[b].astype(np.complex64), axis=1)[:, :full]
+        product = np.fft.ifft(transform * how.transform[b].astype(np.complex64), axis=1)[:, :full]
         whole = np.fft.irfft(product, n=n, axis=2)[:, :, :full].astype(np.float32)
         phi[b] = whole[:, inside, inside].reshape(n_basis, -1)
         phi_t[b] = phi[b].T
@@ -316,12 +360,10 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
             flat = whole.reshape(1, n_basis, -1)
             full_gram[b] = matmul(flat, np.ascontiguousarray(flat.transpose(0, 2, 1)))[0]
     outer_t = np.ascontiguousarray(outer.transpose(0, 2, 1))
-    narrow = residual > NARROW_RESIDUAL
-    fwhm = np.array([psf_fwhm(band) for band in image])
-    for array in (phi, phi_t, gram, outer, outer_t, full_gram, fwhm, residual, narrow, norm):
+    for array in (phi, phi_t, gram, outer, outer_t, full_gram):
         array.flags.writeable = False
-    return FoldedBasis(phi, phi_t, gram, outer, outer_t, full_gram, fwhm, window, window // 2, full, binning, residual,
-                       narrow, norm)
+    return FoldedBasis(phi, phi_t, gram, outer, outer_t, full_gram, how.fwhm, window, window // 2, full, binning,
+                       how.residual, how.narrow, how.norm)
 
 
 def _fast_length(n: int) -> int:

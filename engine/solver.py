@@ -44,6 +44,7 @@ MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
 FIRST_DAMPING, MIN_DAMPING, REJECTED_DAMPING = 1e-2, 1e-4, 2e-2
 MOVING, FURTHER = 0.3, 1.25  # blends that still expect a larger decrease of L get so many times the iterations again
 FIRST_TEMPER, LAST_TEMPER, TEMPERED = 0.3, 2e-3, 0.6
+ADAM_EPSILON = 1e-8
 ITERATIONS = {"gauss_newton": 12, "adam": 200}
 
 
@@ -88,6 +89,8 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
     -------
     Solution
     """
+    if problem.device is not None:
+        return problem.device.solve(problem, latent, floor, solver, n_iteration)
     run: dict[str, Callable[..., tuple[Problem, State]]] = {"gauss_newton": gauss_newton, "adam": adam}
     problem, state = run[solver](problem, latent, floor, n_iteration)
     likely = objective.likelihood(problem, state.model)
@@ -165,7 +168,7 @@ def damped(damping: DoubleArray, decrease: DoubleArray, expected: DoubleArray) -
     float64 (n_blend,)
     """
     rejected = np.maximum(damping * 8.0, REJECTED_DAMPING)
-    following = np.select([decrease <= 0, decrease < 0.25 * expected, decrease < 0.5 * expected],
+    following = np.select([~(decrease > 0), decrease < 0.25 * expected, decrease < 0.5 * expected],
                           [rejected, damping * 4.0, damping], damping * 0.25)
     return np.asarray(np.maximum(following, MIN_DAMPING), np.float64)
 
@@ -201,14 +204,18 @@ def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration:
         _, residual = objective.weighted_residual(problem, likely, model)
         pulled = decoding.decode_pullback(problem, latent, objective.project(problem, residual))
         uphill = -(pulled + objective.prior(problem, latent)[1])
-        first += 0.1 * (uphill - first)
-        second += 0.001 * (uphill**2 - second)
-        rate = 0.075 * 0.8 ** (iteration // 30)
-        corrected = np.sqrt(second / (1 - 0.999 ** (iteration + 1))) + 1e-8
-        latent = latent - rate * first / (1 - 0.9 ** (iteration + 1)) / corrected
+        rate, (first_share, second_share), (first_scale, second_scale) = adam_constants(iteration)
+        first += first_share * (uphill - first)
+        second += second_share * (uphill**2 - second)
+        latent = latent - rate * first / first_scale / (np.sqrt(second / second_scale) + ADAM_EPSILON)
         latent[:, :n_band] = np.maximum(latent[:, :n_band], floor)
         _hold_offset(problem, latent)
     return problem, objective.evaluate(problem, latent)
+
+
+def adam_constants(iteration: int) -> tuple[float, tuple[float, float], tuple[float, float]]:
+    """Rate, 1 - beta of the two running means, and 1 - beta^t of them; iterations count from 0."""
+    return 0.075 * 0.8 ** (iteration // 30), (0.1, 0.001), (1 - 0.9 ** (iteration + 1), 1 - 0.999 ** (iteration + 1))
 
 
 def newton_step(problem: Problem, state: State, weights: Canvases, downhill: DoubleArray,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from deblendrt.engine.patches import Part
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.scene import Scene
 
+if TYPE_CHECKING:
+    from deblendrt.engine.device_work import DeviceWork
+
 SWEEPS = 3  # of the joint linear solve
 START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights
 ENCODER_COVERAGE = 0.8  # of its cutout, in some band or on the opposite side; else the shape starts at the prior's mean
@@ -28,7 +32,8 @@ FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of
 
 
 def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
-                  robust: bool, part: Part | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
+                  robust: bool, part: Part | None = None,
+                  device: DeviceWork | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
     """Put the sources that can be fitted on padded canvases.
 
     Parameters
@@ -43,6 +48,8 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
     robust : bool
     part : Part, optional
         That the only scene is.
+    device : DeviceWork, optional
+        What computes instead of NumPy.
 
     Returns
     -------
@@ -73,7 +80,7 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
                       own=np.ones(len(corner), bool) if part is None else part.own[rows[0]],
                       area=[(slice(half, -half), slice(half, -half))] * len(scenes) if part is None else [
                           (slice(y.start + half, y.stop + half), slice(x.start + half, x.stop + half))
-                          for y, x in [part.area]])
+                          for y, x in [part.area]], device=device)
     return divide(problem, np.full(len(corner), MIN_RADIUS)), rows
 
 

@@ -69,17 +69,15 @@ def laplace(problem: Problem, solution: Solution) -> Iterator[BlendCovariance]:
     """
     unit = unit_columns(solution.state)
     prior = prior_precision(problem, solution.state.latent)
-    for chunk in photometry.blend_rows(problem):
-        for rows in chunk:
-            precision = likelihood_precision(problem, solution, unit, rows)
-            member = np.arange(len(rows))
-            precision[member, :, member] += prior[rows]
-            n = len(rows) * precision.shape[1]
-            flat = precision.reshape(n, n)
-            scale = 1 / np.sqrt(flat.diagonal())
-            scaled = flat * scale[:, None] * scale
-            covariance = np.linalg.inv(scaled + RIDGE * np.eye(n)) * scale[:, None] * scale
-            yield BlendCovariance(rows, (0.5 * (covariance + covariance.T)).reshape(precision.shape))
+    for rows, precision in likelihood_precisions(problem, solution, unit):
+        member = np.arange(len(rows))
+        precision[member, :, member] += prior[rows]
+        n = len(rows) * precision.shape[1]
+        flat = precision.reshape(n, n)
+        scale = 1 / np.sqrt(flat.diagonal())
+        scaled = flat * scale[:, None] * scale
+        covariance = np.linalg.inv(scaled + RIDGE * np.eye(n)) * scale[:, None] * scale
+        yield BlendCovariance(rows, (0.5 * (covariance + covariance.T)).reshape(precision.shape))
 
 
 def unit_columns(state: State) -> FloatArray:
@@ -125,6 +123,17 @@ def prior_precision(problem: Problem, latent: DoubleArray) -> DoubleArray:
     return block
 
 
+def likelihood_precisions(problem: Problem, solution: Solution,
+                          unit: FloatArray) -> Iterator[tuple[NDArray[np.int64], DoubleArray]]:
+    """Members of every blend and its D' W D; see `likelihood_precision`."""
+    if problem.device is not None:
+        yield from problem.device.likelihood_precisions(problem, solution.weights, unit)
+        return
+    for chunk in photometry.blend_rows(problem):
+        for rows in chunk:
+            yield rows, likelihood_precision(problem, solution, unit, rows)
+
+
 def likelihood_precision(problem: Problem, solution: Solution, unit: FloatArray,
                          rows: NDArray[np.int64]) -> DoubleArray:
     """D' W D of one blend.
@@ -154,7 +163,7 @@ def likelihood_precision(problem: Problem, solution: Solution, unit: FloatArray,
                 continue
             left, right = (np.ascontiguousarray(image).reshape(n_band, n_column, -1) for image in both)
             inner = matmul(left, np.ascontiguousarray(right.transpose(0, 2, 1)))
-            block = _by_latent(inner.astype(np.float64))
+            block = by_latent(inner.astype(np.float64))
             precision[a, :, b] = block
             precision[b, :, a] = block.T
     return precision
@@ -170,15 +179,21 @@ def _images(problem: Problem, unit: FloatArray, i: int, shape: tuple[int, ...]) 
     return ops.place(draw(unit.transpose(1, 0, 2), folded).transpose(1, 0, 2, 3), x, y, shape)
 
 
-def _by_latent(inner: DoubleArray) -> DoubleArray:
-    """From columns per band, (n_band, n_column, n_column), to latents: a flux of its own per band, the rest common."""
-    n_band, n_column, _ = inner.shape
-    block = np.zeros((n_band + n_column - 1, n_band + n_column - 1))
+def by_latent(inner: DoubleArray) -> DoubleArray:
+    """From columns per band, (..., n_band, n_column, n_column), to latents: a flux for each band, the rest common.
+
+    Returns
+    -------
+    float64 (..., n_latent, n_latent)
+    """
+    n_band, n_column = inner.shape[-3:-1]
+    n_latent = n_band + n_column - 1
+    block = np.zeros((*inner.shape[:-3], n_latent, n_latent))
     band = np.arange(n_band)
-    block[band, band] = inner[:, 0, 0]
-    block[:n_band, n_band:] = inner[:, 0, 1:]
-    block[n_band:, :n_band] = inner[:, 1:, 0].T
-    block[n_band:, n_band:] = inner[:, 1:, 1:].sum(0)
+    block[..., band, band] = inner[..., 0, 0]
+    block[..., :n_band, n_band:] = inner[..., 0, 1:]
+    block[..., n_band:, :n_band] = np.swapaxes(inner[..., 1:, 0], -1, -2)
+    block[..., n_band:, n_band:] = inner[..., 1:, 1:].sum(-3)
     return block
 
 

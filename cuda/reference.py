@@ -1,0 +1,221 @@
+"""What the kernels on pixels compute: the products with the folded basis, sums of stamps, the likelihood.
+
+Each function has the name and arguments of its launcher, less the device; arrays are NumPy's, outputs are written in
+place. What stands in rows of padding means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.cuda.layout import PIXEL_TILE, Layout
+from deblendrt.cuda.reference_photometry import interpolation
+
+FloatArray = NDArray[np.float32]
+DoubleArray = NDArray[np.float64]
+IntArray = NDArray[np.int32]
+
+
+def product(layout: Layout, rows: FloatArray, table: FloatArray, out: FloatArray, *, chosen: IntArray | None = None,
+            accumulate: bool = False) -> None:
+    """Multiply the rows of each source with the table of its folded basis.
+
+    Parameters
+    ----------
+    layout : Layout
+        Sources that its `row_tile` lacks are left alone.
+    rows : float32 (n_source, n_band, n_row, n_inner)
+    table : float32 (n_psf, n_band, n_inner, n_column)
+    out : float32 (n_source, n_band, n_row, n_column)
+    chosen : int32 (n_source,), optional
+        Only sources where it is not 0.
+    accumulate : bool
+        Add to `out`.
+    """
+    for i in _drawn(layout):
+        if chosen is None or chosen[i]:
+            result = rows[i].astype(np.float64) @ table[layout.basis[i]]
+            out[i] = out[i] + result if accumulate else result
+
+
+def render(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended: IntArray,
+           background: FloatArray | None, weight: FloatArray | None, out: FloatArray) -> None:
+    """Sum stamps into the images of scenes.
+
+    Parameters
+    ----------
+    layout : Layout
+        Sources that its `tile_source` lacks are left out.
+    stamps : float32 (n_source, n_band, n_window_pixel)
+    cells : float32 (n_source, n_band, n_cell), or None
+        Outskirts, of use for extended sources only.
+    extended : int32 (n_source,)
+    background, weight : float32 (n_pixel,), or None
+        Added before, multiplied after.
+    out : float32 (n_pixel,)
+        Written where the layout has tiles.
+    """
+    for s, whole in _canvases(layout, out):
+        image = np.empty_like(whole)
+        image[...] = 0 if background is None else _canvas(layout, background, s)
+        margin = layout.margin
+        wide = np.zeros((len(image), *(n + 2 * margin for n in image.shape[1:])))
+        for i in np.flatnonzero(layout.scene == s):
+            if i in layout.tile_source:
+                x, y = layout.corner[i]
+                if cells is not None and extended[i]:
+                    outer = _spread(layout, cells[i])
+                    inside = slice(margin, margin + layout.window)
+                    outer[:, inside, inside] = 0
+                    wide[:, y : y + layout.full_window, x : x + layout.full_window] += outer
+                core = (slice(None), slice(y + margin, y + margin + layout.window),
+                        slice(x + margin, x + margin + layout.window))
+                wide[core] += stamps[i].reshape(-1, layout.window, layout.window)
+        image += wide[:, margin : margin + image.shape[1], margin : margin + image.shape[2]]
+        if weight is not None:
+            image *= _canvas(layout, weight, s)
+        _copy_tiles(layout, s, image, whole)
+
+
+def project(layout: Layout, image: FloatArray, phi_t: FloatArray, outer_t: FloatArray | None, extended: IntArray,
+            cells: FloatArray | None, scratch: FloatArray, out: FloatArray) -> None:
+    """Multiply the windows of images with the folded basis: the adjoint of `product` and `render`.
+
+    Parameters
+    ----------
+    layout : Layout
+    image : float32 (n_pixel,)
+    phi_t : float32 (n_psf, n_band, n_window_pixel, n_basis)
+    outer_t : float32 (n_psf, n_band, n_cell, n_basis), or None
+    extended : int32 (n_source,)
+    cells : float32 (n_source, n_band, n_cell), or None
+        Overwritten, for extended sources.
+    scratch : float32
+        Room for sums of parts of windows, of which `project.runs` tells the number: so many times the size of `out`.
+        Memory for stamps, (n_source, n_band, n_window_pixel), is enough.
+    out : float32 (n_source, n_band, n_basis)
+    """
+    window, margin = layout.window, layout.margin
+    for i in _drawn(layout):
+        canvas = _canvas(layout, image, layout.scene[i]).astype(np.float64)
+        wide = np.pad(canvas, ((0, 0), (margin, margin), (margin, margin)))
+        x, y = layout.corner[i]
+        full = wide[:, y : y + layout.full_window, x : x + layout.full_window].copy()
+        inside = slice(margin, margin + window)
+        core = full[:, inside, inside].reshape(len(canvas), 1, -1)
+        result = (core @ phi_t[layout.basis[i]])[:, 0]
+        if cells is not None and outer_t is not None and extended[i]:
+            full[:, inside, inside] = 0
+            along = interpolation(layout.full_window // layout.binning, layout.binning)
+            cells[i] = (along.T @ full @ along).reshape(len(canvas), -1)
+            result += (cells[i][:, None].astype(np.float64) @ outer_t[layout.basis[i]])[:, 0]
+        out[i] = result
+
+
+def residual(layout: Layout, data: FloatArray, weight: FloatArray, model: FloatArray, temper: float, error: float,
+             clip: float, robust: int, out_weights: FloatArray, out_residual: FloatArray) -> None:
+    """Robust weights W and W (y - m), of the likelihood around a model.
+
+    Parameters
+    ----------
+    layout : Layout
+    data, weight, model : float32 (n_pixel,)
+    temper, error : float
+        tau and e of `deblendrt.engine.objective`, e at least tau.
+    clip : float
+        Residuals beyond so many sigma lose weight.
+    robust : int
+        0: they do not.
+    out_weights, out_residual : float32 (n_pixel,)
+        Written where the layout has tiles. The former may be `weight`.
+    """
+    tempered, bound = _likelihood(weight, model, temper, error, clip)
+    r = data.astype(np.float64) - model
+    t2 = tempered * r**2
+    beyond = (t2 > bound) & bool(robust)
+    robust_weight = np.where(beyond, tempered * bound / np.where(beyond, t2, 1), tempered)
+    for s, weights in _canvases(layout, out_weights):
+        _copy_tiles(layout, s, _canvas(layout, robust_weight, s), weights)
+        _copy_tiles(layout, s, _canvas(layout, robust_weight * r, s), _canvas(layout, out_residual, s))
+
+
+def loss(layout: Layout, data: FloatArray, weight: FloatArray, model: FloatArray, trial: FloatArray, temper: float,
+         error: float, clip: float, robust: int, out: DoubleArray) -> None:
+    """The loss of the pixels that each blend owns, of a model and of a trial, under the likelihood around the model.
+
+    Parameters
+    ----------
+    layout : Layout
+    data, weight, model, trial : float32 (n_pixel,)
+    temper, error, clip, robust
+        As in `residual`.
+    out : float64 (n_blend, 2)
+    """
+    tempered, bound = _likelihood(weight, model, temper, error, clip)
+    for which, image in enumerate((model, trial)):
+        t2 = tempered * (data.astype(np.float64) - image) ** 2
+        beyond = (t2 > bound) & bool(robust)
+        every = np.where(beyond, 0.5 * bound * (1 + np.log(np.where(beyond, t2, bound) / bound)), 0.5 * t2)
+        for blend in range(layout.n_blend):
+            s = layout.blend_scene[blend]
+            if s >= 0:
+                pixels = layout.blend_pixel[layout.pixel_start[blend] : layout.pixel_start[blend + 1]]
+                out[blend, which] = _canvas(layout, every, s).reshape(layout.n_band, -1)[:, pixels].sum()
+
+
+def mean_weight(layout: Layout, weights: FloatArray, profile: FloatArray, out: DoubleArray) -> None:
+    """Mean weight under each source.
+
+    Parameters
+    ----------
+    layout : Layout
+    weights : float32 (n_pixel,)
+    profile : float32 (n_psf, n_band, n_window_pixel)
+        Of sum one.
+    out : float64 (n_source, n_band)
+    """
+    for i in np.flatnonzero(layout.scene >= 0):
+        x, y = layout.corner[i]
+        under = _canvas(layout, weights, layout.scene[i])[:, y : y + layout.window, x : x + layout.window]
+        out[i] = (under.reshape(layout.n_band, -1).astype(np.float64) * profile[layout.basis[i]]).sum(1)
+
+
+def _likelihood(weight: FloatArray, model: FloatArray, temper: float, error: float,
+                clip: float) -> tuple[DoubleArray, DoubleArray]:
+    """Tempered weight, and the square of the bound on residuals in units of the tempered noise."""
+    significance = weight.astype(np.float64) * model.astype(np.float64) ** 2
+    noise = 1 + temper**2 * significance
+    return weight / noise, clip**2 * (1 + error**2 * significance) / noise
+
+
+def _drawn(layout: Layout) -> NDArray[Any]:
+    return layout.row_tile[layout.row_tile >= 0]
+
+
+def _canvases(layout: Layout, image: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    for s in np.unique(layout.pixel_tile[:, 0]):
+        if s >= 0:
+            yield int(s), _canvas(layout, image, s)
+
+
+def _copy_tiles(layout: Layout, s: int, image: NDArray[Any], out: NDArray[Any]) -> None:
+    for _, y, x in layout.pixel_tile[layout.pixel_tile[:, 0] == s]:
+        here = (slice(None), slice(y, y + PIXEL_TILE), slice(x, x + PIXEL_TILE))
+        out[here] = image[here]
+
+
+def _canvas(layout: Layout, image: NDArray[Any], s: int) -> NDArray[Any]:
+    """A view of one scene's canvas."""
+    shape = (layout.n_band, *layout.canvas_shape[s])
+    start = layout.canvas_start[s]
+    return image[start : start + int(np.prod(shape))].reshape(shape)
+
+
+def _spread(layout: Layout, cells: FloatArray) -> DoubleArray:
+    side = layout.full_window // layout.binning
+    along = interpolation(side, layout.binning)
+    return np.asarray(along @ cells.astype(np.float64).reshape(-1, side, side) @ along.T)

@@ -1,0 +1,19 @@
+// wide: a block per source, threads along the basis; products in float32 as the CPU's, sums in float64.
+#include "kernel.cuh"
+
+extern "C" __global__ void __launch_bounds__(128) wide(
+    const int* __restrict__ scene, const float* __restrict__ through, const float* __restrict__ coefficients,
+    const double* __restrict__ wbar, int n_band, int n_basis, double threshold, int* __restrict__ extended) {
+    __shared__ double scratch[128];
+    const int i = blockIdx.x;
+    if (scene[i] < 0) return;
+    double square = 0.0;
+    for (int b = 0; b < n_band; ++b) {
+        const int64 row = ((int64)i * n_band + b) * n_basis;
+        double sum = 0.0;
+        for (int k = threadIdx.x; k < n_basis; k += 128) sum += through[row + k] * coefficients[row + k];
+        square += wbar[(int64)i * n_band + b] * sum;
+    }
+    square = block_sum(square, scratch);
+    if (threadIdx.x == 0 && square > threshold) extended[i] = 1;
+}

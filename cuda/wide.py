@@ -1,0 +1,24 @@
+"""Find sources whose light outside the window matters.
+
+Moves 8 n_band n_basis bytes a source.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deblendrt.cuda.device import Device, DeviceArray
+from deblendrt.cuda.layout import Layout
+
+
+def wide(device: Device, layout: Layout, through: DeviceArray, coefficients: DeviceArray, wbar: DeviceArray,
+         out_extended: DeviceArray, *, threshold: float) -> None:
+    """`reference_steps.wide`."""
+    n_source, n_band, n_basis = coefficients.shape
+    device.launch("wide", (n_source,), (128,), layout.scene, through, coefficients, wbar, n_band, n_basis,
+                  np.float64(threshold), out_extended)
+
+
+def cost(n_source: int, n_band: int, n_basis: int) -> tuple[float, float]:
+    """Bytes moved and flops."""
+    return n_source * 8.0 * n_band * (n_basis + 1), n_source * 2.0 * n_band * n_basis
