@@ -1,4 +1,4 @@
-"""The command line: ``deblendrt run``, ``verify``, ``model``, ``doctor``, ``flags``.
+"""The command line: ``deblendrt run``, ``verify``, ``model``, ``build``, ``doctor``, ``flags``.
 
 Exit status: 0 done, 1 a problem with the data, a file or the installation (one line on stderr), 2 a wrong command.
 """
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deblendrt.cuda.device import DeviceError
 from deblendrt.engine import doctor
 
 KINDS = ("galaxy", "star", "auto")
@@ -28,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `deblendrt flags | head`: nobody reads on; keep Python from saying so at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError, MemoryError, NotImplementedError) as error:  # BundleError: a ValueError
-        if arguments.debug:
+    except Exception as error:
+        if arguments.debug or not isinstance(error, _problems()):
             raise
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"deblendrt: error: {text}", file=sys.stderr)
@@ -37,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("deblendrt: interrupted", file=sys.stderr)
         return 130
+
+
+def _problems() -> tuple[type[Exception], ...]:
+    """Errors of the data, a file or the installation, not of the program."""
+
+    return ValueError, OSError, ImportError, MemoryError, NotImplementedError, DeviceError  # BundleError: a ValueError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,6 +71,21 @@ def parser() -> argparse.ArgumentParser:
     model = commands.add_parser("model", parents=[common], help="say what a model bundle holds")
     model.add_argument("bundle", nargs="?", default="lsst", metavar="NAME|PATH", help="bundled name or a folder")
     model.set_defaults(function=_model)
+
+    build = commands.add_parser(
+        "build",
+        parents=[common],
+        help="build a model's TensorRT plans ahead of their first use",
+        description="Build the TensorRT plans of a model bundle and keep them in the cache (DEBLENDRT_CACHE, else "
+        "~/.cache/deblendrt), where a runtime with the same settings on the same kind of GPU finds them.",
+    )
+    build.add_argument("bundle", nargs="?", default="lsst", metavar="NAME|PATH", help="bundled name or a folder")
+    build.add_argument("--package", choices=("auto", "tensorrt", "tensorrt_rtx"), default="auto")
+    build.add_argument("--rows", type=_count, default=1024, metavar="N", help="sources at a time (default 1024)")
+    build.add_argument("--precision", choices=("fp32", "tf32"), default="fp32", help="of matrix products")
+    build.add_argument("--capability", type=_capability, metavar="X.Y", help="compute capability of the GPU that "
+                       "the plans are for (default: this machine's); only tensorrt_rtx builds for others")  # fmt: skip
+    build.set_defaults(function=_build)
 
     check = commands.add_parser("doctor", parents=[common], help="installed packages, providers, devices, models")
     check.set_defaults(function=_doctor)
@@ -143,6 +165,11 @@ def _count(text: str) -> int:
     return value
 
 
+def _capability(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return int(major), int(minor)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from deblendrt.engine.job import run  # here, so that `--help` and `--version` stay instant
 
@@ -183,6 +210,27 @@ def _model(arguments: argparse.Namespace) -> int:
     population = bundle.training.get("population", {})
     for key, value in population.items() if isinstance(population, dict) else [("population", population)]:
         print(f"trained on   {key}: {value}")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from deblendrt.engine.bundle import load_bundle
+    from deblendrt.engine.runtime_trt import build_all
+
+    bundle, capability, package = load_bundle(arguments.bundle), arguments.capability, arguments.package
+    if capability is not None and package == "tensorrt":
+        raise ValueError("--capability: tensorrt builds for this machine's GPU only, tensorrt_rtx for any")
+    if capability is not None:
+        package = "tensorrt_rtx"
+    else:
+        from deblendrt.cuda.cuda_device import open_device
+
+        device = open_device()
+        capability = device.capability
+        device.close()
+    for line in build_all(bundle, package=package, capability=capability, n_row=arguments.rows,
+                          precision=arguments.precision):
+        print(line, flush=True)
     return 0
 
 

@@ -6,10 +6,13 @@ padded, so that the bits of a source's row depend neither on the number of sourc
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deblendrt.engine.manifest import GRAPHS
 
 TILE = 32  # sources; a multiple of 16, so that no vector kernel has a remainder whose arithmetic differs
 
@@ -71,3 +74,35 @@ class Runtime(Protocol):
             PSF FWHM [pixel] per band, then ln(noise sigma [nJy]) per band; both 0 for a band without weight.
         """
         ...
+
+
+def checked_inputs(name: str, sizes: Mapping[str, int], values: Sequence[NDArray[Any]]) -> dict[str, Float32Array]:
+    """Inputs of a graph by name, as contiguous float32.
+
+    Parameters
+    ----------
+    name : str
+        One of `GRAPHS`.
+    sizes : mapping of str to int
+        `Bundle.sizes`.
+    values : sequence of float (n_source, ...)
+        In the graph's order.
+
+    Raises
+    ------
+    ValueError
+        A shape is not the graph's.
+    """
+    feeds = {}
+    for (key, symbols), value in zip(GRAPHS[name].inputs.items(), values, strict=True):
+        expected = (len(values[0]), *(sizes[symbol] for symbol in symbols[1:]))
+        if np.shape(value) != expected:
+            raise ValueError(f"{name}: {key}: expected shape {expected}, got {np.shape(value)}")
+        feeds[key] = np.ascontiguousarray(value, np.float32)
+    return feeds
+
+
+def empty_outputs(name: str, sizes: Mapping[str, int], n_source: int) -> list[Float32Array]:
+    """Arrays for the outputs of a graph."""
+    return [np.empty((n_source, *(sizes[symbol] for symbol in symbols[1:])), np.float32)
+            for symbols in GRAPHS[name].outputs.values()]

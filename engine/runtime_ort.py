@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.manifest import GRAPHS, BundleError
-from deblendrt.engine.runtime import TILE, Float32Array, Jacobian
+from deblendrt.engine.runtime import TILE, Float32Array, Jacobian, checked_inputs, empty_outputs
 
 
 class OrtRuntime:
@@ -81,16 +81,9 @@ class OrtRuntime:
         ValueError
             An input's shape is not the graph's.
         """
-        graph, sizes = GRAPHS[name], self.bundle.sizes
-        n_source = len(inputs[0])
-        feeds = {}
-        for (key, symbols), value in zip(graph.inputs.items(), inputs, strict=True):
-            expected = (n_source, *(sizes[symbol] for symbol in symbols[1:]))
-            if np.shape(value) != expected:
-                raise ValueError(f"{name}: {key}: expected shape {expected}, got {np.shape(value)}")
-            feeds[key] = np.ascontiguousarray(value, np.float32)
-        outputs = [np.empty((n_source, *(sizes[symbol] for symbol in symbols[1:])), np.float32)
-                   for symbols in graph.outputs.values()]
+        graph, n_source = GRAPHS[name], len(inputs[0])
+        feeds = checked_inputs(name, self.bundle.sizes, inputs)
+        outputs = empty_outputs(name, self.bundle.sizes, n_source)
         session = self._session(name)
         for start in range(0, n_source, TILE):
             stop = min(start + TILE, n_source)

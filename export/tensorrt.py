@@ -6,29 +6,21 @@ export can be checked where it is made. Plans are never shipped: they are built 
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Any
+from deblendrt.engine import runtime_trt
+from deblendrt.engine.runtime_trt import TensorRTError
 
-INSTALL = "pip install tensorrt-rtx"
+__all__ = ["TensorRTError", "TensorRTUnavailable", "check_graph", "unavailable"]
+
+PACKAGE = "tensorrt_rtx"
 
 
 class TensorRTUnavailable(RuntimeError):
     """The check cannot run here; the message says why and what to install."""
 
 
-class TensorRTError(RuntimeError):
-    """A graph does not parse or build."""
-
-
 def unavailable() -> str | None:
     """Why the check cannot run here, or None if it can."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        return f"tensorrt_rtx is not installed ({INSTALL})"
-    try:
-        import tensorrt_rtx  # noqa: F401
-    except (ImportError, OSError) as error:  # a wheel without its libraries
-        return f"tensorrt_rtx is installed but does not load: {error}"
-    return None
+    return runtime_trt.unavailable(PACKAGE)
 
 
 def check_graph(content: bytes, *, max_sources: int = 4096) -> int:
@@ -54,33 +46,4 @@ def check_graph(content: bytes, *, max_sources: int = 4096) -> int:
     """
     if reason := unavailable():
         raise TensorRTUnavailable(reason)
-    import tensorrt_rtx as trt
-
-    messages: list[str] = []
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                messages.append(message)
-
-    logger = Logger()
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(content):
-        errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise TensorRTError("TensorRT does not parse the graph: " + "; ".join(errors or messages))
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        value = network.get_input(i)
-        fixed = tuple(value.shape)[1:]
-        profile.set_shape(value.name, (1, *fixed), (max_sources // 4, *fixed), (max_sources, *fixed))
-    settings = builder.create_builder_config()
-    settings.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, settings)
-    if plan is None:
-        raise TensorRTError("TensorRT does not build the graph: " + "; ".join(messages))
-    return int(plan.nbytes)
+    return len(runtime_trt.build_plan(content, PACKAGE, (1, max_sources // 4, max_sources)))

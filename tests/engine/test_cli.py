@@ -253,7 +253,8 @@ def test_flags(capsys: pytest.CaptureFixture[str]) -> None:
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
-    for word in ("python", "numpy", "onnxruntime", "CPUExecutionProvider", "NVIDIA GPUs", "models"):
+    for word in ("python", "numpy", "onnxruntime", "CPUExecutionProvider", "NVIDIA GPUs", "kernel compiler",
+                 "kernel cache", 'device="cuda"', "models"):
         assert word in said
 
 

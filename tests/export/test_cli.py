@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_tensorrt_absent_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert "pip install tensorrt-rtx" in str(tensorrt.unavailable())
     with pytest.raises(tensorrt.TensorRTUnavailable, match="tensorrt-rtx"):
         tensorrt.check_graph(b"")
