@@ -11,11 +11,15 @@ a brighter one, below S (1 + (d / FWHM)^2)^-2 at a distance d of one with signal
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.objective import MODEL_ERROR
 from deblendrt.engine.scene import Scene
+
+Float = TypeVar("Float", bound=np.floating)
 
 THRESHOLD = 7.0  # pure noise in six bands exceeds it once in 1e8 pixels, correlated noise of coadds more often
 
@@ -42,20 +46,16 @@ def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.fl
     float64 (n_peak, 3)
         x, y [pixel], significance. Peaks are at least one FWHM apart.
     """
-    square = np.zeros(scene.shape)
     doubt = MODEL_ERROR * model if doubt is None else doubt
+    square = np.zeros(scene.shape)
     for image, weight, m, unsure, width in zip(scene.image, scene.inverse_variance, model, doubt, fwhm, strict=True):
         w = weight / (1 + weight * unsure**2)
-        kernel = np.exp(-0.5 * (np.arange(-_half(width), _half(width) + 1) * 2.3548 / width) ** 2)
-        signal, power = _filter(w * (image - m), kernel), _filter(w.astype(np.float64), kernel**2)
+        kernel = _gaussian(width)
+        signal, power = _filter(w * (image - m), kernel), _filter(w, kernel**2)
         square += np.maximum(signal, 0) ** 2 / np.where(power > 0, power, np.inf)
     significance = np.sqrt(square)
-    padded = np.pad(significance, 1, constant_values=-1.0)
-    n_y, n_x = scene.shape
-    around = [padded[1 + dy : 1 + dy + n_y, 1 + dx : 1 + dx + n_x]
-              for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dx or dy]
     usable = (scene.inverse_variance > 0).any(0)
-    y, x = np.nonzero((significance > threshold) & (significance >= np.max(around, 0)) & usable)
+    y, x = np.nonzero((significance > threshold) & (significance >= highest(significance, 1)) & usable)
     order = np.argsort(-significance[y, x], kind="stable")
     apart = float(fwhm.mean())
     taken = [position for position in listed if np.isfinite(position).all()]
@@ -70,18 +70,44 @@ def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.fl
     return np.array(peaks).reshape(-1, 3)
 
 
-def _half(fwhm: float) -> int:
-    return int(np.ceil(1.3 * fwhm))  # three sigma
-
-
-def _filter(image: NDArray[np.floating], kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlation with a separable kernel, zero beyond the edges."""
-    half = len(kernel) // 2
-    for axis in (0, 1):
-        padded = np.pad(image, [(half, half) if k == axis else (0, 0) for k in (0, 1)])
+def highest(image: NDArray[Float], reach: int) -> NDArray[Float]:
+    """Largest value within `reach` pixels along both of the last two axes, of the same shape and type."""
+    width = 2 * reach + 1
+    for axis in (-1, -2):
         n = image.shape[axis]
-        image = sum(factor * padded.take(range(i, i + n), axis) for i, factor in enumerate(kernel))
-    return np.asarray(image, np.float64)
+        border = [(reach, reach) if k == axis % image.ndim else (0, 0) for k in range(image.ndim)]
+        lines = np.moveaxis(np.pad(image, border, constant_values=-np.inf), axis, -1)
+        covered = 1
+        while 2 * covered <= width:  # maxima of twice as many neighbours each time
+            lines = np.maximum(lines[..., :-covered], lines[..., covered:])
+            covered *= 2
+        image = np.moveaxis(np.maximum(lines[..., :n], lines[..., width - covered : width - covered + n]), -1, axis)
+    return image
+
+
+def _gaussian(fwhm: float) -> NDArray[np.float32]:
+    """Half of a Gaussian from the middle on, to three sigma."""
+    tap = np.arange(int(np.ceil(1.3 * fwhm)) + 1)
+    return np.exp(-0.5 * (tap * 2.3548 / fwhm) ** 2).astype(np.float32)
+
+
+def _filter(image: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Correlation of an image (n_y, n_x) with a symmetric, separable kernel, zero beyond the edges.
+
+    Taps of the same distance share their factor, and nothing is copied: a third of the time of a sum over all taps.
+    """
+    reach = len(kernel) - 1
+    for axis in (0, 1):
+        n = image.shape[axis]
+        padded = np.pad(image, [(reach, reach) if k == axis else (0, 0) for k in (0, 1)])
+        shifted = [padded[i : i + n] if axis == 0 else padded[:, i : i + n] for i in range(2 * reach + 1)]
+        image = kernel[0] * shifted[reach]
+        pair = np.empty_like(image)
+        for i in range(1, reach + 1):
+            np.add(shifted[reach - i], shifted[reach + i], out=pair)
+            pair *= kernel[i]
+            image += pair
+    return image
 
 
 def _vertex(line: NDArray[np.float64], i: int) -> float:

@@ -56,7 +56,7 @@ def peaks(scenes: list[Scene], problem: Problem, latent: DoubleArray) -> list[ND
     for scene, padded in zip(scenes, model, strict=True):
         m = padded[:, half:-half, half:-half]
         near = missed.residual_peaks(scene, m, fwhm, scene.centers, THRESHOLD,
-                                     np.float32(START_ERROR) * brightest(m, reach))
+                                     np.float32(START_ERROR) * missed.highest(m, reach))
         listed = scene.centers[np.isfinite(scene.centers).all(1)]
         apart = np.hypot(*(near[:, None, :2] - listed).transpose(2, 0, 1)).min(1, initial=np.inf)
         found.append(near[(near[:, 2] < BLINDING) | (apart > reach)])
@@ -77,14 +77,6 @@ def concentration(scene: Scene, model: FloatArray, fwhm: DoubleArray, position: 
     band = int(np.argmax(light * np.sqrt(weight)))
     point = np.exp(-4 * np.log(2) * (distance / fwhm[band]) ** 2)
     return float(residual[band, inner].sum() / max(light[band], 1e-30) * point[outer].sum() / point[inner].sum())
-
-
-def brightest(image: FloatArray, reach: int) -> FloatArray:
-    """Largest value within `reach` pixels along both axes, float32 like image (n_band, n_y, n_x)."""
-    for axis in (1, 2):
-        padded = np.pad(image, [(reach, reach) if k == axis else (0, 0) for k in range(3)])
-        image = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis).max(-1)
-    return image
 
 
 def left(scenes: list[Scene], solution: Solution) -> list[NDArray[np.float64]]:
