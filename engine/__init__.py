@@ -12,21 +12,23 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deblendrt.cuda.device import DeviceError
     from deblendrt.engine.deblender import Deblender
     from deblendrt.engine.flags import Flag
     from deblendrt.engine.psf_field import CellPsf
     from deblendrt.engine.result import DeblendResult
 
-__all__ = ["CellPsf", "DeblendResult", "Deblender", "Flag", "deblend_batch"]
+__all__ = ["CellPsf", "DeblendResult", "Deblender", "DeviceError", "Flag", "deblend_batch"]
 
-_HOMES = {"CellPsf": "psf_field", "Deblender": "deblender", "DeblendResult": "result", "Flag": "flags"}
+_HOMES = {"CellPsf": "engine.psf_field", "Deblender": "engine.deblender", "DeblendResult": "engine.result",
+          "DeviceError": "cuda.device", "Flag": "engine.flags"}
 
 
 def __getattr__(name: str) -> Any:
     import importlib
 
     if name in _HOMES:
-        return getattr(importlib.import_module(f"deblendrt.engine.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f"deblendrt.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -36,6 +36,8 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +51,9 @@ from deblendrt.engine.scene import Scene
 from deblendrt.engine.solver import Solution
 from deblendrt.engine.start import build_problem, start_latents
 
+if TYPE_CHECKING:
+    from deblendrt.engine.device_work import DeviceWork
+
 MODEL_ERROR, NEIGHBOUR_ERROR = 0.02, 0.1  # e, e'
 PSF_ERRORS = ((0.01, 0.02), (0.01, 0.01))  # of each band and common to all: d, h
 RADIUS = 1.6  # mean FWHM
@@ -56,7 +61,8 @@ N_ITERATION = 4  # of each fit
 CHUNK = ops.TILE  # sources at a time
 
 
-def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Runtime, bundle: Bundle, *,
+def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Runtime, bundle: Bundle,
+                     stream: Callable[[], AbstractContextManager[DeviceWork | None]], *,
                      center_sigma: float, star_fraction: float, n_threads: int) -> DoubleArray:
     """Probability of each source to be a star.
 
@@ -67,6 +73,8 @@ def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Ru
         Sources that were fitted as galaxies, ascending.
     runtime : Runtime
     bundle : Bundle
+    stream : callable
+        Context of a thread's `DeviceWork`, of None on the CPU.
     center_sigma : float [pixel]
     star_fraction : float
         Prior probability of a star.
@@ -84,7 +92,8 @@ def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Ru
     model = functools.lru_cache(maxsize=2)(result.model)  # the chunks of a scene follow each other
 
     def ratio(chunk: NDArray[np.int64]) -> DoubleArray:
-        return log_evidence_ratio(result, rows[chunk], model, runtime, bundle, center_sigma)
+        with stream() as device:
+            return log_evidence_ratio(result, rows[chunk], model, runtime, bundle, device, center_sigma)
 
     with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
         ratios = list(pool.map(ratio, chunks))
@@ -95,7 +104,8 @@ def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Ru
 
 
 def log_evidence_ratio(result: DeblendResult, rows: NDArray[np.int64], model: Callable[[int], FloatArray],
-                       runtime: Runtime, bundle: Bundle, center_sigma: float) -> DoubleArray:
+                       runtime: Runtime, bundle: Bundle, device: DeviceWork | None,
+                       center_sigma: float) -> DoubleArray:
     """ln(Z_star / Z_galaxy) of sources that share a folded basis, float64 (n_row,)."""
     n_band = len(result.bands)
     alone = scenes_alone(result, rows, model)
@@ -104,7 +114,8 @@ def log_evidence_ratio(result: DeblendResult, rows: NDArray[np.int64], model: Ca
     evidence = []
     for star in (True, False):
         scenes = [dataclasses.replace(scene, star=np.array([star])) for scene in alone]
-        problem, _ = build_problem(scenes, folded, runtime, bundle, center_sigma=center_sigma, robust=True)
+        problem, _ = build_problem(scenes, folded, runtime if device is None else device.runtime, bundle,
+                                   center_sigma=center_sigma, robust=True, device=device)
         problem, latent, floor = start_latents(problem, "linear")
         latent[:, n_band : n_band + 2] = problem.offset0 + result.position[rows] - result.center[rows]
         if not star:

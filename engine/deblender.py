@@ -12,12 +12,16 @@ import dataclasses
 import numbers
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.cuda import interop
+from deblendrt.cuda.device import DeviceArray, DeviceError, OutOfDeviceMemory
 from deblendrt.engine import classify, ops, patches, psf, solver, unlisted
 from deblendrt.engine.bundle import Bundle, load_bundle
 from deblendrt.engine.flags import NOT_FITTED, Flag
@@ -31,6 +35,10 @@ from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.runtime_ort import OrtRuntime
 from deblendrt.engine.scene import Scene, make_scenes, with_sources, with_stars
 from deblendrt.engine.start import build_problem, start_latents
+
+if TYPE_CHECKING:
+    from deblendrt.engine.device_pool import DevicePool
+    from deblendrt.engine.device_work import DeviceWork
 
 CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
 PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
@@ -89,26 +97,38 @@ class Deblender:
     ----------
     bundle : Bundle
     runtime : Runtime
+    pool : DevicePool, optional
+        Streams of a device that the descents run on; on the CPU if there is none.
     """
 
-    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
+    def __init__(self, bundle: Bundle, runtime: Runtime, pool: DevicePool | None = None) -> None:
         self.bundle = bundle
         self.runtime = runtime
+        self.pool = pool
         self._folded: collections.OrderedDict[str, FoldedBasis] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Deblender], tuple[Bundle, Runtime]]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.pool is not None:  # a spawned worker opens the device itself
+            return partial(type(self).load, device=self.pool.name), (self.bundle.path,)
         return type(self), (self.bundle, self.runtime)  # locks do not pickle; a spawned worker folds for itself
 
     @classmethod
-    def load(cls, model: str | Path = "lsst", *, device: str = "cpu") -> Deblender:
+    def load(cls, model: str | Path = "lsst", *, device: str = "cpu", stream: Any = None,
+             runtime: str = "kernels") -> Deblender:
         """Load a model bundle.
 
         Parameters
         ----------
         model : str or Path
             Name of a bundled model, or a bundle's folder.
-        device : {"cpu"}
+        device : str
+            "cpu", "cuda" (the first GPU) or "cuda:1" (the second).
+        stream : optional
+            The caller's CUDA stream to work on, alone: its handle, or an object of CuPy, torch or PyCUDA that has one.
+            Default: streams of our own.
+        runtime : {"kernels", "onnxruntime", "tensorrt"}
+            What runs the model's graphs on a GPU: the engine's own kernels, ONNX Runtime's CUDA provider, or TensorRT.
 
         Returns
         -------
@@ -118,17 +138,26 @@ class Deblender:
         ------
         ValueError
             Unknown device.
-        NotImplementedError
-            ``device="cuda"``: this version has no GPU engine.
+        DeviceError
+            No usable GPU, driver or compiler: the message says what is missing and the command that mends it. Never
+            falls back to the CPU.
         BundleError
             The bundle is damaged, incomplete or of a newer format.
         """
-        if device == "cuda":
-            raise NotImplementedError('device="cuda": this version has no GPU engine yet; use device="cpu"')
-        if device != "cpu":
-            raise ValueError(f'device: expected "cpu", got {device!r}')
+        name, _, ordinal = device.partition(":") if isinstance(device, str) else ("", "", "")
+        if name not in ("cpu", "cuda") or (ordinal and (name == "cpu" or not ordinal.isdecimal())):
+            raise ValueError(f'device: expected "cpu", "cuda" or "cuda:N", got {device!r}')
+        if name == "cpu" and stream is not None:
+            raise ValueError('stream: expected None with device="cpu"')
         bundle = load_bundle(model)
-        return cls(bundle, OrtRuntime(bundle))
+        if name == "cpu":
+            return cls(bundle, OrtRuntime(bundle))
+        from deblendrt.cuda.cuda_device import open_device
+        from deblendrt.engine.device_pool import STREAMS, DevicePool, device_runtime
+
+        pool = DevicePool.open(bundle, partial(open_device, int(ordinal or 0), stream),
+                               1 if stream is not None else STREAMS, name=device, runtime=device_runtime(runtime))
+        return cls(bundle, OrtRuntime(bundle), pool)
 
     @property
     def window(self) -> int:
@@ -149,6 +178,15 @@ class Deblender:
         sigma = np.asarray(self.bundle.sky_sigma)
         image = np.zeros((len(self.bundle.bands), size, size), np.float32)
         self.deblend_batch(image, [(size // 2, size // 2)], variance=sigma**2, n_iteration=1)
+
+    @contextmanager
+    def stream(self, memory_limit: float | None = None) -> Iterator[DeviceWork | None]:
+        """A stream of the device for the calling thread; None on the CPU."""
+        if self.pool is None:
+            yield None
+        else:
+            with self.pool.stream(memory_limit) as device:
+                yield device
 
     def fold(self, images: NDArray[np.float64] | None) -> FoldedBasis:
         """The basis folded with PSF images (None: the nominal ones), from a cache.
@@ -186,7 +224,8 @@ class Deblender:
         Parameters
         ----------
         cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of the former
-            Images [nJy unless Quantities or `zero_point`], of any sizes; NaN pixels are dropped.
+            Images [nJy unless Quantities or `zero_point`], of any sizes; NaN pixels are dropped. With a GPU, arrays of
+            CuPy, torch or PyCUDA that lie there will do, here and below.
         centers : float (n_source, 2) [pixel], or a sequence of such, nested like `cutouts`
             (x, y), 0-based, integer = pixel centre.
         variance : float, optional
@@ -232,8 +271,8 @@ class Deblender:
         n_threads : int
             Chunks solved at a time. Results do not depend on it.
         memory_limit : float, optional [byte]
-            Of the memory at work, beside the images and the result: fewer chunks are solved at a time. Results do not
-            depend on it.
+            Of the memory at work, beside the images and the result; on a GPU, of its memory. Fewer sources are solved
+            at a time. Results do not depend on it.
 
         Returns
         -------
@@ -248,6 +287,9 @@ class Deblender:
         """
         settings = _check(solver, n_iteration, start, robust, center_sigma, aperture_diameter, star_fraction, n_threads,
                           memory_limit)
+        cutouts, variance, mask, psf, background = (
+            self._on_host(name, value) for name, value in (
+                ("cutouts", cutouts), ("variance", variance), ("mask", mask), ("psf", psf), ("background", background)))
         scenes = make_scenes(cutouts, centers, bundle_bands=self.bundle.bands,
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
@@ -262,6 +304,50 @@ class Deblender:
                 result = self._find_kinds(result, settings, Flag.FOUND)
         return result
 
+    def _on_host(self, name: str, value: Any) -> Any:
+        """An argument whose arrays, if they lie on the GPU, are copied to the host, where scenes are checked."""
+        if isinstance(value, list | tuple):
+            return [self._on_host(name, part) for part in value]
+        if not interop.is_on_device(value):
+            return value
+        if self.pool is None:
+            raise ValueError(f'{name}: expected arrays on the host with device="cpu", got one on a GPU')
+        with self.pool.stream() as device:
+            return device.device.download(interop.adopt(device.device, value, name=name))
+
+    def model_on_device(self, result: DeblendResult, i_scene: int) -> DeviceArray:
+        """Model image of a scene, drawn on the GPU and left there.
+
+        Parameters
+        ----------
+        result : DeblendResult
+            Of this deblender.
+        i_scene : int
+
+        Returns
+        -------
+        DeviceArray
+            float32 (n_band, n_y, n_x) [nJy]; CuPy, torch and others take it without a copy, by DLPack or
+            ``__cuda_array_interface__``.
+
+        Raises
+        ------
+        DeviceError
+            The deblender is on the CPU: `result.model` is there.
+        """
+        if self.pool is None:
+            raise DeviceError('model_on_device: this deblender is on the CPU; use result.model, or device="cuda"')
+        scene, rows = result.scenes[i_scene], np.arange(result.n_source)[result.sources(i_scene)]
+        rows = rows[result.fitted[rows]]
+        with self.pool.stream() as device:
+            if not len(rows):
+                return device.device.upload(np.zeros(scene.image.shape, np.float32))
+            folded = result.folded.basis(result.folded_index[rows])
+            problem, _ = build_problem([scene], folded, device.runtime, self.bundle, center_sigma=1.0, robust=False,
+                                       device=device)
+            problem = dataclasses.replace(problem, extended=result.extended[rows])
+            return device.model_image(problem, result.coefficients[rows])
+
     def _find_kinds(self, result: DeblendResult, settings: _Settings, flag: int = 0) -> DeblendResult:
         """Find out the kinds of the "auto" sources with a flag; scenes with stars among them are solved again."""
         auto = np.concatenate([np.zeros(0, bool), *[s.auto for s in result.scenes]]) & result.fitted
@@ -270,8 +356,8 @@ class Deblender:
             return result
         probability = result.star_probability.copy()
         probability[rows] = classify.star_probability(
-            result, rows, self.runtime, self.bundle, n_threads=settings.n_threads, center_sigma=settings.center_sigma,
-            star_fraction=settings.star_fraction)
+            result, rows, self.runtime, self.bundle, partial(self.stream, settings.memory_limit),
+            n_threads=settings.n_threads, center_sigma=settings.center_sigma, star_fraction=settings.star_fraction)
         scenes = [with_stars(s, probability[result.sources(k)] > 0.5) for k, s in enumerate(result.scenes)]
         result = self.deblend_scenes(scenes, settings, result)
         result.star_probability[:] = probability
@@ -285,19 +371,41 @@ class Deblender:
         new = [i for i, scene in enumerate(scenes) if before is None or before.scenes[i] is not scene]
         chunks = [_Chunk(members) for members in _together(result, new)]
         chunks += [_Chunk([i], part) for i in new for part in patches.divide(scenes[i])]
-        n_worker = min(settings.n_threads, _workers(chunks, result, settings.memory_limit), max(len(chunks), 1))
+        host_limit = settings.memory_limit if self.pool is None else None
+        n_worker = min(settings.n_threads, _workers(chunks, result, host_limit), max(len(chunks), 1))
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
-        def run(chunk: _Chunk) -> _Solved:
+        def run(chunk: _Chunk, device: DeviceWork | None) -> _Solved:
             if chunk.part is None:
-                return self._solve_chunk(result, chunk.members, settings)
+                return self._solve_chunk(result, chunk.members, settings, device)
             alone = self._empty_result([chunk.part.scene], settings)
-            solved = self._solve_chunk(alone, [0], settings, chunk.part)
+            solved = self._solve_chunk(alone, [0], settings, device, chunk.part)
             blends = patches.adopt(result, chunk.members[0], chunk.part, alone, solved.blends)
             return _Solved(blends, alone.scene_chi2[0], alone.objective[0])
 
+        def fitting(chunk: _Chunk) -> _Solved:
+            """As `run`, half by half where the device's memory does not hold the whole."""
+            with self.stream(settings.memory_limit) as device:
+                try:
+                    return run(chunk, device)
+                except OutOfDeviceMemory as error:
+                    assert device is not None
+                    device.clear()  # of what earlier chunks left, too
+                    too_large = str(error)  # the error itself holds on to the memory that it failed with
+                if len(chunk.members) == 1:
+                    try:
+                        return run(chunk, device)
+                    except OutOfDeviceMemory:
+                        device.clear()
+                        i = chunk.members[0]
+                        raise OutOfDeviceMemory(f"scene {i} is too large for the device: {too_large}") from None
+            middle = len(chunk.members) // 2
+            halves = [fitting(_Chunk(members)) for members in (chunk.members[:middle], chunk.members[middle:])]
+            return _Solved(halves[0].blends | halves[1].blends)
+
         with concurrent.futures.ThreadPoolExecutor(n_worker) as pool:
-            for chunk, solved in zip(chunks, map(run, chunks) if n_worker == 1 else pool.map(run, chunks), strict=True):
+            each = map(fitting, chunks) if n_worker == 1 else pool.map(fitting, chunks)
+            for chunk, solved in zip(chunks, each, strict=True):
                 covariances.update(solved.blends)
                 if chunk.part is not None:  # summed in the order of the parts: the same bits whichever was first
                     totals[chunk.members[0]] += solved.chi2, solved.objective
@@ -364,7 +472,7 @@ class Deblender:
             aperture_diameter=settings.aperture_diameter)
 
     def _solve_chunk(self, result: DeblendResult, members: list[int], settings: _Settings,
-                     part: Part | None = None, search: bool = True) -> _Solved:
+                     device: DeviceWork | None = None, part: Part | None = None, search: bool = True) -> _Solved:
         """Solve some scenes and write their rows into the result; `part` says what to sum up if it is one.
 
         With `search`, sources that the lists lack are fitted along.
@@ -382,8 +490,9 @@ class Deblender:
         for rows, basis in folded.groups(len(fitted)):
             narrow = basis.narrow & np.array([s.band_present for s in result.scenes])[result.scene_index[fitted[rows]]]
             result.flags[fitted[rows]] |= np.where(narrow.any(1), int(Flag.PSF_TOO_NARROW), 0)
-        problem, per_scene = build_problem(scenes, folded, self.runtime, self.bundle,
-                                           center_sigma=settings.center_sigma, robust=settings.robust, part=part)
+        problem, per_scene = build_problem(
+            scenes, folded, self.runtime if device is None else device.runtime, self.bundle,
+            center_sigma=settings.center_sigma, robust=settings.robust, part=part, device=device)
         problem, latent, floor = start_latents(problem, settings.start)
         # some source of hundreds starts badly enough to leave a peak: every part of a patch would be solved twice
         search = search and settings.robust and (part is None or bool(part.own.all()))
@@ -394,15 +503,16 @@ class Deblender:
             unlisted.flag_near(result, members, unlisted.left(scenes, solution), self.bundle.pixel_scale)
         for i, peaks in zip(members, found, strict=False):
             if len(peaks):
-                blends = self._with_unlisted(result, i, peaks, part, settings, blends)
+                blends = self._with_unlisted(result, i, peaks, part, settings, device, blends)
         return _Solved(blends)
 
     def _with_unlisted(self, result: DeblendResult, i_scene: int, peaks: NDArray[np.float64], part: Part | None,
-                       settings: _Settings, blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
+                       settings: _Settings, device: DeviceWork | None,
+                       blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
         """Solve a scene once more with what its list lacks; take the result if that explains the image better."""
         scene, extended = unlisted.with_peaks(result.scenes[i_scene], peaks, self.window // 2, part)
         alone = self._empty_result([scene], settings)
-        solved = self._solve_chunk(alone, [0], settings, extended, search=False)
+        solved = self._solve_chunk(alone, [0], settings, device, extended, search=False)
         if not alone.objective[0] < result.objective[i_scene] - unlisted.GAIN * len(peaks):
             return blends
         rows = result.sources(i_scene)

@@ -12,6 +12,7 @@ from toy_model import BANDS, N_BAND, SKY_SIGMA, gaussian_psf
 from toy_scenes import CONVERGED, FIELDS, VARIANCE, assert_close, digest
 
 from deblendrt import engine
+from deblendrt.cuda.device import DeviceError
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.flags import NOT_FITTED, Flag
 from deblendrt.engine.start import filled_cutout
@@ -215,8 +216,10 @@ def test_unknown_arguments_and_devices(toy_deblender: Deblender, scene: Any) -> 
         toy_deblender.deblend_batch(*scene[:2], masks=None)
     with pytest.raises(ValueError, match="device: expected"):
         Deblender.load(toy_deblender.bundle.path, device="tpu")
-    with pytest.raises(NotImplementedError, match="GPU"):
-        Deblender.load(toy_deblender.bundle.path, device="cuda")
+    with pytest.raises(ValueError, match="stream: expected None"):
+        Deblender.load(toy_deblender.bundle.path, stream=1)
+    with pytest.raises(DeviceError, match=r"driver|GPU|not installed"):  # no machine has so many
+        Deblender.load(toy_deblender.bundle.path, device="cuda:99")
     with pytest.raises(ValueError, match="no bundle"):
         Deblender.load("euclid")
     with pytest.raises(ValueError, match="n_sources"):

@@ -1,0 +1,151 @@
+"""What a `Problem` has computed on a device instead of by NumPy: one stream, its buffers and the model on it.
+
+A function of the engine that has a counterpart here calls it if its problem has a device (`Problem.device`); arguments
+and results are the same host arrays. What is already on the device stays there as long as the problem's images are the
+same.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.cuda.crop import crop
+from deblendrt.cuda.device import DeviceArray
+from deblendrt.engine import objective, photometry_cuda, solver, uncertainty_cuda
+from deblendrt.engine.device_model import DeviceModel
+from deblendrt.engine.layouts import make_layout
+from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
+from deblendrt.engine.solver import Solution
+from deblendrt.engine.solver_cuda import ARRAYS, Descent
+
+KEPT = 4  # sets of buffers
+
+
+class DeviceWork:
+    """One stream. One thread at a time.
+
+    Parameters
+    ----------
+    model : DeviceModel
+
+    Attributes
+    ----------
+    model : DeviceModel
+    device : Device
+    runtime : DeviceRuntime
+    """
+
+    def __init__(self, model: DeviceModel) -> None:
+        self.model, self.device, self.runtime = model, model.device, model.runtime
+        self._descents: collections.OrderedDict[Any, Descent] = collections.OrderedDict()
+
+    def solve(self, problem: Problem, latent: DoubleArray, floor: DoubleArray, name: str, n_iteration: int) -> Solution:
+        """See `solver.solve`."""
+        run = {"gauss_newton": self._gauss_newton, "adam": self._adam}
+        problem, descent = run[name](problem, latent, floor, n_iteration)
+        descent.run("finish", descent.finish)
+        state, weights = descent.host_state(), descent.canvases(descent.weights)
+        likely = objective.likelihood(problem, state.model)
+        return Solution(problem, state, descent.fetch(descent.downhill), weights, descent.canvases(descent.residual),
+                        objective.by_scene(problem, likely, state))
+
+    def render(self, problem: Problem, coefficients: FloatArray) -> objective.Canvases:
+        """See `objective.render`."""
+        descent = self._load(problem)
+        descent.put(coefficients, descent.state.coefficients)
+        descent.run("draw", lambda: descent.draw(descent.state))
+        return descent.canvases(descent.state.model)
+
+    def model_image(self, problem: Problem, coefficients: FloatArray) -> DeviceArray:
+        """Model image of a problem's only scene, without its border, on the device: float32 (n_band, n_y, n_x)."""
+        descent = self._load(problem)
+        descent.put(coefficients, descent.state.coefficients)
+        descent.draw(descent.state)
+        n_band, height, width = problem.data[0].shape
+        half = problem.folded.half
+        canvas = descent.state.model.rows(0, problem.data[0].size).reshape(n_band, height, width)
+        image = self.device.empty((n_band, height - 2 * half, width - 2 * half), np.float32)
+        crop(self.device, canvas, half, image)
+        return image
+
+    def project(self, problem: Problem, image: objective.Canvases) -> FloatArray:
+        """See `objective.project`."""
+        descent = self._load(problem)
+        descent.put_canvases(image, descent.image)
+        descent.run("project", lambda: descent.project(descent.every, descent.image, descent.d_coefficients))
+        return descent.fetch(descent.d_coefficients)
+
+    def linear_fluxes(self, problem: Problem, unit: FloatArray, flux: DoubleArray, n_sweep: int,
+                      error: float | None) -> tuple[DoubleArray, DoubleArray]:
+        """See `photometry.linear_fluxes`."""
+        return photometry_cuda.linear_fluxes(self._load(problem), unit, flux, n_sweep, error)
+
+    def likelihood_precisions(self, problem: Problem, weights: objective.Canvases,
+                              unit: FloatArray) -> Iterator[tuple[NDArray[np.int64], DoubleArray]]:
+        """See `uncertainty.likelihood_precisions`."""
+        return uncertainty_cuda.likelihood_precisions(self._load(problem), weights, unit)
+
+    def clear(self) -> None:
+        """Give buffers back."""
+        self._descents.clear()
+        self.model.clear()
+
+    def _gauss_newton(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
+                      n_iteration: int) -> tuple[Problem, Descent]:
+        tempers = tuple(solver.temper(i, n_iteration) for i in range(n_iteration))
+        descent = self._descend(problem, latent, floor, tempers)
+        latent, extended = descent.fetch(descent.state.latent), descent.fetch(descent.extended) > 0
+        moving = self.device.download(descent.left)[: problem.n_blend] > solver.MOVING
+        if not moving.any():
+            return dataclasses.replace(problem, extended=extended), descent
+        wide = (descent.fetch(descent.wide) > 0) & moving[problem.blend]
+        problem = dataclasses.replace(problem, extended=extended | wide)
+        part, rows = objective.part(problem, latent, moving)
+        further = self._descend(part, latent[rows], floor[rows], (0.0,) * int(solver.FURTHER * n_iteration))
+        extended = problem.extended.copy()
+        latent[rows], extended[rows] = further.fetch(further.state.latent), further.fetch(further.extended) > 0
+        problem = dataclasses.replace(problem, extended=extended)
+        descent = self._load(problem)
+        descent.start(latent, floor)
+        descent.run("evaluate", lambda: descent.evaluate(descent.state))
+        return problem, descent
+
+    def _descend(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
+                 tempers: tuple[float, ...]) -> Descent:
+        descent = self._load(problem)
+        descent.start(latent, floor)
+        descent.run(tempers, lambda: descent.gauss_newton(tempers))
+        return descent
+
+    def _adam(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
+              n_iteration: int) -> tuple[Problem, Descent]:
+        descent = self._load(problem)
+        descent.start(latent, floor)
+        descent.run(("adam", n_iteration), lambda: descent.adam(n_iteration))
+        return dataclasses.replace(problem, extended=descent.fetch(descent.extended) > 0), descent
+
+    def _load(self, problem: Problem) -> Descent:
+        """Buffers of the problem's size that hold it."""
+        for key, descent in self._descents.items():
+            if descent.holds(problem):
+                self._descents.move_to_end(key)
+                descent.refresh(problem)
+                return descent
+        every, joint = make_layout(problem)
+        sizes = tuple(getattr(layout, name).shape for layout in (every, joint) for name in ARRAYS)
+        key = (sizes, every.n_pixel, every.window, every.margin)
+        if key in self._descents:
+            self._descents.move_to_end(key)
+        else:
+            while len(self._descents) >= KEPT:
+                self._descents.popitem(last=False)
+            self._descents[key] = Descent(self.model, every, joint)
+        descent = self._descents[key]
+        descent.load(problem, every, joint)
+        return descent
