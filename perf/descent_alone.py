@@ -88,7 +88,7 @@ def repeated(start: Start, n_source: int) -> Start:
     first = np.cumsum([0, *per_scene])
     first_blend = np.cumsum([0, *(part.n_blend for part in problem.partition)])
     chosen: list[int] = []
-    while sum(per_scene[chosen]) < n_source:
+    while per_scene[chosen].sum() < n_source:
         chosen.append(len(chosen) % n_scene)
     rows = np.concatenate([np.arange(first[k], first[k + 1]) for k in chosen])
     counts = per_scene[chosen]

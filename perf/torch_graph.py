@@ -92,13 +92,24 @@ class TorchGraph:
                          for name in names]
             self._steps.append((function, slots, constants, attributes, outputs))
             self._run_step(self._steps[-1], values)
+        self._done = self._last_uses()
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Outputs in the graph's order, of float32 inputs (n_row, ...)."""
         values = dict(zip(self.inputs, inputs, strict=True))
-        for step in self._steps:
+        for step, done in zip(self._steps, self._done, strict=True):
             self._run_step(step, values)
+            for name in done:
+                del values[name]
         return [values[name] for name in self.outputs]
+
+    def _last_uses(self) -> list[list[str]]:
+        """Tensors that no step after each one needs, so that their memory is free again."""
+        seen, done = set(self.outputs), []
+        for _, slots, _, _, outputs in reversed(self._steps):
+            done.append([name for name in {*slots, *outputs} - seen if name is not None])
+            seen.update(done[-1])
+        return done[::-1]
 
     @staticmethod
     def _run_step(step: tuple[Any, ...], values: dict[str, torch.Tensor]) -> None:
