@@ -36,7 +36,6 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,7 +51,7 @@ from deblendrt.engine.solver import Solution
 from deblendrt.engine.start import build_problem, start_latents
 
 if TYPE_CHECKING:
-    from deblendrt.engine.device_work import DeviceWork
+    from deblendrt.engine.device_pool import SharedDevice
 
 MODEL_ERROR, NEIGHBOUR_ERROR = 0.02, 0.1  # e, e'
 PSF_ERRORS = ((0.01, 0.02), (0.01, 0.01))  # of each band and common to all: d, h
@@ -62,7 +61,7 @@ CHUNK = ops.TILE  # sources at a time
 
 
 def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Runtime, bundle: Bundle,
-                     stream: Callable[[], AbstractContextManager[DeviceWork | None]], *,
+                     device: SharedDevice | None, *,
                      center_sigma: float, star_fraction: float, n_threads: int) -> DoubleArray:
     """Probability of each source to be a star.
 
@@ -73,8 +72,8 @@ def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Ru
         Sources that were fitted as galaxies, ascending.
     runtime : Runtime
     bundle : Bundle
-    stream : callable
-        Context of a thread's `DeviceWork`, of None on the CPU.
+    device : SharedDevice, optional
+        What computes instead of NumPy.
     center_sigma : float [pixel]
     star_fraction : float
         Prior probability of a star.
@@ -92,8 +91,7 @@ def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Ru
     model = functools.lru_cache(maxsize=2)(result.model)  # the chunks of a scene follow each other
 
     def ratio(chunk: NDArray[np.int64]) -> DoubleArray:
-        with stream() as device:
-            return log_evidence_ratio(result, rows[chunk], model, runtime, bundle, device, center_sigma)
+        return log_evidence_ratio(result, rows[chunk], model, runtime, bundle, device, center_sigma)
 
     with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
         ratios = list(pool.map(ratio, chunks))
@@ -104,7 +102,7 @@ def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Ru
 
 
 def log_evidence_ratio(result: DeblendResult, rows: NDArray[np.int64], model: Callable[[int], FloatArray],
-                       runtime: Runtime, bundle: Bundle, device: DeviceWork | None,
+                       runtime: Runtime, bundle: Bundle, device: SharedDevice | None,
                        center_sigma: float) -> DoubleArray:
     """ln(Z_star / Z_galaxy) of sources that share a folded basis, float64 (n_row,)."""
     n_band = len(result.bands)
@@ -114,8 +112,8 @@ def log_evidence_ratio(result: DeblendResult, rows: NDArray[np.int64], model: Ca
     evidence = []
     for star in (True, False):
         scenes = [dataclasses.replace(scene, star=np.array([star])) for scene in alone]
-        problem, _ = build_problem(scenes, folded, runtime if device is None else device.runtime, bundle,
-                                   center_sigma=center_sigma, robust=True, device=device)
+        problem, _ = build_problem(scenes, folded, runtime, bundle, center_sigma=center_sigma, robust=True,
+                                   device=device)
         problem, latent, floor = start_latents(problem, "linear")
         latent[:, n_band : n_band + 2] = problem.offset0 + result.position[rows] - result.center[rows]
         if not star:

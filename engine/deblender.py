@@ -12,7 +12,6 @@ import dataclasses
 import numbers
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +36,7 @@ from deblendrt.engine.scene import Scene, make_scenes, with_sources, with_stars
 from deblendrt.engine.start import build_problem, start_latents
 
 if TYPE_CHECKING:
-    from deblendrt.engine.device_pool import DevicePool
-    from deblendrt.engine.device_work import DeviceWork
+    from deblendrt.engine.device_pool import DevicePool, SharedDevice
 
 CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
 PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
@@ -179,14 +177,9 @@ class Deblender:
         image = np.zeros((len(self.bundle.bands), size, size), np.float32)
         self.deblend_batch(image, [(size // 2, size // 2)], variance=sigma**2, n_iteration=1)
 
-    @contextmanager
-    def stream(self, memory_limit: float | None = None) -> Iterator[DeviceWork | None]:
-        """A stream of the device for the calling thread; None on the CPU."""
-        if self.pool is None:
-            yield None
-        else:
-            with self.pool.stream(memory_limit) as device:
-                yield device
+    def device(self, memory_limit: float | None = None) -> SharedDevice | None:
+        """What problems compute on instead of NumPy; None on the CPU."""
+        return None if self.pool is None else self.pool.share(memory_limit)
 
     def fold(self, images: NDArray[np.float64] | None) -> FoldedBasis:
         """The basis folded with PSF images (None: the nominal ones), from a cache.
@@ -354,9 +347,10 @@ class Deblender:
         rows = np.flatnonzero(auto & ((result.flags & flag) == flag))
         if not len(rows):
             return result
+        device = self.device(settings.memory_limit)
         probability = result.star_probability.copy()
         probability[rows] = classify.star_probability(
-            result, rows, self.runtime, self.bundle, partial(self.stream, settings.memory_limit),
+            result, rows, self.runtime if device is None else device.runtime, self.bundle, device,
             n_threads=settings.n_threads, center_sigma=settings.center_sigma, star_fraction=settings.star_fraction)
         scenes = [with_stars(s, probability[result.sources(k)] > 0.5) for k, s in enumerate(result.scenes)]
         result = self.deblend_scenes(scenes, settings, result)
@@ -375,33 +369,31 @@ class Deblender:
         n_worker = min(settings.n_threads, _workers(chunks, result, host_limit), max(len(chunks), 1))
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
-        def run(chunk: _Chunk, device: DeviceWork | None) -> _Solved:
+        def run(chunk: _Chunk) -> _Solved:
             if chunk.part is None:
-                return self._solve_chunk(result, chunk.members, settings, device)
+                return self._solve_chunk(result, chunk.members, settings)
             alone = self._empty_result([chunk.part.scene], settings)
-            solved = self._solve_chunk(alone, [0], settings, device, chunk.part)
+            solved = self._solve_chunk(alone, [0], settings, chunk.part)
             blends = patches.adopt(result, chunk.members[0], chunk.part, alone, solved.blends)
             return _Solved(blends, alone.scene_chi2[0], alone.objective[0])
 
         def fitting(chunk: _Chunk) -> _Solved:
             """As `run`, half by half where the device's memory does not hold the whole."""
-            with self.stream(settings.memory_limit) as device:
-                try:
-                    return run(chunk, device)
-                except OutOfDeviceMemory as error:
-                    assert device is not None
-                    device.clear()  # of what earlier chunks left, too
-                    too_large = str(error)  # the error itself holds on to the memory that it failed with
-                if len(chunk.members) == 1:
-                    try:
-                        return run(chunk, device)
-                    except OutOfDeviceMemory:
-                        device.clear()
-                        i = chunk.members[0]
-                        raise OutOfDeviceMemory(f"scene {i} is too large for the device: {too_large}") from None
+            try:
+                return run(chunk)
+            except OutOfDeviceMemory as error:
+                assert self.pool is not None
+                self.pool.clear()  # what earlier chunks left may be in the way
+                too_large = str(error)  # the error itself holds on to the memory that it failed with
             middle = len(chunk.members) // 2
-            halves = [fitting(_Chunk(members)) for members in (chunk.members[:middle], chunk.members[middle:])]
-            return _Solved(halves[0].blends | halves[1].blends)
+            if middle:
+                halves = [fitting(_Chunk(members)) for members in (chunk.members[:middle], chunk.members[middle:])]
+                return _Solved(halves[0].blends | halves[1].blends)
+            try:
+                return run(chunk)
+            except OutOfDeviceMemory:
+                i = chunk.members[0]
+                raise OutOfDeviceMemory(f"scene {i} is too large for the device: {too_large}") from None
 
         with concurrent.futures.ThreadPoolExecutor(n_worker) as pool:
             each = map(fitting, chunks) if n_worker == 1 else pool.map(fitting, chunks)
@@ -472,7 +464,7 @@ class Deblender:
             aperture_diameter=settings.aperture_diameter)
 
     def _solve_chunk(self, result: DeblendResult, members: list[int], settings: _Settings,
-                     device: DeviceWork | None = None, part: Part | None = None, search: bool = True) -> _Solved:
+                     part: Part | None = None, search: bool = True) -> _Solved:
         """Solve some scenes and write their rows into the result; `part` says what to sum up if it is one.
 
         With `search`, sources that the lists lack are fitted along.
@@ -490,6 +482,7 @@ class Deblender:
         for rows, basis in folded.groups(len(fitted)):
             narrow = basis.narrow & np.array([s.band_present for s in result.scenes])[result.scene_index[fitted[rows]]]
             result.flags[fitted[rows]] |= np.where(narrow.any(1), int(Flag.PSF_TOO_NARROW), 0)
+        device = self.device(settings.memory_limit)
         problem, per_scene = build_problem(
             scenes, folded, self.runtime if device is None else device.runtime, self.bundle,
             center_sigma=settings.center_sigma, robust=settings.robust, part=part, device=device)
@@ -503,16 +496,15 @@ class Deblender:
             unlisted.flag_near(result, members, unlisted.left(scenes, solution), self.bundle.pixel_scale)
         for i, peaks in zip(members, found, strict=False):
             if len(peaks):
-                blends = self._with_unlisted(result, i, peaks, part, settings, device, blends)
+                blends = self._with_unlisted(result, i, peaks, part, settings, blends)
         return _Solved(blends)
 
     def _with_unlisted(self, result: DeblendResult, i_scene: int, peaks: NDArray[np.float64], part: Part | None,
-                       settings: _Settings, device: DeviceWork | None,
-                       blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
+                       settings: _Settings, blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
         """Solve a scene once more with what its list lacks; take the result if that explains the image better."""
         scene, extended = unlisted.with_peaks(result.scenes[i_scene], peaks, self.window // 2, part)
         alone = self._empty_result([scene], settings)
-        solved = self._solve_chunk(alone, [0], settings, device, extended, search=False)
+        solved = self._solve_chunk(alone, [0], settings, extended, search=False)
         if not alone.objective[0] < result.objective[i_scene] - unlisted.GAIN * len(peaks):
             return blends
         rows = result.sources(i_scene)

@@ -1,22 +1,33 @@
-"""Streams of a device that deblend at the same time, each with buffers of its own.
+"""Streams of a device, shared by the threads that deblend.
 
-While one stream computes, another is fed by its thread: copies hide behind kernels without further care.
+A thread takes a stream for one piece of work and gives it back: while one stream computes, another is fed, copies hide
+behind kernels, and as many threads as there are cores do what is left to the host. A piece of work goes to the stream
+that holds its images, if that is free.
 """
 
 from __future__ import annotations
 
-import queue
+import dataclasses
+import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
-from deblendrt.cuda.device import Device
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.cuda.device import Device, OutOfDeviceMemory
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.device_model import DeviceModel
 from deblendrt.engine.device_work import DeviceWork
+from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem
+from deblendrt.engine.runtime import Float32Array, Jacobian
 from deblendrt.engine.runtime_cuda import CudaRuntime
 from deblendrt.engine.runtime_device import DeviceRuntime
+from deblendrt.engine.solver import Solution
 
-STREAMS = 2
+STREAMS = 3  # one computes, one is fed, one is read
 
 
 def device_runtime(name: str) -> Callable[[Bundle, Device], DeviceRuntime]:
@@ -35,7 +46,7 @@ def device_runtime(name: str) -> Callable[[Bundle, Device], DeviceRuntime]:
 
 
 class DevicePool:
-    """What computes on a device for several threads.
+    """The streams of a device. Thread-safe.
 
     Parameters
     ----------
@@ -47,10 +58,9 @@ class DevicePool:
 
     def __init__(self, works: Iterable[DeviceWork], name: str = "cuda") -> None:
         self.name = name
-        self._free: queue.SimpleQueue[DeviceWork] = queue.SimpleQueue()
-        for work in works:
-            self._free.put(work)
-        self.n_stream = self._free.qsize()
+        self._free = list(works)
+        self._given_back = threading.Condition()
+        self.n_stream = len(self._free)
 
     @classmethod
     def open(cls, bundle: Bundle, open_device: Callable[[], Device], n_stream: int = STREAMS, *, name: str = "cuda",
@@ -70,17 +80,124 @@ class DevicePool:
         return cls([DeviceWork(DeviceModel(runtime(bundle, open_device()))) for _ in range(n_stream)], name)
 
     @contextmanager
-    def stream(self, memory_limit: float | None = None) -> Iterator[DeviceWork]:
+    def stream(self, memory_limit: float | None = None, problem: Problem | None = None) -> Iterator[DeviceWork]:
         """A stream for the calling thread alone; waits for one.
 
         Parameters
         ----------
         memory_limit : float, optional [byte]
-            Of the device's memory, all streams together: OutOfDeviceMemory beyond it.
+            Of the device's memory, all streams together: OutOfDeviceMemory beyond it, and the stream's buffers are
+            given back.
+        problem : Problem, optional
+            What it is for.
         """
-        work = self._free.get()
+        with self._given_back:
+            self._given_back.wait_for(lambda: self._free)
+            holding = [k for k, work in enumerate(self._free) if problem is not None and work.holds(problem)]
+            work = self._free.pop(holding[0] if holding else 0)
         try:
             with work.device.limit(None if memory_limit is None else memory_limit / self.n_stream):
                 yield work
+        except OutOfDeviceMemory:
+            work.clear()
+            raise
         finally:
-            self._free.put(work)
+            with self._given_back:
+                self._free.append(work)
+                self._given_back.notify()
+
+    def share(self, memory_limit: float | None = None) -> SharedDevice:
+        """The `Problem.device` of problems that several threads solve.
+
+        Parameters
+        ----------
+        memory_limit : float, optional [byte]
+        """
+        return SharedDevice(self, memory_limit)
+
+    def clear(self) -> None:
+        """Give back the buffers of streams that nobody uses."""
+        with self._given_back:
+            for work in self._free:
+                work.clear()
+
+
+class SharedDevice:
+    """`Problem.device` of problems that several threads solve: each call takes a stream of a pool.
+
+    Parameters
+    ----------
+    pool : DevicePool
+    memory_limit : float, optional [byte]
+
+    Attributes
+    ----------
+    runtime : Runtime
+        For the host's arrays.
+    """
+
+    def __init__(self, pool: DevicePool, memory_limit: float | None = None) -> None:
+        self._stream = functools.partial(pool.stream, memory_limit)
+        self.runtime = SharedRuntime(self._stream)
+
+    def solve(self, problem: Problem, latent: DoubleArray, floor: DoubleArray, name: str, n_iteration: int) -> Solution:
+        """See `solver.solve`."""
+        with self._stream(problem) as work:  # whose own calls must not wait for a stream
+            alone = dataclasses.replace(problem, device=work, runtime=work.runtime)
+            solution = work.solve(alone, latent, floor, name, n_iteration)
+        problem = dataclasses.replace(solution.problem, device=self, runtime=self.runtime)
+        return dataclasses.replace(solution, problem=problem)
+
+    def render(self, problem: Problem, coefficients: FloatArray) -> Canvases:
+        """See `objective.render`."""
+        with self._stream(problem) as work:
+            return work.render(problem, coefficients)
+
+    def project(self, problem: Problem, image: Canvases) -> FloatArray:
+        """See `objective.project`."""
+        with self._stream(problem) as work:
+            return work.project(problem, image)
+
+    def linear_fluxes(self, problem: Problem, unit: FloatArray, flux: DoubleArray, n_sweep: int,
+                      error: float | None) -> tuple[DoubleArray, DoubleArray]:
+        """See `photometry.linear_fluxes`."""
+        with self._stream(problem) as work:
+            return work.linear_fluxes(problem, unit, flux, n_sweep, error)
+
+    def likelihood_precisions(self, problem: Problem, weights: Canvases,
+                              unit: FloatArray) -> list[tuple[NDArray[np.int64], DoubleArray]]:
+        """See `uncertainty.likelihood_precisions`."""
+        with self._stream(problem) as work:
+            return list(work.likelihood_precisions(problem, weights, unit))
+
+
+class SharedRuntime:
+    """The `Runtime` on any stream of a pool."""
+
+    def __init__(self, stream: Callable[[], AbstractContextManager[DeviceWork]]) -> None:
+        self._stream = stream
+
+    def decode(self, latent: NDArray[Any]) -> Float32Array:
+        """See `Runtime`."""
+        with self._stream() as work:
+            return work.runtime.decode(latent)
+
+    def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
+        """See `Runtime`."""
+        with self._stream() as work:
+            return work.runtime.decode_pullback(latent, d_coefficients)
+
+    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
+        """See `Runtime`."""
+        with self._stream() as work:
+            return work.runtime.decode_jacobian(latent)
+
+    def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
+        """See `Runtime`."""
+        with self._stream() as work:
+            return work.runtime.log_prior(latent)
+
+    def encode(self, cutouts: NDArray[Any], offsets: NDArray[Any], psf_summary: NDArray[Any]) -> Float32Array:
+        """See `Runtime`."""
+        with self._stream() as work:
+            return work.runtime.encode(cutouts, offsets, psf_summary)

@@ -91,6 +91,10 @@ class DeviceWork:
         """See `uncertainty.likelihood_precisions`."""
         return uncertainty_cuda.likelihood_precisions(self._load(problem), weights, unit)
 
+    def holds(self, problem: Problem) -> bool:
+        """Whether the problem's images are here already."""
+        return any(descent.holds(problem) for descent in self._descents.values())
+
     def clear(self) -> None:
         """Give buffers back."""
         self._descents.clear()

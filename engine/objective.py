@@ -35,6 +35,7 @@ from deblendrt.engine.mixed import AnyBasis
 from deblendrt.engine.runtime import Jacobian, Runtime
 
 if TYPE_CHECKING:
+    from deblendrt.engine.device_pool import SharedDevice
     from deblendrt.engine.device_work import DeviceWork
 
 FloatArray = NDArray[np.float32]
@@ -85,7 +86,7 @@ class Problem:
         (y, x), per scene: pixels of the canvas that a scene's objective and chi2 count.
     background : list of float32 (n_band, n_y, n_x) [nJy], optional
         Model of sources that are not in the problem.
-    device : DeviceWork, optional
+    device : SharedDevice or DeviceWork, optional
         What computes instead of NumPy.
     """
 
@@ -109,7 +110,7 @@ class Problem:
     own: NDArray[np.bool_]
     area: list[tuple[slice, slice]]
     background: Canvases | None = None
-    device: DeviceWork | None = None
+    device: SharedDevice | DeviceWork | None = None
 
     @property
     def n_band(self) -> int:

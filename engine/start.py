@@ -20,6 +20,7 @@ from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.scene import Scene
 
 if TYPE_CHECKING:
+    from deblendrt.engine.device_pool import SharedDevice
     from deblendrt.engine.device_work import DeviceWork
 
 SWEEPS = 3  # of the joint linear solve
@@ -33,7 +34,7 @@ FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of
 
 def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
                   robust: bool, part: Part | None = None,
-                  device: DeviceWork | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
+                  device: SharedDevice | DeviceWork | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
     """Put the sources that can be fitted on padded canvases.
 
     Parameters
@@ -48,7 +49,7 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
     robust : bool
     part : Part, optional
         That the only scene is.
-    device : DeviceWork, optional
+    device : SharedDevice or DeviceWork, optional
         What computes instead of NumPy.
 
     Returns

@@ -12,6 +12,7 @@ from toy_model import ToyModel, gaussian_psf
 from toy_scenes import FIELDS, VARIANCE, make_scene
 
 from deblendrt.cuda.device import DeviceError, OutOfDeviceMemory
+from deblendrt.engine import deblender as deblender_module
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.device_pool import DevicePool, device_runtime
 from deblendrt.engine.device_work import DeviceWork
@@ -30,10 +31,10 @@ and point sources on galaxies, pairs are degenerate."""
 def on_device(request: pytest.FixtureRequest) -> Callable[..., Deblender]:
     """A function that gives a deblender like another, on a device."""
 
-    def make(like: Deblender, **options: Any) -> Deblender:
+    def make(like: Deblender, n_stream: int = 1, **options: Any) -> Deblender:
         if request.param == "cuda":
             return Deblender.load(like.bundle.path, device="cuda")
-        pool = DevicePool.open(like.bundle, lambda: ShimDevice(**options), 1)
+        pool = DevicePool.open(like.bundle, lambda: ShimDevice(**options), n_stream)
         return Deblender(like.bundle, like.runtime, pool)
 
     return make
@@ -64,6 +65,18 @@ def test_bits_do_not_depend_on_the_batch(on_device: Callable[..., Deblender], to
     for name in FIELDS:
         np.testing.assert_array_equal(getattr(again, name), getattr(together, name))
         np.testing.assert_array_equal(getattr(alone, name), getattr(together, name)[rows])
+
+
+def test_threads_share_streams(on_device: Callable[..., Deblender], toy_deblender: Deblender, batch: Any,
+                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads than streams, several chunks each: the same bits."""
+    images, centers = batch
+    monkeypatch.setattr(deblender_module, "CHUNK", 4)
+    deblender = on_device(toy_deblender, n_stream=2)
+    one, four = (deblender.deblend_batch(images, centers, variance=VARIANCE, n_iteration=2, n_threads=n)
+                 for n in (1, 4))
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(four, name))
 
 
 @pytest.mark.parametrize("options", [{"solver": "adam", "n_iteration": 10}, {"robust": False}, {"kind": "star"},

@@ -14,6 +14,7 @@
 #include <vector>
 #ifdef SHIM_THREADS
 #include <barrier>
+#include <mutex>
 #include <thread>
 #endif
 
@@ -45,6 +46,13 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline int2 make_int2(int x, int y) { return {x, y}; }
 
+// Several threads may launch at a time: fibers belong to the thread that launches; real threads take turns.
+#ifdef SHIM_THREADS
+#define LOCAL
+#else
+#define LOCAL thread_local
+#endif
+
 namespace shim {
 
 struct Thread {
@@ -54,8 +62,8 @@ struct Thread {
 };
 
 inline thread_local Thread* self = nullptr;
-inline dim3 block_index, block_size, grid_size;
-inline unsigned char* shared_memory = nullptr;
+inline LOCAL dim3 block_index, block_size, grid_size;
+inline LOCAL unsigned char* shared_memory = nullptr;
 
 [[noreturn]] inline void fail(const char* what) {
     std::fprintf(stderr, "shim: %s\n", what);
@@ -66,10 +74,10 @@ inline unsigned char* shared_memory = nullptr;
 inline std::barrier<>* block_barrier = nullptr;
 inline void synchronize() { block_barrier->arrive_and_wait(); }
 #else
-inline void* scheduler_stack = nullptr;
+inline LOCAL void* scheduler_stack = nullptr;
 extern "C" void shim_switch(void** save, void* load);
 inline void synchronize() { shim_switch(&self->stack_pointer, scheduler_stack); }
-inline const std::function<void()>* body = nullptr;
+inline LOCAL const std::function<void()>* body = nullptr;
 inline void enter() {
     (*body)();
     self->done = true;
@@ -83,6 +91,10 @@ inline dim3 unravel(size_t i, dim3 n) { return dim3(i % n.x, i / n.x % n.y, i / 
 inline bool reverse = false;
 
 inline void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
+#ifdef SHIM_THREADS
+    static std::mutex one_launch;
+    const std::lock_guard<std::mutex> turn(one_launch);
+#endif
     const size_t n_block = (size_t)grid.x * grid.y * grid.z, n_thread = (size_t)block.x * block.y * block.z;
     if (n_thread == 0 || n_thread > 1024 || block.z > 64) fail("a block has 1 to 1024 threads");
     if (grid.y > 65535 || grid.z > 65535) fail("grid.y and grid.z are at most 65535");
