@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.objective import MODEL_ERROR
 from deblendrt.engine.scene import Scene
+from deblendrt.engine.separable import Plane
 
 Float = TypeVar("Float", bound=np.floating)
 
@@ -46,74 +47,66 @@ def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.fl
     float64 (n_peak, 3)
         x, y [pixel], significance. Peaks are at least one FWHM apart.
     """
-    doubt = MODEL_ERROR * model if doubt is None else doubt
-    square = np.zeros(scene.shape)
-    for image, weight, m, unsure, width in zip(scene.image, scene.inverse_variance, model, doubt, fwhm, strict=True):
-        w = weight / (1 + weight * unsure**2)
-        kernel = _gaussian(width)
-        signal, power = _filter(w * (image - m), kernel), _filter(w, kernel**2)
-        square += np.maximum(signal, 0) ** 2 / np.where(power > 0, power, np.inf)
-    significance = np.sqrt(square)
-    usable = (scene.inverse_variance > 0).any(0)
-    y, x = np.nonzero((significance > threshold) & (significance >= highest(significance, 1)) & usable)
-    order = np.argsort(-significance[y, x], kind="stable")
+    significance = np.sqrt(_square(scene, model, fwhm, doubt))
+    n_y, n_x = scene.shape
+    y, x = np.nonzero(significance > threshold)
+    height = significance[y, x]
+    highest = (scene.inverse_variance[:, y, x] > 0).any(0)
+    for dy, dx in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)):
+        highest &= height >= significance[np.clip(y + dy, 0, n_y - 1), np.clip(x + dx, 0, n_x - 1)]
+    y, x, height = y[highest], x[highest], height[highest].astype(np.float64)
+    order = np.argsort(-height, kind="stable")
     apart = float(fwhm.mean())
-    taken = [position for position in listed if np.isfinite(position).all()]
-    peaks: list[list[float]] = []
-    for px, py in np.column_stack([x, y])[order].tolist():
-        here = np.array([px + _vertex(significance[py], px), py + _vertex(significance[:, px], py)])
-        wings = (s / (1 + ((here[0] - ax) ** 2 + (here[1] - ay) ** 2) / apart**2) ** 2 for ax, ay, s in peaks)
-        if (all(np.hypot(*(here - other)) >= apart for other in taken)
-                and significance[py, px] > max(wings, default=0.0)):
-            taken.append(here)
-            peaks.append([*here, significance[py, px]])
-    return np.array(peaks).reshape(-1, 3)
+    listed_x, listed_y = listed[np.isfinite(listed).all(1)].T
+    peaks = np.empty((len(order), 3))
+    n = 0
+    for row, column, peak in zip(y[order].tolist(), x[order].tolist(), height[order].tolist(), strict=True):
+        here_x = column + _vertex(significance[row], column)
+        here_y = row + _vertex(significance[:, column], row)
+        if (np.hypot(here_x - listed_x, here_y - listed_y) < apart).any():
+            continue
+        distance = np.hypot(here_x - peaks[:n, 0], here_y - peaks[:n, 1])
+        wings = peaks[:n, 2] / (1 + (distance / apart) ** 2) ** 2
+        if (distance >= apart).all() and peak > wings.max(initial=0.0):
+            peaks[n] = here_x, here_y, peak
+            n += 1
+    return peaks[:n].copy()
 
 
-def highest(image: NDArray[Float], reach: int) -> NDArray[Float]:
-    """Largest value within `reach` pixels along both of the last two axes, of the same shape and type."""
-    width = 2 * reach + 1
-    for axis in (-1, -2):
-        n = image.shape[axis]
-        border = [(reach, reach) if k == axis % image.ndim else (0, 0) for k in range(image.ndim)]
-        lines = np.moveaxis(np.pad(image, border, constant_values=-np.inf), axis, -1)
-        covered = 1
-        while 2 * covered <= width:  # maxima of twice as many neighbours each time
-            lines = np.maximum(lines[..., :-covered], lines[..., covered:])
-            covered *= 2
-        image = np.moveaxis(np.maximum(lines[..., :n], lines[..., width - covered : width - covered + n]), -1, axis)
-    return image
+def _square(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.float64],
+            doubt: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Square of the significance of a point source at every pixel, float32 (n_y, n_x)."""
+    plane = Plane(scene.shape, max(map(_half, fwhm), default=0))
+    signal, power, square = (np.zeros(plane.n, np.float32) for _ in range(3))
+    unit = plane.image
+    for b, (image, weight, m, width) in enumerate(zip(scene.image, scene.inverse_variance, model, fwhm, strict=True)):
+        if not weight.any():
+            continue
+        kernel = np.exp(-0.5 * (np.arange(_half(width) + 1) * 2.3548 / width) ** 2)
+        np.multiply(MODEL_ERROR, m, out=unit) if doubt is None else np.copyto(unit, doubt[b])
+        np.square(unit, out=unit)
+        np.multiply(unit, weight, out=unit)
+        np.add(unit, 1, out=unit)
+        np.divide(weight, unit, out=unit)
+        plane.correlate(kernel**2, power)
+        np.multiply(unit, image - m, out=unit)
+        plane.correlate(kernel, signal)
+        np.maximum(signal, 0, out=signal)
+        np.maximum(power, np.finfo(np.float32).tiny, out=power)  # without weight the signal is zero as well
+        np.divide(signal, power, out=power)  # before the square, which might overflow
+        np.multiply(power, signal, out=power)
+        np.add(square, power, out=square)
+    return plane.rows(square)
 
 
-def _gaussian(fwhm: float) -> NDArray[np.float32]:
-    """Half of a Gaussian from the middle on, to three sigma."""
-    tap = np.arange(int(np.ceil(1.3 * fwhm)) + 1)
-    return np.exp(-0.5 * (tap * 2.3548 / fwhm) ** 2).astype(np.float32)
+def _half(fwhm: float) -> int:
+    return int(np.ceil(1.3 * fwhm))  # three sigma
 
 
-def _filter(image: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Correlation of an image (n_y, n_x) with a symmetric, separable kernel, zero beyond the edges.
-
-    Taps of the same distance share their factor, and nothing is copied: a third of the time of a sum over all taps.
-    """
-    reach = len(kernel) - 1
-    for axis in (0, 1):
-        n = image.shape[axis]
-        padded = np.pad(image, [(reach, reach) if k == axis else (0, 0) for k in (0, 1)])
-        shifted = [padded[i : i + n] if axis == 0 else padded[:, i : i + n] for i in range(2 * reach + 1)]
-        image = kernel[0] * shifted[reach]
-        pair = np.empty_like(image)
-        for i in range(1, reach + 1):
-            np.add(shifted[reach - i], shifted[reach + i], out=pair)
-            pair *= kernel[i]
-            image += pair
-    return image
-
-
-def _vertex(line: NDArray[np.float64], i: int) -> float:
+def _vertex(line: NDArray[np.float32], i: int) -> float:
     """Offset of a maximum from its pixel, by the parabola through its neighbours."""
     if not 0 < i < len(line) - 1:
         return 0.0
-    before, peak, after = line[i - 1 : i + 2]
+    before, peak, after = line[i - 1 : i + 2].tolist()
     bend = before - 2 * peak + after
-    return float(np.clip(0.5 * (before - after) / bend, -0.5, 0.5)) if bend < 0 else 0.0
+    return min(max(0.5 * (before - after) / bend, -0.5), 0.5) if bend < 0 else 0.0

@@ -22,6 +22,7 @@ from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
 from deblendrt.engine.patches import Part, adopt_rows
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.scene import Scene, with_sources
+from deblendrt.engine.separable import brightest
 from deblendrt.engine.solver import Solution
 from deblendrt.engine.start import START_ERROR
 

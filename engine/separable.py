@@ -1,0 +1,114 @@
+"""Filters along both axes of an image that is zero beyond its edges, in float32.
+
+A row of the image ends in as many zeros as the filter reaches, which are also those before the next row. So a shift
+along either axis is one of the flat array, and a filter is a few operations on whole arrays, in blocks that the cache
+holds. What they leave in the zeros' place stays there, as the second axis goes along columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 32768  # values
+
+FloatArray = NDArray[np.float32]
+
+
+class Plane:
+    """An image with room for its filters.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        (n_y, n_x).
+    reach : int [pixel]
+        Of the widest filter, to either side.
+
+    Attributes
+    ----------
+    image : float32 (n_y, n_x)
+        To be written.
+    """
+
+    def __init__(self, shape: tuple[int, int], reach: int) -> None:
+        n_y, n_x = shape
+        self.reach, self.shape = reach, shape
+        self.pitch = n_x + reach
+        self.n = n_y * self.pitch
+        self._source = np.zeros(self.n + 2 * reach, np.float32)
+        self.image = self.rows(self._source[reach:])
+        self._between = np.zeros(self.n + 2 * reach * self.pitch, np.float32)
+        self._spare = np.empty(min(self.n, BLOCK), np.float32)
+
+    def rows(self, flat: FloatArray) -> FloatArray:
+        """An image without what follows its rows, float32 (n_y, n_x), a view."""
+        return flat[: self.n].reshape(self.shape[0], self.pitch)[:, : self.shape[1]]
+
+    def correlate(self, kernel: NDArray[np.float64], out: FloatArray) -> None:
+        """Correlation of `image` with a symmetric separable kernel.
+
+        Parameters
+        ----------
+        kernel : float64 (n,)
+            At distances of 0, 1, ... pixel, at most `reach`.
+        out : float32 (n_y * pitch,)
+            See `rows`.
+        """
+        edge = self.reach * self.pitch
+        self._taps(self._source, kernel, 1, self._between[edge : edge + self.n])
+        self._taps(self._between, kernel, self.pitch, out)
+
+    def _taps(self, source: FloatArray, kernel: NDArray[np.float64], stride: int, out: FloatArray) -> None:
+        middle, *taps = kernel.tolist()
+        for start in range(0, self.n, BLOCK):
+            total = out[start : start + BLOCK]
+            n, here = len(total), start + self.reach * stride
+            pair = self._spare[:n]
+            np.multiply(source[here : here + n], middle, out=total)
+            for k, tap in enumerate(taps, 1):
+                before, after = here - k * stride, here + k * stride
+                np.add(source[before : before + n], source[after : after + n], out=pair)
+                np.multiply(pair, tap, out=pair)
+                np.add(total, pair, out=total)
+
+
+def brightest(image: FloatArray, reach: int) -> FloatArray:
+    """Largest value within `reach` pixels along both axes, zero beyond the edges.
+
+    Parameters
+    ----------
+    image : float32 (n_band, n_y, n_x)
+    reach : int [pixel]
+
+    Returns
+    -------
+    float32 (n_band, n_y, n_x)
+    """
+    _, n_y, n_x = image.shape
+    pitch = n_x + reach
+    n = n_y * pitch
+    edge = reach * pitch  # rows of zeros above and below
+    source = np.zeros(n + 2 * edge + 2 * reach, np.float32)
+    inside = source[edge + reach :][:n].reshape(n_y, pitch)[:, :n_x]
+    spare = np.empty((2, len(source)), np.float32)
+    result = np.empty_like(image, order="C")
+    for band, out in zip(image, result, strict=True):
+        inside[...] = band
+        along = _running(source, 2 * reach + 1, 1, spare)
+        both = _running(along[: n + 2 * edge], 2 * reach + 1, pitch, spare[::-1])
+        out[...] = both[:n].reshape(n_y, pitch)[:, :n_x]
+    return result
+
+
+def _running(source: FloatArray, size: int, stride: int, spare: FloatArray) -> FloatArray:
+    """Largest of each value and the `size` - 1 that follow it at a stride, in one of two spare arrays."""
+    width = 1
+    k = 0
+    while width < size:
+        step = min(width, size - width)
+        n = len(source) - step * stride
+        source = np.maximum(source[:n], source[step * stride :], out=spare[k][:n])
+        width += step
+        k = 1 - k
+    return source
