@@ -10,6 +10,7 @@ answers for its outskirts. Light is always shared by all sources of a scene, wha
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,11 @@ class Partition:
     blend: NDArray[np.int64]
     n_blend: int
     owner: NDArray[np.int32]
+
+    @functools.cached_property
+    def label(self) -> NDArray[np.int64]:
+        """Blend that each pixel belongs to, numbered from 1; 0 outside every window."""
+        return np.append(self.blend + 1, 0)[self.owner]  # an owner of -1 is the last
 
 
 def link(centers: NDArray[np.float64], radius: NDArray[np.float64], cap: int = MAX_BLEND) -> NDArray[np.int64]:

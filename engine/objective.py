@@ -23,6 +23,7 @@ A band in which a source has no weight keeps a weak prior on its colour, so that
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -298,13 +299,30 @@ def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0, error:
     """
     if temper == 0.0 and not problem.robust:
         return Likelihood(problem.weight, None)
+    tau2, error2 = np.float32(temper) ** 2, np.float32(max(temper, error)) ** 2
+    rows = _rows(problem)
     weights, clips = [], []
-    for w, m in zip(problem.weight, model, strict=True):
-        significance = w * m * m
-        noise = 1 + np.float32(temper) ** 2 * significance
-        weights.append(w / noise)
-        bound = (1 + np.float32(max(temper, error)) ** 2 * significance) / noise
-        clips.append(np.float32(CLIP) * np.sqrt(bound))
+    for weight, canvas in zip(problem.weight, model, strict=True):
+        tempered = weight if temper == 0.0 else np.zeros(weight.shape, np.float32)
+        clip = np.empty(weight.shape, np.float32)
+        noise = np.empty_like(weight[0][rows])
+        clip[:, : rows.start] = clip[:, rows.stop :] = CLIP  # what the formula says where there is no weight
+        for w, m, w_tempered, bound in zip(*(a[:, rows] for a in (weight, canvas, tempered, clip)), strict=True):
+            np.multiply(w, m, out=bound)
+            np.multiply(bound, m, out=bound)  # the model's significance
+            if temper != 0.0:
+                np.multiply(bound, tau2, out=noise)
+                np.add(noise, 1, out=noise)
+                np.divide(w, noise, out=w_tempered)
+            if problem.robust:
+                np.multiply(bound, error2, out=bound)
+                np.add(bound, 1, out=bound)
+                if temper != 0.0:
+                    np.divide(bound, noise, out=bound)
+                np.sqrt(bound, out=bound)
+                np.multiply(bound, np.float32(CLIP), out=bound)
+        weights.append(tempered)
+        clips.append(clip)
     return Likelihood(weights, clips if problem.robust else None)
 
 
@@ -312,23 +330,48 @@ def robust_weight(data: FloatArray, weight: FloatArray, model: FloatArray, clip:
     """w min(1, (c / |t|)^2), the weight whose quadratic has rho's gradient."""
     if clip is None:
         return weight
-    t2 = weight * (data - model) ** 2
-    c2 = clip * clip
-    beyond = np.nonzero(t2 > c2)
-    bounded = weight.copy()
-    bounded[beyond] *= c2[beyond] / t2[beyond]
-    return bounded
+    robust = weight.copy()
+    _bound(robust, data, model, clip)
+    return robust
+
+
+def _bound(weight: FloatArray, data: FloatArray, model: FloatArray, clip: FloatArray) -> None:
+    """`robust_weight` in place."""
+    for w, (t2, c, beyond) in zip(weight, _excess(data, weight, model, clip), strict=True):
+        w[beyond] *= c * c / t2[beyond]
 
 
 def loss_image(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None) -> DoubleArray:
     """rho summed over bands, float64 (n_y, n_x)."""
-    t2 = weight * (data - model) ** 2
-    if clip is not None:  # few pixels are beyond it, and only they need a logarithm
-        c2 = clip * clip
-        beyond = np.nonzero(t2 > c2)
-        bound = c2[beyond].astype(np.float64)
-        t2[beyond] = bound * (1 + np.log(t2[beyond] / bound))
-    return 0.5 * t2.sum(0, dtype=np.float64)
+    twice = np.zeros(data.shape[1:])
+    for t2, c, beyond in _excess(data, weight, model, clip):
+        c2 = c.astype(np.float64) ** 2
+        twice[beyond] += c2 * (1 + np.log(t2[beyond] / c2))
+        t2[beyond] = 0
+        np.add(twice, t2, out=twice)
+    return 0.5 * twice
+
+
+def _excess(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None,
+            ) -> Iterator[tuple[FloatArray, FloatArray, tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+    """Per band, t^2 as an image, to be overwritten; c of the pixels where |t| > c; their rows and columns."""
+    t2, c2 = np.empty_like(data[0], order="C"), np.empty_like(data[0], order="C")
+    none = np.zeros(0, np.int64)
+    for b in range(len(data)):
+        np.subtract(data[b], model[b], out=t2)
+        np.square(t2, out=t2)
+        np.multiply(t2, weight[b], out=t2)
+        if clip is None:
+            yield t2, t2[none, none], (none, none)
+        else:
+            np.square(clip[b], out=c2)
+            beyond = np.divmod(np.flatnonzero(t2 > c2), t2.shape[1])
+            yield t2, clip[b][beyond], beyond
+
+
+def _rows(problem: Problem) -> slice:
+    """Rows of a canvas that may have weight: whole ones, which NumPy handles as one flat array."""
+    return slice(problem.folded.half, -problem.folded.half)
 
 
 def _clips(problem: Problem, likely: Likelihood) -> list[FloatArray | None]:
@@ -343,12 +386,12 @@ def by_blend(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
     float64 (n_blend,)
     """
     total: DoubleArray = np.bincount(problem.blend, weights=-state.log_prior, minlength=problem.n_blend).astype(float)
+    rows = _rows(problem)
     start = 0
     for s, (part, clip) in enumerate(zip(problem.partition, _clips(problem, likely), strict=True)):
-        loss = loss_image(problem.data[s], likely.weight[s], state.model[s], clip)
-        owned = part.owner >= 0
-        sums = np.bincount(part.blend[part.owner[owned]], weights=loss[owned], minlength=part.n_blend)
-        total[start : start + part.n_blend] += sums
+        loss = _loss(problem.data[s], likely.weight[s], state.model[s], clip, rows)
+        sums = np.bincount(part.label[rows].ravel(), weights=loss.ravel(), minlength=part.n_blend + 1)
+        total[start : start + part.n_blend] += sums[1:]
         start += part.n_blend
     return total
 
@@ -364,17 +407,32 @@ def by_scene(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
     total: DoubleArray = np.bincount(problem.scene[own], weights=-state.log_prior[own],
                                      minlength=len(problem.data)).astype(float)
     for s, (part, clip) in enumerate(zip(problem.partition, _clips(problem, likely), strict=True)):
-        loss = loss_image(problem.data[s], likely.weight[s], state.model[s], clip)[problem.area[s]]
-        total[s] += loss[part.owner[problem.area[s]] >= 0].sum()
+        rows, columns = problem.area[s]
+        loss = _loss(problem.data[s], likely.weight[s], state.model[s], clip, rows)[:, columns]
+        total[s] += loss[part.owner[rows, columns] >= 0].sum()
     return total
+
+
+def _loss(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None,
+          rows: slice) -> DoubleArray:
+    return loss_image(data[:, rows], weight[:, rows], model[:, rows], None if clip is None else clip[:, rows])
 
 
 def weighted_residual(problem: Problem, likely: Likelihood, model: Canvases) -> tuple[Canvases, Canvases]:
     """Robust weights W and W (y - m), per scene."""
-    weights = [robust_weight(*args) for args in
-               zip(problem.data, likely.weight, model, _clips(problem, likely), strict=True)]
-    residual = [w * (y - m) for w, y, m in zip(weights, problem.data, model, strict=True)]
-    return weights, residual
+    rows = _rows(problem)
+    weights, residuals = [], []
+    for data, weight, m, clip in zip(problem.data, likely.weight, model, _clips(problem, likely), strict=True):
+        robust = weight if clip is None else weight.copy()
+        if clip is not None:
+            _bound(*(image[:, rows] for image in (robust, data, m, clip)))
+        residual = np.zeros(data.shape, np.float32)
+        for out, y, model_y, w in zip(*(image[:, rows] for image in (residual, data, m, robust)), strict=True):
+            np.subtract(y, model_y, out=out)
+            np.multiply(out, w, out=out)
+        weights.append(robust)
+        residuals.append(residual)
+    return weights, residuals
 
 
 def push(state: State, step: DoubleArray) -> FloatArray:
