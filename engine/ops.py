@@ -102,6 +102,29 @@ def _with_outskirts(coefficients: FloatArray, inner: FloatArray, folded: FoldedB
     return image
 
 
+def whole_stamps(coefficients: FloatArray, folded: FoldedBasis, extended: NDArray[np.bool_]) -> list[FloatArray]:
+    """Stamps of a tile of sources, those of extended ones in the full window.
+
+    Parameters
+    ----------
+    coefficients : float32 (n_source, n_band, n_basis)
+        At most `TILE` sources.
+    folded : FoldedBasis
+    extended : bool (n_source,)
+
+    Returns
+    -------
+    list of float32 (n_band, size, size)
+    """
+    image = stamps(coefficients, folded)
+    whole = list(image)
+    if extended.any():
+        wide = _with_outskirts(coefficients[extended], image[extended], folded)
+        for i, stamp in zip(np.flatnonzero(extended), wide, strict=True):
+            whole[i] = stamp
+    return whole
+
+
 class Placed(NamedTuple):
     """A source's stamp on its canvas, cut at the canvas' edges.
 
@@ -193,14 +216,10 @@ def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
         Of images (n_band, height, width).
     """
     for rows, _, basis in runs(folded, len(coefficients)):
-        some = extended[rows]
-        image = stamps(coefficients[rows], basis)
-        wide = iter(_with_outskirts(coefficients[rows][some], image[some], basis) if some.any() else ())
-        for i, ((x, y), stamp) in enumerate(zip(corner[rows].tolist(), image, strict=True), rows.start):
-            if extended[i]:
-                yield place(next(wide), x - basis.margin, y - basis.margin, shape[i])
-            else:
-                yield place(stamp, x, y, shape[i])
+        images = whole_stamps(coefficients[rows], basis, extended[rows])
+        for i, ((x, y), image) in enumerate(zip(corner[rows].tolist(), images, strict=True), rows.start):
+            margin = basis.margin if extended[i] else 0
+            yield place(image, x - margin, y - margin, shape[i])
 
 
 def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],

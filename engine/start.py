@@ -127,12 +127,12 @@ def light_radius(problem: Problem, coefficients: objective.FloatArray) -> Double
     """
     weight = mean_weight(problem, problem.weight)
     area = np.empty(len(coefficients))
+    noise = np.sqrt(weight).astype(np.float32)[:, :, None, None]
     for rows, _, basis in ops.runs(problem.folded, len(coefficients)):
-        for i, stamp in enumerate(ops.stamps(coefficients[rows], basis), rows.start):
-            if problem.extended[i]:
-                stamp = ops.extended_stamps(coefficients[i : i + 1], basis)[0]
-            significance = (weight[i, :, None, None] * stamp.astype(np.float64) ** 2).sum(0)
-            area[i] = (significance > SIGNIFICANT**2).sum()
+        for i, stamp in enumerate(ops.whole_stamps(coefficients[rows], basis, problem.extended[rows]), rows.start):
+            significance = noise[i] * stamp
+            np.square(significance, out=significance)
+            area[i] = np.count_nonzero(significance.sum(0) > SIGNIFICANT**2)
     largest = problem.folded.half + np.where(problem.extended, problem.folded.margin, 0)
     return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, largest)
 
@@ -237,12 +237,12 @@ def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple
         Fraction of the pixels that some band knows, or their opposites.
     """
     measured = weight > 0
+    if measured.all():
+        return data * np.sqrt(weight), -0.5 * np.log(weight.mean((1, 2), dtype=np.float64)), 1.0
     count = measured.sum((1, 2))
     present = count > 0
     mean = weight.sum((1, 2), dtype=np.float64) / np.maximum(count, 1)
     sigma = np.where(present, 1 / np.sqrt(np.where(present, mean, 1.0)), np.asarray(bundle.sky_sigma))
-    if measured.all():
-        return data * np.sqrt(weight), np.log(sigma), 1.0
     color = np.exp(np.asarray(bundle.mean_color, np.float32))[:, None, None]
     scaled = weight * color**2
     total = scaled.sum(0)
