@@ -14,8 +14,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,6 @@ def store(path: Path, content: bytes) -> None:
         raise DeviceError(f"cannot write to the cache folder {path.parent} ({error.strerror}): name one that can be "
                           "written to, as in: export DEBLENDRT_CACHE=/path/to/folder") from None
 
-_one_at_a_time = threading.Lock()  # NVRTC 13.5 crashed, once in a dozen runs that compiled in several threads
-
 
 class Nvrtc:
     """NVIDIA's compiler as a library; needs neither a GPU nor a driver.
@@ -91,8 +89,7 @@ class Nvrtc:
                    f"--include-path={SOURCE}", *OPTIONS]
         (program,) = self._call("nvrtcCreateProgram", path.read_bytes(), os.fsencode(path), 0, None, None)
         try:
-            with _one_at_a_time:
-                code, *_ = self._nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
+            code, *_ = self._nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
             if int(code):
                 log = self._text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program)
                 said = log.rstrip(b"\0").decode(errors="replace") or str(code)
@@ -224,10 +221,7 @@ def cubin(file: str, architecture: str, folder: Path = SOURCE) -> bytes:
 
 
 def prepare(architecture: str) -> None:
-    """Compile all kernels that are not in the cache. Raises DeviceError.
-
-    One after another, 0.2 s each, see `_one_at_a_time`.
-    """
+    """Compile all kernels that are not in the cache, several at a time. Raises DeviceError."""
     missing = [file for file in names() if not _kept(file, architecture, SOURCE).is_file()]
     if not missing:
         return
@@ -236,8 +230,8 @@ def prepare(architecture: str) -> None:
     probe = cache_folder("kernels") / f"probe.{os.getpid()}"  # before the work, not after it
     store(probe, b"")
     probe.unlink(missing_ok=True)
-    for file in missing:
-        cubin(file, architecture)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda file: cubin(file, architecture), missing))
 
 
 def _kept(file: str, architecture: str, folder: Path) -> Path:

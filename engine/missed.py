@@ -11,16 +11,12 @@ a brighter one, below S (1 + (d / FWHM)^2)^-2 at a distance d of one with signal
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.objective import MODEL_ERROR
 from deblendrt.engine.scene import Scene
 from deblendrt.engine.separable import Plane
-
-Float = TypeVar("Float", bound=np.floating)
 
 THRESHOLD = 7.0  # pure noise in six bands exceeds it once in 1e8 pixels, correlated noise of coadds more often
 

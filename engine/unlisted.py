@@ -57,7 +57,7 @@ def peaks(scenes: list[Scene], problem: Problem, latent: DoubleArray) -> list[ND
     for scene, padded in zip(scenes, model, strict=True):
         m = padded[:, half:-half, half:-half]
         near = missed.residual_peaks(scene, m, fwhm, scene.centers, THRESHOLD,
-                                     np.float32(START_ERROR) * missed.highest(m, reach))
+                                     np.float32(START_ERROR) * brightest(m, reach))
         listed = scene.centers[np.isfinite(scene.centers).all(1)]
         apart = np.hypot(*(near[:, None, :2] - listed).transpose(2, 0, 1)).min(1, initial=np.inf)
         found.append(near[(near[:, 2] < BLINDING) | (apart > reach)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @functools.cache
 def no_gpu() -> str | None:
     """What is missing for `device="cuda"`, or None."""
+    if "DEBLENDRT_STAND_IN" in os.environ:  # a driver, but no compiler for it: see test_device.py
+        return None
     try:
         open_device().close()
     except DeviceError as error:

@@ -10,7 +10,7 @@ from toy_scenes import VARIANCE, make_scene
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.flags import Flag
-from deblendrt.engine.missed import highest, residual_peaks
+from deblendrt.engine.missed import residual_peaks
 from deblendrt.engine.scene import Scene
 
 SHAPE = (90, 100)
@@ -21,14 +21,6 @@ UNLISTED = [3, 5]
 @pytest.fixture(scope="module")
 def field(toy_deblender: Deblender, toy_model: ToyModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return make_scene(toy_deblender, toy_model, ANCHORS, SHAPE, seed=5)
-
-
-@pytest.mark.parametrize("reach", range(8))
-def test_highest(reach: int) -> None:
-    image = np.random.default_rng(0).normal(size=(2, 19, 23)).astype(np.float32)
-    padded = np.pad(image, ((0, 0), (reach, reach), (reach, reach)), constant_values=-np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1, 2 * reach + 1), (1, 2))
-    np.testing.assert_array_equal(highest(image, reach), windows.max((-1, -2)))
 
 
 def test_a_quarter_of_the_list_deleted(toy_deblender: Deblender, field: tuple[np.ndarray, ...]) -> None:
