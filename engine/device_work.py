@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deblendrt.cuda.crop import crop
 from deblendrt.cuda.device import DeviceArray
-from deblendrt.engine import objective, photometry_cuda, solver, uncertainty_cuda
+from deblendrt.engine import measures_cuda, objective, photometry_cuda, sharing, solver, uncertainty_cuda
 from deblendrt.engine.device_model import DeviceModel
 from deblendrt.engine.layouts import make_layout
 from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
@@ -94,6 +94,10 @@ class DeviceWork:
     def holds(self, problem: Problem) -> bool:
         """Whether the problem's images are here already."""
         return any(descent.holds(problem) for descent in self._descents.values())
+
+    def share(self, problem: Problem, coefficients: FloatArray, flux: DoubleArray) -> sharing.Sharing:
+        """See `sharing.share`."""
+        return measures_cuda.shared(self._load(problem), coefficients, flux)
 
     def clear(self) -> None:
         """Give buffers back."""

@@ -1,0 +1,145 @@
+"""What the kernels compute that measure a fit source by source: the counterparts of engine/sharing.py and others.
+
+Arguments as in `reference_photometry`, with these in common: `stamps` float32 (n_source, n_band, n_window_pixel),
+`cells` float32 (n_source, n_band, n_cell) or None, of use for sources with `extended` int32 (n_source,) set, and flat
+images float32 (n_pixel,). A footprint is a bit for each pixel of a source's window (full, if it is extended) that lies
+on the canvas, row by row, 32 a word, the lowest bit first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.cuda.layout import Layout
+from deblendrt.cuda.reference_photometry import _on_canvas
+
+DoubleArray = NDArray[np.float64]
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int32]
+
+
+class Covered(NamedTuple):
+    """A source and its part of a canvas: row, scene, y, x."""
+
+    i: int
+    scene: int
+    y: slice
+    x: slice
+
+    def of(self, layout: Layout, image: NDArray[Any]) -> NDArray[Any]:
+        """The part of a flat image, (n_band, height, width)."""
+        return _canvas(layout, image, self.scene)[:, self.y, self.x]
+
+
+def footprint(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended: IntArray, weight: FloatArray,
+              out: IntArray, *, significant: float, core: float) -> None:
+    """Pixels where a source's light is significant.
+
+    Parameters
+    ----------
+    layout : Layout
+    stamps, cells, extended
+        Of the models [nJy].
+    weight : float32 (n_pixel,) [nJy^-2]
+    out : int32 (n_source, n_word)
+        `footprint.n_word`; words of no pixel are left alone.
+    significant : float
+        Signal to noise of a pixel, all bands together, from which it counts.
+    core : float
+        Or its light, relative to the peak.
+    """
+    for here, stamp in _drawn(layout, stamps, cells, extended):
+        square = stamp * stamp
+        total = square.sum((1, 2), dtype=np.float64)
+        mean = (here.of(layout, weight) * square).sum((1, 2), dtype=np.float64) / np.where(total > 0, total, 1.0)
+        significance = (mean.astype(np.float32)[:, None, None] * square).sum(0)
+        inside = (significance >= min(significant**2, core**2 * significance.max())) & (significance > 0)
+        words = packed(inside)
+        out[here.i, : len(words)] = words
+
+
+def packed(inside: NDArray[np.bool_]) -> IntArray:
+    """The words of a footprint (height, width); whole blocks of 256 pixels."""
+    bits = np.zeros(-(-inside.size // 256) * 256, bool)
+    bits[: inside.size] = inside.ravel()
+    return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
+
+
+def unpacked(words: IntArray, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """A footprint (height, width) of its words."""
+    bits = np.unpackbits(words.astype("<i4").view(np.uint8), bitorder="little")
+    return bits[: shape[0] * shape[1]].reshape(shape).astype(bool)
+
+
+def light(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended: IntArray, footprints: IntArray,
+          weight: FloatArray, out: FloatArray) -> None:
+    """The sum of the positive light of all sources in the scene's footprint where there is weight; zero elsewhere.
+
+    Parameters
+    ----------
+    layout : Layout
+    stamps, cells, extended
+    footprints : int32 (n_source, n_word)
+    weight : float32 (n_pixel,)
+    out : float32 (n_pixel,)
+    """
+    covered = np.zeros(layout.n_pixel, bool)
+    total = np.zeros(layout.n_pixel, np.float32)
+    for here, stamp in _drawn(layout, stamps, cells, extended):
+        here.of(layout, total)[...] += np.maximum(stamp, 0)
+        here.of(layout, covered)[...] |= unpacked(footprints[here.i], stamp.shape[1:])
+    for s in np.unique(layout.pixel_tile[:, 0]):
+        if s >= 0:
+            inside = _canvas(layout, covered, s) & (_canvas(layout, weight, s) > 0)
+            _canvas(layout, out, s)[...] = np.where(inside, _canvas(layout, total, s), 0)
+
+
+def share(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended: IntArray, footprints: IntArray,
+          data: FloatArray, weight: FloatArray, model: FloatArray, light: FloatArray, out: DoubleArray) -> None:
+    """What sources share of the light of a scene, see engine/sharing.py.
+
+    Parameters
+    ----------
+    layout : Layout
+    stamps, cells, extended
+    footprints : int32 (n_source, n_word)
+    data, weight, model, light : float32 (n_pixel,)
+        The latter of `light`.
+    out : float64 (n_source, n_band, 6)
+        sum r (y - m), sum r^2 / w, the neighbours' light m - m_i in the footprint, sum m_i^2, sum m_i m, the
+        neighbours' largest pixel.
+    """
+    for here, stamp in _drawn(layout, stamps, cells, extended):
+        total, given = here.of(layout, model), here.of(layout, light)
+        part = np.divide(np.maximum(stamp, 0), given, out=np.zeros_like(stamp), where=given > 0)
+        noise = np.divide(part * part, here.of(layout, weight), out=np.zeros_like(part), where=part > 0)
+        residual = np.where(part > 0, here.of(layout, data) - total, 0)
+        neighbours = np.where(unpacked(footprints[here.i], stamp.shape[1:]), total - stamp, 0)
+        for k, values in enumerate((part * residual, noise, neighbours, stamp * stamp, stamp * total)):
+            out[here.i, :, k] = values.sum((1, 2), dtype=np.float64)
+        out[here.i, :, 5] = neighbours.max((1, 2))
+
+
+def _drawn(layout: Layout, stamps: FloatArray, cells: FloatArray | None,
+           extended: IntArray) -> Iterator[tuple[Covered, FloatArray]]:
+    """Every source with its image on its canvas, float32 (n_band, height, width)."""
+    for i in np.flatnonzero(layout.scene >= 0).tolist():
+        s = int(layout.scene[i])
+        height, width = layout.canvas_shape[s]
+        margin = layout.margin if cells is not None and extended[i] else 0
+        x, y = layout.corner[i] - margin
+        size = layout.window + 2 * margin
+        here = Covered(i, s, slice(max(y, 0), min(y + size, height)), slice(max(x, 0), min(x + size, width)))
+        image = _on_canvas(layout, stamps, cells, extended, i, (layout.n_band, height, width))
+        yield here, image[:, here.y, here.x].astype(np.float32)
+
+
+def _canvas(layout: Layout, image: NDArray[Any], s: int) -> NDArray[Any]:
+    """A view of one scene's canvas."""
+    shape = (layout.n_band, *layout.canvas_shape[s])
+    start = layout.canvas_start[s]
+    return image[start : start + int(np.prod(shape))].reshape(shape)

@@ -1,0 +1,91 @@
+"""What is measured source by source after a fit, on a device: `sharing.share` and others."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.cuda import footprint as footprints
+from deblendrt.cuda.device import DeviceArray
+from deblendrt.cuda.layout import PIXEL_TILE, Layout
+from deblendrt.cuda.render import render
+from deblendrt.cuda.share import light, share
+from deblendrt.engine import sharing
+from deblendrt.engine.layouts import filled, padded
+from deblendrt.engine.objective import DoubleArray, FloatArray
+from deblendrt.engine.solver_cuda import Descent
+
+
+def shared(descent: Descent, coefficients: FloatArray, flux: DoubleArray) -> sharing.Sharing:
+    """See `sharing.share`; of the problem that a descent holds.
+
+    Parameters
+    ----------
+    descent : Descent
+    coefficients : float32 (n_source, n_band, n_basis) [nJy]
+    flux : float64 (n_source, n_band) [nJy]
+
+    Returns
+    -------
+    Sharing
+    """
+    device, problem = descent.device, descent.problem
+    descent.put(coefficients, descent.state.coefficients)
+    descent.stamp(descent.every, descent.state.coefficients)
+    drawn = (descent.stamps, descent.cells, descent.extended)
+    every = whole_canvases(descent)
+    model, bright = (device.empty(every.n_pixel, np.float32) for _ in range(2))
+    inside = _footprints(descent)
+    render(device, every, *drawn, None, None, model)
+    light(device, every, *drawn, inside, descent.weight, bright)
+    out = device.empty((every.n_source, every.n_band, 6), np.float64)
+    share(device, every, *drawn, inside, descent.data, descent.weight, model, bright, out)
+    gain, noise, overlap, own, everybody, largest = np.moveaxis(descent.fetch(out), 2, 0)
+    known = everybody > 0
+    return sharing.Sharing(
+        redistributed_flux=np.where(problem.measured, flux + gain, np.nan),
+        redistributed_flux_err=np.where(problem.measured, np.sqrt(noise), np.nan),
+        blendedness=np.where(known, 1 - own / np.where(known, everybody, 1.0), np.nan),
+        flux_overlap=overlap.copy(), max_overlap=largest.copy())
+
+
+def _footprints(descent: Descent) -> DeviceArray:
+    """Footprints of the stamps that a descent holds, int32 (n_source, n_word)."""
+    device, every = descent.device, descent.every
+    out = device.empty((every.n_source, footprints.n_word(every)), np.int32)
+    footprints.footprint(device, every, descent.stamps, descent.cells, descent.extended, descent.weight, out,
+                         significant=sharing.SIGNIFICANT, core=sharing.CORE)
+    return out
+
+
+def whole_canvases(descent: Descent) -> Layout:
+    """The layout of a descent with tiles that cover the canvases' borders too, where models have light as well."""
+    problem, host, upload = descent.problem, descent.host, descent.device.upload
+    canvases = np.array([d.shape[1:] for d in problem.data])
+    count = -(-canvases // PIXEL_TILE)
+    first = np.concatenate([[0], np.cumsum(count.prod(1))])
+    tiles = np.concatenate([_grid(s, n_y, n_x) for s, (n_y, n_x) in enumerate(count)])
+    tiles[:, 1:] *= PIXEL_TILE
+    margin = np.where(problem.extended, host.margin, 0)[:, None]
+    shape = canvases[problem.scene][:, ::-1]
+    low = np.maximum(problem.corner - margin, 0) // PIXEL_TILE
+    high = -(-np.minimum(problem.corner + host.window + margin, shape) // PIXEL_TILE)
+    across, down = (high - low).T
+    source = np.repeat(np.arange(len(low)), across * down)
+    k = np.arange(len(source)) - np.repeat(np.cumsum(across * down) - across * down, across * down)
+    x, y = low[source, 0] + k % across[source], low[source, 1] + k // across[source]
+    tile = first[problem.scene[source]] + y * count[problem.scene[source], 1] + x
+    start = np.full(padded(len(tiles)) + 1, len(source), np.int32)
+    start[: len(tiles) + 1] = np.concatenate([[0], np.cumsum(np.bincount(tile, minlength=len(tiles)))])
+    order = np.argsort(tile, kind="stable")
+    return dataclasses.replace(
+        descent.every, pixel_tile=upload(filled(tiles, padded(len(tiles)), -1)), tile_start=upload(start),
+        tile_source=upload(filled(source[order], padded(len(source)), -1)))
+
+
+def _grid(scene: int, n_y: int, n_x: int) -> NDArray[np.int64]:
+    """(scene, y, x) of all places of a grid."""
+    y, x = np.divmod(np.arange(n_y * n_x), n_x)
+    return np.stack([np.full_like(x, scene), y, x], 1)

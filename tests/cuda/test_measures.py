@@ -1,0 +1,179 @@
+"""Measures of every source after a fit: kernels against references, these against the engine, and the engine's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from kernels import both, needs_shim, run
+from layouts import random_layout
+from problems import toy_problem
+from shim import ShimDevice
+from toy_model import N_BAND, ToyModel
+
+from deblendrt.cuda import footprint, reference, share
+from deblendrt.cuda import reference_measures as measures
+from deblendrt.cuda.layout import Layout
+from deblendrt.engine import decoding, ops, sharing
+from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.device_pool import DevicePool
+from deblendrt.engine.device_work import DeviceWork
+from deblendrt.engine.layouts import make_layout
+from deblendrt.engine.objective import Problem
+
+FLOAT32 = 2e-6  # of the largest value
+LIMITS = {"significant": sharing.SIGNIFICANT, "core": sharing.CORE}
+
+
+class Drawn(NamedTuple):
+    layout: Layout
+    stamps: np.ndarray
+    cells: np.ndarray | None
+    extended: np.ndarray
+    data: np.ndarray
+    weight: np.ndarray
+
+    @property
+    def images(self) -> tuple[Layout, np.ndarray, np.ndarray | None, np.ndarray]:
+        return self[:4]
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.asarray(self.layout.scene >= 0)
+
+    def with_padding(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.full((self.layout.n_source, *shape), -7, dtype)
+
+
+@pytest.fixture(scope="module", params=[(5, 0, 1), (9, 0, 1), (9, 6, 3)], ids=["small", "compact", "extended"])
+def drawn(request: pytest.FixtureRequest) -> Drawn:
+    """Blobs with noise, faint and bright, some negative; a tenth of the weights is zero."""
+    window, margin, binning = request.param
+    layout = random_layout(3, [(17, 40, 7), (33, 21, 5), (20, 19, 1)], n_band=3, window=window, margin=margin,
+                           binning=binning)
+    rng = np.random.default_rng(window + margin)
+    n = layout.n_source
+    radius = np.hypot(*np.mgrid[: layout.full_window, : layout.full_window] - layout.full_window // 2)
+    light = 10 ** rng.uniform(-1, 2, (n, 3, 1, 1)) * np.exp(-radius / 2) * (1 + 0.3 * rng.normal(
+        size=(n, 3, *radius.shape)))
+    inside = slice(margin, margin + window)
+    cells = light[:, :, binning // 2 :: binning, binning // 2 :: binning].reshape(n, 3, -1).astype(np.float32)
+    weight = rng.uniform(0.2, 1.0, layout.n_pixel) * (rng.random(layout.n_pixel) > 0.1)
+    return Drawn(layout, light[:, :, inside, inside].reshape(n, 3, -1).astype(np.float32), cells if margin else None,
+                 (np.arange(n) % 3 > 0).astype(np.int32) * (margin > 0), rng.normal(size=layout.n_pixel).astype(
+                     np.float32), weight.astype(np.float32))
+
+
+def footprints_of(drawn: Drawn) -> np.ndarray:
+    out = drawn.with_padding((footprint.n_word(drawn.layout),), np.int32)
+    measures.footprint(*drawn.images, drawn.weight, out, **LIMITS)
+    return out
+
+
+@needs_shim
+def test_footprint(drawn: Drawn) -> None:
+    out = drawn.with_padding((footprint.n_word(drawn.layout),), np.int32)
+    [(result, expected)] = both(footprint.footprint, measures.footprint, *drawn.images, drawn.weight, out,
+                                outputs=(4,), **LIMITS)
+    np.testing.assert_array_equal(result, expected)
+    bits = np.unpackbits(expected[drawn.rows].view(np.uint8))
+    assert 0.05 < bits.mean() < 0.95
+    assert (result[~drawn.rows] == -7).all()
+
+
+@needs_shim
+def test_light(drawn: Drawn) -> None:
+    inside = footprints_of(drawn)
+    out = np.full(drawn.layout.n_pixel, -7, np.float32)
+    [(result, expected)] = both(share.light, measures.light, *drawn.images, inside, drawn.weight, out, outputs=(5,))
+    np.testing.assert_allclose(result, expected, rtol=FLOAT32)
+    assert ((expected > 0).any(), (expected == 0).any()) == (True, True)
+    assert (result == -7).sum() == 2  # padding
+
+
+@needs_shim
+def test_share(drawn: Drawn) -> None:
+    layout, inside = drawn.layout, footprints_of(drawn)
+    model, bright = (np.zeros(layout.n_pixel, np.float32) for _ in range(2))
+    reference.render(*drawn.images, None, None, model)
+    measures.light(*drawn.images, inside, drawn.weight, bright)
+    arguments = (*drawn.images[1:], inside, drawn.data, drawn.weight, model, bright)
+    out = drawn.with_padding((3, 6), np.float64)
+    [(result, expected)] = both(share.share, measures.share, layout, *arguments, out, outputs=(8,))
+    scale = np.abs(expected[drawn.rows]).max((0, 1))
+    assert (np.abs(result - expected)[drawn.rows] <= FLOAT32 * scale).all()
+    assert (scale > 0).all()
+    assert (result[~drawn.rows] == -7).all()
+    alone = dataclasses.replace(layout, scene=np.where(np.arange(layout.n_source) == 8, layout.scene, -1))
+    [single] = run(ShimDevice(), share.share, alone, *arguments, out, outputs=(8,))
+    np.testing.assert_array_equal(single[8], result[8])
+
+
+class Engine(NamedTuple):
+    """A problem, its twin on a device, and its models."""
+
+    problem: Problem
+    on_device: Problem
+    latent: np.ndarray
+    coefficients: np.ndarray
+
+    @property
+    def drawn(self) -> Drawn:
+        """As the engine draws it."""
+        problem, (layout, _) = self.problem, make_layout(self.problem)
+        rows = (self.coefficients, problem.folded.of(0))
+
+        def padded(values: np.ndarray) -> np.ndarray:
+            return np.concatenate([values, np.zeros((layout.n_source - len(values), *values.shape[1:]), values.dtype)])
+
+        def flat(canvases: list[np.ndarray]) -> np.ndarray:
+            image = np.zeros(layout.n_pixel, np.float32)
+            image[: sum(c.size for c in canvases)] = np.concatenate([c.ravel() for c in canvases])
+            return image
+
+        stamps = ops.stamps(*rows).reshape(len(self.latent), N_BAND, -1)
+        cells = padded(ops.product(rows[0], rows[1].outer)) if layout.n_cell else None
+        return Drawn(layout, padded(stamps), cells, padded(problem.extended.astype(np.int32)), flat(problem.data),
+                     flat(problem.weight))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["compact", "extended"])
+def engine(request: pytest.FixtureRequest, toy_deblender: Deblender, wide_toy_deblender: Deblender,
+           toy_model: ToyModel, wide_toy_model: ToyModel) -> Engine:
+    """Two scenes with masks; of the wide model, two thirds of the sources are extended and stick out."""
+    mask = np.random.default_rng(0).random((N_BAND, 48, 52)) < 0.1
+    deblender, model = (wide_toy_deblender, wide_toy_model) if request.param else (toy_deblender, toy_model)
+    problem, latent, _ = toy_problem(deblender, model, 2, mask=[mask, mask])
+    problem = dataclasses.replace(problem, extended=np.arange(len(latent)) % 3 > 0 if request.param else
+                                  problem.extended)
+    coefficients = decoding.decode(problem, latent)
+    pool = DevicePool.open(deblender.bundle, ShimDevice, 1)
+    with pool.stream() as work:
+        assert isinstance(work, DeviceWork)
+        return Engine(problem, dataclasses.replace(problem, device=work), latent, coefficients)
+
+
+def test_footprint_is_the_engines(engine: Engine) -> None:
+    problem, drawn = engine.problem, engine.drawn
+    inside = footprints_of(drawn)
+    shapes = [problem.data[s].shape for s in problem.scene]
+    placed = ops.placed(engine.coefficients, problem.folded, problem.corner, problem.extended, shapes)
+    for i, (s, own) in enumerate(zip(problem.scene, placed, strict=True)):
+        expected = sharing.footprint(own.image, own.cut(problem.weight[s]))
+        np.testing.assert_array_equal(measures.unpacked(inside[i], expected.shape), expected)
+
+
+@needs_shim
+def test_share_is_the_engines(engine: Engine) -> None:
+    flux = np.exp(engine.latent[:, :N_BAND])
+    expected = sharing.share(engine.problem, engine.coefficients, flux)
+    result = sharing.share(engine.on_device, engine.coefficients, flux)
+    assert np.isfinite(expected.redistributed_flux).all()
+    off = np.abs(result.redistributed_flux - expected.redistributed_flux)
+    assert (off < 1e-4 * expected.redistributed_flux_err).all()
+    for field in dataclasses.fields(sharing.Sharing):
+        value = getattr(expected, field.name)
+        np.testing.assert_allclose(getattr(result, field.name), value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
+
