@@ -8,6 +8,7 @@ on the canvas, row by row, 32 a word, the lowest bit first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -122,6 +123,62 @@ def share(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended
         for k, values in enumerate((part * residual, noise, neighbours, stamp * stamp, stamp * total)):
             out[here.i, :, k] = values.sum((1, 2), dtype=np.float64)
         out[here.i, :, 5] = neighbours.max((1, 2))
+
+
+def misfit(layout: Layout, stamps: FloatArray, latent: DoubleArray, data: FloatArray, weight: FloatArray,
+           model: FloatArray, edges: DoubleArray, out: DoubleArray, *, half: int, square: int) -> None:
+    """Residuals along sources' own light, see engine/systematics.py.
+
+    Parameters
+    ----------
+    layout : Layout
+    stamps : float32 (n_source, n_band, n_window_pixel) [nJy]
+    latent : float64 (n_source, n_latent)
+        The offset [pixel] stands behind the fluxes.
+    data, weight, model : float32 (n_pixel,)
+    edges : float64 (n_edge,) [pixel]
+        Of the rings.
+    out : float64 (n_source, 4)
+        sum v^2 and sum (u^2 - v) over squares, the same over rings.
+    half : int [pixel]
+        Of the square around the central pixel that is looked at, [-half, half); the window holds it.
+    square : int [pixel]
+        Side of the squares, divides 2 half.
+    """
+    grid, n = np.arange(-half, half), 2 * half // square
+    for i in np.flatnonzero(layout.scene >= 0).tolist():
+        inside = slice(layout.window // 2 - half, layout.window // 2 + half)
+        x, y = layout.corner[i] + inside.start
+        here = Covered(i, int(layout.scene[i]), slice(y, y + 2 * half), slice(x, x + 2 * half))
+        own = np.maximum(stamps[i].reshape(-1, layout.window, layout.window)[:, inside, inside], 0)
+        total = here.of(layout, model)
+        light = own * np.divide(own, np.maximum(total, own), out=np.zeros_like(own), where=own > 0)
+        weighted = here.of(layout, weight) * light
+        u = (weighted * (here.of(layout, data) - total)).sum(0, dtype=np.float64)
+        v = (weighted * light).sum(0, dtype=np.float64)
+        dx, dy = latent[i, layout.n_band : layout.n_band + 2]
+        radius = np.hypot(grid - dx, (grid - dy)[:, None])
+        rings = [(radius >= low) & (radius < high) for low, high in itertools.pairwise(edges)]
+        groups = [[image.reshape(n, square, n, square).sum((1, 3)) for image in (u, v)],
+                  [np.array([image[ring].sum() for ring in rings]) for image in (u, v)]]
+        out[i] = [value for a, b in groups for value in ((b * b).sum(), (a * a - b).sum())]
+
+
+def visible(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended: IntArray, footprints: IntArray,
+            weight: FloatArray, out: DoubleArray) -> None:
+    """Light in the footprint where there is weight.
+
+    Parameters
+    ----------
+    layout : Layout
+    stamps, cells, extended
+    footprints : int32 (n_source, n_word)
+    weight : float32 (n_pixel,)
+    out : float64 (n_source, n_band)
+    """
+    for here, stamp in _drawn(layout, stamps, cells, extended):
+        seen = (here.of(layout, weight) > 0) & unpacked(footprints[here.i], stamp.shape[1:])
+        out[here.i] = (stamp * seen).sum((1, 2), dtype=np.float64)
 
 
 def _drawn(layout: Layout, stamps: FloatArray, cells: FloatArray | None,

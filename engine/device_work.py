@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deblendrt.cuda.crop import crop
 from deblendrt.cuda.device import DeviceArray
-from deblendrt.engine import measures_cuda, objective, photometry_cuda, sharing, solver, uncertainty_cuda
+from deblendrt.engine import measures_cuda, objective, photometry_cuda, sharing, solver, systematics, uncertainty_cuda
 from deblendrt.engine.device_model import DeviceModel
 from deblendrt.engine.layouts import make_layout
 from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
@@ -98,6 +98,10 @@ class DeviceWork:
     def share(self, problem: Problem, coefficients: FloatArray, flux: DoubleArray) -> sharing.Sharing:
         """See `sharing.share`."""
         return measures_cuda.shared(self._load(problem), coefficients, flux)
+
+    def misfit(self, problem: Problem, state: objective.State) -> systematics.Misfit:
+        """See `systematics.misfit`."""
+        return measures_cuda.misfits(self._load(problem), state)
 
     def clear(self) -> None:
         """Give buffers back."""

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from deblendrt.cuda import footprint as footprints
 from deblendrt.cuda.device import DeviceArray
 from deblendrt.cuda.layout import PIXEL_TILE, Layout
+from deblendrt.cuda.misfit import misfit, visible
 from deblendrt.cuda.render import render
 from deblendrt.cuda.share import light, share
-from deblendrt.engine import sharing
+from deblendrt.engine import sharing, systematics
 from deblendrt.engine.layouts import filled, padded
-from deblendrt.engine.objective import DoubleArray, FloatArray
+from deblendrt.engine.objective import DoubleArray, FloatArray, State
 from deblendrt.engine.solver_cuda import Descent
 
 
@@ -49,6 +50,39 @@ def shared(descent: Descent, coefficients: FloatArray, flux: DoubleArray) -> sha
         redistributed_flux_err=np.where(problem.measured, np.sqrt(noise), np.nan),
         blendedness=np.where(known, 1 - own / np.where(known, everybody, 1.0), np.nan),
         flux_overlap=overlap.copy(), max_overlap=largest.copy())
+
+
+def misfits(descent: Descent, state: State) -> systematics.Misfit:
+    """See `systematics.misfit`; of the problem that a descent holds.
+
+    Parameters
+    ----------
+    descent : Descent
+    state : State
+
+    Returns
+    -------
+    Misfit
+    """
+    device, problem, every = descent.device, descent.problem, descent.every
+    half = min(systematics.HALF, problem.folded.half) // systematics.SQUARE * systematics.SQUARE
+    redraw(descent, state)
+    out, seen = (device.empty((every.n_source, n), np.float64) for n in (4, every.n_band))
+    misfit(device, every, descent.stamps, descent.state.latent, descent.data, descent.weight, descent.state.model,
+           device.upload(np.array(systematics.RING_EDGES)), out, half=half, square=systematics.SQUARE)
+    visible(device, every, descent.stamps, descent.cells, descent.extended, _footprints(descent), descent.weight, seen)
+    power, found = np.moveaxis(descent.fetch(out).reshape(-1, 2, 2), 2, 0)  # squares, rings
+    some = np.where(power > 0, power, 1.0)
+    square, significance = np.where(power > 0, [found / some, found / np.sqrt(2 * some)], 0.0)
+    hidden = np.exp(state.latent[:, : every.n_band]) - descent.fetch(seen)
+    return systematics.summary(square, significance, hidden)
+
+
+def redraw(descent: Descent, state: State) -> None:
+    """Put a state's latents and coefficients on the device, and draw its stamps and model images."""
+    descent.put(state.latent, descent.state.latent)
+    descent.put(state.coefficients, descent.state.coefficients)
+    descent.run("draw", lambda: descent.draw(descent.state))
 
 
 def _footprints(descent: Descent) -> DeviceArray:

@@ -74,6 +74,8 @@ def misfit(problem: Problem, solution: Solution) -> Misfit:
     Misfit
     """
     state, folded, n_band = solution.state, problem.folded, problem.n_band
+    if problem.device is not None:
+        return problem.device.misfit(problem, state)
     half = min(HALF, folded.half) // SQUARE * SQUARE
     grid = np.arange(-half, half)
     shape = [problem.data[s].shape for s in problem.scene]
@@ -96,6 +98,23 @@ def misfit(problem: Problem, solution: Solution) -> Misfit:
         hidden[i] -= (placed.image * visible).sum((1, 2), dtype=np.float64)
         square[i, 0], significance[i, 0] = excess(_squares(u), _squares(v))
         square[i, 1], significance[i, 1] = excess(_rings(u, ring), _rings(v, ring))
+    return summary(square, significance, hidden)
+
+
+def summary(square: DoubleArray, significance: DoubleArray, hidden: DoubleArray) -> Misfit:
+    """The larger of several misfits.
+
+    Parameters
+    ----------
+    square, significance : float64 (n_source, n_kind)
+        Of `excess`.
+    hidden : float64 (n_source, n_band) [nJy]
+        Of either sign.
+
+    Returns
+    -------
+    Misfit
+    """
     error = np.sqrt(np.where(significance > SIGNIFICANT, square, 0.0).max(1))
     return Misfit(error, significance.max(1), np.maximum(hidden, 0.0))
 

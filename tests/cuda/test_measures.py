@@ -13,10 +13,10 @@ from problems import toy_problem
 from shim import ShimDevice
 from toy_model import N_BAND, ToyModel
 
-from deblendrt.cuda import footprint, reference, share
+from deblendrt.cuda import footprint, misfit, reference, share
 from deblendrt.cuda import reference_measures as measures
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import decoding, ops, sharing
+from deblendrt.engine import decoding, objective, ops, sharing, solver, systematics
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.device_pool import DevicePool
 from deblendrt.engine.device_work import DeviceWork
@@ -111,6 +111,35 @@ def test_share(drawn: Drawn) -> None:
     np.testing.assert_array_equal(single[8], result[8])
 
 
+@needs_shim
+@pytest.mark.parametrize("square", [1, 2])
+def test_misfit(drawn: Drawn, square: int) -> None:
+    layout, half = drawn.layout, drawn.layout.window // 2 // 2 * 2
+    model = np.zeros(layout.n_pixel, np.float32)
+    reference.render(*drawn.images, None, None, model)
+    latent = np.random.default_rng(0).uniform(-0.5, 0.5, (layout.n_source, 6))
+    latent[0, 3:5] = 0  # pixels on edges
+    edges = np.array([0.0, 1.0, 2.5, 4.0])
+    out = drawn.with_padding((4,), np.float64)
+    arguments = (drawn.stamps, latent, drawn.data, drawn.weight, model, edges)
+    [(result, expected)] = both(misfit.misfit, measures.misfit, layout, *arguments, out, outputs=(6,), half=half,
+                                square=square)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    assert (result[~drawn.rows] == -7).all()
+    alone = dataclasses.replace(layout, scene=np.where(np.arange(layout.n_source) == 8, layout.scene, -1))
+    [single] = run(ShimDevice(), misfit.misfit, alone, *arguments, out, outputs=(6,), half=half, square=square)
+    np.testing.assert_array_equal(single[8], result[8])
+
+
+@needs_shim
+def test_visible(drawn: Drawn) -> None:
+    out = drawn.with_padding((3,), np.float64)
+    [(result, expected)] = both(misfit.visible, measures.visible, *drawn.images, footprints_of(drawn), drawn.weight,
+                                out, outputs=(5,))
+    np.testing.assert_allclose(result, expected, rtol=FLOAT32)
+    assert (result[~drawn.rows] == -7).all()
+
+
 class Engine(NamedTuple):
     """A problem, its twin on a device, and its models."""
 
@@ -177,3 +206,17 @@ def test_share_is_the_engines(engine: Engine) -> None:
         value = getattr(expected, field.name)
         np.testing.assert_allclose(getattr(result, field.name), value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
 
+
+
+@needs_shim
+def test_misfit_is_the_engines(engine: Engine) -> None:
+    state = objective.evaluate(engine.problem, engine.latent)
+    solution = solver.Solution(engine.problem, state, engine.latent, [], [], np.zeros(2))
+    expected = systematics.misfit(engine.problem, solution)
+    result = systematics.misfit(engine.on_device, solution)
+    assert (expected.significance > systematics.SIGNIFICANT).any()
+    np.testing.assert_allclose(result.significance, expected.significance, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(result.error, expected.error, rtol=1e-4)
+    flux = np.exp(engine.latent[:, :N_BAND])
+    assert (np.abs(result.hidden - expected.hidden) < 1e-5 * flux).all()
+    assert (expected.hidden > 0.01 * flux).any()
