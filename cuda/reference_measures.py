@@ -181,6 +181,38 @@ def visible(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extend
         out[here.i] = (stamp * seen).sum((1, 2), dtype=np.float64)
 
 
+def core_statistics(layout: Layout, number: IntArray, centre: DoubleArray, owner: IntArray, data: FloatArray,
+                    weight: FloatArray, weights: FloatArray, model: FloatArray, out: DoubleArray, *,
+                    radius: float) -> None:
+    """chi2 of the pixels that each source owns within a radius, summed over bands.
+
+    Parameters
+    ----------
+    layout : Layout
+    number : int32 (n_source,)
+        Of each source in its scene, as the owners are numbered.
+    centre : float64 (n_source, 2) [pixel]
+        (x, y) on the canvas.
+    owner : int32 (n_pixel / n_band,)
+        Of each pixel, canvas after canvas; -1: nobody.
+    data, weight, weights, model : float32 (n_pixel,)
+        The third are the robust weights.
+    out : float64 (n_source, 3)
+        chi2, pixels with weight counted in every band, pixels that lost more than half of their weight in some band.
+    radius : float [pixel]
+    """
+    for i in np.flatnonzero(layout.scene >= 0).tolist():
+        s = int(layout.scene[i])
+        height, width = layout.canvas_shape[s]
+        start = layout.canvas_start[s] // layout.n_band
+        own = owner[start : start + height * width].reshape(height, width) == number[i]
+        y, x = np.mgrid[:height, :width]
+        own &= (y - centre[i, 1]) ** 2 + (x - centre[i, 0]) ** 2 <= radius**2
+        given, left, seen, light = (_canvas(layout, image, s)[:, own] for image in (weight, weights, data, model))
+        out[i] = ((given * (seen - light) ** 2).sum(dtype=np.float64), (given > 0).sum(),
+                  (left < 0.5 * given).any(0).sum())
+
+
 def _drawn(layout: Layout, stamps: FloatArray, cells: FloatArray | None,
            extended: IntArray) -> Iterator[tuple[Covered, FloatArray]]:
     """Every source with its image on its canvas, float32 (n_band, height, width)."""

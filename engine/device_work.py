@@ -103,6 +103,11 @@ class DeviceWork:
         """See `systematics.misfit`."""
         return measures_cuda.misfits(self._load(problem), state)
 
+    def core_statistics(self, problem: Problem,
+                        state: objective.State) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
+        """See `quality.core_statistics`."""
+        return measures_cuda.own_pixels(self._load(problem), state)
+
     def clear(self) -> None:
         """Give buffers back."""
         self._descents.clear()

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda import footprint as footprints
+from deblendrt.cuda.core_statistics import core_statistics
 from deblendrt.cuda.device import DeviceArray
 from deblendrt.cuda.layout import PIXEL_TILE, Layout
 from deblendrt.cuda.misfit import misfit, visible
 from deblendrt.cuda.render import render
+from deblendrt.cuda.residual import residual
 from deblendrt.cuda.share import light, share
-from deblendrt.engine import sharing, systematics
+from deblendrt.engine import objective, quality, sharing, systematics
 from deblendrt.engine.layouts import filled, padded
 from deblendrt.engine.objective import DoubleArray, FloatArray, State
 from deblendrt.engine.solver_cuda import Descent
@@ -76,6 +78,34 @@ def misfits(descent: Descent, state: State) -> systematics.Misfit:
     square, significance = np.where(power > 0, [found / some, found / np.sqrt(2 * some)], 0.0)
     hidden = np.exp(state.latent[:, : every.n_band]) - descent.fetch(seen)
     return systematics.summary(square, significance, hidden)
+
+
+def own_pixels(descent: Descent, state: State) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
+    """See `quality.core_statistics`; of the problem that a descent holds.
+
+    Parameters
+    ----------
+    descent : Descent
+    state : State
+
+    Returns
+    -------
+    chi2 : float64 (n_source,)
+    n_pixel, n_lost : int64 (n_source,)
+    """
+    device, problem, every = descent.device, descent.problem, descent.every
+    redraw(descent, state)
+    residual(device, every, descent.data, descent.weight, descent.state.model, 0.0, objective.MODEL_ERROR,
+             objective.CLIP, int(problem.robust), descent.weights, descent.residual)
+    owner = np.concatenate([part.owner.ravel() for part in problem.partition])
+    number = np.arange(len(problem.scene)) - np.searchsorted(problem.scene, problem.scene)
+    centre = filled(problem.corner + problem.folded.half + problem.offset0, every.n_source, 0, np.float64)
+    out = device.empty((every.n_source, 3), np.float64)
+    core_statistics(device, every, device.upload(filled(number, every.n_source, 0)), device.upload(centre),
+                    device.upload(filled(owner, -(-every.n_pixel // every.n_band), -1)), descent.data, descent.weight,
+                    descent.weights, descent.state.model, out, radius=quality.CORE_RADIUS)
+    chi2, n_pixel, n_lost = descent.fetch(out).T
+    return chi2.copy(), n_pixel.astype(np.int64), n_lost.astype(np.int64)
 
 
 def redraw(descent: Descent, state: State) -> None:

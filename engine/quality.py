@@ -79,6 +79,8 @@ def core_statistics(problem: Problem, solution: Solution) -> tuple[DoubleArray, 
     n_lost : int64 (n_source,)
         Pixels where the robust bound took more than half of the weight in some band.
     """
+    if problem.device is not None:
+        return problem.device.core_statistics(problem, solution.state)
     chi2, n_pixel, n_lost = [], [], []
     for s in range(len(problem.data)):
         here = np.flatnonzero(problem.scene == s)

@@ -13,10 +13,10 @@ from problems import toy_problem
 from shim import ShimDevice
 from toy_model import N_BAND, ToyModel
 
-from deblendrt.cuda import footprint, misfit, reference, share
+from deblendrt.cuda import core_statistics, footprint, misfit, reference, share
 from deblendrt.cuda import reference_measures as measures
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import decoding, objective, ops, sharing, solver, systematics
+from deblendrt.engine import decoding, objective, ops, quality, sharing, solver, systematics
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.device_pool import DevicePool
 from deblendrt.engine.device_work import DeviceWork
@@ -140,6 +140,25 @@ def test_visible(drawn: Drawn) -> None:
     assert (result[~drawn.rows] == -7).all()
 
 
+@needs_shim
+def test_core_statistics(drawn: Drawn) -> None:
+    layout, rng = drawn.layout, np.random.default_rng(1)
+    n = layout.n_source
+    number = (np.arange(n) - np.searchsorted(layout.scene[drawn.rows], layout.scene)).astype(np.int32)
+    centre = layout.corner + layout.window // 2 + rng.uniform(-2, 2, (n, 2))  # some circles stick out
+    owner = rng.integers(-1, 3, layout.n_pixel // 3).astype(np.int32)
+    model = rng.normal(size=layout.n_pixel).astype(np.float32)
+    weights = drawn.weight * rng.uniform(0.3, 1.0, layout.n_pixel).astype(np.float32)
+    arguments = (number, centre, owner, drawn.data, drawn.weight, weights, model)
+    [(result, expected)] = both(core_statistics.core_statistics, measures.core_statistics, layout, *arguments,
+                                drawn.with_padding((3,), np.float64), outputs=(7,), radius=4.5)
+    assert (expected[drawn.rows, 2] > 0).any()
+    assert (expected[drawn.rows] == 0).all(1).any()  # owns nothing
+    np.testing.assert_allclose(result[:, 0], expected[:, 0], rtol=FLOAT32)
+    np.testing.assert_array_equal(result[:, 1:], expected[:, 1:])
+    assert (result[~drawn.rows] == -7).all()
+
+
 class Engine(NamedTuple):
     """A problem, its twin on a device, and its models."""
 
@@ -220,3 +239,19 @@ def test_misfit_is_the_engines(engine: Engine) -> None:
     flux = np.exp(engine.latent[:, :N_BAND])
     assert (np.abs(result.hidden - expected.hidden) < 1e-5 * flux).all()
     assert (expected.hidden > 0.01 * flux).any()
+
+
+@needs_shim
+@pytest.mark.parametrize("robust", [True, False])
+def test_core_statistics_are_the_engines(engine: Engine, robust: bool) -> None:
+    problem, on_device = (dataclasses.replace(p, robust=robust) for p in (engine.problem, engine.on_device))
+    state = objective.evaluate(problem, engine.latent + 0.3)  # far off
+    weights, rest = objective.weighted_residual(problem, objective.likelihood(problem, state.model), state.model)
+    solution = solver.Solution(problem, state, engine.latent, weights, rest, np.zeros(2))
+    expected = quality.core_statistics(problem, solution)
+    result = quality.core_statistics(on_device, solution)
+    assert (expected[2] > 0).any() == robust
+    np.testing.assert_allclose(result[0], expected[0], rtol=1e-4)
+    for a, b in zip(result[1:], expected[1:], strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
