@@ -8,6 +8,7 @@ on the canvas, row by row, 32 a word, the lowest bit first.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -211,6 +212,27 @@ def core_statistics(layout: Layout, number: IntArray, centre: DoubleArray, owner
         given, left, seen, light = (_canvas(layout, image, s)[:, own] for image in (weight, weights, data, model))
         out[i] = ((given * (seen - light) ** 2).sum(dtype=np.float64), (given > 0).sum(),
                   (left < 0.5 * given).any(0).sum())
+
+
+def light_area(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended: IntArray, weight: DoubleArray,
+               out: IntArray, *, threshold: float) -> None:
+    """Number of pixels where a source's light is significant, on its canvas or off it.
+
+    Parameters
+    ----------
+    layout : Layout
+    stamps, cells, extended
+    weight : float64 (n_source, n_band) [nJy^-2]
+        Mean weight under the source.
+    out : int32 (n_source,)
+    threshold : float
+        Of the squared signal to noise of a pixel, all bands together.
+    """
+    full = layout.full_window
+    alone = dataclasses.replace(layout, corner=np.full_like(layout.corner, layout.margin))  # nothing sticks out
+    for i in np.flatnonzero(layout.scene >= 0).tolist():
+        image = _on_canvas(alone, stamps, cells, extended, i, (layout.n_band, full, full)).astype(np.float32)
+        out[i] = ((weight[i, :, None, None] * image.astype(np.float64) ** 2).sum(0) > threshold).sum()
 
 
 def _drawn(layout: Layout, stamps: FloatArray, cells: FloatArray | None,

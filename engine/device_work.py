@@ -108,6 +108,10 @@ class DeviceWork:
         """See `quality.core_statistics`."""
         return measures_cuda.own_pixels(self._load(problem), state)
 
+    def light_area(self, problem: Problem, coefficients: FloatArray) -> DoubleArray:
+        """See `start.light_area`."""
+        return measures_cuda.light_areas(self._load(problem), coefficients)
+
     def clear(self) -> None:
         """Give buffers back."""
         self._descents.clear()

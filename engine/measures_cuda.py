@@ -11,11 +11,13 @@ from deblendrt.cuda import footprint as footprints
 from deblendrt.cuda.core_statistics import core_statistics
 from deblendrt.cuda.device import DeviceArray
 from deblendrt.cuda.layout import PIXEL_TILE, Layout
+from deblendrt.cuda.light_area import light_area
+from deblendrt.cuda.mean_weight import mean_weight
 from deblendrt.cuda.misfit import misfit, visible
 from deblendrt.cuda.render import render
 from deblendrt.cuda.residual import residual
 from deblendrt.cuda.share import light, share
-from deblendrt.engine import objective, quality, sharing, systematics
+from deblendrt.engine import objective, quality, sharing, start, systematics
 from deblendrt.engine.layouts import filled, padded
 from deblendrt.engine.objective import DoubleArray, FloatArray, State
 from deblendrt.engine.solver_cuda import Descent
@@ -108,6 +110,28 @@ def own_pixels(descent: Descent, state: State) -> tuple[DoubleArray, NDArray[np.
     return chi2.copy(), n_pixel.astype(np.int64), n_lost.astype(np.int64)
 
 
+def light_areas(descent: Descent, coefficients: FloatArray) -> DoubleArray:
+    """See `start.light_area`; of the problem that a descent holds.
+
+    Parameters
+    ----------
+    descent : Descent
+    coefficients : float32 (n_source, n_band, n_basis) [nJy]
+
+    Returns
+    -------
+    float64 (n_source,) [pixel^2]
+    """
+    device, every = descent.device, descent.every
+    descent.put(coefficients, descent.state.coefficients)
+    descent.stamp(every, descent.state.coefficients)
+    mean_weight(device, every, descent.weight, descent.tables.profile, descent.full_wbar)
+    out = device.empty(every.n_source, np.int32)
+    light_area(device, every, descent.stamps, descent.cells, descent.extended, descent.full_wbar, out,
+               threshold=start.SIGNIFICANT**2)
+    return descent.fetch(out).astype(np.float64)
+
+
 def redraw(descent: Descent, state: State) -> None:
     """Put a state's latents and coefficients on the device, and draw its stamps and model images."""
     descent.put(state.latent, descent.state.latent)
@@ -141,11 +165,11 @@ def whole_canvases(descent: Descent) -> Layout:
     k = np.arange(len(source)) - np.repeat(np.cumsum(across * down) - across * down, across * down)
     x, y = low[source, 0] + k % across[source], low[source, 1] + k // across[source]
     tile = first[problem.scene[source]] + y * count[problem.scene[source], 1] + x
-    start = np.full(padded(len(tiles)) + 1, len(source), np.int32)
-    start[: len(tiles) + 1] = np.concatenate([[0], np.cumsum(np.bincount(tile, minlength=len(tiles)))])
+    tile_start = np.full(padded(len(tiles)) + 1, len(source), np.int32)
+    tile_start[: len(tiles) + 1] = np.concatenate([[0], np.cumsum(np.bincount(tile, minlength=len(tiles)))])
     order = np.argsort(tile, kind="stable")
     return dataclasses.replace(
-        descent.every, pixel_tile=upload(filled(tiles, padded(len(tiles)), -1)), tile_start=upload(start),
+        descent.every, pixel_tile=upload(filled(tiles, padded(len(tiles)), -1)), tile_start=upload(tile_start),
         tile_source=upload(filled(source[order], padded(len(source)), -1)))
 
 

@@ -125,6 +125,25 @@ def light_radius(problem: Problem, coefficients: objective.FloatArray) -> Double
     float64 (n_source,) [pixel]
         At least `MIN_RADIUS`, at most half the source's window.
     """
+    area = light_area(problem, coefficients)
+    largest = problem.folded.half + np.where(problem.extended, problem.folded.margin, 0)
+    return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, largest)
+
+
+def light_area(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
+    """Area where a source's light is significant, all bands together, on the image or off it.
+
+    Parameters
+    ----------
+    problem : Problem
+    coefficients : float32 (n_source, n_band, n_basis) [nJy]
+
+    Returns
+    -------
+    float64 (n_source,) [pixel^2]
+    """
+    if problem.device is not None:
+        return problem.device.light_area(problem, coefficients)
     weight = mean_weight(problem, problem.weight)
     area = np.empty(len(coefficients))
     noise = np.sqrt(weight).astype(np.float32)[:, :, None, None]
@@ -135,6 +154,13 @@ def light_radius(problem: Problem, coefficients: objective.FloatArray) -> Double
             area[i] = np.count_nonzero(significance.sum(0) > SIGNIFICANT**2)
     largest = problem.folded.half + np.where(problem.extended, problem.folded.margin, 0)
     return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, largest)
+
+        for i, stamp in enumerate(ops.stamps(coefficients[rows], basis), rows.start):
+            if problem.extended[i]:
+                stamp = ops.extended_stamps(coefficients[i : i + 1], basis)[0]
+            significance = (weight[i, :, None, None] * stamp.astype(np.float64) ** 2).sum(0)
+            area[i] = (significance > SIGNIFICANT**2).sum()
+    return area
 
 
 def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, DoubleArray]:

@@ -13,10 +13,10 @@ from problems import toy_problem
 from shim import ShimDevice
 from toy_model import N_BAND, ToyModel
 
-from deblendrt.cuda import core_statistics, footprint, misfit, reference, share
+from deblendrt.cuda import core_statistics, footprint, light_area, misfit, reference, share
 from deblendrt.cuda import reference_measures as measures
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import decoding, objective, ops, quality, sharing, solver, systematics
+from deblendrt.engine import decoding, objective, ops, quality, sharing, solver, start, systematics
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.device_pool import DevicePool
 from deblendrt.engine.device_work import DeviceWork
@@ -159,6 +159,17 @@ def test_core_statistics(drawn: Drawn) -> None:
     assert (result[~drawn.rows] == -7).all()
 
 
+@needs_shim
+def test_light_area(drawn: Drawn) -> None:
+    weight = np.random.default_rng(2).uniform(0.1, 1.0, (drawn.layout.n_source, 3))
+    out = drawn.with_padding((), np.int32)
+    [(result, expected)] = both(light_area.light_area, measures.light_area, *drawn.images, weight, out, outputs=(4,),
+                                threshold=1.0)
+    np.testing.assert_array_equal(result, expected)
+    assert (result[~drawn.rows] == -7).all()
+    assert len(np.unique(expected[drawn.rows])) > 3
+
+
 class Engine(NamedTuple):
     """A problem, its twin on a device, and its models."""
 
@@ -255,3 +266,11 @@ def test_core_statistics_are_the_engines(engine: Engine, robust: bool) -> None:
     for a, b in zip(result[1:], expected[1:], strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+
+
+@needs_shim
+def test_light_radius_is_the_engines(engine: Engine) -> None:
+    expected = start.light_area(engine.problem, engine.coefficients)
+    assert (expected > 0).any()
+    np.testing.assert_array_equal(start.light_area(engine.on_device, engine.coefficients), expected)
+    np.testing.assert_array_equal(*(start.light_radius(p, engine.coefficients) for p in engine[:2]))
