@@ -21,11 +21,13 @@ from deblendrt.cuda.device import Device, OutOfDeviceMemory
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.device_model import DeviceModel
 from deblendrt.engine.device_work import DeviceWork
-from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem
+from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem, State
 from deblendrt.engine.runtime import Float32Array, Jacobian
 from deblendrt.engine.runtime_cuda import CudaRuntime
 from deblendrt.engine.runtime_device import DeviceRuntime
+from deblendrt.engine.sharing import Sharing
 from deblendrt.engine.solver import Solution
+from deblendrt.engine.systematics import Misfit
 
 STREAMS = 3  # one computes, one is fed, one is read
 
@@ -169,6 +171,27 @@ class SharedDevice:
         """See `uncertainty.likelihood_precisions`."""
         with self._stream(problem) as work:
             return list(work.likelihood_precisions(problem, weights, unit))
+
+    def light_area(self, problem: Problem, coefficients: FloatArray) -> DoubleArray:
+        """See `start.light_area`."""
+        with self._stream(problem) as work:
+            return work.light_area(problem, coefficients)
+
+    def share(self, problem: Problem, coefficients: FloatArray, flux: DoubleArray) -> Sharing:
+        """See `sharing.share`."""
+        with self._stream(problem) as work:
+            return work.share(problem, coefficients, flux)
+
+    def misfit(self, problem: Problem, state: State) -> Misfit:
+        """See `systematics.misfit`."""
+        with self._stream(problem) as work:
+            return work.misfit(problem, state)
+
+    def core_statistics(self, problem: Problem,
+                        state: State) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
+        """See `quality.core_statistics`."""
+        with self._stream(problem) as work:
+            return work.core_statistics(problem, state)
 
 
 class SharedRuntime:

@@ -152,14 +152,6 @@ def light_area(problem: Problem, coefficients: objective.FloatArray) -> DoubleAr
             significance = noise[i] * stamp
             np.square(significance, out=significance)
             area[i] = np.count_nonzero(significance.sum(0) > SIGNIFICANT**2)
-    largest = problem.folded.half + np.where(problem.extended, problem.folded.margin, 0)
-    return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, largest)
-
-        for i, stamp in enumerate(ops.stamps(coefficients[rows], basis), rows.start):
-            if problem.extended[i]:
-                stamp = ops.extended_stamps(coefficients[i : i + 1], basis)[0]
-            significance = (weight[i, :, None, None] * stamp.astype(np.float64) ** 2).sum(0)
-            area[i] = (significance > SIGNIFICANT**2).sum()
     return area
 
 
