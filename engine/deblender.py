@@ -168,7 +168,8 @@ class Deblender:
         Parameters
         ----------
         n_sources : int
-            Accepted for symmetry with devices that allocate ahead; the CPU engine needs one tile whatever it is.
+            Makes no difference yet: the CPU engine needs one tile whatever it is, and a GPU's buffers are made for a
+            padded size when a batch of that size first comes.
         """
         if n_sources < 1:
             raise ValueError(f"n_sources: expected at least 1, got {n_sources}")

@@ -22,7 +22,7 @@ from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.device_model import DeviceModel
 from deblendrt.engine.device_work import DeviceWork
 from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem, State
-from deblendrt.engine.runtime import Float32Array, Jacobian
+from deblendrt.engine.runtime import Float32Array, GraphRuntime
 from deblendrt.engine.runtime_cuda import CudaRuntime
 from deblendrt.engine.runtime_device import DeviceRuntime
 from deblendrt.engine.sharing import Sharing
@@ -194,33 +194,13 @@ class SharedDevice:
             return work.core_statistics(problem, state)
 
 
-class SharedRuntime:
+class SharedRuntime(GraphRuntime):
     """The `Runtime` on any stream of a pool."""
 
     def __init__(self, stream: Callable[[], AbstractContextManager[DeviceWork]]) -> None:
         self._stream = stream
 
-    def decode(self, latent: NDArray[Any]) -> Float32Array:
-        """See `Runtime`."""
+    def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
+        """See `GraphRuntime`."""
         with self._stream() as work:
-            return work.runtime.decode(latent)
-
-    def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
-        """See `Runtime`."""
-        with self._stream() as work:
-            return work.runtime.decode_pullback(latent, d_coefficients)
-
-    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
-        """See `Runtime`."""
-        with self._stream() as work:
-            return work.runtime.decode_jacobian(latent)
-
-    def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
-        """See `Runtime`."""
-        with self._stream() as work:
-            return work.runtime.log_prior(latent)
-
-    def encode(self, cutouts: NDArray[Any], offsets: NDArray[Any], psf_summary: NDArray[Any]) -> Float32Array:
-        """See `Runtime`."""
-        with self._stream() as work:
-            return work.runtime.encode(cutouts, offsets, psf_summary)
+            return work.runtime.run(name, *inputs)

@@ -106,3 +106,32 @@ def empty_outputs(name: str, sizes: Mapping[str, int], n_source: int) -> list[Fl
     """Arrays for the outputs of a graph."""
     return [np.empty((n_source, *(sizes[symbol] for symbol in symbols[1:])), np.float32)
             for symbols in GRAPHS[name].outputs.values()]
+
+
+class GraphRuntime:
+    """A `Runtime` by what runs a graph of its name."""
+
+    def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
+        """Run a graph: one of `manifest.GRAPHS`, its inputs and outputs in its order."""
+        raise NotImplementedError
+
+    def decode(self, latent: NDArray[Any]) -> Float32Array:
+        """See `Runtime`."""
+        return self.run("decode", latent)[0]
+
+    def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
+        """See `Runtime`."""
+        return self.run("decode_pullback", latent, d_coefficients)[0]
+
+    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
+        """See `Runtime`."""
+        return Jacobian(*self.run("decode_jacobian", latent))
+
+    def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
+        """See `Runtime`."""
+        log_prob, gradient = self.run("log_prior", latent)
+        return log_prob, gradient
+
+    def encode(self, cutouts: NDArray[Any], offsets: NDArray[Any], psf_summary: NDArray[Any]) -> Float32Array:
+        """See `Runtime`."""
+        return self.run("encode", cutouts, offsets, psf_summary)[0]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deblendrt.cuda.device import Device, DeviceArray
 from deblendrt.engine.bundle import Bundle
-from deblendrt.engine.runtime import Float32Array, Jacobian, checked_inputs, empty_outputs
+from deblendrt.engine.runtime import Float32Array, GraphRuntime, checked_inputs, empty_outputs
 
 HOST_ROWS = 256  # sources at a time that come from the host
 
@@ -27,7 +27,7 @@ class DeviceGraph(Protocol):
         ...
 
 
-class DeviceRuntime:
+class DeviceRuntime(GraphRuntime):
     """What the runtimes on a device have in common; a `Runtime`. Safe to share between threads, which wait in line.
 
     Work is cut into tiles of a fixed number of rows. The last tile of many begins so that it ends with the last row;
@@ -60,27 +60,6 @@ class DeviceRuntime:
     def tile(self, n_source: int) -> int:
         """Rows of the tiles that so many sources are worked through in."""
         raise NotImplementedError
-
-    def decode(self, latent: NDArray[Any]) -> Float32Array:
-        """See `Runtime`."""
-        return self.run("decode", latent)[0]
-
-    def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
-        """See `Runtime`."""
-        return self.run("decode_pullback", latent, d_coefficients)[0]
-
-    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
-        """See `Runtime`."""
-        return Jacobian(*self.run("decode_jacobian", latent))
-
-    def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
-        """See `Runtime`."""
-        log_prob, gradient = self.run("log_prior", latent)
-        return log_prob, gradient
-
-    def encode(self, cutouts: NDArray[Any], offsets: NDArray[Any], psf_summary: NDArray[Any]) -> Float32Array:
-        """See `Runtime`."""
-        return self.run("encode", cutouts, offsets, psf_summary)[0]
 
     def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
         """Run a graph on the host's arrays.

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.manifest import GRAPHS, BundleError
-from deblendrt.engine.runtime import TILE, Float32Array, Jacobian, checked_inputs, empty_outputs
+from deblendrt.engine.runtime import TILE, Float32Array, GraphRuntime, checked_inputs, empty_outputs
 
 
-class OrtRuntime:
+class OrtRuntime(GraphRuntime):
     """The `Runtime` of the CPU. Safe to share between threads.
 
     A session is made on first use of its graph, single-threaded inside (callers parallelise over blends), and always
@@ -40,27 +40,6 @@ class OrtRuntime:
 
     def __reduce__(self) -> tuple[type[OrtRuntime], tuple[Bundle]]:
         return OrtRuntime, (self.bundle,)  # sessions and locks do not pickle; a spawned worker makes its own
-
-    def decode(self, latent: NDArray[Any]) -> Float32Array:
-        """See `Runtime`."""
-        return self.run("decode", latent)[0]
-
-    def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
-        """See `Runtime`."""
-        return self.run("decode_pullback", latent, d_coefficients)[0]
-
-    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
-        """See `Runtime`."""
-        return Jacobian(*self.run("decode_jacobian", latent))
-
-    def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
-        """See `Runtime`."""
-        log_prob, gradient = self.run("log_prior", latent)
-        return log_prob, gradient
-
-    def encode(self, cutouts: NDArray[Any], offsets: NDArray[Any], psf_summary: NDArray[Any]) -> Float32Array:
-        """See `Runtime`."""
-        return self.run("encode", cutouts, offsets, psf_summary)[0]
 
     def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
         """Run a graph tile by tile.
