@@ -1,4 +1,4 @@
-"""Measures of every source after a fit: kernels against references, these against the engine, and the engine's own."""
+"""Measures of every source after a fit: kernels against references; tests/engine/test_measures_cuda.py has the rest."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ import numpy as np
 import pytest
 from kernels import both, needs_shim, run
 from layouts import random_layout
-from problems import toy_problem
 from shim import ShimDevice
-from toy_model import N_BAND, ToyModel
 
 from deblendrt.cuda import core_statistics, footprint, light_area, misfit, reference, share
 from deblendrt.cuda import reference_measures as measures
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import decoding, objective, ops, quality, sharing, solver, start, systematics
-from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.device_pool import DevicePool
-from deblendrt.engine.device_work import DeviceWork
-from deblendrt.engine.layouts import make_layout
-from deblendrt.engine.objective import Problem
+from deblendrt.engine import sharing
 
 FLOAT32 = 2e-6  # of the largest value
 LIMITS = {"significant": sharing.SIGNIFICANT, "core": sharing.CORE}
@@ -170,107 +163,13 @@ def test_light_area(drawn: Drawn) -> None:
     assert len(np.unique(expected[drawn.rows])) > 3
 
 
-class Engine(NamedTuple):
-    """A problem, its twin on a device, and its models."""
-
-    problem: Problem
-    on_device: Problem
-    latent: np.ndarray
-    coefficients: np.ndarray
-
-    @property
-    def drawn(self) -> Drawn:
-        """As the engine draws it."""
-        problem, (layout, _) = self.problem, make_layout(self.problem)
-        rows = (self.coefficients, problem.folded.of(0))
-
-        def padded(values: np.ndarray) -> np.ndarray:
-            return np.concatenate([values, np.zeros((layout.n_source - len(values), *values.shape[1:]), values.dtype)])
-
-        def flat(canvases: list[np.ndarray]) -> np.ndarray:
-            image = np.zeros(layout.n_pixel, np.float32)
-            image[: sum(c.size for c in canvases)] = np.concatenate([c.ravel() for c in canvases])
-            return image
-
-        stamps = ops.stamps(*rows).reshape(len(self.latent), N_BAND, -1)
-        cells = padded(ops.product(rows[0], rows[1].outer)) if layout.n_cell else None
-        return Drawn(layout, padded(stamps), cells, padded(problem.extended.astype(np.int32)), flat(problem.data),
-                     flat(problem.weight))
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["compact", "extended"])
-def engine(request: pytest.FixtureRequest, toy_deblender: Deblender, wide_toy_deblender: Deblender,
-           toy_model: ToyModel, wide_toy_model: ToyModel) -> Engine:
-    """Two scenes with masks; of the wide model, two thirds of the sources are extended and stick out."""
-    mask = np.random.default_rng(0).random((N_BAND, 48, 52)) < 0.1
-    deblender, model = (wide_toy_deblender, wide_toy_model) if request.param else (toy_deblender, toy_model)
-    problem, latent, _ = toy_problem(deblender, model, 2, mask=[mask, mask])
-    problem = dataclasses.replace(problem, extended=np.arange(len(latent)) % 3 > 0 if request.param else
-                                  problem.extended)
-    coefficients = decoding.decode(problem, latent)
-    pool = DevicePool.open(deblender.bundle, ShimDevice, 1)
-    with pool.stream() as work:
-        assert isinstance(work, DeviceWork)
-        return Engine(problem, dataclasses.replace(problem, device=work), latent, coefficients)
-
-
-def test_footprint_is_the_engines(engine: Engine) -> None:
-    problem, drawn = engine.problem, engine.drawn
-    inside = footprints_of(drawn)
-    shapes = [problem.data[s].shape for s in problem.scene]
-    placed = ops.placed(engine.coefficients, problem.folded, problem.corner, problem.extended, shapes)
-    for i, (s, own) in enumerate(zip(problem.scene, placed, strict=True)):
-        expected = sharing.footprint(own.image, own.cut(problem.weight[s]))
+def test_footprint_is_the_engines(drawn: Drawn) -> None:
+    """Of sources without outskirts."""
+    layout, inside = drawn.layout, footprints_of(drawn)
+    for i in np.flatnonzero(drawn.rows & (drawn.extended == 0)):
+        (x, y), s = layout.corner[i], layout.scene[i]
+        shape, start = (3, *layout.canvas_shape[s]), layout.canvas_start[s]
+        weight = drawn.weight[start : start + np.prod(shape)].reshape(shape)
+        stamp = drawn.stamps[i].reshape(3, layout.window, layout.window)
+        expected = sharing.footprint(stamp, weight[:, y : y + layout.window, x : x + layout.window])
         np.testing.assert_array_equal(measures.unpacked(inside[i], expected.shape), expected)
-
-
-@needs_shim
-def test_share_is_the_engines(engine: Engine) -> None:
-    flux = np.exp(engine.latent[:, :N_BAND])
-    expected = sharing.share(engine.problem, engine.coefficients, flux)
-    result = sharing.share(engine.on_device, engine.coefficients, flux)
-    assert np.isfinite(expected.redistributed_flux).all()
-    off = np.abs(result.redistributed_flux - expected.redistributed_flux)
-    assert (off < 1e-4 * expected.redistributed_flux_err).all()
-    for field in dataclasses.fields(sharing.Sharing):
-        value = getattr(expected, field.name)
-        np.testing.assert_allclose(getattr(result, field.name), value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
-
-
-
-@needs_shim
-def test_misfit_is_the_engines(engine: Engine) -> None:
-    state = objective.evaluate(engine.problem, engine.latent)
-    solution = solver.Solution(engine.problem, state, engine.latent, [], [], np.zeros(2))
-    expected = systematics.misfit(engine.problem, solution)
-    result = systematics.misfit(engine.on_device, solution)
-    assert (expected.significance > systematics.SIGNIFICANT).any()
-    np.testing.assert_allclose(result.significance, expected.significance, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(result.error, expected.error, rtol=1e-4)
-    flux = np.exp(engine.latent[:, :N_BAND])
-    assert (np.abs(result.hidden - expected.hidden) < 1e-5 * flux).all()
-    assert (expected.hidden > 0.01 * flux).any()
-
-
-@needs_shim
-@pytest.mark.parametrize("robust", [True, False])
-def test_core_statistics_are_the_engines(engine: Engine, robust: bool) -> None:
-    problem, on_device = (dataclasses.replace(p, robust=robust) for p in (engine.problem, engine.on_device))
-    state = objective.evaluate(problem, engine.latent + 0.3)  # far off
-    weights, rest = objective.weighted_residual(problem, objective.likelihood(problem, state.model), state.model)
-    solution = solver.Solution(problem, state, engine.latent, weights, rest, np.zeros(2))
-    expected = quality.core_statistics(problem, solution)
-    result = quality.core_statistics(on_device, solution)
-    assert (expected[2] > 0).any() == robust
-    np.testing.assert_allclose(result[0], expected[0], rtol=1e-4)
-    for a, b in zip(result[1:], expected[1:], strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
-@needs_shim
-def test_light_radius_is_the_engines(engine: Engine) -> None:
-    expected = start.light_area(engine.problem, engine.coefficients)
-    assert (expected > 0).any()
-    np.testing.assert_array_equal(start.light_area(engine.on_device, engine.coefficients), expected)
-    np.testing.assert_array_equal(*(start.light_radius(p, engine.coefficients) for p in engine[:2]))
