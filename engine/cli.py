@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deblendrt.cuda.device import DeviceError
 from deblendrt.engine import doctor
 
 KINDS = ("galaxy", "star", "auto")
@@ -42,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _problems() -> tuple[type[Exception], ...]:
     """Errors of the data, a file or the installation, not of the program."""
+    from deblendrt.cuda.device import DeviceError  # here, so that `--help` and `--version` stay instant
 
     return ValueError, OSError, ImportError, MemoryError, NotImplementedError, DeviceError  # BundleError: a ValueError
 

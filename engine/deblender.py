@@ -337,7 +337,7 @@ class Deblender:
             if not len(rows):
                 return device.device.upload(np.zeros(scene.image.shape, np.float32))
             folded = result.folded.basis(result.folded_index[rows])
-            problem, _ = build_problem([scene], folded, device.runtime, self.bundle, center_sigma=1.0, robust=False,
+            problem, _ = build_problem([scene], folded, self.runtime, self.bundle, center_sigma=1.0, robust=False,
                                        device=device)
             problem = dataclasses.replace(problem, extended=result.extended[rows])
             return device.model_image(problem, result.coefficients[rows])
@@ -348,10 +348,9 @@ class Deblender:
         rows = np.flatnonzero(auto & ((result.flags & flag) == flag))
         if not len(rows):
             return result
-        device = self.device(settings.memory_limit)
         probability = result.star_probability.copy()
         probability[rows] = classify.star_probability(
-            result, rows, self.runtime if device is None else device.runtime, self.bundle, device,
+            result, rows, self.runtime, self.bundle, self.device(settings.memory_limit),
             n_threads=settings.n_threads, center_sigma=settings.center_sigma, star_fraction=settings.star_fraction)
         scenes = [with_stars(s, probability[result.sources(k)] > 0.5) for k, s in enumerate(result.scenes)]
         result = self.deblend_scenes(scenes, settings, result)
@@ -483,10 +482,9 @@ class Deblender:
         for rows, basis in folded.groups(len(fitted)):
             narrow = basis.narrow & np.array([s.band_present for s in result.scenes])[result.scene_index[fitted[rows]]]
             result.flags[fitted[rows]] |= np.where(narrow.any(1), int(Flag.PSF_TOO_NARROW), 0)
-        device = self.device(settings.memory_limit)
         problem, per_scene = build_problem(
-            scenes, folded, self.runtime if device is None else device.runtime, self.bundle,
-            center_sigma=settings.center_sigma, robust=settings.robust, part=part, device=device)
+            scenes, folded, self.runtime, self.bundle, center_sigma=settings.center_sigma, robust=settings.robust,
+            part=part, device=self.device(settings.memory_limit))
         problem, latent, floor = start_latents(problem, settings.start)
         # some source of hundreds starts badly enough to leave a peak: every part of a patch would be solved twice
         search = search and settings.robust and (part is None or bool(part.own.all()))

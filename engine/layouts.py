@@ -52,28 +52,19 @@ def make_layout(problem: Problem) -> tuple[Layout, Layout]:
     blend = filled(problem.blend, n_source, -1)
     size = np.bincount(problem.blend, minlength=n_blend)
     blend_pixel, pixel_start, blend_scene = _owned(problem, n_blend)
-    canvases = shapes[:, 1:]
-    tiles, first_tile = _tiles(canvases, int(folded.half))
     margin = int(folded.margin)
-    full = int(folded.window) + 2 * margin
 
     def drawn(chosen: NDArray[np.bool_]) -> dict[str, Any]:
         rows = np.flatnonzero(chosen)
-        entry, source = _touched(problem, canvases, first_tile, rows, margin, full)
-        tile_start = np.zeros(padded(len(tiles)) + 1, np.int32)
-        tile_start[1 : len(tiles) + 1] = np.cumsum(np.bincount(entry, minlength=len(tiles)))
-        tile_start[len(tiles) + 1 :] = len(entry)
-        order = np.argsort(entry, kind="stable")
-        return {"row_tile": row_tiles(basis[:n], rows, n_source), "tile_start": tile_start,
-                "tile_source": filled(source[order], padded(len(source)), -1)}
+        return {"row_tile": row_tiles(basis[:n], rows, n_source),
+                **pixel_tiles(problem, rows, np.full(len(rows), margin), int(folded.half))}
 
     fixed: dict[str, Any] = {
         "n_source": n_source, "n_band": problem.n_band, "n_blend": n_blend, "n_pixel": padded(int(start[-1])),
         "window": int(folded.window), "margin": margin, "binning": int(folded.of(0).binning) if n else 1,
         "canvas_start": filled(start[:-1], padded(n_scene), 0, np.int64),
-        "canvas_shape": filled(canvases, padded(n_scene), 0),
-        "scene": scene, "corner": corner, "basis": basis, "pixel_tile": filled(tiles, padded(len(tiles)), -1),
-        "blend": blend,
+        "canvas_shape": filled(shapes[:, 1:], padded(n_scene), 0),
+        "scene": scene, "corner": corner, "basis": basis, "blend": blend,
         "blend_start": np.concatenate([[0], np.cumsum(size)]).astype(np.int32),
         "blend_source": filled(np.argsort(problem.blend, kind="stable"), n_source, -1),
         "pixel_start": pixel_start, "blend_pixel": blend_pixel, "blend_scene": blend_scene,
@@ -81,7 +72,7 @@ def make_layout(problem: Problem) -> tuple[Layout, Layout]:
     return Layout(**fixed, **drawn(np.ones(n, bool))), Layout(**fixed, **drawn(size[problem.blend] > 1))
 
 
-def filled(values: NDArray[Any], length: int, value: int, dtype: Any = np.int32) -> NDArray[Any]:
+def filled(values: NDArray[Any], length: int, value: Any, dtype: Any = np.int32) -> NDArray[Any]:
     """Values, and a constant behind them."""
     result = np.full((length, *values.shape[1:]), value, dtype)
     result[: len(values)] = values
@@ -102,31 +93,47 @@ def row_tiles(basis: NDArray[np.int32], rows: NDArray[np.int64], n_source: int) 
     return table
 
 
-def _tiles(canvases: NDArray[np.int64], border: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Scene, y, x of the squares that cover the canvases inside their borders, and each canvas' first."""
-    counts = -(-(canvases - 2 * border) // PIXEL_TILE)
+def pixel_tiles(problem: Problem, rows: NDArray[np.int64], margin: NDArray[np.int64],
+                border: int) -> dict[str, NDArray[np.int32]]:
+    """The squares that images are summed in, and the sources that touch each.
+
+    Parameters
+    ----------
+    problem : Problem
+    rows : int64 (n_row,)
+        Sources that are drawn.
+    margin : int64 (n_row,) [pixel]
+        By how much each source's light exceeds its window.
+    border : int [pixel]
+        Of every canvas, that no square covers.
+
+    Returns
+    -------
+    dict
+        `pixel_tile`, `tile_start` and `tile_source` of a `Layout`, padded.
+    """
+    inside = np.array([d.shape[1:] for d in problem.data], np.int64).reshape(-1, 2) - 2 * border
+    counts = -(-inside // PIXEL_TILE)
     first = np.concatenate([[0], np.cumsum(counts.prod(1))])
-    scene = np.repeat(np.arange(len(canvases)), counts.prod(1))
-    k = np.arange(first[-1]) - first[scene]
-    across = counts[scene, 1]
-    return np.stack([scene, k // across * PIXEL_TILE + border, k % across * PIXEL_TILE + border], 1), first
+    scene = np.repeat(np.arange(len(inside)), counts.prod(1))
+    y, x = np.divmod(np.arange(first[-1]) - first[scene], counts[scene, 1])
+    tiles = np.stack([scene, y * PIXEL_TILE + border, x * PIXEL_TILE + border], 1)
 
-
-def _touched(problem: Problem, canvases: NDArray[np.int64], first_tile: NDArray[np.int64], rows: NDArray[np.int64],
-             margin: int, full: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of a tile and a source whose full window touches it, by source."""
-    scene, border = problem.scene[rows], int(problem.folded.half)
-    inside = canvases[scene][:, ::-1] - 2 * border  # width, height
-    corner = problem.corner[rows] - margin - border
-    low = np.clip(corner, 0, inside) // PIXEL_TILE
-    high = -(-np.clip(corner + full, 0, inside) // PIXEL_TILE)
-    extent = np.maximum(high - low, 0)
-    count = extent.prod(1)
-    which = np.repeat(np.arange(len(rows)), count)
-    k = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    x, y = low[which, 0] + k % extent[which, 0], low[which, 1] + k // extent[which, 0]
-    across = -(-inside[:, 0] // PIXEL_TILE)
-    return first_tile[scene[which]] + y * across[which] + x, rows[which]
+    scene = problem.scene[rows]
+    extent = inside[scene][:, ::-1]  # width, height
+    corner = problem.corner[rows] - margin[:, None] - border
+    low = np.clip(corner, 0, extent) // PIXEL_TILE
+    high = -(-np.clip(corner + problem.folded.window + 2 * margin[:, None], 0, extent) // PIXEL_TILE)
+    across, down = np.maximum(high - low, 0).T
+    which = np.repeat(np.arange(len(rows)), across * down)
+    k = np.arange(len(which)) - np.repeat(np.cumsum(across * down) - across * down, across * down)
+    x, y = low[which, 0] + k % across[which], low[which, 1] + k // across[which]
+    touched = first[scene[which]] + y * counts[scene[which], 1] + x
+    tile_start = np.full(padded(len(tiles)) + 1, len(touched), np.int32)
+    tile_start[: len(tiles) + 1] = np.concatenate([[0], np.cumsum(np.bincount(touched, minlength=len(tiles)))])
+    sources = rows[which[np.argsort(touched, kind="stable")]]
+    return {"pixel_tile": filled(tiles, padded(len(tiles)), -1), "tile_start": tile_start,
+            "tile_source": filled(sources, padded(len(sources)), -1)}
 
 
 def _owned(problem: Problem, n_blend: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from deblendrt.cuda import footprint as footprints
 from deblendrt.cuda.core_statistics import core_statistics
 from deblendrt.cuda.device import DeviceArray
-from deblendrt.cuda.layout import PIXEL_TILE, Layout
+from deblendrt.cuda.layout import Layout
 from deblendrt.cuda.light_area import light_area
 from deblendrt.cuda.mean_weight import mean_weight
 from deblendrt.cuda.misfit import misfit, visible
@@ -18,7 +19,7 @@ from deblendrt.cuda.render import render
 from deblendrt.cuda.residual import residual
 from deblendrt.cuda.share import light, share
 from deblendrt.engine import objective, quality, sharing, start, systematics
-from deblendrt.engine.layouts import filled, padded
+from deblendrt.engine.layouts import filled, pixel_tiles
 from deblendrt.engine.objective import DoubleArray, FloatArray, State
 from deblendrt.engine.solver_cuda import Descent
 
@@ -150,30 +151,8 @@ def _footprints(descent: Descent) -> DeviceArray:
 
 def whole_canvases(descent: Descent) -> Layout:
     """The layout of a descent with tiles that cover the canvases' borders too, where models have light as well."""
-    problem, host, upload = descent.problem, descent.host, descent.device.upload
-    canvases = np.array([d.shape[1:] for d in problem.data])
-    count = -(-canvases // PIXEL_TILE)
-    first = np.concatenate([[0], np.cumsum(count.prod(1))])
-    tiles = np.concatenate([_grid(s, n_y, n_x) for s, (n_y, n_x) in enumerate(count)])
-    tiles[:, 1:] *= PIXEL_TILE
-    margin = np.where(problem.extended, host.margin, 0)[:, None]
-    shape = canvases[problem.scene][:, ::-1]
-    low = np.maximum(problem.corner - margin, 0) // PIXEL_TILE
-    high = -(-np.minimum(problem.corner + host.window + margin, shape) // PIXEL_TILE)
-    across, down = (high - low).T
-    source = np.repeat(np.arange(len(low)), across * down)
-    k = np.arange(len(source)) - np.repeat(np.cumsum(across * down) - across * down, across * down)
-    x, y = low[source, 0] + k % across[source], low[source, 1] + k // across[source]
-    tile = first[problem.scene[source]] + y * count[problem.scene[source], 1] + x
-    tile_start = np.full(padded(len(tiles)) + 1, len(source), np.int32)
-    tile_start[: len(tiles) + 1] = np.concatenate([[0], np.cumsum(np.bincount(tile, minlength=len(tiles)))])
-    order = np.argsort(tile, kind="stable")
-    return dataclasses.replace(
-        descent.every, pixel_tile=upload(filled(tiles, padded(len(tiles)), -1)), tile_start=upload(tile_start),
-        tile_source=upload(filled(source[order], padded(len(source)), -1)))
-
-
-def _grid(scene: int, n_y: int, n_x: int) -> NDArray[np.int64]:
-    """(scene, y, x) of all places of a grid."""
-    y, x = np.divmod(np.arange(n_y * n_x), n_x)
-    return np.stack([np.full_like(x, scene), y, x], 1)
+    problem = descent.problem
+    margin = np.where(problem.extended, descent.host.margin, 0)
+    tiles = pixel_tiles(problem, np.arange(len(problem.scene)), margin, 0)
+    on_device: dict[str, Any] = {name: descent.device.upload(values) for name, values in tiles.items()}
+    return dataclasses.replace(descent.every, **on_device)

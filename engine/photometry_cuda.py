@@ -31,9 +31,8 @@ def linear_fluxes(descent: Descent, unit: FloatArray, flux: DoubleArray, n_sweep
     """
     device, problem, every = descent.device, descent.problem, descent.every
     n, n_band = every.n_source, every.n_band
-    extended = np.zeros(n, np.int32)
-    extended[: len(problem.extended)] = problem.extended
-    pairs, pair_start = source_pairs(descent.host, extended)
+    pairs, pair_start = source_pairs(descent.host, filled(problem.extended, n, 0))
+    largest = int(np.diff(descent.host.blend_start).max(initial=1))
     n_pair = padded(len(pairs))
     on_pairs = device.upload(filled(pairs, n_pair, -1))
     on_start = device.upload(pair_start)
@@ -58,5 +57,5 @@ def linear_fluxes(descent: Descent, unit: FloatArray, flux: DoubleArray, n_sweep
         descent.project(every, descent.residual, descent.d_coefficients)
         flux_target(device, on_unit, descent.d_coefficients, target)
         flux_solve(device, every, values, on_pairs, on_start, target, on_flux, sigma, ridge=photometry.RIDGE,
-                   largest=int(np.diff(descent.host.blend_start).max(initial=1)))
+                   largest=largest)
     return descent.fetch(on_flux), descent.fetch(sigma)

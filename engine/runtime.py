@@ -112,7 +112,24 @@ class GraphRuntime:
     """A `Runtime` by what runs a graph of its name."""
 
     def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
-        """Run a graph: one of `manifest.GRAPHS`, its inputs and outputs in its order."""
+        """Run a graph.
+
+        Parameters
+        ----------
+        name : str
+            One of `manifest.GRAPHS`.
+        *inputs : float (n_source, ...)
+            In the graph's order.
+
+        Returns
+        -------
+        list of float32 (n_source, ...)
+
+        Raises
+        ------
+        ValueError
+            An input's shape is not the graph's.
+        """
         raise NotImplementedError
 
     def decode(self, latent: NDArray[Any]) -> Float32Array:

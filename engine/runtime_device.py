@@ -62,24 +62,7 @@ class DeviceRuntime(GraphRuntime):
         raise NotImplementedError
 
     def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
-        """Run a graph on the host's arrays.
-
-        Parameters
-        ----------
-        name : str
-            One of `manifest.GRAPHS`.
-        *inputs : float (n_source, ...)
-            In the graph's order.
-
-        Returns
-        -------
-        list of float32 (n_source, ...)
-
-        Raises
-        ------
-        ValueError
-            An input's shape is not the graph's.
-        """
+        """See `GraphRuntime`."""
         feeds = checked_inputs(name, self.bundle.sizes, inputs)
         n_source = len(inputs[0])
         results = empty_outputs(name, self.bundle.sizes, n_source)

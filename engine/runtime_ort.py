@@ -42,24 +42,7 @@ class OrtRuntime(GraphRuntime):
         return OrtRuntime, (self.bundle,)  # sessions and locks do not pickle; a spawned worker makes its own
 
     def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
-        """Run a graph tile by tile.
-
-        Parameters
-        ----------
-        name : str
-            One of `manifest.GRAPHS`.
-        *inputs : float (n_source, ...)
-            In the graph's order.
-
-        Returns
-        -------
-        list of float32 (n_source, ...)
-
-        Raises
-        ------
-        ValueError
-            An input's shape is not the graph's.
-        """
+        """See `GraphRuntime`; tile by tile."""
         graph, n_source = GRAPHS[name], len(inputs[0])
         feeds = checked_inputs(name, self.bundle.sizes, inputs)
         outputs = empty_outputs(name, self.bundle.sizes, n_source)

@@ -179,7 +179,7 @@ class OrtCudaRuntime(DeviceRuntime):
         super().__init__(bundle, device)
         if not hasattr(device, "stream"):
             raise DeviceError(f"ONNX Runtime's CUDA provider needs an NVIDIA GPU, and {device.name!r} is none")
-        self.n_row, self.library = n_row, provider_library(folder)
+        self.n_row, self.provider = n_row, provider_library(folder)
 
     def tile(self, n_source: int) -> int:
         """See `DeviceRuntime`."""
@@ -187,7 +187,7 @@ class OrtCudaRuntime(DeviceRuntime):
 
     def make_graph(self, name: str, n_row: int) -> OrtCudaGraph:
         """See `DeviceRuntime`."""
-        return OrtCudaGraph(self.device, without_asinh(self.bundle.read(f"{name}.onnx")), n_row, self.library)
+        return OrtCudaGraph(self.device, without_asinh(self.bundle.read(f"{name}.onnx")), n_row, self.provider)
 
 
 def _register(library: Path) -> None:

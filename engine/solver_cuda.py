@@ -41,6 +41,7 @@ from deblendrt.cuda.wide import wide
 from deblendrt.engine import objective, solver
 from deblendrt.engine.curvature import EXTENDED, prior_curvature
 from deblendrt.engine.device_model import DeviceModel, Tables
+from deblendrt.engine.layouts import filled
 from deblendrt.engine.objective import DoubleArray, Problem, State
 from deblendrt.engine.runtime import Jacobian
 
@@ -183,9 +184,7 @@ class Descent:
 
     def put(self, values: NDArray[Any], target: DeviceArray, filling: Any = 0) -> None:
         """Upload rows by source, and a constant behind them."""
-        padded = np.empty(target.shape, target.dtype)
-        padded[: len(values)], padded[len(values) :] = values, filling
-        self.device.upload(padded, target)
+        self.device.upload(filled(values, len(target), filling, target.dtype), target)
 
     def put_canvases(self, canvases: objective.Canvases, target: DeviceArray) -> None:
         """Upload canvases behind one another, and zeros."""

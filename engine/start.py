@@ -44,6 +44,7 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
     folded : FoldedBasis or MixedBasis
         Of the sources that can be fitted, scene after scene.
     runtime : Runtime
+        Of the CPU; a device has its own.
     bundle : Bundle
     center_sigma : float [pixel]
     robust : bool
@@ -58,6 +59,7 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
     rows : list of int64 (n_fitted,)
         Per scene, which of its sources are in the problem.
     """
+    runtime = runtime if device is None else device.runtime
     half, window = folded.half, folded.window
     border = ((0, 0), (half, half), (half, half))
     data = [np.pad(scene.image, border) for scene in scenes]

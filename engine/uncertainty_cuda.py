@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.cuda.layout import ROW_TILE, Layout
+from deblendrt.cuda.layout import Layout
 from deblendrt.cuda.normal import source_pairs
 from deblendrt.cuda.precision import precision
 from deblendrt.cuda.product import product
-from deblendrt.engine.layouts import filled, padded
+from deblendrt.engine.layouts import filled, padded, row_tiles
 from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray
 from deblendrt.engine.solver_cuda import Descent
 from deblendrt.engine.uncertainty import by_latent
@@ -39,8 +39,7 @@ def likelihood_precisions(descent: Descent, weights: Canvases,
     n_band, n_column, n_basis = unit.shape[1:]
     on_weights = descent.image
     descent.put_canvases(weights, on_weights)
-    extended = np.zeros(every.n_source, np.int32)
-    extended[: len(problem.extended)] = problem.extended
+    extended = filled(problem.extended, every.n_source, 0)
     pairs, pair_start = source_pairs(host, extended)
     start = host.blend_start[: problem.n_blend + 1]
     largest = max(AT_ONCE, int(np.diff(start).max(initial=1)))
@@ -76,12 +75,9 @@ def likelihood_precisions(descent: Descent, weights: Canvases,
 def _drawn_together(descent: Descent, rows: NDArray[np.int32], largest: int) -> Layout:
     """A layout whose sources are the slots that hold the rows."""
     basis = filled(descent.host.basis[rows], largest, 0)
-    tiles: list[NDArray[np.int32]] = []
-    for k in np.unique(basis[: len(rows)]):
-        slots = np.flatnonzero(basis[: len(rows)] == k).astype(np.int32)
-        tiles += [filled(slots[i : i + ROW_TILE], ROW_TILE, -1) for i in range(0, len(slots), ROW_TILE)]
+    row_tile = row_tiles(basis, np.arange(len(rows)), largest)
     upload = descent.device.upload
-    return dataclasses.replace(descent.every, n_source=largest, basis=upload(basis), row_tile=upload(np.stack(tiles)))
+    return dataclasses.replace(descent.every, n_source=largest, basis=upload(basis), row_tile=upload(row_tile))
 
 
 def _assembled(members: NDArray[np.int64], pairs: NDArray[np.int32], blocks: DoubleArray) -> DoubleArray:
