@@ -2,7 +2,8 @@
 
 A peer is a process that reads requests, one JSON object a line, and answers each with one line:
 
-- on its start it says ``{"version": ..., "how": ...}``;
+- on its start it says ``{"version": ..., "how": ..., "time_only": ...}``, the last empty or why its answers must not be
+  judged;
 - asked ``{"scenes": path, "models": path, "settings": {...}}`` it deblends the scenes of one ``.npz`` file, writes
   another, and says ``{"done": path}``.
 
@@ -23,6 +24,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+NO_TIME = np.zeros(2)
+
+
+def clock() -> NDArray[np.float64]:
+    """Processor time of this process, and wall time [s]: differences of two calls mean something."""
+    return np.array([time.process_time(), time.perf_counter()])
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,10 @@ class Model:
         Total flux of every source's model; NaN where the peer failed.
     image : float32 (n_source, n_band, n_y, n_x) [nJy]
         Every source under the observed PSF.
-    seconds : float
-        Processor time of the process.
-    compile_seconds : float
-        The part of it until the step of the fit was compiled; 0 where nothing is compiled.
+    seconds : float64 (2,)
+        Processor time of the process, and wall time.
+    compile_seconds : float64 (2,)
+        The part of them until the step of the fit was compiled; `NO_TIME` where nothing is compiled.
     iterations : int
         -1 where the peer does not tell.
     error : str
@@ -68,8 +76,8 @@ class Model:
 
     flux: NDArray[np.float64]
     image: NDArray[np.float32]
-    seconds: float
-    compile_seconds: float
+    seconds: NDArray[np.float64]
+    compile_seconds: NDArray[np.float64]
     iterations: int
     error: str
 
@@ -101,12 +109,12 @@ def write_models(path: Path, models: Sequence[Model]) -> None:
 def read_models(path: Path) -> list[Model]:
     """The models of a file of `write_models`."""
     with np.load(path, allow_pickle=False) as file:
-        return [Model(file[f"flux_{k}"], file[f"image_{k}"], float(file[f"seconds_{k}"]),
-                      float(file[f"compile_seconds_{k}"]), int(file[f"iterations_{k}"]), str(file[f"error_{k}"]))
+        return [Model(file[f"flux_{k}"], file[f"image_{k}"], file[f"seconds_{k}"], file[f"compile_seconds_{k}"],
+                      int(file[f"iterations_{k}"]), str(file[f"error_{k}"]))
                 for k in range(int(file["n_scene"]))]
 
 
-def serve(deblend: Callable[..., Model], version: str, how: str) -> None:
+def serve(deblend: Callable[..., Model], version: str, how: str, time_only: str = "") -> None:
     """Answer requests on standard input until it ends.
 
     Parameters
@@ -115,10 +123,12 @@ def serve(deblend: Callable[..., Model], version: str, how: str) -> None:
         Takes a `Scene` and the settings of a request.
     version, how : str
         Of the peer; how it was used.
+    time_only : str
+        Why its models must not be compared with the truth, if so.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a peer prints goes to standard error
-    print(json.dumps({"version": version, "how": how}), file=answers)
+    print(json.dumps({"version": version, "how": how, "time_only": time_only}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
         models = [_one(deblend, scene, request["settings"]) for scene in read_scenes(Path(request["scenes"]))]
@@ -127,10 +137,10 @@ def serve(deblend: Callable[..., Model], version: str, how: str) -> None:
 
 
 def _one(deblend: Callable[..., Model], scene: Scene, settings: dict[str, Any]) -> Model:
-    start = time.process_time()
+    start = clock()
     try:
         return deblend(scene, **settings)
     except Exception as error:  # a scene that a peer can not do is a result: counted, and named on the page
         n_source, shape = len(scene.centers), scene.image.shape
         return Model(np.full((n_source, shape[0]), np.nan), np.zeros((n_source, *shape), np.float32),
-                     time.process_time() - start, 0.0, -1, f"{type(error).__name__}: {error}")
+                     clock() - start, NO_TIME, -1, f"{type(error).__name__}: {error}")

@@ -13,20 +13,9 @@ from perf import report
 FLOOR = "noise floor"
 ROWS = ("flux_error_r", "flux_error_i", "aperture_error_r", "aperture_error_i", "color_error", "cosine", "ssim")
 COLORS = {"deblendrt": "C0", "deblendrt, centres known": "C9", "scarlet_lite": "C1", "scarlet_lite, run long": "C3",
-          "scarlet2": "C2", FLOOR: "0.4"}
+          "scarlet2": "C2", "sep": "C4", "madness": "C5", FLOOR: "0.4"}
+BESIDE = ("flux_error_r", "color_error", "cosine")  # the time
 BINS = (("by_snr", "SNR in r"), ("by_blendedness", "blendedness in r"))
-
-
-def ms_per_source(cost: dict[str, Any], *, compiled: bool) -> float:
-    """Processor time per source, with or without compilation.
-
-    Parameters
-    ----------
-    cost : dict
-    compiled : bool
-        Leave the compilations out.
-    """
-    return 1e3 * (cost["seconds"] - compiled * cost["compile_seconds"]) / cost["n_source"]
 
 
 def markdown(figures: dict[str, Any]) -> str:
@@ -34,8 +23,9 @@ def markdown(figures: dict[str, Any]) -> str:
     machine, load = figures["environment"], ", ".join(f"{value:.1f}" for value in figures["load"])
     versions = ", ".join(f"{package} {version}" for package, version in machine["packages"].items())
     parts = ["# Beside other deblenders",
-             f"Made by `{figures['command']}`: every deblender gets the same scenes in the same run, ten at a time in "
-             "turn, with the true positions, the variance and the PSF. Medians over sources; metrics: "
+             f"Made by `{figures['command']}`: every deblender gets the same scenes in the same run, "
+             f"{figures['scenes_at_once']} at a time in turn, with the true positions, the variance and the PSF. "
+             "Medians over sources; metrics: "
              f"`perf/metrics.py`. Noise floor: fluxes with the true profiles known. Scenes sha256 "
              f"`{figures['scenes_sha256']}`.",
              "The scenes come from the simulation that deblendrt's prior was trained on (other seeds): bulge and disk "
@@ -60,19 +50,32 @@ def _deblenders(figures: dict[str, Any]) -> list[str]:
     return ["\n".join(lines)]
 
 
+def _beside(name: str, figures: dict[str, Any]) -> list[str]:
+    """Cells of an entry's accuracy, or why there is none."""
+    if name in figures["accuracy"]:
+        return [report.number(figures["accuracy"][name][key]) for key in BESIDE]
+    return [figures["deblenders"][figures["costs"][name]["deblender"]]["time_only"], *["–"] * (len(BESIDE) - 1)]
+
+
 def _cost(figures: dict[str, Any]) -> list[str]:
     rows = []
     for name, cost in figures["costs"].items():
         iterations = f"{np.median(cost['iterations']):.0f}" if cost["iterations"] else "–"
-        rows.append([name, ", ".join(f"{k} {v:g}" for k, v in cost["settings"].items()), str(cost["n_scene"]),
-                     str(cost["n_source"]), iterations, report.number(ms_per_source(cost, compiled=True)),
-                     report.number(ms_per_source(cost, compiled=False)), str(len(cost["errors"]))])
-    rows += [[name, "–", "not run", *["–"] * 5] for name, known in figures["deblenders"].items() if "missing" in known]
-    return ["## Time",
-            report.markdown_table(["deblender", "settings", "scenes", "sources", "median iterations",
-                                   "ms per source, one core", "compilation included", "failed scenes"], rows),
-            "The processor's time of one thread; one scene unmeasured first. Drawing the source images is not in the "
-            "peers' times. Compilation: the step of scarlet2's fit is compiled for every scene.",
+        time = cost["ms_per_source"]
+        compiling = report.number(time["processor_compiling"]) if time["processor_compiling"] else "–"
+        rows.append([name, ", ".join(f"{k} {v:g}" for k, v in cost["settings"].items()) or "–", str(cost["n_scene"]),
+                     str(cost["n_source"]), iterations, report.number(time["processor"]), report.number(time["wall"]),
+                     compiling, *_beside(name, figures), str(len(cost["errors"]))])
+    rows += [[name, "–", "not run", *["–"] * (6 + len(BESIDE))]
+             for name, known in figures["deblenders"].items() if "missing" in known]
+    return ["## Time, and the accuracy that it buys",
+            report.markdown_table(
+                ["deblender", "settings", "scenes", "sources", "median iterations", "processor ms per source",
+                 "wall ms per source", "compiling, ms per source", *(report.LABELS[key] for key in BESIDE),
+                 "failed scenes"], rows),
+            "One thread each; one scene unmeasured first. Accuracy is of the same scenes as the time: rows with "
+            "different numbers of scenes are compared further below. Drawing the source images is not in the peers' "
+            "times. Compilation, in neither time: the step of scarlet2's fit is compiled for every scene.",
             *[f"- {name}, {error}" for name, cost in figures["costs"].items() for error in cost["errors"]]]
 
 
@@ -127,8 +130,12 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(fontsize=8)
     for name, cost in figures["costs"].items():
-        axes[2].loglog(ms_per_source(cost, compiled=True), 100 * part["summary"][name]["all"]["flux_error_r"], "o",
-                       ms=8, color=COLORS[name], label=name)
+        time = cost["ms_per_source"]["processor"]
+        if name in part["summary"]:
+            axes[2].loglog(time, 100 * part["summary"][name]["all"]["flux_error_r"], "o", ms=8, color=COLORS[name],
+                           label=name)
+        else:
+            axes[2].axvline(time, color=COLORS[name], ls=":", label=f"{name}: time only")
     axes[2].axhline(100 * part["summary"][FLOOR]["all"]["flux_error_r"], color=COLORS[FLOOR], ls="--", label=FLOOR)
     axes[2].set(xlabel="ms per source, one core, without compilation", ylabel="median |flux error| in r [%]")
     axes[2].legend(fontsize=8)

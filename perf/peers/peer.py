@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from perf import metrics
 from perf.peers import exchange
 
 ROOT = Path(__file__).parents[2]
+PEERS = ("sep", "scarlet_lite", "scarlet2", "madness")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -44,7 +45,7 @@ class Peer:
 
     def __init__(self, name: str, python: Path, folder: Path) -> None:
         if not python.exists():
-            raise Missing(f"no {python.name} of an environment with {name} was given")
+            raise Missing(f"there is no {python}")
         self._folder, self._log = folder, folder / f"{name}.log"
         environment = {**os.environ, **{key: "1" for key in THREADS}}
         environment.pop("PYTHONPATH", None)  # the peer's environment is its own
@@ -56,7 +57,7 @@ class Peer:
             hello = self._read()
         except Missing as reason:
             raise Missing(f"{name} does not start: {reason}") from None
-        self.version, self.how = str(hello["version"]), str(hello["how"])
+        self.version, self.how, self.time_only = (str(hello[key]) for key in ("version", "how", "time_only"))
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -64,45 +65,49 @@ class Peer:
         if not line:
             self.close()
             said = self._log.read_text().strip().splitlines()
-            raise Missing(said[-1] if said else "it said nothing")
+            raise Missing(said[-1] if said else f"it ended with status {self._process.returncode} and said nothing")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def deblend(self, scenes: Sequence[exchange.Scene], **settings: Any) -> list[exchange.Model]:
-        """Models of the scenes."""
+        """Models of the scenes; `Missing` if the process ends."""
         assert self._process.stdin is not None
         paths = [self._folder / name for name in ("scenes.npz", "models.npz")]
         exchange.write_scenes(paths[0], scenes)
         request = {"scenes": str(paths[0]), "models": str(paths[1]), "settings": settings}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: what is read next says why
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         self._read()
         return exchange.read_models(paths[1])
 
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 class Own:
     """deblendrt on one thread of this process; all scenes of a request in one call, their time shared by sources."""
 
-    version = ""  # the page's environment has it
-    how = ("one call per ten scenes; centres free within a Gaussian prior of width `center_sigma`; fluxes, errors and "
-           "all photometry included in the time")
+    version, time_only = "", ""  # the page's environment has the version
+    how = ("one call for the scenes of a turn; centres free within a Gaussian prior of width `center_sigma`; fluxes, "
+           "errors and all photometry included in the time")
 
     def __init__(self, bundle: str) -> None:
         self._deblender = Deblender.load(bundle)
 
     def deblend(self, scenes: Sequence[exchange.Scene], **settings: Any) -> list[exchange.Model]:
         """Models of the scenes."""
-        start = time.process_time()
+        start = exchange.clock()
         result = self._deblender.deblend_batch(
             [s.image for s in scenes], [s.centers for s in scenes], variance=[s.variance for s in scenes],
             psf=scenes[0].psf, bands=scenes[0].bands, n_threads=1, **settings)
-        seconds = time.process_time() - start
+        seconds = exchange.clock() - start
         models = []
         for scene, first, last in zip(scenes, result.source_start[:-1], result.source_start[1:], strict=True):
             images = np.zeros((last - first, *scene.image.shape), np.float32)
@@ -110,7 +115,7 @@ class Own:
                 stamp, corner = result.stamps(i)
                 image[:] = metrics.place(stamp, corner, image.shape[1:])
             models.append(exchange.Model(np.asarray(result.flux[first:last], np.float64), images,
-                                         seconds * (last - first) / len(result.flux), 0.0, -1, ""))
+                                         seconds * (last - first) / len(result.flux), exchange.NO_TIME, -1, ""))
         return models
 
     def close(self) -> None:

@@ -1,0 +1,256 @@
+"""Deblenders on the same scenes, in turn: their times, and their accuracy beside each other.
+
+`run_peers` is for any page that wants peers in its own run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.training import simulate
+from perf import accuracy, report, scenes
+from perf.peers import environments, exchange
+from perf.peers.peer import PEERS, Missing, Own, Peer
+
+FloatArray = NDArray[np.float64]
+OWN = "deblendrt"
+SCENES_AT_ONCE = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A deblender with its settings, and the number of scenes that it gets: the slow ones fewer."""
+
+    name: str
+    deblender: str
+    settings: dict[str, float]
+    n_scene: int = scenes.N_SCENE
+
+
+ENTRIES = (
+    Entry("deblendrt", OWN, {"center_sigma": 0.2}),
+    Entry("deblendrt, centres known", OWN, {"center_sigma": 0.03}),
+    Entry("sep", "sep", {}),
+    Entry("scarlet_lite", "scarlet_lite", {"max_iter": 200, "e_rel": 1e-4}),
+    Entry("scarlet_lite, run long", "scarlet_lite", {"max_iter": 1000, "e_rel": 1e-6}, 50),
+    Entry("scarlet2", "scarlet2", {"max_iter": 1000, "e_rel": 1e-4}, 50),
+    Entry("madness", "madness", {"n_iteration": 200}, 10),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Some test scenes, as `accuracy.image_columns` reads them."""
+
+    bands: tuple[str, ...]
+    scenes: list[simulate.SimulatedScene]
+
+    def __iter__(self) -> Iterator[simulate.SimulatedScene]:
+        return iter(self.scenes)
+
+
+class Stamps:
+    """Models of whole scenes, as `accuracy.image_columns` reads them."""
+
+    def __init__(self, models: list[exchange.Model]) -> None:
+        self._images = [image for model in models for image in model.image]
+
+    def stamps(self, i: int) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """The model image of source i, and its corner."""
+        return self._images[i], (0, 0)
+
+
+def source_columns(models: list[exchange.Model], chunk: Chunk) -> dict[str, FloatArray]:
+    """Every metric of every source; NaN where the deblender failed."""
+    flux, true = np.concatenate([m.flux for m in models]), np.concatenate([s.flux for s in chunk.scenes])
+    columns = accuracy.flux_columns(flux, true, chunk.bands) | accuracy.image_columns(Stamps(models), chunk)
+    failed = ~np.isfinite(flux).all(1)
+    columns = {name: np.where(failed, np.nan, values) for name, values in columns.items()}
+    for band in report.FLUX_BANDS:
+        b = chunk.bands.index(band)
+        columns[f"bias_{band}"] = flux[:, b] / true[:, b] - 1
+    return columns
+
+
+def _cost(entry: Entry, n_scene: int, models: list[exchange.Model]) -> dict[str, Any]:
+    """What the page tells of an entry besides its accuracy."""
+    n_source = sum(len(m.flux) for m in models)
+    compiling = sum((m.compile_seconds for m in models), exchange.NO_TIME)
+    processor, wall = 1e3 * (sum((m.seconds for m in models), exchange.NO_TIME) - compiling) / n_source
+    return {"deblender": entry.deblender, "settings": entry.settings, "n_scene": n_scene, "n_source": n_source,
+            "ms_per_source": {"processor": float(processor), "wall": float(wall),
+                              "processor_compiling": 1e3 * float(compiling[0]) / n_source,
+                              "wall_compiling": 1e3 * float(compiling[1]) / n_source},
+            "iterations": [m.iterations for m in models if m.iterations >= 0],
+            "errors": [f"scene {k}: {m.error}" for k, m in enumerate(models) if m.error]}
+
+
+def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scenes.SceneSet, chunk: int) -> tuple[
+        dict[str, dict[str, FloatArray]], dict[str, Any], dict[str, str]]:
+    """All entries in turn on `chunk` scenes at a time.
+
+    Returns
+    -------
+    found : dict
+        Columns per source of every entry that may be judged.
+    costs : dict
+        Of every entry.
+    ended : dict
+        Why a deblender ended before its time; its entries are in neither.
+    """
+    parts: dict[str, list[dict[str, FloatArray]]] = {entry.name: [] for entry in entries}
+    done: dict[str, list[exchange.Model]] = {entry.name: [] for entry in entries}
+    ended: dict[str, str] = {}
+    for first in range(0, len(tests), chunk):
+        numbers = range(first, min(first + chunk, len(tests)))
+        part = Chunk(tests.bands, [tests[k] for k in numbers])
+        given = [exchange.Scene(tests.bands, tests.psf, s.image, s.variance, s.centers) for s in part]
+        for entry in entries:
+            n = max(0, min(entry.n_scene - first, len(given)))
+            if not n or entry.deblender in ended:
+                continue
+            try:
+                models = deblenders[entry.deblender].deblend(given[:n], **entry.settings)
+            except Missing as reason:
+                ended[entry.deblender] = f"ended at scenes {numbers[0]} to {numbers[n - 1]}: {reason}"
+                print(f"{entry.deblender} {ended[entry.deblender]}", file=sys.stderr, flush=True)
+                continue
+            if not deblenders[entry.deblender].time_only:
+                parts[entry.name].append(source_columns(models, Chunk(tests.bands, part.scenes[:n])))
+            done[entry.name] += [dataclasses.replace(m, image=m.image[:0]) for m in models]  # the images are large
+        print(f"{numbers.stop} scenes, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+    kept = [entry for entry in entries if entry.deblender not in ended]
+    found = {e.name: {key: np.concatenate([part[key] for part in parts[e.name]]) for key in parts[e.name][0]}
+             for e in kept if parts[e.name]}
+    return found, {e.name: _cost(e, min(e.n_scene, len(tests)), done[e.name]) for e in kept}, ended
+
+
+def start(folder: Path | None, bundle: str, first: exchange.Scene, work: Path) -> tuple[dict[str, Own | Peer],
+                                                                                       dict[str, Any]]:
+    """Start every deblender and let it do one scene unmeasured; also what each one is, or why it is missing."""
+    deblenders: dict[str, Own | Peer] = {}
+    known: dict[str, Any] = {}
+    for name in (OWN, *PEERS):
+        try:
+            own = work / name
+            own.mkdir()
+            deblender = Own(bundle) if name == OWN else Peer(name, environments.interpreter(folder, name), own)
+            deblender.deblend([first])
+        except Missing as reason:
+            known[name] = {"missing": str(reason)}
+            print(f"{name}: {reason}", file=sys.stderr)
+            continue
+        deblenders[name] = deblender
+        known[name] = {"version": deblender.version, "how": deblender.how, "time_only": deblender.time_only}
+    return deblenders, known
+
+
+def summarise(columns: dict[str, FloatArray], snr: FloatArray, blendedness: FloatArray) -> dict[str, Any]:
+    """`accuracy.summarise`, and the medians above SNR 20."""
+    return {**accuracy.summarise(columns, snr, blendedness),
+            "snr_above_20": {name: report.median(values[snr > 20]) for name, values in columns.items()}}
+
+
+def nearer(peer: FloatArray, own: FloatArray, by: FloatArray, edges: tuple[float, ...]) -> list[dict[str, Any]]:
+    """How often a peer's error is smaller than deblendrt's, per bin; a failed source is not nearer."""
+    rows = report.binned({}, by, edges)
+    for row in rows:
+        inside = (by >= row["low"]) & (by < row["high"])
+        row["fraction"] = float((peer < own)[inside].mean()) if row["n"] else float("nan")
+    return rows
+
+
+def compare(found: dict[str, dict[str, FloatArray]], costs: dict[str, Any], tests: scenes.SceneSet) -> list[
+        dict[str, Any]]:
+    """Summaries of the entries that did all scenes, and of all entries on the scenes that all did."""
+    truth = accuracy.truth_columns(tests)
+    r = tests.bands.index(accuracy.SHAPE_BAND)
+    true_flux = np.concatenate([tests.field("flux", k) for k in range(len(tests))])
+    n_source = np.cumsum([len(tests.field("flux", k)) for k in range(len(tests))])
+    floor = accuracy.flux_columns(truth["floor"], true_flux, tests.bands)
+    floor |= {f"bias_{b}": truth["floor"][:, tests.bands.index(b)] / true_flux[:, tests.bands.index(b)] - 1
+              for b in report.FLUX_BANDS}
+    parts = []
+    for n_scene in sorted({costs[name]["n_scene"] for name in found}, reverse=True):
+        n = int(n_source[n_scene - 1])
+        snr, blendedness = truth["snr"][:n, r], truth["blendedness"][:n, r]
+        entries = {name: {key: values[:n] for key, values in columns.items()} for name, columns in found.items()
+                   if costs[name]["n_scene"] >= n_scene}
+        entries["noise floor"] = {key: values[:n] for key, values in floor.items()}
+        own = entries[OWN]["flux_error_r"]
+        parts.append({
+            "n_scene": n_scene, "n_source": n,
+            "summary": {name: summarise(columns, snr, blendedness) for name, columns in entries.items()},
+            "nearer": {name: {"by_snr": nearer(columns["flux_error_r"], own, snr, report.SNR_EDGES),
+                              "by_blendedness": nearer(columns["flux_error_r"], own, blendedness,
+                                                       report.BLENDEDNESS_EDGES)}
+                       for name, columns in entries.items() if name not in (OWN, "noise floor")}})
+    return parts
+
+
+def run_peers(tests: scenes.SceneSet, folder: Path | None, chunk: int = SCENES_AT_ONCE, *,
+              entries: Sequence[Entry] = ENTRIES, bundle: str = "lsst", sources: Path | None = None) -> dict[str, Any]:
+    """deblendrt and every peer on the same scenes, in turn, `chunk` scenes at a time, each on one thread.
+
+    Call it in a script's ``if __name__ == "__main__"``. Peers get the true positions, the variance and the PSF.
+
+    Parameters
+    ----------
+    tests : scenes.SceneSet
+        Of `perf.scenes.load_scenes`.
+    folder : Path or None
+        The environments, made by `perf.peers.environments`; None for deblendrt alone.
+    chunk : int
+        Scenes that a deblender gets before it is the next one's turn; deblendrt takes them in one call.
+    entries : sequence of Entry
+        What to run, with which settings, on how many of the scenes; one named "deblendrt" on all of them.
+    bundle : str
+        Shipped name or path.
+    sources : Path, optional
+        Also write every source's metrics to this .npz file, arrays ``ENTRY/METRIC``.
+
+    Returns
+    -------
+    dict
+        Plain values, ready for JSON:
+
+        - ``scenes_at_once``: `chunk`.
+        - ``deblenders``: by name ``{"version", "how", "time_only"}``, `time_only` empty or why nothing but its time
+          means anything; or ``{"missing": reason}``, and then its entries are nowhere below.
+        - ``costs``: by entry ``{"deblender", "settings", "n_scene", "n_source", "ms_per_source", "iterations",
+          "errors"}``.
+          ``ms_per_source`` [ms]: ``processor`` and ``wall``, both without compilation, and ``processor_compiling`` and
+          ``wall_compiling``. ``iterations``: one a scene, where the deblender tells. ``errors``: one a failed scene.
+        - ``accuracy``: by entry the median of each metric (`perf.metrics`; fractions, magnitudes) over all sources of
+          the same scenes that its times are of. Entries with `time_only` are not in it.
+        - ``parts``: for each number of scenes that entries did, the largest first, ``{"n_scene", "n_source",
+          "summary", "nearer"}`` over those first scenes and the entries that did them all and may be judged.
+          ``summary``: by entry, and for the "noise floor", medians under ``all``, ``blendedness_above_0.3`` and
+          ``snr_above_20``, and as lists of bins (`report.binned`) under ``by_snr`` and ``by_blendedness``.
+          ``nearer``: by entry, how often its flux in r is nearer to the truth than deblendrt's, per bin.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        scene = tests[0]
+        first = exchange.Scene(tests.bands, tests.psf, scene.image, scene.variance, scene.centers)
+        deblenders, known = start(folder, bundle, first, Path(work))
+        try:
+            found, costs, ended = run([e for e in entries if e.deblender in deblenders], deblenders, tests, chunk)
+        finally:
+            for deblender in deblenders.values():
+                deblender.close()
+    known |= {name: {"missing": reason} for name, reason in ended.items()}
+    if sources:
+        np.savez(sources, **{f"{name}/{key}": v for name, columns in found.items() for key, v in columns.items()})
+    parts = compare(found, costs, tests)
+    own_part = {part["n_scene"]: part["summary"] for part in parts}
+    return {"scenes_at_once": chunk, "deblenders": known, "costs": costs, "parts": parts,
+            "accuracy": {name: own_part[costs[name]["n_scene"]][name]["all"] for name in found}}

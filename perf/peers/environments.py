@@ -1,0 +1,132 @@
+"""The peers' environments: ``python -m perf.peers.environments FOLDER`` makes a virtual one each, ``FOLDER/PEER``.
+
+Each holds what ``PEER.txt`` beside this file lists. scarlet_lite is not on PyPI: it is cloned and built, for which git
+and a C++ compiler must be there; ``--source scarlet_lite=WHERE`` clones from another address or a folder. What is there
+already, and starts, is kept. Where an environment can not be made, ``FOLDER/PEER.missing`` and the page of `perf.peers`
+say why; all that was said is in ``FOLDER/PEER.log``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from perf.peers.peer import PEERS, Missing, Peer
+
+SOURCES = {"scarlet_lite": "https://github.com/lsst/scarlet_lite"}
+REVISION = {"scarlet_lite": "w.2025.43"}  # a tag; the package's version is made of it
+
+
+def interpreter(folder: Path | None, peer: str) -> Path:
+    """The interpreter of a peer's environment; `Missing`, with the reason, if there is none."""
+    if folder is None:
+        raise Missing("no folder of environments was given")
+    reason = folder / f"{peer}.missing"
+    if reason.exists():
+        raise Missing(reason.read_text().strip())
+    python = folder / peer / "bin" / "python"
+    if not python.exists():
+        raise Missing(f"the folder of environments has none for {peer}")
+    return python.absolute()  # resolved, a virtual environment's link would lose it
+
+
+def _do(command: list[str], log: Path) -> None:
+    """Run a command, its words into the log; `Missing`, with the last complaint, if it fails."""
+    with log.open("a") as out:
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                              env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}).returncode
+    if code:
+        said = [line.strip() for line in log.read_text().splitlines() if line.strip()]
+        complaints = [line for line in said if line.lower().startswith(("error", "fatal"))] or said
+        raise Missing(f"{Path(command[0]).name} failed: {complaints[-1]}" if complaints else f"{command[0]} failed")
+
+
+def _install(peer: str, folder: Path, source: str | None) -> None:
+    log, home = folder / f"{peer}.log", folder / peer
+    log.unlink(missing_ok=True)
+    shutil.rmtree(home, ignore_errors=True)
+    _do([sys.executable, "-m", "venv", str(home)], log)
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--no-input"]
+    _do([*pip, "-r", str(Path(__file__).with_name(f"{peer}.txt"))], log)
+    if source is not None:
+        if shutil.which("git") is None:
+            raise Missing("git is not there")
+        with tempfile.TemporaryDirectory() as clone:
+            _do(["git", "clone", "--quiet", "--branch", REVISION[peer], source, clone], log)  # tags tell the version
+            _do([*pip, clone], log)
+
+
+def make(peer: str, folder: Path, source: str | None = None) -> str:
+    """Make a peer's environment, unless it is there and works, and start its adapter; returns the peer's version.
+
+    Parameters
+    ----------
+    peer : str
+    folder : Path
+    source : str, optional
+        Address or folder of a git repository that is installed besides the requirements.
+
+    Raises
+    ------
+    Missing
+        It could not be made; the folder's ``PEER.missing`` says why.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    reason = folder / f"{peer}.missing"
+    try:
+        try:
+            python = interpreter(folder, peer)
+        except Missing:
+            reason.unlink(missing_ok=True)
+            _install(peer, folder, source)
+            python = interpreter(folder, peer)
+        with tempfile.TemporaryDirectory() as work:
+            started = Peer(peer, python, Path(work))
+            started.close()
+    except Missing as why:
+        reason.write_text(f"{why}\n")
+        raise
+    return started.version
+
+
+def sources(given: list[str]) -> dict[str, str]:
+    """Of ``PEER=WHERE``, over `SOURCES`; a folder's path made absolute. ValueError for a peer that is not built."""
+    found = dict(SOURCES)
+    for text in given:
+        peer, _, where = text.partition("=")
+        if peer not in SOURCES or not where:
+            raise ValueError(f"--source: expected {' or '.join(SOURCES)}, then = and an address or a folder; "
+                             f"got {text!r}")
+        path = Path(where).expanduser()
+        found[peer] = str(path.absolute()) if path.exists() else where
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; 1 if an environment could not be made."""
+    parser = argparse.ArgumentParser(prog="python -m perf.peers.environments", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--peer", action="append", choices=PEERS, help="only this one; repeatable")
+    parser.add_argument("--source", action="append", default=[], metavar="PEER=WHERE", help="of a peer that is built")
+    args = parser.parse_args(argv)
+    try:
+        where = sources(args.source)
+    except ValueError as error:
+        parser.error(str(error))
+    failed = 0
+    for peer in args.peer or PEERS:
+        try:
+            print(f"{peer} {make(peer, args.folder, where.get(peer))}: {args.folder / peer}", flush=True)
+        except Missing as why:
+            failed = 1
+            print(f"{peer}: not made: {why}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
