@@ -91,7 +91,8 @@ def _cost(entry: Entry, n_scene: int, models: list[exchange.Model]) -> dict[str,
                               "processor_compiling": 1e3 * float(compiling[0]) / n_source,
                               "wall_compiling": 1e3 * float(compiling[1]) / n_source},
             "iterations": [m.iterations for m in models if m.iterations >= 0],
-            "errors": [f"scene {k}: {m.error}" for k, m in enumerate(models) if m.error]}
+            "errors": [f"scene {k}: {m.error}" for k, m in enumerate(models) if m.error],
+            "n_missed": sum(m.n_missed for m in models)}
 
 
 def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scenes.SceneSet, chunk: int) -> tuple[
@@ -227,9 +228,10 @@ def run_peers(tests: scenes.SceneSet, folder: Path | None, chunk: int = SCENES_A
         - ``deblenders``: by name ``{"version", "how", "time_only"}``, `time_only` empty or why nothing but its time
           means anything; or ``{"missing": reason}``, and then its entries are nowhere below.
         - ``costs``: by entry ``{"deblender", "settings", "n_scene", "n_source", "ms_per_source", "iterations",
-          "errors"}``.
+          "errors", "n_missed"}``.
           ``ms_per_source`` [ms]: ``processor`` and ``wall``, both without compilation, and ``processor_compiling`` and
           ``wall_compiling``. ``iterations``: one a scene, where the deblender tells. ``errors``: one a failed scene.
+          ``n_missed``: positions that a deblender with a detection of its own found nothing at.
         - ``accuracy``: by entry the median of each metric (`perf.metrics`; fractions, magnitudes) over all sources of
           the same scenes that its times are of. Entries with `time_only` are not in it.
         - ``parts``: for each number of scenes that entries did, the largest first, ``{"n_scene", "n_source",

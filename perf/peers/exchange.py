@@ -72,6 +72,8 @@ class Model:
         -1 where the peer does not tell.
     error : str
         Empty, or why the peer failed.
+    n_missed : int
+        Positions where a peer that does its own detection found no source, and measured an aperture.
     """
 
     flux: NDArray[np.float64]
@@ -80,6 +82,7 @@ class Model:
     compile_seconds: NDArray[np.float64]
     iterations: int
     error: str
+    n_missed: int = 0
 
 
 def write_scenes(path: Path, scenes: Sequence[Scene]) -> None:
@@ -110,7 +113,7 @@ def read_models(path: Path) -> list[Model]:
     """The models of a file of `write_models`."""
     with np.load(path, allow_pickle=False) as file:
         return [Model(file[f"flux_{k}"], file[f"image_{k}"], file[f"seconds_{k}"], file[f"compile_seconds_{k}"],
-                      int(file[f"iterations_{k}"]), str(file[f"error_{k}"]))
+                      int(file[f"iterations_{k}"]), str(file[f"error_{k}"]), int(file[f"n_missed_{k}"]))
                 for k in range(int(file["n_scene"]))]
 
 

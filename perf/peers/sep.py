@@ -75,7 +75,8 @@ def deblend(scene: exchange.Scene) -> exchange.Model:
     row, column = np.indices(detection.shape)
     masks = [segments == j + 1 if j >= 0 else np.hypot(column - x, row - y) <= APERTURE
              for j, (x, y) in zip(number, scene.centers, strict=True)]
-    return exchange.Model(flux, scene.image * np.array(masks)[:, None], seconds, exchange.NO_TIME, -1, "")
+    return exchange.Model(flux, scene.image * np.array(masks)[:, None], seconds, exchange.NO_TIME, -1, "",
+                          int((~matched).sum()))
 
 
 if __name__ == "__main__":
