@@ -57,14 +57,18 @@ def _beside(name: str, figures: dict[str, Any]) -> list[str]:
     return [figures["deblenders"][figures["costs"][name]["deblender"]]["time_only"], *["–"] * (len(BESIDE) - 1)]
 
 
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _cost(figures: dict[str, Any]) -> list[str]:
     rows = []
     for name, cost in figures["costs"].items():
         iterations = f"{np.median(cost['iterations']):.0f}" if cost["iterations"] else "–"
         time = cost["ms_per_source"]
-        compiling = report.number(time["processor_compiling"]) if time["processor_compiling"] else "–"
+        compiling = _ms(time["processor_compiling"]) if time["processor_compiling"] else "–"
         rows.append([name, ", ".join(f"{k} {v:g}" for k, v in cost["settings"].items()) or "–", str(cost["n_scene"]),
-                     str(cost["n_source"]), iterations, report.number(time["processor"]), report.number(time["wall"]),
+                     str(cost["n_source"]), iterations, _ms(time["processor"]), _ms(time["wall"]),
                      compiling, *_beside(name, figures), str(len(cost["errors"]))])
     rows += [[name, "–", "not run", *["–"] * (6 + len(BESIDE))]
              for name, known in figures["deblenders"].items() if "missing" in known]
