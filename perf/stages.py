@@ -1,0 +1,218 @@
+"""Where the time goes, and how much is done: timers and counters around an engine's functions, by name.
+
+A stage is what is done, not what for: stamps that photometry draws count as render. A function's time is its own, without
+that of other stages which it calls. Versions of the engine differ in their functions' names: names that one lacks are
+skipped and listed, and their time goes to the stage that calls them, or to "other". All of it is off while wall time is
+measured.
+
+Counts do not depend on the machine: calls, iterations, rows of the model's graphs, padding included, and multiply-adds of
+the matrix products of `PRODUCTS`, from their operands' shapes. Products that NumPy's operators do (small, in the solver)
+are not seen.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import importlib
+import inspect
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PACKAGE = "deblendrt.engine"
+STAGES: dict[str, tuple[str, ...]] = {
+    "fold": ("psf.fold", "deblender.fold_bundle"),
+    "encode": ("start.encoded_shapes", "start.filled_cutout", "runtime.GraphRuntime.encode"),
+    "decode": ("decoding.decode", "decoding.decode_jacobian", "decoding.decode_pullback", "decoding.log_prior",
+               "objective.mix_coefficients", "runtime.GraphRuntime.decode", "runtime.GraphRuntime.decode_jacobian",
+               "runtime.GraphRuntime.decode_pullback", "runtime.GraphRuntime.log_prior"),
+    "render": ("objective.render", "ops.render", "ops.placed", "ops.stamps", "ops.extended_stamps",
+               "ops.whole_stamps"),
+    "residual": ("objective.likelihood", "objective.weighted_residual", "objective.by_blend", "objective.by_scene"),
+    "project": ("objective.project", "ops.project"),
+    "solve": ("solver.newton_step", "solver.gauss_newton", "solver.descend", "solver.solve", "curvature.blocks",
+              "curvature.mean_weight", "curvature.secant", "objective.push", "objective.pull"),
+    "photometry": ("photometry.linear_fluxes", "photometry.normal_matrices"),
+    "record": ("record.record", "quality.core_statistics", "quality.enclosed_fraction", "sharing.share",
+               "systematics.misfit", "uncertainty.laplace", "shapes.adaptive_moments", "apertures.aperture_functional",
+               "unlisted.peaks", "unlisted.left"),
+}
+CALLS: dict[str, tuple[str, ...]] = {  # the first name that a version has is counted
+    "render": ("ops.render",),
+    "project": ("ops.project",),
+    "photometry": ("photometry.linear_fluxes",),
+    "iteration": ("solver.newton_step",),
+}
+PRODUCTS = ("matmul.matmul",)  # functions of two operands (..., i, j) and (..., j, k)
+ITERATION = ("solver.newton_step",)  # functions of a problem, whose `scene` has a number per source
+
+
+class Probe:
+    """Timers and counters.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+        Processor time by stage.
+    counts : dict of str to int
+    skipped : list of str
+        Names of the tables that the engine lacks.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: collections.Counter[str] = collections.Counter()
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.skipped: list[str] = []
+        self._stack = ["other"]
+        self._since = 0.0
+        self._in_product = False
+
+    @contextmanager
+    def installed(self) -> Iterator[Probe]:
+        """Functions are wrapped inside."""
+        undo: list[tuple[Any, str, Any]] = []
+        self.skipped = []
+        try:
+            for stage, names in STAGES.items():
+                for name in names:
+                    self._wrap(name, functools.partial(self._timed, stage), undo)
+            for label, names in CALLS.items():
+                known = [name for name in names if _find(name) is not None]
+                self._wrap(known[0] if known else names[0], functools.partial(self._counted, f"calls_{label}"), undo)
+            for name in ITERATION:
+                self._wrap(name, self._iterations, undo)
+            for name in PRODUCTS:
+                self._wrap(name, self._product, undo)
+            self._wrap_sessions(undo)
+            self._since = time.process_time()
+            yield self
+            self._switch(None)
+        finally:
+            for owner, name, original in reversed(undo):
+                setattr(owner, name, original)
+            self.skipped = sorted(set(self.skipped))
+
+    def _wrap(self, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]],
+              undo: list[tuple[Any, str, Any]]) -> None:
+        """Replace a function wherever the engine's modules hold it."""
+        found = _find(name)
+        if found is None:
+            self.skipped.append(name)
+            return
+        owner, last, original = found
+        replaced = functools.wraps(original)(wrapper(original))
+        places = [(owner, last)]
+        for module in [m for key, m in sys.modules.items() if key.startswith(f"{PACKAGE}.")]:
+            places += [(module, key) for key, value in vars(module).items()
+                       if value is original and (module, key) != (owner, last)]
+        for place, key in places:
+            undo.append((place, key, original))
+            setattr(place, key, replaced)
+
+    def _switch(self, stage: str | None) -> None:
+        """Enter a stage, or leave the present one."""
+        now = time.process_time()
+        self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+        if stage is None:
+            if len(self._stack) > 1:
+                self._stack.pop()
+        else:
+            self._stack.append(stage)
+
+    def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            self._switch(stage)
+            try:
+                return function(*args, **options)
+            finally:
+                self._switch(None)
+
+        def iterate(*args: Any, **options: Any) -> Any:
+            items = function(*args, **options)
+            while True:
+                self._switch(stage)
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                finally:
+                    self._switch(None)
+                yield item
+
+        return iterate if inspect.isgeneratorfunction(inspect.unwrap(function)) else call
+
+    def _counted(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            self.counts[label] += 1
+            return function(*args, **options)
+
+        return call
+
+    def _iterations(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(problem: Any, *args: Any, **options: Any) -> Any:
+            self.counts["source_iterations"] += len(getattr(problem, "scene", ()))
+            return function(problem, *args, **options)
+
+        return call
+
+    def _product(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(a: Any, b: Any, *args: Any, **options: Any) -> Any:
+            self.counts["multiply_adds"] += multiply_adds(a.shape, b.shape)
+            before, self._in_product = self._in_product, True
+            try:
+                return function(a, b, *args, **options)
+            finally:
+                self._in_product = before
+
+        return call
+
+    def _wrap_sessions(self, undo: list[tuple[Any, str, Any]]) -> None:
+        """Count rows of the model's graphs where ONNX Runtime runs them."""
+        try:
+            from onnxruntime import InferenceSession
+        except ImportError:
+            self.skipped.append("onnxruntime.InferenceSession.run")
+            return
+        graphs = _graphs()
+
+        def run(session: Any, outputs: Any, feeds: dict[str, Any], *args: Any, **options: Any) -> Any:
+            if not self._in_product and feeds:
+                rows = len(next(iter(feeds.values())))
+                self.counts[f"rows_{graphs.get(tuple(outputs or ()), 'other')}"] += rows
+            return original(session, outputs, feeds, *args, **options)
+
+        original = InferenceSession.run
+        undo.append((InferenceSession, "run", original))
+        InferenceSession.run = run
+
+
+def multiply_adds(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Of the product of arrays (..., i, j) and (..., j, k), the leading ones broadcast."""
+    if len(a) < 2 or len(b) < 2:
+        return 0
+    leading = max(math.prod(a[:-2]), math.prod(b[:-2]))
+    return leading * a[-2] * a[-1] * b[-1]
+
+
+def _find(name: str) -> tuple[Any, str, Any] | None:
+    """Owner, last name and function of a dotted name in the engine; None if it lacks it."""
+    module_name, *parts = name.split(".")
+    try:
+        owner: Any = importlib.import_module(f"{PACKAGE}.{module_name}")
+    except ImportError:
+        return None
+    for part in parts[:-1]:
+        owner = getattr(owner, part, None)
+    function = getattr(owner, parts[-1], None)
+    return None if function is None else (owner, parts[-1], function)
+
+
+def _graphs() -> dict[tuple[str, ...], str]:
+    """Names of the bundle's graphs by their outputs."""
+    found = _find("manifest.GRAPHS")
+    return {} if found is None else {tuple(graph.outputs): name for name, graph in found[2].items()}
