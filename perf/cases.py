@@ -73,7 +73,7 @@ class Case:
     Attributes
     ----------
     about : str
-    kind : {"each", "batch", "schedule", "process", "load"}
+    kind : {"calls", "schedule", "process", "load"}
         How it is run, see `perf.runs`.
     unit : str
         What a size counts.
@@ -209,13 +209,13 @@ def patch_scene(number: int, side: int) -> Scene:
 
 
 CASES = {
-    "single_stream": Case("one scene at a time: latency", "each", "scenes", 4, 200, lambda k, size: blend_scene(1, k)),
-    "offline": Case("scenes in calls of 64: throughput", "batch", "scenes", 8, 2000,
+    "single_stream": Case("one scene at a time: latency", "calls", "scenes", 4, 200, lambda k, size: blend_scene(1, k)),
+    "offline": Case("scenes in calls of 64: throughput", "calls", "scenes", 8, 2000,
                     lambda k, size: blend_scene(2, k), 64),
     "burst": Case("alert cutouts that arrive by a fixed schedule, 2000 a second: latency from the arrival", "schedule",
-                  "cutouts", 32, 10_000, lambda k, size: alert_scene(3, k), 64),
-    "crowded": Case("60 sources in 121 x 121 pixels", "batch", "scenes", 1, 20, lambda k, size: crowded_scene(4, k)),
-    "patch": Case("a coadd as one scene, memory bounded", "batch", "pixels", 256, 4000,
+                  "cutouts", 16, 10_000, lambda k, size: alert_scene(3, k), 64),
+    "crowded": Case("60 sources in 121 x 121 pixels", "calls", "scenes", 1, 20, lambda k, size: crowded_scene(4, k)),
+    "patch": Case("a coadd as one scene, memory bounded", "calls", "pixels", 256, 4000,
                   lambda k, size: patch_scene(5, size)),
     "cold_start": Case("a new process, from its start to its first result", "process", "scenes", 1, 1,
                        lambda k, size: blend_scene(6, k)),
@@ -248,4 +248,14 @@ def digest(name: str, size: int) -> str:
     return found.hexdigest()
 
 
-DIGESTS: dict[str, str] = {}
+# of the short sizes, as `python -m perf cases` prints them
+DIGESTS = {
+    "single_stream": "120fc0149065614d759e7ce4f07961c57f6628bd82172fed3169455ca2c3d9e6",
+    "offline": "43f70afabd509fd942502a22f4010f8f1f15fa258d4a6303591bcb3f4604c64f",
+    "burst": "f38493542f142352a262f80e2debc29618d97b48e1858444e5ab493dce837e76",
+    "crowded": "429c31d0ecda3303b4367d1a0c120342e07e17b69660f99865fd0329b4f5d922",
+    "patch": "998a5bd03f78b0120ba148dca34e57b996e15620dc98f1da52444ff15b91bec8",
+    "cold_start": "d2344262f3ec3e0bdab9c8dd22c049a3054fcca99e6151b7fd2f61621f886d0b",
+    "memory": "cc7777737028e68fb94bff7b2417870ad5f38b2730514a181165fd8037d28e48",
+    "model_load": "b43e0c3f8cbd6a13a5a31eb1cfef88cdf6b571166c7b9fdcc3c5916ae11894f0",
+}

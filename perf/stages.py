@@ -70,6 +70,7 @@ class Probe:
         self._stack = ["other"]
         self._since = 0.0
         self._in_product = False
+        self._original: dict[int, Any] = {}  # by the id of what replaces it
 
     @contextmanager
     def installed(self) -> Iterator[Probe]:
@@ -94,6 +95,10 @@ class Probe:
         finally:
             for owner, name, original in reversed(undo):
                 setattr(owner, name, original)
+            for module in _modules():  # imported meanwhile, with a wrapper in its names
+                for name, value in list(vars(module).items()):
+                    if id(value) in self._original:
+                        setattr(module, name, self._original[id(value)])
             self.skipped = sorted(set(self.skipped))
 
     def _wrap(self, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]],
@@ -105,8 +110,9 @@ class Probe:
             return
         owner, last, original = found
         replaced = functools.wraps(original)(wrapper(original))
+        self._original[id(replaced)] = self._original.get(id(original), original)
         places = [(owner, last)]
-        for module in [m for key, m in sys.modules.items() if key.startswith(f"{PACKAGE}.")]:
+        for module in _modules():
             places += [(module, key) for key, value in vars(module).items()
                        if value is original and (module, key) != (owner, last)]
         for place, key in places:
@@ -197,6 +203,10 @@ def multiply_adds(a: tuple[int, ...], b: tuple[int, ...]) -> int:
         return 0
     leading = max(math.prod(a[:-2]), math.prod(b[:-2]))
     return leading * a[-2] * a[-1] * b[-1]
+
+
+def _modules() -> list[Any]:
+    return [module for key, module in sys.modules.items() if key.startswith(f"{PACKAGE}.")]
 
 
 def _find(name: str) -> tuple[Any, str, Any] | None:

@@ -1,0 +1,123 @@
+"""When a candidate fails: slower beyond doubt, or less accurate than rounding explains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from perf.measure import CLOCKS, CONFIDENCE
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """How much higher a figure may be.
+
+    Attributes
+    ----------
+    relative, absolute : float
+        The limit is base * (1 + relative) + absolute.
+    reason : str
+    """
+
+    relative: float
+    absolute: float
+    reason: str
+
+    def limit(self, base: float) -> float:
+        """The highest figure that passes."""
+        return base + self.relative * abs(base) + self.absolute
+
+
+# Of all of these less is better. Scenes are the same for both versions, and so is their noise: an engine that computes
+# the same to rounding changes a median by far less than these; only a changed solution moves it.
+ACCURACY = {
+    "failed": Tolerance(0, 0, "every source of these scenes can be fitted"),
+    "suspect": Tolerance(0, 4.0, "per cent of the sources: flags have thresholds, and some sources lie at them"),
+    "model_error": Tolerance(0.05, 0.003, "of the noise; a mean over pixels that rounding can not move"),
+    "flux_error_r": Tolerance(0.05, 0.05, "per cent; medians of some 50 sources whose own errors scatter by 100%"),
+    "flux_error_i": Tolerance(0.05, 0.05, "as in r"),
+    "flux_error_sigma_r": Tolerance(0.05, 0.02, "as in per cent; errors that grow do not hide worse fluxes there"),
+    "flux_error_sigma_i": Tolerance(0.05, 0.02, "as in r"),
+    "beyond_3_sigma_r": Tolerance(0, 4.0, "per cent of the sources: one or two of some 50"),
+    "beyond_3_sigma_i": Tolerance(0, 4.0, "as in r"),
+    "color_error": Tolerance(0.05, 0.001, "mag, as the fluxes"),
+    "objective": Tolerance(0, 0.3, "L per source, a likelihood ratio: what a blend at the edge of convergence leaves"),
+}
+# Judged where there are no times: more work may be faster, and then time tells
+COUNTS = {
+    "multiply_adds": Tolerance(0.10, 0, "one blend more or less that goes on iterating, as may happen by rounding"),
+    "source_iterations": Tolerance(0.10, 0, "as multiply_adds"),
+    "rows_decode_jacobian": Tolerance(0.10, 0, "as multiply_adds"),
+    "rows_decode": Tolerance(0.10, 0, "as multiply_adds"),
+    "rows_decode_pullback": Tolerance(0.10, 0, "as multiply_adds"),
+    "rows_encode": Tolerance(0.10, 0, "as multiply_adds"),
+    "rows_log_prior": Tolerance(0.10, 0, "as multiply_adds"),
+}
+EXTRA = {"peak_bytes": Tolerance(0.10, 2e7, "what an allocator keeps differs by some per cent from run to run")}
+
+
+def speed(ratio: Mapping[str, Any], slower: float) -> str:
+    """Judge a band of time ratios.
+
+    Parameters
+    ----------
+    ratio : mapping
+        A `Band` as a dict.
+    slower : float
+        Fraction that is allowed.
+
+    Returns
+    -------
+    {"slower", "undecided", "pass"}
+        "slower" only if all of the band lies above 1 + `slower`, and there are enough pairs for its confidence.
+    """
+    if ratio["high"] <= 1 + slower:
+        return "pass"
+    return "slower" if ratio["low"] > 1 + slower and ratio["confidence"] >= CONFIDENCE else "undecided"
+
+
+def worse(base: Mapping[str, Any], candidate: Mapping[str, Any], *, counts: bool) -> Iterator[str]:
+    """What of a case is worse than its tolerance, in words.
+
+    Parameters
+    ----------
+    base, candidate : mapping
+        Of one case, see `perf/schema.json`, side.
+    counts : bool
+        Judge counts, too.
+    """
+    figures = [({**side["accuracy"], **({} if side["objective"] is None else {"objective": side["objective"]})})
+               for side in (base, candidate)]
+    tables = [(ACCURACY, *figures), (EXTRA, base["extra"], candidate["extra"])]
+    if counts:
+        tables.append((COUNTS, base["counts"], candidate["counts"]))
+    for table, old, new in tables:
+        for name, tolerance in table.items():
+            if name not in old:
+                continue
+            if name not in new:
+                if table is ACCURACY:
+                    yield f"{name}: {old[name]:.6g}, now missing"
+            elif not new[name] <= tolerance.limit(old[name]):  # a NaN is worse
+                yield (f"{name}: {old[name]:.6g}, now {new[name]:.6g}, allowed {tolerance.limit(old[name]):.6g} "
+                       f"({tolerance.reason})")
+
+
+def judge(record: Mapping[str, Any], slower: float) -> tuple[list[str], list[str]]:
+    """Failures, and what stays undecided, of a record."""
+    failed, undecided = [], []
+    for name, case in record["cases"].items():
+        base, candidate, ratio = case["base"], case["candidate"], case["ratio"]
+        if base is None:
+            continue
+        for clock in CLOCKS if ratio else ():
+            found = speed(ratio[clock], slower)
+            words = (f"{name}: {clock} {ratio[clock]['median']:.3f} [{ratio[clock]['low']:.3f}, "
+                     f"{ratio[clock]['high']:.3f}] of the base's")
+            if found == "slower":
+                failed.append(f"{words}, allowed {1 + slower:.3g}")
+            elif found == "undecided":
+                undecided.append(words)
+        failed += [f"{name}: {text}" for text in worse(base, candidate, counts=ratio is None)]
+    return failed, undecided
