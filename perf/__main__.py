@@ -1,12 +1,12 @@
 """Compare versions of the engine on the frozen cases of `perf.cases`; the other tools here are modules of their own.
 
-    python -m perf compare BASE CANDIDATE [--case NAME ...] [--slower 5] [--size short|full|N] [--pairs 12] [--json OUT]
+    python -m perf compare BASE CANDIDATE [--case NAME ...] [--slower 5] [--size short|full|N] [--pairs 14] [--json OUT]
     python -m perf quick        # this tree against perf/results/release.json: counts and accuracy, no times
     python -m perf release      # write perf/results/release.json
     python -m perf cases        # names, sizes, hashes
 
-BASE and CANDIDATE are git revisions, folders or stored records. Exit status 1: slower beyond doubt, or less accurate; 2: a
-version could not be run. `perf/gate.py` has the tolerances and their reasons.
+BASE and CANDIDATE are git revisions, folders or stored records. Exit status 1: slower beyond doubt, or less accurate;
+2: a version could not be run. `perf/gate.py` has the tolerances and their reasons.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     two.add_argument("--case", nargs="+", choices=list(cases.CASES), default=list(cases.CASES))
     two.add_argument("--slower", type=float, default=5.0, metavar="PERCENT", help="that is allowed")
     two.add_argument("--size", type=_size, default="short", help="short, full, or a number of the case's unit")
-    two.add_argument("--pairs", type=int, default=measure.PAIRS, help="timed runs of each version; below 8 none fails")
+    two.add_argument("--pairs", type=int, default=measure.PAIRS, 
+                     help="timed runs of each version; below 10 no time fails")
     quick = commands.add_parser("quick", help="this tree against the stored record, without times")
     release = commands.add_parser("release", help="write the stored record")
     for command in (quick, release):

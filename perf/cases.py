@@ -5,8 +5,8 @@ depends on neither how many scenes there are nor on NumPy's version (`RandomStat
 variances and centres are whole multiples of the steps below: what is hashed is exactly what an engine is given, and a
 last bit of a Fourier transform that differs between machines is rounded away. `DIGESTS` freezes the short sizes.
 
-Noise is a survey's of ten years, sky and photons, both Gaussian; an alert's is that of a single visit. The PSF is known,
-centres are the true ones. Left out, as other tools measure it: unlisted sources, masks, PSFs that vary.
+Noise is a survey's of ten years, sky and photons, both Gaussian; an alert's is that of a single visit. The PSF is
+known, centres are the true ones. Left out, as other tools measure it: unlisted sources, masks, PSFs that vary.
 """
 
 from __future__ import annotations

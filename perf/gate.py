@@ -29,20 +29,22 @@ class Tolerance:
         return base + self.relative * abs(base) + self.absolute
 
 
-# Of all of these less is better. Scenes are the same for both versions, and so is their noise: an engine that computes
-# the same to rounding changes a median by far less than these; only a changed solution moves it.
+# Of all of these less is better. Scenes are the same for both versions, and so is their noise: what only rounds otherwise
+# hardly moves them. Measured by changing the pixels by a millionth, twice, over the five short cases that `quick` runs:
+# flux errors by up to 0.006 per cent and 0.0007 sigma, colours by 1e-5 mag, model errors by 4e-5, no flag, and the
+# objective by 0.0007 a source, but 0.08 in the patch, where one bright galaxy does not converge.
 ACCURACY = {
     "failed": Tolerance(0, 0, "every source of these scenes can be fitted"),
-    "suspect": Tolerance(0, 4.0, "per cent of the sources: flags have thresholds, and some sources lie at them"),
-    "model_error": Tolerance(0.05, 0.003, "of the noise; a mean over pixels that rounding can not move"),
-    "flux_error_r": Tolerance(0.05, 0.05, "per cent; medians of some 50 sources whose own errors scatter by 100%"),
-    "flux_error_i": Tolerance(0.05, 0.05, "as in r"),
-    "flux_error_sigma_r": Tolerance(0.05, 0.02, "as in per cent; errors that grow do not hide worse fluxes there"),
-    "flux_error_sigma_i": Tolerance(0.05, 0.02, "as in r"),
-    "beyond_3_sigma_r": Tolerance(0, 4.0, "per cent of the sources: one or two of some 50"),
-    "beyond_3_sigma_i": Tolerance(0, 4.0, "as in r"),
-    "color_error": Tolerance(0.05, 0.001, "mag, as the fluxes"),
-    "objective": Tolerance(0, 0.3, "L per source, a likelihood ratio: what a blend at the edge of convergence leaves"),
+    "suspect": Tolerance(0, 6.0, "per cent of the sources: one of the 18 of single_stream may lie at a threshold"),
+    "model_error": Tolerance(0.02, 0.001, "of the noise; a mean over pixels that rounding can not move"),
+    "flux_error_r": Tolerance(0.02, 0.02, "per cent; three times what rounding moves, and a fiftieth of the figure"),
+    "flux_error_i": Tolerance(0.02, 0.02, "as in r"),
+    "flux_error_sigma_r": Tolerance(0.02, 0.005, "as in per cent"),
+    "flux_error_sigma_i": Tolerance(0.02, 0.005, "as in r"),
+    "beyond_3_sigma_r": Tolerance(0, 6.0, "per cent of the sources: one of the 18 of single_stream"),
+    "beyond_3_sigma_i": Tolerance(0, 6.0, "as in r"),
+    "color_error": Tolerance(0.02, 0.0005, "mag, as the fluxes"),
+    "objective": Tolerance(0, 0.3, "L per source; the patch's bright galaxy moves it by 0.08"),
 }
 # Judged where there are no times: more work may be faster, and then time tells
 COUNTS = {

@@ -1,13 +1,13 @@
 """Where the time goes, and how much is done: timers and counters around an engine's functions, by name.
 
-A stage is what is done, not what for: stamps that photometry draws count as render. A function's time is its own, without
-that of other stages which it calls. Versions of the engine differ in their functions' names: names that one lacks are
-skipped and listed, and their time goes to the stage that calls them, or to "other". All of it is off while wall time is
-measured.
+A stage is what is done, not what for: stamps that photometry draws count as render. A function's time is its own,
+without that of other stages which it calls. Versions of the engine differ in their functions' names: names that one
+lacks are skipped and listed, and their time goes to the stage that calls them, or to "other". All of it is off while
+wall time is measured.
 
-Counts do not depend on the machine: calls, iterations, rows of the model's graphs, padding included, and multiply-adds of
-the matrix products of `PRODUCTS`, from their operands' shapes. Products that NumPy's operators do (small, in the solver)
-are not seen.
+Counts do not depend on the machine: calls, iterations, rows of the model's graphs, padding included, and multiply-adds
+of the matrix products of `PRODUCTS`, from their operands' shapes. Products that NumPy's operators do (small, in the
+solver) are not seen.
 """
 
 from __future__ import annotations
