@@ -51,7 +51,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     two.add_argument("--case", nargs="+", choices=list(cases.CASES), default=list(cases.CASES))
     two.add_argument("--slower", type=float, default=5.0, metavar="PERCENT", help="that is allowed")
     two.add_argument("--size", type=_size, default="short", help="short, full, or a number of the case's unit")
-    two.add_argument("--pairs", type=int, default=measure.PAIRS, 
+    two.add_argument("--pairs", type=int, default=measure.PAIRS,
                      help="timed runs of each version; below 10 no time fails")
     quick = commands.add_parser("quick", help="this tree against the stored record, without times")
     release = commands.add_parser("release", help="write the stored record")

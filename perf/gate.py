@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perf.measure import CLOCKS, CONFIDENCE
+from perf.truth import FLUX_BANDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +30,24 @@ class Tolerance:
         return base + self.relative * abs(base) + self.absolute
 
 
-# Of all of these less is better. Scenes are the same for both versions, and so is their noise: what only rounds otherwise
-# hardly moves them. Measured by changing the pixels by a millionth, twice, over the five short cases that `quick` runs:
-# flux errors by up to 0.006 per cent and 0.0007 sigma, colours by 1e-5 mag, model errors by 4e-5, no flag, and the
-# objective by 0.0007 a source, but 0.08 in the patch, where one bright galaxy does not converge.
+# Of all of these less is better. Scenes are the same for both versions, and so is their noise. What only rounds
+# otherwise hardly moves them. Measured by changing the pixels by a millionth, twice, over the short cases of `quick`:
+# medians of flux errors by up to 0.006 per cent and 0.0007 sigma, of colours by 1e-5 mag, model errors by 4e-5, no
+# flag, the objective by 0.0007 a source, but 0.08 in the patch, where one bright galaxy does not converge. Another way
+# to the same objective (8 conjugate-gradient iterations a step instead of 4) moved the median of 18 sources by 18%,
+# their mean by 3.5%: means decide.
+_MEDIAN = Tolerance(0.30, 0, "the median of some tens of sources jumps between them; their mean is the finer test")
+_MEAN = Tolerance(0.05, 0.01, "per cent or sigma; another, equally good descent moves it by 3.5%")
 ACCURACY = {
     "failed": Tolerance(0, 0, "every source of these scenes can be fitted"),
     "suspect": Tolerance(0, 6.0, "per cent of the sources: one of the 18 of single_stream may lie at a threshold"),
     "model_error": Tolerance(0.02, 0.001, "of the noise; a mean over pixels that rounding can not move"),
-    "flux_error_r": Tolerance(0.02, 0.02, "per cent; three times what rounding moves, and a fiftieth of the figure"),
-    "flux_error_i": Tolerance(0.02, 0.02, "as in r"),
-    "flux_error_sigma_r": Tolerance(0.02, 0.005, "as in per cent"),
-    "flux_error_sigma_i": Tolerance(0.02, 0.005, "as in r"),
-    "beyond_3_sigma_r": Tolerance(0, 6.0, "per cent of the sources: one of the 18 of single_stream"),
-    "beyond_3_sigma_i": Tolerance(0, 6.0, "as in r"),
-    "color_error": Tolerance(0.02, 0.0005, "mag, as the fluxes"),
+    **{f"flux_error{unit}_{band}": _MEDIAN for unit in ("", "_sigma") for band in FLUX_BANDS},
+    **{f"mean_flux_error{unit}_{band}": _MEAN for unit in ("", "_sigma") for band in FLUX_BANDS},
+    **{f"beyond_3_sigma_{band}": Tolerance(0, 6.0, "per cent of the sources: one of the 18 of single_stream")
+       for band in FLUX_BANDS},
+    "color_error": _MEDIAN,
+    "mean_color_error": Tolerance(0.05, 0.0005, "mag, as the fluxes"),
     "objective": Tolerance(0, 0.3, "L per source; the patch's bright galaxy moves it by 0.08"),
 }
 # Judged where there are no times: more work may be faster, and then time tells

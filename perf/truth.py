@@ -13,6 +13,7 @@ from perf.cases import Scene
 
 Judged = Sequence[tuple[list[Scene], Any]]
 FLUX_BANDS = ("r", "i")
+CLIPS = {"flux_error": 50.0, "flux_error_sigma": 5.0, "color_error": 0.5}  # per cent, sigma, mag
 HASHED = ("flux", "flux_err", "position", "flags")
 
 
@@ -30,8 +31,10 @@ def figures(judged: Judged, suspect: int = 0) -> dict[str, float]:
     dict of str to float
         Of r and i, as far as observed: ``flux_error_<band>`` [per cent] and ``flux_error_sigma_<band>``, medians of the
         absolute difference to the true flux; ``beyond_3_sigma_<band>`` [per cent of sources]. ``color_error`` [mag],
-        median in g - r; ``model_error`` [sigma], the median over scenes of the root mean square of model minus
-        noiseless image in the reference band; ``suspect`` and ``failed`` [per cent of sources].
+        median in g - r. Each of these errors also as a mean, ``mean_...``, large ones counted as `CLIPS`: of some tens
+        of sources the median jumps from one source to the next. ``model_error`` [sigma], the median over scenes of the
+        root mean square of model minus noiseless image in the reference band; ``suspect`` and ``failed`` [per cent of
+        sources].
     """
     flux, error, truth, flags, model = [], [], [], [], []
     bands = judged[0][0][0].bands
@@ -54,16 +57,22 @@ def figures(judged: Judged, suspect: int = 0) -> dict[str, float]:
         if band in bands and len(found):
             b = bands.index(band)
             off = np.abs(found[:, b] - true[:, b])
-            summary[f"flux_error_{band}"] = 100.0 * float(np.median(off / true[:, b]))
-            summary[f"flux_error_sigma_{band}"] = float(np.median(off / sigma[:, b]))
+            summary |= _typical("flux_error", 100.0 * off / true[:, b], f"_{band}")
+            summary |= _typical("flux_error_sigma", off / sigma[:, b], f"_{band}")
             summary[f"beyond_3_sigma_{band}"] = 100.0 * float((off > 3 * sigma[:, b]).mean())
     if {"g", "r"} <= set(bands):
         g, r = bands.index("g"), bands.index("r")
         positive = (found[:, g] > 0) & (found[:, r] > 0)
         ratio = found[positive, g] / found[positive, r] * true[positive, r] / true[positive, g]
         if len(ratio):
-            summary["color_error"] = float(np.median(np.abs(2.5 * np.log10(ratio))))
+            summary |= _typical("color_error", np.abs(2.5 * np.log10(ratio)))
     return summary
+
+
+def _typical(name: str, error: NDArray[np.float64], suffix: str = "") -> dict[str, float]:
+    """Median and clipped mean."""
+    return {f"{name}{suffix}": float(np.median(error)),
+            f"mean_{name}{suffix}": float(np.minimum(error, CLIPS[name]).mean())}
 
 
 def objective(judged: Judged) -> float:
