@@ -40,8 +40,8 @@ def main() -> None:
     deblender = Deblender.load()
     loaded = time.perf_counter()
     before = peak_memory()
-    options = {"memory_limit": limit} if limit else {}
-    deblender.deblend_batch([image], [centers], variance=[variance], psf=psf, bands=bands, **options)
+    deblender.deblend_batch([image], [centers], variance=[variance], psf=psf, bands=bands,
+                            memory_limit=limit or None)
     print(json.dumps({"cpu_seconds": time.process_time(), "import_seconds": imported - start,
                       "load_seconds": loaded - imported, "first_call_seconds": time.perf_counter() - loaded,
                       "peak_bytes": peak_memory(), "peak_before_bytes": before}), flush=True)

@@ -95,7 +95,8 @@ def worse(base: Mapping[str, Any], candidate: Mapping[str, Any], *, counts: bool
     """
     figures = [({**side["accuracy"], **({} if side["objective"] is None else {"objective": side["objective"]})})
                for side in (base, candidate)]
-    tables = [(ACCURACY, *figures), (EXTRA, base["extra"], candidate["extra"])]
+    tables: list[tuple[Mapping[str, Tolerance], Mapping[str, Any], Mapping[str, Any]]] = [
+        (ACCURACY, *figures), (EXTRA, base["extra"], candidate["extra"])]
     if counts:
         tables.append((COUNTS, base["counts"], candidate["counts"]))
     for table, old, new in tables:

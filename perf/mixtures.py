@@ -130,7 +130,7 @@ def _frequencies(side: int, fwhm: tuple[float, ...]) -> tuple[FloatArray, FloatA
     square = k_x**2 + k_y[:, None] ** 2
     psf = [(1 - WING_SHARE) * np.exp(-0.5 * sigma**2 * square)
            + WING_SHARE * np.exp(-0.5 * (WING_WIDTH * sigma) ** 2 * square) for sigma in psf_sigma(np.array(fwhm))]
-    return k_x, k_y, np.array(psf)
+    return np.asarray(k_x, np.float64), np.asarray(k_y, np.float64), np.array(psf)
 
 
 def draw(galaxy: Galaxy, fwhm: tuple[float, ...]) -> tuple[FloatArray, tuple[int, int]]:

@@ -64,7 +64,7 @@ class Probe:
     """
 
     def __init__(self) -> None:
-        self.seconds: collections.Counter[str] = collections.Counter()
+        self.seconds: dict[str, float] = collections.defaultdict(float)
         self.counts: collections.Counter[str] = collections.Counter()
         self.skipped: list[str] = []
         self._stack = ["other"]
