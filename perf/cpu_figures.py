@@ -116,3 +116,26 @@ def draw_stages(cases: Mapping[str, Any], path: Path) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def draw_peers(figures: Mapping[str, Any], path: Path) -> None:
+    """Median flux error in r against processor time per source of every deblender that may be judged."""
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axis = figure.subplots()
+    by_size = {part["n_scene"]: part["summary"] for part in figures["parts"]}
+    for i, name in enumerate(n for n in figures["costs"] if n in figures["accuracy"]):
+        cost = figures["costs"][name]
+        medians = by_size[cost["n_scene"]][name]
+        for part, marker in (("all", "o"), ("blendedness_above_0.3", "s")):
+            axis.loglog(cost["ms_per_source"]["processor"], 100 * medians[part]["flux_error_r"], marker, color=f"C{i}",
+                        ms=7, label=name if part == "all" else None)
+    floor = next(iter(by_size.values()))["noise floor"]
+    for part, style, label in (("all", "--", "noise floor"), ("blendedness_above_0.3", ":", None)):
+        axis.axhline(100 * floor[part]["flux_error_r"], color="0.5", ls=style, lw=1, label=label)
+    axis.set(xlabel="processor time per source [ms], one thread, without compilation",
+             ylabel="median |flux error| in r [%]", title="circles: all sources; squares: blendedness > 0.3")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=7)
+    _plain_ticks(axis.xaxis)
+    _plain_ticks(axis.yaxis)
+    figure.savefig(path, dpi=110)

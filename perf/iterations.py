@@ -6,8 +6,7 @@ On the GalSim test scenes of `perf.scenes`, one thread, given the true positions
 those of the default, robust likelihood. Objectives are compared under the plain one, the same function for every run
 (the robust bound depends on the model), in runs of their own: the gap of a scene is its objective minus that of a long
 run of Gauss-Newton, over its number of sources. Descents can end in different minima: negative gaps are counted and
-told, and enter medians as zero. `saturation` has the rule for the point where
-accuracy stops improving.
+told, and enter medians as zero. `saturation` has the rule for the point where accuracy stops improving.
 """
 
 from __future__ import annotations
@@ -90,8 +89,8 @@ def saturation(rows: Sequence[Mapping[str, Any]], reference: int, parts: Sequenc
                within: float = WITHIN, largest_gap: float = GAP) -> int | None:
     """The first count from which on nothing is left to gain: it and all larger ones are as good as the long run.
 
-    Early counts may be nearer to the truth by chance, in a band or for some sources, and leave it again; the lowest error
-    of all counts would be such a chance.
+    Early counts may be nearer to the truth by chance, in a band or for some sources, and leave it again; the lowest
+    error of all counts would be such a chance.
 
     Parameters
     ----------
@@ -153,20 +152,22 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
     flux: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
     objective: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
     seconds = dict.fromkeys(entries, 0.0)
-    deblend(deblender, tests, range(1), ("gauss_newton", 1))  # sessions and the folded PSF
+    deblend(deblender, given(tests, range(1)), ("gauss_newton", 1))  # sessions and the folded PSF
     for first in range(0, len(tests), AT_ONCE):  # what disturbs the machine for a while disturbs all entries
         numbers = range(first, min(first + AT_ONCE, len(tests)))
+        chunk = given(tests, numbers)
         for entry in entries:
             start = time.process_time()
-            flux[entry].append(deblend(deblender, tests, numbers, entry).flux)
+            flux[entry].append(deblend(deblender, chunk, entry).flux)
             seconds[entry] += time.process_time() - start
-            objective[entry].append(deblend(deblender, tests, numbers, entry, robust=False).objective)
+            objective[entry].append(deblend(deblender, chunk, entry, robust=False).objective)
         print(f"{numbers.stop} scenes", file=sys.stderr, flush=True)
     lowest = np.concatenate(objective[long])
     rows = [{"solver": name, "n_iteration": n_iteration,
              "ms_per_source": 1e3 * seconds[name, n_iteration] / len(truth),
              "errors": errors(np.concatenate(flux[name, n_iteration]), truth, tests.bands, blended),
-             "gap": gap(np.concatenate(objective[name, n_iteration]), lowest, n_source)} for name, n_iteration in entries]
+             "gap": gap(np.concatenate(objective[name, n_iteration]), lowest, n_source)}
+            for name, n_iteration in entries]
     own = [row for row in rows if row["solver"] == "gauss_newton"]
     return {"n_scene": len(tests), "n_source": len(truth), "scenes_sha256": tests.sha256, "reference": reference,
             "default": solver.ITERATIONS["gauss_newton"], "rows": rows,
@@ -175,11 +176,15 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
                            "all and blended": saturation(own, reference)}}
 
 
-def deblend(deblender: Deblender, tests: scenes.SceneSet, numbers: range, entry: Entry, *, robust: bool = True) -> Any:
-    """The result of some scenes, in one call; reading them from their file takes a per cent of the time."""
-    images, centers, variance = ([tests.field(name, k) for k in numbers] for name in ("image", "centers", "variance"))
-    return deblender.deblend_batch(images, centers, variance=variance, psf=tests.psf, bands=tests.bands,
-                                   solver=entry[0], n_iteration=entry[1], robust=robust)
+def given(tests: scenes.SceneSet, numbers: range) -> dict[str, Any]:
+    """Arguments of `deblend_batch` for some scenes, read from their file."""
+    cutouts, centers, variance = ([tests.field(name, k) for k in numbers] for name in ("image", "centers", "variance"))
+    return {"cutouts": cutouts, "centers": centers, "variance": variance, "psf": tests.psf, "bands": tests.bands}
+
+
+def deblend(deblender: Deblender, scenes_given: Mapping[str, Any], entry: Entry, *, robust: bool = True) -> Any:
+    """The result of some scenes, in one call on one thread."""
+    return deblender.deblend_batch(**scenes_given, solver=entry[0], n_iteration=entry[1], robust=robust)
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -212,9 +217,9 @@ def verdict(figures: Mapping[str, Any]) -> str:
         return "none of the counts" if n is None else f"{n} iterations"
 
     found, n_blended = figures["saturation"], figures["rows"][0]["errors"]["blended"]["n"]
-    return (f"The first count that is, as all larger ones are, as good as {figures['reference']} iterations (median flux "
-            f"errors in r and i larger by at most {100 * WITHIN:g}%, median gap of the objective at most {GAP:g} per "
-            f"source): {count(found['all'])} over all sources; {count(found['all and blended'])} if the medians at "
+    return (f"The first count that is, as all larger ones are, as good as {figures['reference']} iterations (median "
+            f"flux errors in r and i larger by at most {100 * WITHIN:g}%, median gap of the objective at most {GAP:g} "
+            f"per source): {count(found['all'])} over all sources; {count(found['all and blended'])} if the medians at "
             f"blendedness above {BLENDED:g} must have arrived, too ({n_blended} sources, so that these scatter). The "
             f"default is {figures['default']}; whatever the count, blends that still move get up to "
             f"{solver.FURTHER:g} times as many again, which is in the times.")

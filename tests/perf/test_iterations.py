@@ -1,0 +1,68 @@
+"""The arithmetic of `perf.iterations`: errors, gaps, the rule for when accuracy stops improving."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("galsim")
+
+from perf import cpu_figures, iterations
+
+
+def row(n_iteration, error, gap=0.0, blended=None, solver="gauss_newton"):
+    def one(value, n):
+        return {"n": n, **{band + end: value for band in "ri" for end in ("", "_p90")}}
+
+    blended = error if blended is None else blended
+    return {"solver": solver, "n_iteration": n_iteration, "ms_per_source": 10.0 + n_iteration,
+            "errors": {"all": one(error, 40), "blended": one(blended, 9)},
+            "gap": {"median": gap, "p90": 3 * gap, "negative": 0.0, "least": 0.0}}
+
+
+def test_errors_leave_out_sources_without_a_flux():
+    truth = np.full((4, 2), 10.0)
+    flux = np.array([[11.0, 10.0], [9.5, 10.0], [np.nan, np.nan], [12.0, 15.0]])
+    found = iterations.errors(flux, truth, ("r", "i"), np.array([False, True, True, False]))
+    assert found["all"]["n"] == 4
+    assert found["all"]["r"] == pytest.approx(0.1)
+    assert found["blended"]["r"] == pytest.approx(0.05)
+    assert found["all"]["i_p90"] == pytest.approx(0.4)
+    assert np.isnan(iterations.errors(flux, truth, ("r", "i"), np.zeros(4, bool))["blended"]["r"])
+
+
+def test_gaps_are_per_source_and_tell_negative_ones():
+    found = iterations.gap(np.array([12.0, 20.0, 7.0]), np.array([10.0, 20.0, 8.0]), np.array([4, 5, 2]))
+    assert found == {"median": 0.0, "p90": pytest.approx(0.4), "negative": pytest.approx(1 / 3), "least": -0.5}
+    rounding = iterations.gap(np.array([10.0]), np.array([10.0001]), np.array([1]))
+    assert rounding["negative"] == 0.0
+
+
+def test_saturation_is_the_first_count_that_stays_as_good():
+    rows = [row(1, 0.09, 8.0), row(4, 0.0305, 0.2), row(8, 0.0303, 0.05), row(12, 0.0302), row(60, 0.03)]
+    assert iterations.saturation(rows, 60) == 8  # the error alone had arrived at 4
+    assert iterations.saturation(rows, 60, largest_gap=1.0) == 4
+    assert iterations.saturation(rows, 60, within=0.001) is None
+    assert iterations.saturation(list(reversed(rows)), 60) == 8
+
+
+def test_saturation_is_not_fooled_by_an_early_chance():
+    rows = [row(2, 0.02, 0.01), row(4, 0.04, 0.01), row(8, 0.03), row(12, 0.03), row(60, 0.03)]
+    assert iterations.saturation(rows, 60) == 8
+
+
+def test_saturation_of_all_does_not_ask_for_the_blended():
+    rows = [row(4, 0.03, blended=0.2), row(12, 0.03, blended=0.1), row(60, 0.03, blended=0.1)]
+    assert iterations.saturation(rows, 60, ("all",)) == 4
+    assert iterations.saturation(rows, 60) == 12
+
+
+def test_words_and_figure(tmp_path):
+    rows = [row(1, 0.09, 8.0), row(12, 0.03), row(60, 0.03), row(50, 0.04, 2.0, solver="adam")]
+    rows[1]["gap"] |= {"negative": 0.25, "least": -0.5}
+    figures = {"n_scene": 4, "n_source": 40, "reference": 60, "default": 12, "rows": rows,
+               "noise_floor": row(0, 0.02)["errors"], "saturation": {"all": 12, "all and blended": None}}
+    assert "12 iterations over all sources; none of the counts if" in iterations.verdict(figures)
+    assert "| 25.0%, least -0.5 |" in iterations.table(figures)
+    cpu_figures.draw_iterations(figures, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
