@@ -59,7 +59,8 @@ class Sizes:
         Sources of `linear`.
     pairs : int
         Timed runs of base and tree each.
-    stage_cases : tuple of str
+    stage_cases, latency_cases, start_cases : tuple of str
+        Of `perf.cases`.
     latency_size : str
         Of the cases of `latency`: short, full or a number.
     """
@@ -73,11 +74,14 @@ class Sizes:
     threads_at: int = linear.THREADS_AT
     pairs: int = 12
     stage_cases: tuple[str, ...] = STAGE_CASES
+    latency_cases: tuple[str, ...] = LATENCY_CASES
+    start_cases: tuple[str, ...] = START_CASES
     latency_size: str = "64"
 
 
-QUICK = Sizes(n_scene=4, n_peer_scene=4, counts=(2, 6, 12), adam=(50,), reference=24, largest=100, threads_at=60,
-              pairs=1, stage_cases=("single_stream",), latency_size="short")
+QUICK = Sizes(n_scene=4, n_peer_scene=4, counts=(2, 6, 12), adam=(50,), reference=24, largest=100, threads_at=20,
+              pairs=1, stage_cases=("single_stream",), latency_cases=("burst",), start_cases=("cold_start",),
+              latency_size="short")
 
 
 def versions(base: str | None, names: tuple[str, ...], pairs: int, size: str = "short") -> dict[str, Any]:
@@ -101,8 +105,8 @@ def parts(sizes: Sizes, base: str | None, environments: Path | None,
     return {
         "peers": lambda: peers(scenes.load_scenes(cache, sizes.n_peer_scene), environments),
         "stages": lambda: versions(base, sizes.stage_cases, sizes.pairs),
-        "latency": lambda: versions(base, LATENCY_CASES, sizes.pairs, sizes.latency_size),
-        "start": lambda: versions(base, START_CASES, sizes.pairs),
+        "latency": lambda: versions(base, sizes.latency_cases, sizes.pairs, sizes.latency_size),
+        "start": lambda: versions(base, sizes.start_cases, sizes.pairs),
         "iterations": lambda: iterations.measure(scenes.load_scenes(cache, sizes.n_scene), sizes.counts, sizes.adam,
                                                  sizes.reference),
         "linear": lambda: linear.measure(sizes.largest, threads_at=sizes.threads_at),

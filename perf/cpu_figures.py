@@ -40,7 +40,9 @@ def draw_iterations(figures: Mapping[str, Any], path: Path) -> None:
                      label=f"noise floor, {PARTS[part][0]}")
     left.set(xlabel="processor time per source [ms], one thread", ylabel="median |flux error| in r [%]")
     right.set(xlabel="processor time per source [ms], one thread",
-              ylabel=f"objective above {figures['reference']} iterations, per source")
+              ylabel=f"objective above {figures['reference']} iterations, per source",
+              title=f"less than {LEAST_GAP:g} is drawn as that")
+    right.title.set_fontsize(8)
     for axis in (left, right):
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=7)

@@ -11,6 +11,7 @@ from perf import cpu_figures, iterations, linear, report
 
 OWN = "deblendrt"
 BLENDED = "blendedness_above_0.3"
+LEAST_CONFIDENCE = 0.5  # bands of less are not shown
 TITLES = {"peers": "Beside other deblenders", "stages": "Where the time goes, before and after",
           "iterations": "Accuracy against time", "linear": "Time and memory against the number of sources",
           "latency": "Latency", "start": "Cold start, loading, memory"}
@@ -104,7 +105,8 @@ def _peers(figures: Mapping[str, Any]) -> list[str]:
             report.percent(medians[part][f"flux_error_{band}"]) for part in ("all", BLENDED)
             for band in report.FLUX_BANDS]
         rows.append([name, f"{cost['n_scene']}, {cost['n_source']}", report.number(times["processor"]),
-                     report.number(times["wall"]), report.number(times["processor_compiling"]),
+                     report.number(times["wall"]),
+                     report.number(times["processor_compiling"]) if times["processor_compiling"] else "–",
                      f"{times['processor'] / own:.2f}", *errors, str(len(cost["errors"]))])
     for n_scene, medians in by_size.items():
         rows.append([f"noise floor of {n_scene} scenes", str(n_scene), *["–"] * 4,
@@ -120,7 +122,7 @@ def _peers(figures: Mapping[str, Any]) -> list[str]:
     return [f"The same {figures['n_scene']} GalSim test scenes (the slow ones the first of them), in turn, "
             f"{figures['scenes_at_once']} at a time, one thread; medians of |flux / truth - 1| over the scenes that "
             "each did. More, with every metric: `perf/results/peers.md`.",
-            report.markdown_table(["deblender", "scenes, sources", "ms per source", "wall", "with compilation",
+            report.markdown_table(["deblender", "scenes, sources", "ms per source", "wall", "compiling, besides",
                                    f"times {OWN}'s", "flux error r", "i", "r, blendedness > 0.3", "i", "failed scenes"],
                                   rows), "![error against time](cpu_peers.png)", "\n".join(told)]
 
@@ -137,8 +139,16 @@ def _ratio(case: Mapping[str, Any], clock: str) -> str:
     if not case["ratio"]:
         return "–"
     band = case["ratio"][clock]
+    if band["confidence"] < LEAST_CONFIDENCE:
+        return f"{band['median']:.3f}, no band of {band['n']} pairs"
     return (f"{band['median']:.3f} [{band['low']:.3f}, {band['high']:.3f}], {100 * band['confidence']:.1f}% of "
             f"{band['n']} pairs")
+
+
+def _accuracy(side: Mapping[str, Any] | None) -> str:
+    found = {} if side is None else side["accuracy"]
+    return ", ".join(f"{found[f'mean_flux_error_{band}']:.2f}%" for band in report.FLUX_BANDS
+                     if f"mean_flux_error_{band}" in found) or "–"
 
 
 def _who(figures: Mapping[str, Any]) -> str:
@@ -153,8 +163,7 @@ def _stages(figures: Mapping[str, Any]) -> list[str]:
     cases = figures["cases"]
     rows = [[name, f"{case['size']} {case['unit']}", *(_per_source(case[role], "cpu") if case[role] else "–"
                                                        for role in ("base", "candidate")), _ratio(case, "cpu"),
-             _ratio(case, "wall"), ", ".join(f"{case['candidate']['accuracy'][key]:.2f}%" for key in
-                                             ("flux_error_r", "flux_error_i") if key in case["candidate"]["accuracy"])]
+             _ratio(case, "wall"), *(_accuracy(case[role]) for role in ("base", "candidate"))]
             for name, case in cases.items()]
     columns = [(f"{name}, {role}", side) for name, case in cases.items() for role, side in _side(case)]
     stages = sorted({stage for _, side in columns for stage in side["stages"]},
@@ -165,7 +174,8 @@ def _stages(figures: Mapping[str, Any]) -> list[str]:
     note = f" Functions that a version lacks, their time with what calls them: {', '.join(skipped)}." if skipped else ""
     return [f"Two versions on the frozen scenes of `perf.cases`, interleaved; {_who(figures)}.",
             report.markdown_table(["case", "size", "base, ms per source", "this tree", "ratio", "ratio of wall times",
-                                   "flux error r, i"], rows),
+                                   "flux error r, i of the base", "of this tree"], rows),
+            "Flux errors are means of |flux / truth - 1|, larger ones counted as 50%.",
             "Processor ms per source by stage, from a run of its own whose timers slow it by some per cent; a "
             f"stage's time is without that of others which it calls.{note}",
             report.markdown_table(["stage", *(name for name, _ in columns)], by_stage),
@@ -185,7 +195,9 @@ def _linear(figures: Mapping[str, Any]) -> list[str]:
             "at 57 galaxies per square arcminute. A process each, one thread, memory_limit "
             f"{figures['memory_limit'] / 1e9:g} GB.", points, exponents, "![time and memory](cpu_linear.png)",
             f"### Threads\n\nWall time on {figures['n_cpu']} cores, which other work shares if the load below says so; "
-            "then efficiency is a lower bound.", threads]
+            "then efficiency is a lower bound. A call is divided into chunks of some hundred sources, or a "
+            "large scene into its parts, and a thread takes one at a time: fewer of them than threads leave threads "
+            "idle.", threads]
 
 
 def _latency(figures: Mapping[str, Any]) -> list[str]:
@@ -200,8 +212,8 @@ def _latency(figures: Mapping[str, Any]) -> list[str]:
                          *(f"{side['extra'][key]:.1f}" if key in side["extra"] else "–"
                            for key in ("cutouts_per_second", "offered_per_second"))])
     return [f"Wall time of a call, one thread; {_who(figures)}. single_stream: a scene of 2 to 8 galaxies a call; "
-            "burst: alert cutouts in one band that arrive by a fixed schedule, in micro-batches, their latency from their "
-            "scheduled arrival, so that a backlog counts.",
+            "burst: alert cutouts in one band that arrive by a fixed schedule, in micro-batches, their latency from "
+            "their scheduled arrival, so that a backlog counts.",
             report.markdown_table(["case", "size", "version", "p50 [ms]", "p99 [ms]", "calls or cutouts",
                                    "processor ms per source", "cutouts per second", "offered"], rows)]
 

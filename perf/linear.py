@@ -78,9 +78,9 @@ def child(asked: Mapping[str, Any]) -> dict[str, Any]:
     from deblendrt.engine import Deblender
 
     scenes = draw(asked["shape"], asked["n_source"])
-    given = {"cutouts": [s.image for s in scenes], "centers": [s.centers for s in scenes],
-             "variance": [s.variance for s in scenes]}
-    shared = {"psf": cases.psf(), "bands": "".join(cases.BANDS), "memory_limit": asked["memory_limit"]}
+    given: dict[str, Any] = {"cutouts": [s.image for s in scenes], "centers": [s.centers for s in scenes],
+                             "variance": [s.variance for s in scenes]}
+    shared: dict[str, Any] = {"psf": cases.psf(), "bands": "".join(cases.BANDS), "memory_limit": asked["memory_limit"]}
     deblender = Deblender.load()
     first = cases.blend_scene(NUMBERS["many"], 0)
     deblender.deblend_batch([first.image], [first.centers], variance=[first.variance], **shared)
@@ -196,8 +196,8 @@ def tables(figures: Mapping[str, Any]) -> list[str]:
               "peak of the process [MiB]", "above what it held before", "images and variances, held before"]
     words = []
     for shape, fits in figures["exponents"].items():
-        told = "; ".join(f"{fit['exponent']:.3f} ± {fit['error']:.3f} ({name}, {fit['n']} points)"
-                         for name, fit in fits.items())
+        told = "; ".join(f"{fit['exponent']:.3f}" + (f" ± {fit['error']:.3f}" if fit["n"] > 2 else "")
+                         + f" ({name}, {fit['n']} points)" for name, fit in fits.items())
         words.append(f"- {shape}: processor time grows as the number of sources to the power {told}.")
     threads = [[shape, str(t["n_source"]), str(t["threads"]), report.number(t["rate_alone"]), report.number(t["rate"]),
                 report.percent(t["efficiency"]), f"{t['work']:.2f}"]

@@ -116,8 +116,8 @@ def _simulated(jobs: Sequence[Workload], runs: Mapping[str, Sequence[tuple[Machi
             "Time to finish: of the visits, from the arrival of the second one. Efficiency: what the cores would need "
             "to compute were none slow, over all that was held until the last shard was done; of the visits none is "
             "given, for cores wait for the telescope. Dealt ahead: the time with a fixed list of shards for every "
-            "core, where a slow core finishes its list alone. What limits: the largest of the bounds on the time for what "
-            "arrives at once: all computing over all cores, the largest shard, reading and writing, the start.",
+            "core, where a slow core finishes its list alone. What limits: the largest of the bounds on the time for "
+            "what arrives at once: all computing over all cores, the largest shard, reading and writing, the start.",
             f"{jobs[-1].name}: at least {100 * least / 3600 / RELEASE_HOURS:.2g}% "
             f"of the {RELEASE_HOURS:.2g} core-hours that DMTN-135 plans for the whole release."]
 

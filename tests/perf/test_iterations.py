@@ -12,7 +12,7 @@ from perf import cpu_figures, iterations
 
 def row(n_iteration, error, gap=0.0, blended=None, solver="gauss_newton"):
     def one(value, n):
-        return {"n": n, **{band + end: value for band in "ri" for end in ("", "_p90")}}
+        return {"n": n, **{band + end: value for band in "ri" for end in ("", "_mean", "_p90")}}
 
     blended = error if blended is None else blended
     return {"solver": solver, "n_iteration": n_iteration, "ms_per_source": 10.0 + n_iteration,
@@ -28,6 +28,8 @@ def test_errors_leave_out_sources_without_a_flux():
     assert found["all"]["r"] == pytest.approx(0.1)
     assert found["blended"]["r"] == pytest.approx(0.05)
     assert found["all"]["i_p90"] == pytest.approx(0.4)
+    assert found["all"]["i_mean"] == pytest.approx(0.5 / 3)
+    assert iterations.errors(9 * truth, truth, ("r", "i"), np.ones(4, bool))["all"]["r_mean"] == iterations.CLIP
     assert np.isnan(iterations.errors(flux, truth, ("r", "i"), np.zeros(4, bool))["blended"]["r"])
 
 
