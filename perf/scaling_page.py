@@ -26,7 +26,7 @@ CORES = ((96.0, 6.0, "32 operations a cycle (two 256-bit multiply-adds) at 3 GHz
          (192.0, 6.0, "64 operations a cycle (two 512-bit multiply-adds) at 3 GHz"))  # GFLOP/s, GB/s of a core's share
 GPU = (67.0, 3000.0)  # TFLOP/s in float32 and GB/s of an H100, as in perf/results/gpu.md
 NAMES = {"ms_per_source": "processor time per source, six bands [ms]",
-         "ms_per_source_one_band": "processor time per source, one band [ms]",
+         "ms_per_source_one_band": "processor time per source, one band, alert cutouts in micro-batches [ms]",
          "cold_start_seconds": "start of a process to its first result [s]"}
 
 
