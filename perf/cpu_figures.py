@@ -25,7 +25,7 @@ def draw_iterations(figures: Mapping[str, Any], path: Path) -> None:
             continue
         time = [row["ms_per_source"] for row in rows]
         for part, (which, marker) in PARTS.items():
-            error = [100 * row["errors"][part]["r"] for row in rows]
+            error = [100 * row["errors"][part]["r_mean"] for row in rows]
             left.loglog(time, error, color=color, marker=marker, ms=5, label=f"{label}, {which}")
             _number(left, rows, time, error)
         measured = [row for row in rows if (solver, row["n_iteration"]) != ("gauss_newton", figures["reference"])]
@@ -36,13 +36,15 @@ def draw_iterations(figures: Mapping[str, Any], path: Path) -> None:
                      label="90th percentile")
         _number(right, measured, time, gaps)
     for part, style in (("all", "--"), ("blended", ":")):
-        left.axhline(100 * figures["noise_floor"][part]["r"], color="0.5", ls=style, lw=1,
+        left.axhline(100 * figures["noise_floor"][part]["r_mean"], color="0.5", ls=style, lw=1,
                      label=f"noise floor, {PARTS[part][0]}")
-    left.set(xlabel="processor time per source [ms], one thread", ylabel="median |flux error| in r [%]")
+    left.set(xlabel="processor time per source [ms], one thread", ylabel="mean |flux error| in r [%]",
+             title="errors above 50% count as that")
     right.set(xlabel="processor time per source [ms], one thread",
               ylabel=f"objective above {figures['reference']} iterations, per source",
               title=f"less than {LEAST_GAP:g} is drawn as that")
-    right.title.set_fontsize(8)
+    for axis in (left, right):
+        axis.title.set_fontsize(8)
     for axis in (left, right):
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=7)

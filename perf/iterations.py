@@ -7,7 +7,8 @@ those of the default, robust likelihood. Objectives are compared under the plain
 (the robust bound depends on the model), in runs of their own: the gap of a scene is its objective minus that of a long
 run of Gauss-Newton, over its number of sources. Descents can end in different minima: negative gaps are counted and
 told, and enter medians as zero. `saturation` has the rule for the point where accuracy stops improving; it goes by
-means of clipped errors, for the median of some tens of sources jumps from one source to the next.
+means of clipped errors, for the median of some tens of sources jumps from one source to the next, and allows for the
+scatter of their difference source by source: some blends end in other minima, no worse on the whole.
 """
 
 from __future__ import annotations
@@ -69,6 +70,34 @@ def errors(flux: FloatArray, truth: FloatArray, bands: Sequence[str], blended: N
     return found
 
 
+def excess(flux: FloatArray, long: FloatArray, truth: FloatArray, bands: Sequence[str],
+           blended: NDArray[np.bool_]) -> dict[str, Any]:
+    """How much larger errors are than those of the long run, source by source.
+
+    Parameters
+    ----------
+    flux, long, truth : float64 (n_source, n_band) [nJy]
+    bands : sequence of str
+    blended : bool (n_source,)
+
+    Returns
+    -------
+    dict
+        Of ``all`` and ``blended``, by band: the mean difference of the errors, clipped at `CLIP`, and the standard
+        error of that mean; zeros of no source.
+    """
+    found: dict[str, Any] = {}
+    for part, chosen in zip(PARTS, (np.ones(len(flux), bool), blended), strict=True):
+        found[part] = {}
+        for band in report.FLUX_BANDS:
+            b = list(bands).index(band)
+            new, old = (np.minimum(np.abs(f[chosen, b] / truth[chosen, b] - 1), CLIP) for f in (flux, long))
+            difference = (new - old)[np.isfinite(new - old)]
+            n = len(difference)
+            found[part][band] = [float(difference.mean()), float(difference.std() / np.sqrt(n))] if n else [0.0, 0.0]
+    return found
+
+
 def gap(objective: FloatArray, reference: FloatArray, n_source: NDArray[np.int64]) -> dict[str, float]:
     """How far above a long run scenes end, in units of the objective per source.
 
@@ -105,7 +134,8 @@ def saturation(rows: Sequence[Mapping[str, Any]], reference: int, parts: Sequenc
     parts : sequence of str
         Sources whose errors must have arrived.
     within : float
-        Fraction by which mean errors, clipped, in r and i may exceed those of the long run.
+        Fraction by which mean errors, clipped, in r and i may exceed those of the long run, beside one standard error
+        of the difference.
     largest_gap : float
         Of the median gap of the objective, per source.
 
@@ -119,8 +149,8 @@ def saturation(rows: Sequence[Mapping[str, Any]], reference: int, parts: Sequenc
     for row in sorted(rows, key=lambda row: -row["n_iteration"]):
         if row is long:
             continue
-        arrived = all(row["errors"][part][f"{band}_mean"] <= (1 + within) * long["errors"][part][f"{band}_mean"]
-                      for part in parts for band in report.FLUX_BANDS)
+        arrived = all(row["excess"][part][band][0] <= within * long["errors"][part][f"{band}_mean"]
+                      + row["excess"][part][band][1] for part in parts for band in report.FLUX_BANDS)
         if not arrived or row["gap"]["median"] > largest_gap:
             break
         first = int(row["n_iteration"])
@@ -170,6 +200,8 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
     rows = [{"solver": name, "n_iteration": n_iteration,
              "ms_per_source": 1e3 * seconds[name, n_iteration] / len(truth),
              "errors": errors(np.concatenate(flux[name, n_iteration]), truth, tests.bands, blended),
+             "excess": excess(np.concatenate(flux[name, n_iteration]), np.concatenate(flux[long]), truth, tests.bands,
+                              blended),
              "gap": gap(np.concatenate(objective[name, n_iteration]), lowest, n_source)}
             for name, n_iteration in entries]
     own = [row for row in rows if row["solver"] == "gauss_newton"]
@@ -222,13 +254,12 @@ def verdict(figures: Mapping[str, Any]) -> str:
         return "none of the counts" if n is None else f"{n} iterations"
 
     found, n_blended = figures["saturation"], figures["rows"][0]["errors"]["blended"]["n"]
-    return (f"The first count that is, as all larger ones are, as good as {figures['reference']} iterations (mean flux "
-            f"errors in r and i, clipped at {100 * CLIP:g}%, larger by at most {100 * WITHIN:g}%, median gap of the "
-            f"objective at most {GAP:g} per source): {count(found['all'])} over all sources; "
-            f"{count(found['all and blended'])} if those at blendedness above {BLENDED:g} must have arrived, too "
-            f"({n_blended} sources). The "
-            f"default is {figures['default']}; whatever the count, blends that still move get up to "
-            f"{solver.FURTHER:g} times as many again, which is in the times.")
+    return (f"The first count that is, as all larger ones are, as good as {figures['reference']} iterations: mean flux "
+            f"errors in r and i, clipped at {100 * CLIP:g}%, larger by at most {100 * WITHIN:g}% and one standard error "
+            f"of the difference source by source; median gap of the objective at most {GAP:g} per source. Over all "
+            f"sources {count(found['all'])}; {count(found['all and blended'])} if the {n_blended} at blendedness above "
+            f"{BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, blends that "
+            f"still move get up to {solver.FURTHER:g} times as many again, which is in the times.")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,14 +9,18 @@ pytest.importorskip("galsim")
 
 from perf import cpu_figures, iterations
 
+LONG = 0.03  # error of the long run
 
-def row(n_iteration, error, gap=0.0, blended=None, solver="gauss_newton"):
+
+def row(n_iteration, error, gap=0.0, blended=None, solver="gauss_newton", scatter=0.0, long_blended=LONG):
     def one(value, n):
         return {"n": n, **{band + end: value for band in "ri" for end in ("", "_mean", "_p90")}}
 
     blended = error if blended is None else blended
     return {"solver": solver, "n_iteration": n_iteration, "ms_per_source": 10.0 + n_iteration,
             "errors": {"all": one(error, 40), "blended": one(blended, 9)},
+            "excess": {"all": {band: [error - LONG, scatter] for band in "ri"},
+                       "blended": {band: [blended - long_blended, scatter] for band in "ri"}},
             "gap": {"median": gap, "p90": 3 * gap, "negative": 0.0, "least": 0.0}}
 
 
@@ -54,9 +58,25 @@ def test_saturation_is_not_fooled_by_an_early_chance():
 
 
 def test_saturation_of_all_does_not_ask_for_the_blended():
-    rows = [row(4, 0.03, blended=0.2), row(12, 0.03, blended=0.1), row(60, 0.03, blended=0.1)]
+    rows = [row(n, 0.03, blended=b, long_blended=0.1) for n, b in ((4, 0.2), (12, 0.1), (60, 0.1))]
     assert iterations.saturation(rows, 60, ("all",)) == 4
     assert iterations.saturation(rows, 60) == 12
+
+
+def test_saturation_allows_for_scatter():
+    rows = [row(4, 0.04), row(8, 0.033, scatter=0.003), row(60, 0.03)]
+    assert iterations.saturation(rows, 60) == 8
+    assert iterations.saturation([row(8, 0.033), rows[-1]], 60) is None
+
+
+def test_excess_is_source_by_source():
+    truth = np.full((3, 2), 10.0)
+    long = np.array([[11.0, 10.0], [13.0, 10.0], [np.nan, 10.0]])
+    new = np.array([[12.0, 10.0], [14.0, 10.0], [11.0, 10.0]])
+    found = iterations.excess(new, long, truth, ("r", "i"), np.array([True, False, False]))
+    assert found["all"]["r"] == [pytest.approx(0.1), pytest.approx(0.0, abs=1e-12)]
+    assert found["all"]["i"] == [0.0, 0.0]
+    assert iterations.excess(new, long, truth, ("r", "i"), np.zeros(3, bool))["blended"]["r"] == [0.0, 0.0]
 
 
 def test_words_and_figure(tmp_path):
@@ -64,7 +84,7 @@ def test_words_and_figure(tmp_path):
     rows[1]["gap"] |= {"negative": 0.25, "least": -0.5}
     figures = {"n_scene": 4, "n_source": 40, "reference": 60, "default": 12, "rows": rows,
                "noise_floor": row(0, 0.02)["errors"], "saturation": {"all": 12, "all and blended": None}}
-    assert "12 iterations over all sources; none of the counts if" in iterations.verdict(figures)
+    assert "Over all sources 12 iterations; none of the counts if the 9 at" in iterations.verdict(figures)
     assert "| 25.0%, least -0.5 |" in iterations.table(figures)
     cpu_figures.draw_iterations(figures, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
