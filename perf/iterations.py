@@ -255,10 +255,11 @@ def verdict(figures: Mapping[str, Any]) -> str:
 
     found, n_blended = figures["saturation"], figures["rows"][0]["errors"]["blended"]["n"]
     return (f"The first count that is, as all larger ones are, as good as {figures['reference']} iterations: mean flux "
-            f"errors in r and i, clipped at {100 * CLIP:g}%, larger by at most {100 * WITHIN:g}% and one standard error "
-            f"of the difference source by source; median gap of the objective at most {GAP:g} per source. Over all "
-            f"sources {count(found['all'])}; {count(found['all and blended'])} if the {n_blended} at blendedness above "
-            f"{BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, blends that "
+            f"errors in r and i, clipped at {100 * CLIP:g}%, larger by at most {100 * WITHIN:g}% and one standard "
+            f"error of the difference source by source; median gap of the objective at most {GAP:g} per source. Over "
+            f"all sources {count(found['all'])}; {count(found['all and blended'])} if the {n_blended} at blendedness "
+            f"above {BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, "
+            f"blends that "
             f"still move get up to {solver.FURTHER:g} times as many again, which is in the times.")
 
 
