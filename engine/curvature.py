@@ -13,43 +13,69 @@ from numpy.typing import NDArray
 from deblendrt.engine import ops
 from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem, State
 
+RIM = 5  # pixel
 EXTENDED = 0.3  # pulls in scenes with a large galaxy are a third wider at 1
 
 
-def blocks(problem: Problem, state: State, wbar: DoubleArray, curvature: DoubleArray) -> DoubleArray:
+def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,
+           curvature: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
     """Gauss-Newton blocks H_i of single sources, prior curvature included, by relative flux, offset and shape.
 
     Parameters
     ----------
     problem : Problem
     state : State
-    wbar : float64 (n_source, n_band) [nJy^-2]
+    wbar, rim : float64 (n_source, n_band) [nJy^-2]
+        Mean weights in the windows and, of extended sources, in their outskirts.
     curvature : float64 (n_source, n_latent, n_latent)
         Of the prior.
 
     Returns
     -------
-    float64 (n_source, n_latent, n_latent)
+    block : float64 (n_source, n_latent, n_latent)
+    outskirts : float64 (n_source, n_latent, n_latent)
+        What of them the outskirts contribute.
     """
     rows = columns(state)
-    _, n_band, n_column, n_basis = rows.shape
-    n_move = n_column - 1
     by_band = np.ascontiguousarray(rows.transpose(1, 0, 2, 3))
-    through = np.empty_like(rows)
+    block, outskirts = curvature.copy(), np.zeros_like(curvature)
     for members, basis in problem.folded.groups(len(rows)):
-        wide = problem.extended[members]
-        for chosen, gram in ((members[~wide], basis.gram), (members[wide], basis.full_gram)):
-            if len(chosen):
-                flat = by_band[:, chosen].reshape(n_band, -1, n_basis)
-                product = ops.matmul(flat, gram.astype(np.float32)).reshape(n_band, -1, 1 + n_move, n_basis)
-                through[chosen] = product.transpose(1, 0, 2, 3)
-    inner = (through @ rows.transpose(0, 1, 3, 2)).astype(np.float64) * wbar[:, :, None, None]
-    block = curvature.copy()
+        drawn = np.minimum(problem.extent[members], 0)
+        for k in np.unique(drawn).tolist():
+            chosen = members[drawn == k]
+            block[chosen] += _products(by_band[:, chosen], rows[chosen], basis.at(k).gram, wbar[chosen])
+        chosen = members[problem.extended[members]]
+        if len(chosen):
+            gram = basis.full_gram - basis.gram
+            outskirts[chosen] = _products(by_band[:, chosen], rows[chosen], gram, rim[chosen])
+    block += outskirts
+    return block, outskirts
+
+
+def _products(by_band: FloatArray, rows: FloatArray, gram: DoubleArray, weight: DoubleArray) -> DoubleArray:
+    """sum_b w_b J_b' G_b J_b of columns, given twice: bands first, and sources first."""
+    n, n_band, n_column, n_basis = rows.shape
+    flat = by_band.reshape(n_band, -1, n_basis)
+    through = ops.matmul(flat, gram.astype(np.float32)).reshape(n_band, n, n_column, n_basis)
+    inner = through.transpose(1, 0, 2, 3) @ rows.transpose(0, 1, 3, 2)
+    return by_latent(inner.astype(np.float64) * weight[:, :, None, None])
+
+
+def by_latent(inner: DoubleArray) -> DoubleArray:
+    """From columns per band, (..., n_band, n_column, n_column), to latents: a flux for each band, the rest common.
+
+    Returns
+    -------
+    float64 (..., n_latent, n_latent)
+    """
+    n_band, n_column = inner.shape[-3:-1]
+    n_latent = n_band + n_column - 1
+    block = np.zeros((*inner.shape[:-3], n_latent, n_latent))
     band = np.arange(n_band)
-    block[:, band, band] += inner[:, :, 0, 0]
-    block[:, :n_band, n_band:] += inner[:, :, 0, 1:]
-    block[:, n_band:, :n_band] += inner[:, :, 0, 1:].transpose(0, 2, 1)
-    block[:, n_band:, n_band:] += inner[:, :, 1:, 1:].sum(1)
+    block[..., band, band] = inner[..., 0, 0]
+    block[..., :n_band, n_band:] = inner[..., 0, 1:]
+    block[..., n_band:, :n_band] = np.swapaxes(inner[..., 1:, 0], -1, -2)
+    block[..., n_band:, n_band:] = inner[..., 1:, 1:].sum(-3)
     return block
 
 
@@ -128,24 +154,53 @@ def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> Do
 
 
 def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
-    """Mean weight under a source, float64 (n_source, n_band): weighted by the square of the mean galaxy's image."""
-    window = problem.folded.window
+    """Mean weight under sources, float64 (n_source, n_band): weighted by the square of the mean galaxy's image."""
     result = np.empty((len(problem.scene), problem.n_band))
-    for (members, _), profile in zip(problem.folded.groups(len(result)), problem.profile, strict=True):
-        for i in members:
-            s, (x, y) = problem.scene[i], problem.corner[i]
-            result[i] = (weights[s][:, y : y + window, x : x + window] * profile).sum((1, 2))
+    inset = np.array([0, *problem.folded.insets])[-np.minimum(problem.extent, 0)].tolist()
+    corner, scene = problem.corner.tolist(), problem.scene.tolist()
+    for (members, basis), profile in zip(problem.folded.groups(len(result)), problem.profile, strict=True):
+        for i in members.tolist():
+            cut, (x, y) = inset[i], corner[i]
+            inside = slice(cut, basis.window - cut)
+            image = weights[scene[i]][:, y : y + basis.window, x : x + basis.window]
+            result[i] = np.einsum("byx,byx->b", image[:, inside, inside], profile[:, inside, inside], optimize=False)
     return result
 
 
-def extended_sources(problem: Problem, coefficients: FloatArray) -> NDArray[np.bool_]:
-    """Whose light outside the window has a signal to noise of `EXTENDED`, all bands together, bool (n_source,)."""
+def rim_weight(problem: Problem, weights: Canvases) -> DoubleArray:
+    """Mean weight in the rims of extended sources' windows, float64 (n_source, n_band): as in their outskirts."""
+    window = problem.folded.window
+    core = slice(RIM, window - RIM)
+    result = np.zeros((len(problem.scene), problem.n_band))
+    for i in np.flatnonzero(problem.extended).tolist():
+        x, y = problem.corner[i].tolist()
+        image = weights[problem.scene[i]][:, y : y + window, x : x + window]
+        result[i] = image.sum((1, 2), dtype=np.float64) - image[:, core, core].sum((1, 2), dtype=np.float64)
+    return np.maximum(result, 0) / rim_size(window)
+
+
+def rim_size(window: int) -> int:
+    """Number of pixels in the rim of a window."""
+    return window**2 - (window - 2 * RIM) ** 2
+
+
+def extents(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
+    """How far sources are to be drawn: to the smallest window that leaves light of a signal to noise of `EXTENDED` at
+    most outside, all bands together.
+
+    Returns
+    -------
+    int8 (n_source,)
+        See `ops`.
+    """
     weight = mean_weight(problem, problem.weight)
-    square = np.empty(weight.shape)
+    result = np.ones(len(coefficients), np.int8)
     for rows, _, basis in ops.runs(problem.folded, len(coefficients)):
-        outside = (basis.full_gram - basis.gram).astype(np.float32)
-        square[rows] = (ops.product(coefficients[rows], outside) * coefficients[rows]).sum(2, dtype=np.float64)
-    return np.asarray((weight * square).sum(1) > EXTENDED**2)
+        for k in range(0, -1 - len(basis.nested), -1):
+            missed = basis.at(k).missed
+            square = (ops.product(coefficients[rows], missed) * coefficients[rows]).sum(2, dtype=np.float64)
+            result[rows][(weight[rows] * square).sum(1) <= EXTENDED**2] = k
+    return np.maximum(result, problem.smallest)
 
 
 def apply_blocks(block: DoubleArray, v: DoubleArray) -> DoubleArray:

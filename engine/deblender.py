@@ -339,7 +339,7 @@ class Deblender:
             folded = result.folded.basis(result.folded_index[rows])
             problem, _ = build_problem([scene], folded, self.runtime, self.bundle, center_sigma=1.0, robust=False,
                                        device=device)
-            problem = dataclasses.replace(problem, extended=result.extended[rows])
+            problem = dataclasses.replace(problem, extent=np.maximum(result.extent[rows], 0))
             return device.model_image(problem, result.coefficients[rows])
 
     def _find_kinds(self, result: DeblendResult, settings: _Settings, flag: int = 0) -> DeblendResult:
@@ -457,7 +457,7 @@ class Deblender:
             scene_n_pixel=np.array([int((s.inverse_variance > 0).sum()) for s in scenes], np.int64),
             objective=0.5 * chi2,
             coefficients=np.zeros((n, n_band, n_basis), np.float32), anchor=anchors,
-            star=star, star_probability=np.where(flags & NOT_FITTED, np.nan, star), extended=np.zeros(n, bool),
+            star=star, star_probability=np.where(flags & NOT_FITTED, np.nan, star), extent=np.zeros(n, np.int8),
             folded=folded,
             folded_index=index, model_name=self.bundle.name, model_version=self.bundle.model_version,
             model_sha256=self.bundle.sha256, solver=settings.solver, n_iteration=settings.n_iteration,
@@ -493,22 +493,21 @@ class Deblender:
         blends = record(result, members, per_scene, solution)
         if settings.robust:
             unlisted.flag_near(result, members, unlisted.left(scenes, solution), self.bundle.pixel_scale)
-        for i, peaks in zip(members, found, strict=False):
-            if len(peaks):
-                blends = self._with_unlisted(result, i, peaks, part, settings, blends)
-        return _Solved(blends)
+        lacking = {i: peaks for i, peaks in zip(members, found, strict=False) if len(peaks)}
+        return _Solved(self._with_unlisted(result, lacking, part, settings, blends) if lacking else blends)
 
-    def _with_unlisted(self, result: DeblendResult, i_scene: int, peaks: NDArray[np.float64], part: Part | None,
+    def _with_unlisted(self, result: DeblendResult, peaks: dict[int, NDArray[np.float64]], part: Part | None,
                        settings: _Settings, blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
-        """Solve a scene once more with what its list lacks; take the result if that explains the image better."""
-        scene, extended = unlisted.with_peaks(result.scenes[i_scene], peaks, self.window // 2, part)
-        alone = self._empty_result([scene], settings)
-        solved = self._solve_chunk(alone, [0], settings, extended, search=False)
-        if not alone.objective[0] < result.objective[i_scene] - unlisted.GAIN * len(peaks):
-            return blends
-        rows = result.sources(i_scene)
-        others = {row: c for row, c in blends.items() if not rows.start <= row < rows.stop}
-        return others | unlisted.adopt_listed(result, i_scene, alone, solved.blends, self.bundle.pixel_scale)
+        """Solve scenes once more with what their lists lack; take the results that explain the image better."""
+        more = [unlisted.with_peaks(result.scenes[i], found, self.window // 2, part) for i, found in peaks.items()]
+        again = self._empty_result([scene for scene, _ in more], settings)
+        solved = self._solve_chunk(again, list(range(len(more))), settings, more[0][1], search=False)
+        for k, (i, found) in enumerate(peaks.items()):
+            if again.objective[k] < result.objective[i] - unlisted.GAIN * len(found):
+                rows = result.sources(i)
+                blends = {row: c for row, c in blends.items() if not rows.start <= row < rows.stop}
+                blends |= unlisted.adopt_listed(result, i, again, k, solved.blends, self.bundle.pixel_scale)
+        return blends
 
 
 def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.device import DeviceArray
+from deblendrt.engine import curvature
 from deblendrt.engine.decoding import star_core
 from deblendrt.engine.objective import Problem
 from deblendrt.engine.runtime_device import DeviceRuntime
@@ -29,6 +30,8 @@ class Tables:
         full_gram - gram.
     profile : float32 (n_psf, n_band, n_pixel)
         See `Problem`.
+    rim : float32 (n_psf, n_band, n_pixel)
+        One over the number of pixels in the window's rim there, see `curvature.rim_weight`.
     key : tuple
         Of the folded bases.
     """
@@ -41,6 +44,7 @@ class Tables:
     full_gram: DeviceArray
     outside_gram: DeviceArray
     profile: DeviceArray
+    rim: DeviceArray
     key: tuple[Any, ...]
 
 
@@ -82,10 +86,14 @@ class DeviceModel:
         def of(name: str) -> list[NDArray[Any]]:
             return [getattr(basis, name) for basis in bases]
 
+        rim = np.zeros((problem.n_band, problem.folded.window, problem.folded.window))
+        rim[:] = 1 / curvature.rim_size(problem.folded.window)
+        rim[:, curvature.RIM : -curvature.RIM, curvature.RIM : -curvature.RIM] = 0
         tables = Tables(
             **{name: stack(of(name)) for name in ("phi", "phi_t", "outer", "outer_t", "gram", "full_gram")},
             outside_gram=stack([basis.full_gram - basis.gram for basis in bases]),
-            profile=stack([p.reshape(problem.n_band, -1) for p in problem.profile]), key=key)
+            profile=stack([p.reshape(problem.n_band, -1) for p in problem.profile]),
+            rim=stack([rim.reshape(problem.n_band, -1)] * len(bases)), key=key)
         self._tables[key] = tables, bases  # the bases stay alive, so that no other has their id
         return tables
 

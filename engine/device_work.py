@@ -21,7 +21,7 @@ from deblendrt.engine import measures_cuda, objective, photometry_cuda, sharing,
 from deblendrt.engine.device_model import DeviceModel
 from deblendrt.engine.layouts import make_layout
 from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
-from deblendrt.engine.solver import Solution
+from deblendrt.engine.solver import Progress, Solution
 from deblendrt.engine.solver_cuda import ARRAYS, Descent
 
 KEPT = 4  # sets of buffers
@@ -119,37 +119,32 @@ class DeviceWork:
 
     def _gauss_newton(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
                       n_iteration: int) -> tuple[Problem, Descent]:
-        tempers = tuple(solver.temper(i, n_iteration) for i in range(n_iteration))
-        descent = self._descend(problem, latent, floor, tempers)
-        latent, extended = descent.fetch(descent.state.latent), descent.fetch(descent.extended) > 0
-        moving = self.device.download(descent.left)[: problem.n_blend] > solver.MOVING
-        if not moving.any():
-            return dataclasses.replace(problem, extended=extended), descent
-        wide = (descent.fetch(descent.wide) > 0) & moving[problem.blend]
-        problem = dataclasses.replace(problem, extended=extended | wide)
-        part, rows = objective.part(problem, latent, moving)
-        further = self._descend(part, latent[rows], floor[rows], (0.0,) * int(solver.FURTHER * n_iteration))
-        extended = problem.extended.copy()
-        latent[rows], extended[rows] = further.fetch(further.state.latent), further.fetch(further.extended) > 0
-        problem = dataclasses.replace(problem, extended=extended)
+        problem, latent, further = solver.in_rounds(self._descend, problem, latent, floor, n_iteration)
         descent = self._load(problem)
-        descent.start(latent, floor)
-        descent.run("evaluate", lambda: descent.evaluate(descent.state))
+        if further:
+            descent.start(latent, floor)
+            descent.run("evaluate", lambda: descent.evaluate(descent.state))
         return problem, descent
 
-    def _descend(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
-                 tempers: tuple[float, ...]) -> Descent:
+    def _descend(self, problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: list[float],
+                 damping: DoubleArray | None, curvature: DoubleArray | None) -> tuple[Problem, Progress]:
+        """See `solver.descend`."""
         descent = self._load(problem)
-        descent.start(latent, floor)
-        descent.run(tempers, lambda: descent.gauss_newton(tempers))
-        return descent
+        descent.start(latent, floor, damping, curvature)
+        key = tuple(tempers)
+        descent.run(key, lambda: descent.gauss_newton(key))
+        n_blend = problem.n_blend
+        extent, wanted = (descent.fetch(a).astype(np.int8) for a in (descent.extended, descent.wide))
+        left, following = (self.device.download(a)[:n_blend] for a in (descent.left, descent.damping))
+        return dataclasses.replace(problem, extent=extent), Progress(
+            descent.fetch(descent.state.latent), wanted, left, following, descent.fetch(descent.curvature))
 
     def _adam(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
               n_iteration: int) -> tuple[Problem, Descent]:
         descent = self._load(problem)
         descent.start(latent, floor)
         descent.run(("adam", n_iteration), lambda: descent.adam(n_iteration))
-        return dataclasses.replace(problem, extended=descent.fetch(descent.extended) > 0), descent
+        return dataclasses.replace(problem, extent=descent.fetch(descent.extended).astype(np.int8)), descent
 
     def _load(self, problem: Problem) -> Descent:
         """Buffers of the problem's size that hold it."""

@@ -47,6 +47,11 @@ class MixedBasis:
         return self.bases[0].margin
 
     @property
+    def insets(self) -> tuple[int, ...]:
+        """By how much each smaller window is smaller, on every side [pixel]."""
+        return self.bases[0].insets
+
+    @property
     def n_band(self) -> int:
         """Number of bands."""
         return self.bases[0].n_band

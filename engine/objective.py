@@ -23,7 +23,7 @@ A band in which a source has no weight keeps a weak prior on its colour, so that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,8 +76,10 @@ class Problem:
     robust : bool
     star : bool (n_source,)
         Point sources, the rest are galaxies.
-    extended : bool (n_source,)
-        Sources drawn with their outskirts.
+    extent : int8 (n_source,)
+        How far each source is drawn, see `ops`.
+    smallest : int8 (n_source,)
+        Its least value: the smallest window, but not on a device, nor where a band has weight outside of it alone.
     profile : list of float32 (n_band, window, window)
         Square of the mean galaxy's image, of sum one per band: what mean weights are weighted by. One for each group of
         `folded`.
@@ -106,7 +108,8 @@ class Problem:
     measured: NDArray[np.bool_]
     robust: bool
     star: NDArray[np.bool_]
-    extended: NDArray[np.bool_]
+    extent: NDArray[np.int8]
+    smallest: NDArray[np.int8]
     profile: list[FloatArray]
     own: NDArray[np.bool_]
     area: list[tuple[slice, slice]]
@@ -117,6 +120,11 @@ class Problem:
     def n_band(self) -> int:
         """Number of bands."""
         return self.folded.n_band
+
+    @property
+    def extended(self) -> NDArray[np.bool_]:
+        """Sources drawn with their outskirts."""
+        return self.extent > 0
 
 
 def part(problem: Problem, latent: DoubleArray, chosen: NDArray[np.bool_]) -> tuple[Problem, NDArray[np.int64]]:
@@ -150,7 +158,8 @@ def part(problem: Problem, latent: DoubleArray, chosen: NDArray[np.bool_]) -> tu
             weight=[problem.weight[s] for s in scenes], partition=[problem.partition[s] for s in scenes],
             scene=np.searchsorted(scenes, problem.scene[rows]), blend=blend, n_blend=len(number),
             corner=problem.corner[rows], offset0=problem.offset0[rows], measured=problem.measured[rows],
-            star=problem.star[rows], extended=problem.extended[rows], profile=profile, own=problem.own[rows],
+            star=problem.star[rows], extent=problem.extent[rows],
+            smallest=problem.smallest[rows], profile=profile, own=problem.own[rows],
             area=[problem.area[s] for s in scenes], **changes)
 
     others = np.flatnonzero(np.isin(problem.scene, scenes) & ~chosen[problem.blend])
@@ -248,13 +257,19 @@ def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, D
     return np.where(problem.measured, 0.0, log_flux - expectation), expectation
 
 
-def render(problem: Problem, coefficients: FloatArray) -> Canvases:
-    """Model image of every scene."""
+def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64] | None = None) -> Canvases:
+    """Model images of all scenes, or of some."""
     if problem.device is not None:
         return problem.device.render(problem, coefficients)
-    canvas = [np.zeros_like(d) for d in problem.data] if problem.background is None else [
-        b.copy() for b in problem.background]
-    ops.render(coefficients, problem.folded, problem.corner, problem.extended, canvas, problem.scene)
+    chosen = range(len(problem.data)) if scenes is None else scenes.tolist()
+    canvas = [np.zeros_like(problem.data[s]) for s in chosen] if problem.background is None else [
+        problem.background[s].copy() for s in chosen]
+    if scenes is None:
+        ops.render(coefficients, problem.folded, problem.corner, problem.extent, canvas, problem.scene)
+    else:
+        rows = np.flatnonzero(np.isin(problem.scene, scenes))
+        ops.render(coefficients[rows], problem.folded.take(rows), problem.corner[rows], problem.extent[rows], canvas,
+                   np.searchsorted(scenes, problem.scene[rows]))
     return canvas
 
 
@@ -262,7 +277,7 @@ def project(problem: Problem, image: Canvases) -> FloatArray:
     """Inner products of images with the folded basis at every source."""
     if problem.device is not None:
         return problem.device.project(problem, image)
-    return ops.project(image, problem.folded, problem.corner, problem.extended, problem.scene)
+    return ops.project(image, problem.folded, problem.corner, problem.extent, problem.scene)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,12 +288,12 @@ class Likelihood:
     ----------
     weight : list of float32 (n_band, n_y, n_x) [nJy^-2]
         Tempered inverse variance.
-    clip : list of float32 (n_band, n_y, n_x), or None
-        c, per pixel, in units of the tempered noise; None: Gaussian.
+    bound : list of float32 (n_band, n_y, n_x), or None
+        c^2, per pixel, in units of the tempered noise; None: Gaussian.
     """
 
     weight: Canvases
-    clip: Canvases | None
+    bound: Canvases | None
 
 
 def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0, error: float = MODEL_ERROR) -> Likelihood:
@@ -299,83 +314,79 @@ def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0, error:
     """
     if temper == 0.0 and not problem.robust:
         return Likelihood(problem.weight, None)
-    tau2, error2 = np.float32(temper) ** 2, np.float32(max(temper, error)) ** 2
-    rows = _rows(problem)
-    weights, clips = [], []
+    tau2, error2 = np.float32(temper) ** 2, np.float32(CLIP * max(temper, error)) ** 2
+    inside = _inside(problem)
+    weights, bounds = [], []
     for weight, canvas in zip(problem.weight, model, strict=True):
         tempered = weight if temper == 0.0 else np.zeros(weight.shape, np.float32)
-        clip = np.empty(weight.shape, np.float32)
-        noise = np.empty_like(weight[0][rows])
-        clip[:, : rows.start] = clip[:, rows.stop :] = CLIP  # what the formula says where there is no weight
-        for w, m, w_tempered, bound in zip(*(a[:, rows] for a in (weight, canvas, tempered, clip)), strict=True):
-            np.multiply(w, m, out=bound)
-            np.multiply(bound, m, out=bound)  # the model's significance
+        bound = np.full(weight.shape, CLIP**2, np.float32)  # what the formula says where there is no weight
+        noise = np.empty_like(weight[0][inside])
+        for w, m, w_tempered, c2 in zip(*(a[:, *inside] for a in (weight, canvas, tempered, bound)), strict=True):
+            np.multiply(w, m, out=c2)
+            np.multiply(c2, m, out=c2)  # the model's significance
             if temper != 0.0:
-                np.multiply(bound, tau2, out=noise)
+                np.multiply(c2, tau2, out=noise)
                 np.add(noise, 1, out=noise)
                 np.divide(w, noise, out=w_tempered)
             if problem.robust:
-                np.multiply(bound, error2, out=bound)
-                np.add(bound, 1, out=bound)
+                np.multiply(c2, error2, out=c2)
+                np.add(c2, np.float32(CLIP**2), out=c2)
                 if temper != 0.0:
-                    np.divide(bound, noise, out=bound)
-                np.sqrt(bound, out=bound)
-                np.multiply(bound, np.float32(CLIP), out=bound)
+                    np.divide(c2, noise, out=c2)
         weights.append(tempered)
-        clips.append(clip)
-    return Likelihood(weights, clips if problem.robust else None)
+        bounds.append(bound)
+    return Likelihood(weights, bounds if problem.robust else None)
 
 
-def robust_weight(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None) -> FloatArray:
-    """w min(1, (c / |t|)^2), the weight whose quadratic has rho's gradient."""
-    if clip is None:
-        return weight
+def robust_weight(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatArray | None) -> FloatArray:
+    """w min(1, c^2 / t^2), the weight whose quadratic has rho's gradient."""
     robust = weight.copy()
-    _bound(robust, data, model, clip)
+    for w, (_, t2, c2, beyond) in zip(robust, _excess(data, weight, model, bound), strict=True):
+        w[np.divmod(beyond, w.shape[1])] *= c2 / t2[beyond]
     return robust
 
 
-def _bound(weight: FloatArray, data: FloatArray, model: FloatArray, clip: FloatArray) -> None:
-    """`robust_weight` in place."""
-    for w, (t2, c, beyond) in zip(weight, _excess(data, weight, model, clip), strict=True):
-        w[beyond] *= c * c / t2[beyond]
-
-
-def loss_image(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None) -> DoubleArray:
+def loss_image(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatArray | None) -> DoubleArray:
     """rho summed over bands, float64 (n_y, n_x)."""
-    twice = np.zeros(data.shape[1:])
-    for t2, c, beyond in _excess(data, weight, model, clip):
-        c2 = c.astype(np.float64) ** 2
+    twice = np.zeros(data[0].size)
+    for _, t2, c2, beyond in _excess(data, weight, model, bound):
+        _add_loss(twice, t2, c2, beyond)
+    return 0.5 * twice.reshape(data.shape[1:])
+
+
+def _add_loss(twice: DoubleArray, t2: FloatArray, c2: FloatArray, beyond: NDArray[np.int64]) -> None:
+    """Add 2 rho of a band; overwrites t^2."""
+    if len(beyond):
+        c2 = c2.astype(np.float64)
         twice[beyond] += c2 * (1 + np.log(t2[beyond] / c2))
         t2[beyond] = 0
-        np.add(twice, t2, out=twice)
-    return 0.5 * twice
+    np.add(twice, t2, out=twice)
 
 
-def _excess(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None,
-            ) -> Iterator[tuple[FloatArray, FloatArray, tuple[NDArray[np.int64], NDArray[np.int64]]]]:
-    """Per band, t^2 as an image, to be overwritten; c of the pixels where |t| > c; their rows and columns."""
-    t2, c2 = np.empty_like(data[0], order="C"), np.empty_like(data[0], order="C")
+def _excess(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatArray | None,
+            ) -> Iterator[tuple[FloatArray, FloatArray, FloatArray, NDArray[np.int64]]]:
+    """Per band, flat: y - m and t^2, to be overwritten; the pixels where |t| > c by their c^2 and their numbers."""
+    rest, t2 = np.empty_like(data[0], order="C"), np.empty_like(data[0], order="C")
     none = np.zeros(0, np.int64)
     for b in range(len(data)):
-        np.subtract(data[b], model[b], out=t2)
-        np.square(t2, out=t2)
+        np.subtract(data[b], model[b], out=rest)
+        np.square(rest, out=t2)
         np.multiply(t2, weight[b], out=t2)
-        if clip is None:
-            yield t2, t2[none, none], (none, none)
+        if bound is None:
+            yield rest.ravel(), t2.ravel(), np.zeros(0, np.float32), none
         else:
-            np.square(clip[b], out=c2)
-            beyond = np.divmod(np.flatnonzero(t2 > c2), t2.shape[1])
-            yield t2, clip[b][beyond], beyond
+            beyond = np.flatnonzero(t2 > bound[b])
+            yield rest.ravel(), t2.ravel(), bound[b][np.divmod(beyond, t2.shape[1])], beyond
 
 
-def _rows(problem: Problem) -> slice:
-    """Rows of a canvas that may have weight: whole ones, which NumPy handles as one flat array."""
-    return slice(problem.folded.half, -problem.folded.half)
+def _inside(problem: Problem) -> tuple[slice, slice]:
+    """The part of a canvas that may have weight."""
+    half = problem.folded.half
+    return slice(half, -half), slice(half, -half)
 
 
-def _clips(problem: Problem, likely: Likelihood) -> list[FloatArray | None]:
-    return [None] * len(problem.data) if likely.clip is None else list(likely.clip)
+def _bounds(problem: Problem, likely: Likelihood) -> list[FloatArray | None]:
+    return [None] * len(problem.data) if likely.bound is None else list(likely.bound)
 
 
 def by_blend(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
@@ -385,12 +396,19 @@ def by_blend(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
     -------
     float64 (n_blend,)
     """
+    inside = _inside(problem)
+    losses = (_loss(problem.data[s], likely.weight[s], state.model[s], bound, inside)
+              for s, bound in enumerate(_bounds(problem, likely)))
+    return _summed(problem, losses, state)
+
+
+def _summed(problem: Problem, losses: Iterable[DoubleArray], state: State) -> DoubleArray:
+    """L of every blend from the losses of the pixels of every scene that may have weight, (n_y, n_x)."""
     total: DoubleArray = np.bincount(problem.blend, weights=-state.log_prior, minlength=problem.n_blend).astype(float)
-    rows = _rows(problem)
+    inside = _inside(problem)
     start = 0
-    for s, (part, clip) in enumerate(zip(problem.partition, _clips(problem, likely), strict=True)):
-        loss = _loss(problem.data[s], likely.weight[s], state.model[s], clip, rows)
-        sums = np.bincount(part.label[rows].ravel(), weights=loss.ravel(), minlength=part.n_blend + 1)
+    for part, loss in zip(problem.partition, losses, strict=True):
+        sums = np.bincount(part.label[inside].ravel(), weights=loss.ravel(), minlength=part.n_blend + 1)
         total[start : start + part.n_blend] += sums[1:]
         start += part.n_blend
     return total
@@ -406,33 +424,50 @@ def by_scene(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
     own = problem.own
     total: DoubleArray = np.bincount(problem.scene[own], weights=-state.log_prior[own],
                                      minlength=len(problem.data)).astype(float)
-    for s, (part, clip) in enumerate(zip(problem.partition, _clips(problem, likely), strict=True)):
-        rows, columns = problem.area[s]
-        loss = _loss(problem.data[s], likely.weight[s], state.model[s], clip, rows)[:, columns]
-        total[s] += loss[part.owner[rows, columns] >= 0].sum()
+    for s, (part, bound) in enumerate(zip(problem.partition, _bounds(problem, likely), strict=True)):
+        loss = _loss(problem.data[s], likely.weight[s], state.model[s], bound, problem.area[s])
+        total[s] += loss[part.owner[problem.area[s]] >= 0].sum()
     return total
 
 
-def _loss(data: FloatArray, weight: FloatArray, model: FloatArray, clip: FloatArray | None,
-          rows: slice) -> DoubleArray:
-    return loss_image(data[:, rows], weight[:, rows], model[:, rows], None if clip is None else clip[:, rows])
+def _loss(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatArray | None,
+          area: tuple[slice, slice]) -> DoubleArray:
+    return loss_image(data[:, *area], weight[:, *area], model[:, *area], None if bound is None else bound[:, *area])
 
 
 def weighted_residual(problem: Problem, likely: Likelihood, model: Canvases) -> tuple[Canvases, Canvases]:
     """Robust weights W and W (y - m), per scene."""
-    rows = _rows(problem)
-    weights, residuals = [], []
-    for data, weight, m, clip in zip(problem.data, likely.weight, model, _clips(problem, likely), strict=True):
-        robust = weight if clip is None else weight.copy()
-        if clip is not None:
-            _bound(*(image[:, rows] for image in (robust, data, m, clip)))
+    weights, residuals, _ = _weigh(problem, likely, model, with_loss=False)
+    return weights, residuals
+
+
+def weigh(problem: Problem, likely: Likelihood, state: State) -> tuple[Canvases, Canvases, DoubleArray]:
+    """`weighted_residual` and `by_blend` at one go."""
+    weights, residuals, losses = _weigh(problem, likely, state.model, with_loss=True)
+    return weights, residuals, _summed(problem, losses, state)
+
+
+def _weigh(problem: Problem, likely: Likelihood, model: Canvases, *,
+           with_loss: bool) -> tuple[Canvases, Canvases, list[DoubleArray]]:
+    inside = _inside(problem)
+    weights, residuals, losses = [], [], []
+    for data, weight, m, bound in zip(problem.data, likely.weight, model, _bounds(problem, likely), strict=True):
+        robust = weight if bound is None else weight.copy()
         residual = np.zeros(data.shape, np.float32)
-        for out, y, model_y, w in zip(*(image[:, rows] for image in (residual, data, m, robust)), strict=True):
-            np.subtract(y, model_y, out=out)
-            np.multiply(out, w, out=out)
+        excess = _excess(data[:, *inside], weight[:, *inside], m[:, *inside],
+                         None if bound is None else bound[:, *inside])
+        twice = np.zeros(residual[0][inside].size if with_loss else 0)
+        for out, changed, (rest, t2, c2, beyond) in zip(residual[:, *inside], robust[:, *inside], excess, strict=True):
+            if len(beyond):
+                where = np.divmod(beyond, out.shape[1])
+                changed[where] *= c2 / t2[beyond]
+            np.multiply(rest.reshape(out.shape), changed, out=out)
+            if with_loss:
+                _add_loss(twice, t2, c2, beyond)
         weights.append(robust)
         residuals.append(residual)
-    return weights, residuals
+        losses.append(0.5 * twice)
+    return weights, residuals, losses
 
 
 def push(state: State, step: DoubleArray) -> FloatArray:

@@ -3,9 +3,9 @@ r"""Pixels to coefficients and back: the two products every solver is made of.
     render:   m[b, p]  = sum_i (c_i[b] Phi[b])[p - p_i]          coefficients to a model image
     project:  g_i[b]   = Phi[b] v[b, p_i + .]                    an image to its inner products with the folded basis
 
-They are adjoint: <render(c), v> = <c, project(v)>. The few sources that are extended have outskirts, a larger window
-whose outer part is drawn from coarse cells. Rows come in tiles, so that a source's bits depend on nothing but
-itself.
+They are adjoint: <render(c), v> = <c, project(v)>. How far a source is drawn is its extent: 0 the window of the basis,
+-k the k-th smaller one, 1 with outskirts, a larger window whose outer part is drawn from coarse cells. Rows come in
+tiles, so that a source's bits depend on nothing but itself.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from deblendrt.engine.matmul import matmul
 from deblendrt.engine.mixed import AnyBasis
 from deblendrt.engine.outskirts import gather, spread
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.psf import FoldedBasis, Window
 
 FloatArray = NDArray[np.float32]
 
+HELD = 128  # sources whose stamps are held at once, where they are wanted one by one
 TILE = 32  # sources per matrix product: 50-60 GFLOP/s on one AVX-512 core against 20-30 at 8; 64 gains little more
 ROUND = 8  # the last tile of a batch is padded to a multiple of this; a product of one row would take another path
 
@@ -73,7 +74,13 @@ def stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
     -------
     float32 (n_source, n_band, window, window)
     """
-    return product(coefficients, folded.phi).reshape(*coefficients.shape[:2], folded.window, folded.window)
+    return window_stamps(coefficients, folded.at(0))
+
+
+def window_stamps(coefficients: FloatArray, window: Window) -> FloatArray:
+    """Stamps of a tile of sources in one window, float32 (n_source, n_band, size, size)."""
+    flat = product(coefficients[:, :, : window.n_used], window.phi)
+    return flat.reshape(*flat.shape[:2], window.size, window.size)
 
 
 def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
@@ -102,27 +109,54 @@ def _with_outskirts(coefficients: FloatArray, inner: FloatArray, folded: FoldedB
     return image
 
 
-def whole_stamps(coefficients: FloatArray, folded: FoldedBasis, extended: NDArray[np.bool_]) -> list[FloatArray]:
-    """Stamps of a tile of sources, those of extended ones in the full window.
+def windows(folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[tuple[NDArray[np.int64], int, FoldedBasis, Window]]:
+    """Tiles of sources with one basis and one window, the smallest windows first.
+
+    Parameters
+    ----------
+    folded : FoldedBasis or MixedBasis
+    extent : int8 (n_source,)
+
+    Yields
+    ------
+    rows : int64 (n_member,)
+    padded : int
+        Their padded number.
+    basis : FoldedBasis
+    window : Window
+    """
+    drawn = np.minimum(extent, 0)  # a source with outskirts is drawn in the window, too
+    for k in np.unique(drawn).tolist():
+        rows = np.flatnonzero(drawn == k)
+        for tile, padded, basis in runs(folded.take(rows), len(rows)):
+            yield rows[tile], padded, basis, basis.at(k)
+
+
+def each_stamp(coefficients: FloatArray, folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[FloatArray]:
+    """Stamps of sources, each in its own window, in the order of the sources.
 
     Parameters
     ----------
     coefficients : float32 (n_source, n_band, n_basis)
-        At most `TILE` sources.
-    folded : FoldedBasis
-    extended : bool (n_source,)
+    folded : FoldedBasis or MixedBasis
+    extent : int8 (n_source,)
 
-    Returns
-    -------
-    list of float32 (n_band, size, size)
+    Yields
+    ------
+    float32 (n_band, size, size)
     """
-    image = stamps(coefficients, folded)
-    whole = list(image)
-    if extended.any():
-        wide = _with_outskirts(coefficients[extended], image[extended], folded)
-        for i, stamp in zip(np.flatnonzero(extended), wide, strict=True):
-            whole[i] = stamp
-    return whole
+    for start in range(0, len(coefficients), HELD):
+        held = slice(start, start + HELD)
+        part, reach = coefficients[held], extent[held]
+        stamp: dict[int, FloatArray] = {}
+        for rows, _, basis, window in windows(folded.take(held), reach):
+            images = window_stamps(part[rows], window)
+            stamp.update(zip(rows.tolist(), images, strict=True))
+            wide = reach[rows] > 0
+            if wide.any():
+                large = _with_outskirts(part[rows[wide]], images[wide], basis)
+                stamp.update(zip(rows[wide].tolist(), large, strict=True))
+        yield from (stamp[i] for i in range(len(part)))
 
 
 class Placed(NamedTuple):
@@ -195,7 +229,13 @@ def window_of(image: FloatArray, x: int, y: int, size: int) -> FloatArray:
     return cut
 
 
-def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
+def corners(folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8]) -> NDArray[np.int64]:
+    """First pixel of what is drawn of every source, int64 (n_source, 2) [pixel]."""
+    inset = np.array([-folded.margin, 0, *folded.insets])
+    return corner + inset[1 - extent][:, None]
+
+
+def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
            shape: list[tuple[int, ...]]) -> Iterator[Placed]:
     """Stamps of sources on their canvases, in the order of the sources.
 
@@ -205,8 +245,8 @@ def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
     folded : FoldedBasis or MixedBasis
     corner : int64 (n_source, 2) [pixel]
         (x, y) of each window's first pixel on its canvas.
-    extended : bool (n_source,)
-        Sources with outskirts.
+    extent : int8 (n_source,)
+        How far each source is drawn.
     shape : list of tuple of int
         (..., n_y, n_x) of each source's canvas.
 
@@ -215,36 +255,45 @@ def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
     Placed
         Of images (n_band, height, width).
     """
-    for rows, _, basis in runs(folded, len(coefficients)):
-        images = whole_stamps(coefficients[rows], basis, extended[rows])
-        for i, ((x, y), image) in enumerate(zip(corner[rows].tolist(), images, strict=True), rows.start):
-            margin = basis.margin if extended[i] else 0
-            yield place(image, x - margin, y - margin, shape[i])
+    first = corners(folded, corner, extent).tolist()
+    for image, (x, y), size in zip(each_stamp(coefficients, folded, extent), first, shape, strict=True):
+        yield place(image, x, y, size)
 
 
-def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
+def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
            canvas: list[FloatArray], scene: NDArray[np.int64]) -> None:
-    """Add the stamps of sources to images, in the order of the sources.
+    """Add the stamps of sources to images, from small windows to large ones, in the order of the sources.
 
     Parameters
     ----------
     coefficients : float32 (n_source, n_band, n_basis)
     folded : FoldedBasis or MixedBasis
     corner : int64 (n_source, 2) [pixel]
-        (x, y) of each window's first pixel on its canvas; windows lie inside, full windows need not.
-    extended : bool (n_source,)
-        Sources with outskirts.
+        (x, y) of each window's first pixel on its canvas.
+    extent : int8 (n_source,)
+        How far each source is drawn.
     canvas : list of float32 (n_band, n_y, n_x)
         One per scene; added to in place.
     scene : int64 (n_source,)
         Index of each source's canvas.
     """
-    shape = [canvas[s].shape for s in scene]
-    for s, stamp in zip(scene, placed(coefficients, folded, corner, extended, shape), strict=True):
-        canvas[s][:, stamp.y, stamp.x] += stamp.image
+    for rows, padded, basis, window in windows(folded, extent):
+        tile = np.zeros((basis.n_band, padded, window.n_used), np.float32)
+        tile[:, : len(rows)] = coefficients[rows, :, : window.n_used].transpose(1, 0, 2)
+        image = matmul(tile, window.phi).reshape(basis.n_band, padded, window.size, window.size)
+        place_of = zip(scene[rows].tolist(), (corner[rows] + window.inset).tolist(), strict=True)
+        for i, (s, (x, y)) in enumerate(place_of):
+            here = place(image[:, i], x, y, canvas[s].shape)
+            canvas[s][:, here.y, here.x] += here.image
+    wide = np.flatnonzero(extent > 0)
+    for chosen, _, basis in runs(folded.take(wide), len(wide)):
+        rows = wide[chosen]
+        cells = product(coefficients[rows], basis.outer)
+        for i, s, (x, y) in zip(range(len(rows)), scene[rows].tolist(), corner[rows].tolist(), strict=True):
+            _add_outskirts(cells[i], basis, x - basis.margin, y - basis.margin, canvas[s])
 
 
-def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64], extended: NDArray[np.bool_],
+def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
             scene: NDArray[np.int64]) -> FloatArray:
     """Inner products of the sources' windows with the folded basis: the adjoint of `render`.
 
@@ -254,36 +303,68 @@ def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64]
         One per scene.
     folded : FoldedBasis or MixedBasis
     corner : int64 (n_source, 2) [pixel]
-    extended : bool (n_source,)
+    extent : int8 (n_source,)
     scene : int64 (n_source,)
 
     Returns
     -------
     float32 (n_source, n_band, n_basis)
     """
-    result = np.empty((len(corner), folded.n_band, folded.n_basis), np.float32)
-    for rows, padded, basis in runs(folded, len(corner)):
-        n_band, n_pixel, _ = basis.phi_t.shape
-        window = basis.window
-        cut = np.zeros((n_band, padded, window, window), np.float32)
-        for i, ((x, y), s) in enumerate(zip(corner[rows], scene[rows], strict=True)):
-            cut[:, i] = image[s][:, y : y + window, x : x + window]
-        product = matmul(cut.reshape(n_band, padded, n_pixel), basis.phi_t)
-        result[rows] = product[:, : rows.stop - rows.start].transpose(1, 0, 2)
-    wide = np.flatnonzero(extended)
-    for rows, padded, basis in runs(folded.take(wide), len(wide)):
+    result = np.zeros((len(corner), folded.n_band, folded.n_basis), np.float32)
+    for rows, padded, basis, window in windows(folded, extent):
+        size = window.size
+        cut = np.zeros((basis.n_band, padded, size, size), np.float32)
+        place_of = zip(scene[rows].tolist(), (corner[rows] + window.inset).tolist(), strict=True)
+        for i, (s, (x, y)) in enumerate(place_of):
+            cut[:, i] = image[s][:, y : y + size, x : x + size]
+        product = matmul(cut.reshape(basis.n_band, padded, size * size), window.phi_t)
+        result[rows, :, : window.n_used] = product[:, : len(rows)].transpose(1, 0, 2)
+    wide = np.flatnonzero(extent > 0)
+    for chosen, padded, basis in runs(folded.take(wide), len(wide)):
+        rows = wide[chosen]
         cells = np.zeros((basis.n_band, padded, basis.outer.shape[2]), np.float32)
-        for i, k in enumerate(wide[rows]):
+        for i, k in enumerate(rows):
             cells[:, i] = _outskirts_cells(image[scene[k]], basis, corner[k])
-        product = matmul(cells, basis.outer_t)
-        result[wide[rows]] += product[:, : rows.stop - rows.start].transpose(1, 0, 2)
+        result[rows] += matmul(cells, basis.outer_t)[:, : len(rows)].transpose(1, 0, 2)
     return result
+
+
+def _add_outskirts(cells: FloatArray, folded: FoldedBasis, x: int, y: int, canvas: FloatArray) -> None:
+    """Add what a source has outside its window, (n_band, n_cell), to a canvas; (x, y) is the full window's corner."""
+    side, binning = folded.full_window // folded.binning, folded.binning
+    (inside_y, near_y), (inside_x, near_x) = (
+        _near_cells(corner, size, folded) for corner, size in zip((y, x), canvas.shape[1:], strict=True))
+    image = spread(cells.reshape(-1, side, side)[:, near_y, near_x], binning)
+    core = [slice(max(folded.margin - near.start * binning, 0),
+                  max(folded.margin + folded.window - near.start * binning, 0)) for near in (near_y, near_x)]
+    image[:, core[0], core[1]] = 0
+    cut_y, cut_x = (slice(inside.start - near.start * binning, inside.stop - near.start * binning)
+                    for inside, near in ((inside_y, near_y), (inside_x, near_x)))
+    canvas[:, y + inside_y.start : y + inside_y.stop, x + inside_x.start : x + inside_x.stop] += image[:, cut_y, cut_x]
+
+
+def _near_cells(corner: int, size: int, folded: FoldedBasis) -> tuple[slice, slice]:
+    """Of a full window that begins at a pixel of an axis: its pixels on the canvas, and the cells that they need."""
+    inside = slice(max(-corner, 0), max(min(size - corner, folded.full_window), max(-corner, 0)))
+    side = folded.full_window // folded.binning
+    first = max(inside.start // folded.binning - 1, 0)
+    return inside, slice(first, min(max((inside.stop - 1) // folded.binning + 2, first + 1), side))
 
 
 def _outskirts_cells(image: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64]) -> FloatArray:
     """Sums over the cells of a source's full window, its window left out, float32 (n_band, n_cell)."""
-    margin = folded.margin
+    side, binning, margin = folded.full_window // folded.binning, folded.binning, folded.margin
     x, y = (corner - margin).tolist()
-    cut = window_of(image, x, y, folded.full_window)
-    cut[:, margin : margin + folded.window, margin : margin + folded.window] = 0
-    return gather(cut, folded.binning).reshape(folded.n_band, -1)
+    (inside_y, near_y), (inside_x, near_x) = (
+        _near_cells(first, size, folded) for first, size in zip((y, x), image.shape[1:], strict=True))
+    cut = np.zeros((len(image), (near_y.stop - near_y.start) * binning, (near_x.stop - near_x.start) * binning),
+                   np.float32)
+    to_y, to_x = (slice(inside.start - near.start * binning, inside.stop - near.start * binning)
+                  for inside, near in ((inside_y, near_y), (inside_x, near_x)))
+    cut[:, to_y, to_x] = image[:, y + inside_y.start : y + inside_y.stop, x + inside_x.start : x + inside_x.stop]
+    core = [slice(max(margin - near.start * binning, 0), max(margin + folded.window - near.start * binning, 0))
+            for near in (near_y, near_x)]
+    cut[:, core[0], core[1]] = 0
+    cells = np.zeros((len(image), side, side), np.float32)
+    cells[:, near_y, near_x] = gather(cut, binning)
+    return cells.reshape(len(image), -1)

@@ -133,6 +133,6 @@ PER_SOURCE = frozenset({
     "position", "latent", "flux", "flux_err", "flux_sys_err", "flux_cov", "position_err", "redistributed_flux",
     "redistributed_flux_err", "aperture_flux", "aperture_flux_err", "moments", "ellipticity", "ellipticity_err",
     "blendedness", "flux_overlap", "max_overlap", "map_flux", "chi2", "n_pixel", "log_prior", "flags", "enclosed",
-    "coefficients", "extended",
+    "coefficients", "extent",
 })
 """Fields of a result that the solution of a scene fills in, row by row."""

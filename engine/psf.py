@@ -21,6 +21,7 @@ PSFs are limited by the size of their own image, not by the kernel: a Kolmogorov
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,45 @@ NARROW_RESIDUAL = 0.01
 
 NORM_TOLERANCE = 1e-3
 """Deviation of a PSF's sum from one that is reported: far above float32 rounding, below calibration errors."""
+
+
+NESTED = ((43, 96), (31, 64), (23, 32))
+"""Smaller windows for sources of less light: side [pixel] and number of basis functions, which are sorted by how much
+galaxies have of them. Of 289 galaxies of simulated LSST blends 40% miss light of a signal to noise below 0.3, all bands
+together, in the smallest, 65% in the second, 80% in the third."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The first functions of the folded basis in one window around a source's anchor pixel.
+
+    Attributes
+    ----------
+    phi : float32 (n_band, n_used, size^2)
+        Pixels row by row.
+    phi_t : float32 (n_band, size^2, n_used)
+        Its transpose, contiguous.
+    gram : float64 (n_band, n_basis, n_basis)
+        Gram matrices of `phi`, to float32; zero for functions that are not used.
+    missed : float32 (n_band, n_basis, n_basis)
+        Gram matrices of what all functions have beyond `phi`: outside the window, and in it those that are not used.
+    size : int [pixel]
+        Side of the window, odd.
+    inset : int [pixel]
+        By how much it is smaller than the largest window on every side.
+    """
+
+    phi: NDArray[np.float32]
+    phi_t: NDArray[np.float32]
+    gram: NDArray[np.float64]
+    missed: NDArray[np.float32]
+    size: int
+    inset: int
+
+    @property
+    def n_used(self) -> int:
+        """Number of basis functions in use."""
+        return self.phi.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +112,8 @@ class FoldedBasis:
         `residual` above `NARROW_RESIDUAL`: the PSF is narrower than the model's reference (or very noisy).
     norm : float64 (n_band,)
         Sums of the PSF images as given.
+    nested : tuple of Window
+        Smaller windows, the largest first.
     """
 
     phi: NDArray[np.float32]
@@ -88,6 +130,21 @@ class FoldedBasis:
     residual: NDArray[np.float64]
     narrow: NDArray[np.bool_]
     norm: NDArray[np.float64]
+    nested: tuple[Window, ...] = ()
+
+    @property
+    def insets(self) -> tuple[int, ...]:
+        """By how much each smaller window is smaller, on every side [pixel]."""
+        return tuple(window.inset for window in self.nested)
+
+    @functools.cached_property
+    def _own(self) -> Window:
+        missed = (self.full_gram - self.gram).astype(np.float32)
+        return Window(self.phi, self.phi_t, self.gram, missed, self.window, 0)
+
+    def at(self, extent: int) -> Window:
+        """One window: the k-th smaller one for an extent of -k, else the basis' own."""
+        return self.nested[-1 - extent] if extent < 0 else self._own
 
     @property
     def margin(self) -> int:
@@ -360,10 +417,31 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
             flat = whole.reshape(1, n_basis, -1)
             full_gram[b] = matmul(flat, np.ascontiguousarray(flat.transpose(0, 2, 1)))[0]
     outer_t = np.ascontiguousarray(outer.transpose(0, 2, 1))
+    nested = tuple(_inner(phi, full_gram, window, size, n) for size, n in NESTED if size < window)
     for array in (phi, phi_t, gram, outer, outer_t, full_gram):
         array.flags.writeable = False
     return FoldedBasis(phi, phi_t, gram, outer, outer_t, full_gram, how.fwhm, window, window // 2, full, binning,
-                       how.residual, how.narrow, how.norm)
+                       how.residual, how.narrow, how.norm, nested)
+
+
+def _inner(phi: NDArray[np.float32], full_gram: NDArray[np.float64], window: int, size: int, n_used: int) -> Window:
+    inset = (window - size) // 2
+    inside = slice(inset, inset + size)
+    n_band, n_basis, _ = phi.shape
+    n_used = min(n_used, n_basis)
+    every = np.ascontiguousarray(phi.reshape(n_band, n_basis, window, window)[:, :, inside, inside])
+    every = every.reshape(n_band, n_basis, size * size)
+    own = np.ascontiguousarray(every[:, :n_used])
+    own_t = np.ascontiguousarray(own.transpose(0, 2, 1))
+    inner = matmul(every, np.ascontiguousarray(every.transpose(0, 2, 1))).astype(np.float64)
+    gram = np.zeros_like(inner)
+    gram[:, :n_used, :n_used] = inner[:, :n_used, :n_used]
+    missed = full_gram - inner
+    missed[:, n_used:, n_used:] += inner[:, n_used:, n_used:]
+    nested = Window(own, own_t, gram, missed.astype(np.float32), size, inset)
+    for array in (own, own_t, gram, nested.missed):
+        array.flags.writeable = False
+    return nested
 
 
 def _fast_length(n: int) -> int:

@@ -47,7 +47,7 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
                                                      error=objective.MODEL_ERROR if problem.robust else None)
     result.latent[row] = state.latent
     result.coefficients[row] = state.coefficients
-    result.extended[row] = problem.extended
+    result.extent[row] = problem.extent
     result.position[row] = result.anchor[row] + state.latent[:, n_band : n_band + 2]
     result.map_flux[row] = map_flux
     result.flux[row] = np.where(measured, flux, np.nan)

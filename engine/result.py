@@ -100,8 +100,8 @@ class DeblendResult:
     star_probability : float64 (n_source,)
         That it is one: 1 or 0 where the caller said so, the posterior where the kind was "auto"
         (`deblendrt.engine.classify`).
-    extended : bool (n_source,)
-        Whether the source is drawn with its outskirts, in a larger window.
+    extent : int8 (n_source,)
+        How far each source is drawn: 0 its window, 1 with outskirts in a larger one, -k the k-th smaller window.
     anchor : int64 (n_source, 2) [pixel]
         (x, y) of the pixel that a source's window is centred on.
     folded : FoldedBases
@@ -155,7 +155,7 @@ class DeblendResult:
     coefficients: NDArray[np.float32]
     star: NDArray[np.bool_]
     star_probability: NDArray[np.float64]
-    extended: NDArray[np.bool_]
+    extent: NDArray[np.int8]
     anchor: NDArray[np.int64]
     folded: FoldedBases
     folded_index: NDArray[np.int64]
@@ -214,6 +214,11 @@ class DeblendResult:
         k = checked_index("i_scene", i_scene, self.n_scene)
         return slice(int(self.source_start[k]), int(self.source_start[k + 1]))
 
+    @property
+    def extended(self) -> NDArray[np.bool_]:
+        """Sources drawn with outskirts."""
+        return self.extent > 0
+
     def stamps(self, i_source: int) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """One source's own model image.
 
@@ -230,11 +235,10 @@ class DeblendResult:
             (x, y) on the scene's image of the stamp's first pixel; may lie off the image.
         """
         i = checked_index("i_source", i_source, self.n_source)
-        folded = self.folded[self.folded_index[i]]
-        draw, margin = (ops.extended_stamps, folded.margin) if self.extended[i] else (ops.stamps, 0)
-        x, y = (self.anchor[i] - folded.half - margin).tolist()
+        folded, extent = self.folded[self.folded_index[i]], self.extent[[i]]
+        x, y = ops.corners(folded, self.anchor[[i]] - folded.half, extent)[0].tolist()
         coefficients = self.coefficients[[i]] if self.fitted[i] else np.zeros_like(self.coefficients[[i]])
-        return draw(coefficients, folded)[0], (x, y)
+        return next(ops.each_stamp(coefficients, folded, extent)), (x, y)
 
     def _need_images(self, name: str) -> None:
         if not self.has_images:
@@ -286,7 +290,7 @@ class DeblendResult:
             folded, index = self.folded[k], fitted[self.folded_index[fitted] == k]
             corner = self.anchor[index] - folded.half
             shape: list[tuple[int, ...]] = [image.shape] * len(index)
-            for stamp in ops.placed(self.coefficients[index], folded, corner, self.extended[index], shape):
+            for stamp in ops.placed(self.coefficients[index], folded, corner, self.extent[index], shape):
                 image[:, stamp.y, stamp.x] += stamp.image
         return image
 

@@ -40,7 +40,7 @@ from deblendrt.engine.table import catalog_table, entries, write_parquet
 if TYPE_CHECKING:
     from deblendrt.engine.deblender import Deblender
 
-REVISION = 2  # of the layout above; a reader refuses others
+REVISION = 3  # of the layout above; a reader refuses others
 COMPUTED = ("source_id", "scene_index", "reduced_chi2", "blend")  # columns that are no fields, or numbered anew
 SCALARS = ("star", "star_probability", "chi2", "n_pixel", "log_prior", "flags")
 
@@ -100,7 +100,8 @@ def tables(result: DeblendResult, catalog: Table | None = None) -> fits.HDUList:
         "coefficients": Column(result.coefficients, unit="nJy", description="of the basis, per band"),
         "auto": Column(np.concatenate([np.zeros(0, bool), *[scene.auto for scene in result.scenes]]),
                        description="the caller left it open whether it is a star"),
-        "extended": Column(result.extended, description="drawn with outskirts, in a larger window"),
+        "extent": Column(result.extent.astype(np.int16),
+                         description="how far it is drawn: 1 with outskirts, 0 its window, -k the k-th smaller"),
         "psf": Column(result.folded_index, description="which image of PSF"),
     }, meta={"revision": REVISION})
     scenes = _scene_table(result)
@@ -235,7 +236,7 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
             blend_flux_cov=_covariances(hdus, blends, len(bands)), scenes=scenes,
             scene_chi2=_values(about["chi2"], chosen), scene_n_pixel=_values(about["n_pixel"], chosen),
             objective=_values(about["objective"], chosen), coefficients=_values(fit["coefficients"], rows),
-            extended=_values(fit["extended"], rows),
+            extent=_values(fit["extent"], rows).astype(np.int8),
             anchor=np.stack([_values(fit["anchor_x"], rows), _values(fit["anchor_y"], rows)], axis=1),
             folded=folded, folded_index=folded_index, model_name=header["BUNDLE"],
             model_version=header["MODELVER"], model_sha256=header["MODELSHA"], solver=header["SOLVER"],

@@ -132,7 +132,7 @@ def _model_and_light(problem: Problem, coefficients: FloatArray) -> tuple[Canvas
 
 def _placed(problem: Problem, coefficients: FloatArray) -> Iterator[ops.Placed]:
     shape = [problem.data[s].shape for s in problem.scene]
-    return ops.placed(coefficients, problem.folded, problem.corner, problem.extended, shape)
+    return ops.placed(coefficients, problem.folded, problem.corner, problem.extent, shape)
 
 
 def _blendedness(stamp: FloatArray, total: FloatArray) -> DoubleArray:

@@ -11,7 +11,7 @@ the blocks of single sources, H_i = sum_b wbar_b J_b' G_b J_b + P + lambda D, wh
 wbar the mean weight under a galaxy). A source alone in its blend takes the block's solution. Fluxes step linearly,
 F <- F (1 + d). A step is kept, blend by blend, if L falls; lambda grows where L falls by less than expected. A rejected
 step spends an iteration. Blends that are still moving at the end, those of bright galaxies mostly, go on without the
-others: at most `FURTHER` times as many iterations again, so that latency stays bounded.
+others, round by round and with what they have learnt, so that latency stays bounded.
 
 Adam is the published method (Biswas et al. 2025): 200 iterations, rate 0.075, times 0.8 every 30.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,11 @@ from deblendrt.engine import decoding, objective, ops
 from deblendrt.engine.curvature import (
     apply_blocks,
     blocks,
-    extended_sources,
+    extents,
     inverse,
     mean_weight,
     prior_curvature,
+    rim_weight,
     secant,
 )
 from deblendrt.engine.objective import Canvases, DoubleArray, Problem, State
@@ -41,8 +43,10 @@ MAX_SHAPE_STEP = 3.0  # prior standard deviations
 MAX_OFFSET_STEP, MAX_DRIFT = 0.3, 0.75  # pixel per step, and in all from the caller's centre
 MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
 # After a rejected step: from `MIN_DAMPING` it took up to five more to leave the same step
-FIRST_DAMPING, MIN_DAMPING, REJECTED_DAMPING = 1e-2, 1e-4, 2e-2
-MOVING, FURTHER = 0.3, 1.25  # blends that still expect a larger decrease of L get so many times the iterations again
+FIRST_DAMPING, MIN_DAMPING, REJECTED_DAMPING, MAX_DAMPING = 1e-2, 1e-4, 2e-2, 1e4
+# Blends that still expect a larger decrease of L, or whose light has outgrown its windows, go on: so many times the
+# iterations again in each round
+MOVING, FURTHER = 0.3, (0.5, 0.5, 1.0)
 FIRST_TEMPER, LAST_TEMPER, TEMPERED = 0.3, 2e-3, 0.6
 ADAM_EPSILON = 1e-8
 ITERATIONS = {"gauss_newton": 12, "adam": 200}
@@ -101,23 +105,84 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
 
 def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> tuple[Problem, State]:
     """Damped Gauss-Newton (module docstring); parameters as in `solve`."""
-    problem, state, left = descend(problem, latent, floor, [temper(i, n_iteration) for i in range(n_iteration)])
-    moving = left > MOVING
-    if not moving.any():
-        return problem, state
-    # of these blends alone: the others' scenes must not notice that they go on
-    wide = extended_sources(problem, state.coefficients) & moving[problem.blend]
-    problem = dataclasses.replace(problem, extended=problem.extended | wide)
-    part, rows = objective.part(problem, state.latent, moving)
-    part, further, _ = descend(part, state.latent[rows], floor[rows], [0.0] * int(FURTHER * n_iteration))
-    latent, extended = state.latent.copy(), problem.extended.copy()
-    latent[rows], extended[rows] = further.latent, part.extended
-    problem = dataclasses.replace(problem, extended=extended)
-    return problem, objective.evaluate(problem, latent)
+    state: State | None = None
+
+    def run(*arguments: Any) -> tuple[Problem, Progress]:
+        nonlocal state
+        changed, state, progress = descend(*arguments)
+        return changed, progress
+
+    problem, latent, further = in_rounds(run, problem, latent, floor, n_iteration)
+    return problem, objective.evaluate(problem, latent) if further or state is None else state
 
 
-def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray,
-            tempers: list[float]) -> tuple[Problem, State, DoubleArray]:
+def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, latent: DoubleArray, floor: DoubleArray,
+              n_iteration: int) -> tuple[Problem, DoubleArray, bool]:
+    """Descend with all blends, then with those that are still moving.
+
+    Parameters
+    ----------
+    run : callable
+        `descend`, here or on a device.
+    problem, latent, floor, n_iteration
+        As in `solve`.
+
+    Returns
+    -------
+    problem : Problem
+    latent : float64 (n_source, n_latent)
+    further : bool
+        Some blends went on.
+    """
+    tempers = [temper(i, n_iteration) for i in range(n_iteration)]
+    problem, progress = run(problem, latent, floor, tempers, None, None)
+    latent, extent, rows = progress.latent.copy(), problem.extent.copy(), np.arange(len(latent))
+    part, damping, curvature = problem, progress.damping[problem.blend], progress.curvature.copy()
+    for share in FURTHER if n_iteration else ():
+        wider = np.maximum(part.extent, progress.extent)
+        going = progress.left > MOVING
+        going[part.blend[wider > part.extent]] = True
+        if not going.any():
+            break
+        extent[rows] = wider
+        moving = np.zeros(problem.n_blend, bool)
+        moving[problem.blend[rows[going[part.blend]]]] = True
+        # of these blends alone: the others' scenes must not notice that they go on
+        problem = dataclasses.replace(problem, extent=extent.copy())
+        part, rows = objective.part(problem, latent, moving)
+        part, progress = run(part, latent[rows], floor[rows], [0.0] * max(int(share * n_iteration), 1), damping[rows],
+                             curvature[rows])
+        latent[rows], extent[rows] = progress.latent, part.extent
+        damping[rows], curvature[rows] = progress.damping[part.blend], progress.curvature
+    return dataclasses.replace(problem, extent=extent), latent, part is not problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a descent is.
+
+    Attributes
+    ----------
+    latent : float64 (n_source, n_latent)
+    extent : int8 (n_source,)
+        How far the sources should be drawn now.
+    left : float64 (n_blend,)
+        Decrease of L that the last iteration expected of its step.
+    damping : float64 (n_blend,)
+    curvature : float64 (n_source, n_latent, n_latent)
+        Of the prior, as estimated so far.
+    """
+
+    latent: DoubleArray
+    extent: NDArray[np.int8]
+    left: DoubleArray
+    damping: DoubleArray
+    curvature: DoubleArray
+
+
+def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: list[float],
+            first_damping: DoubleArray | None = None,
+            curvature: DoubleArray | None = None) -> tuple[Problem, State, Progress]:
     """Damped Gauss-Newton steps, one for each tau.
 
     Parameters
@@ -127,33 +192,37 @@ def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray,
     floor : float64 (n_source, n_band) [ln nJy]
     tempers : list of float
         tau of `temper`, falling to 0.
+    first_damping : float64 (n_source,), optional
+        Equal in a blend.
+    curvature : float64 (n_source, n_latent, n_latent), optional
 
     Returns
     -------
     problem : Problem
     state : State
-    left : float64 (n_blend,)
-        Decrease of L that the last iteration expected of its step.
+    progress : Progress
     """
     state = objective.evaluate(problem, latent)
     damping: DoubleArray = np.full(problem.n_blend, FIRST_DAMPING)
     left: DoubleArray = np.zeros(problem.n_blend)
-    curvature = prior_curvature(problem)
+    if first_damping is not None:
+        damping[problem.blend] = first_damping
+    curvature = prior_curvature(problem) if curvature is None else curvature
     for before, tau in zip([tempers[0] if tempers else 0.0, *tempers], tempers, strict=False):
         if before > tau == 0.0:  # the shapes are known now
             problem, state = extend(problem, state)
         likely = objective.likelihood(problem, state.model, temper=tau)
-        weights, residual = objective.weighted_residual(problem, likely, state.model)
+        weights, residual, before_step = objective.weigh(problem, likely, state)
         downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
         step = newton_step(problem, state, weights, downhill, damping[problem.blend], curvature)
         trial = objective.evaluate(problem, move(problem, state.latent, step, floor))
-        decrease = objective.by_blend(problem, likely, state) - objective.by_blend(problem, likely, trial)
+        decrease = before_step - objective.by_blend(problem, likely, trial)
         expected = 0.5 * (downhill * step).sum(1)
         left = np.bincount(problem.blend, weights=expected, minlength=problem.n_blend).astype(float)
         damping = damped(damping, decrease, left)
         curvature = secant(curvature, trial.latent - state.latent, state.prior_gradient - trial.prior_gradient)
         state = _choose(problem, (decrease > 0)[problem.blend], trial, state)
-    return problem, state, left
+    return problem, state, Progress(state.latent, extents(problem, state.coefficients), left, damping, curvature)
 
 
 def damped(damping: DoubleArray, decrease: DoubleArray, expected: DoubleArray) -> DoubleArray:
@@ -170,15 +239,15 @@ def damped(damping: DoubleArray, decrease: DoubleArray, expected: DoubleArray) -
     rejected = np.maximum(damping * 8.0, REJECTED_DAMPING)
     following = np.select([~(decrease > 0), decrease < 0.25 * expected, decrease < 0.5 * expected],
                           [rejected, damping * 4.0, damping], damping * 0.25)
-    return np.asarray(np.maximum(following, MIN_DAMPING), np.float64)
+    return np.asarray(np.clip(following, MIN_DAMPING, MAX_DAMPING), np.float64)
 
 
 def extend(problem: Problem, state: State) -> tuple[Problem, State]:
-    """Draw sources that turned out large with their outskirts from here on."""
-    extended = problem.extended | extended_sources(problem, state.coefficients)
-    if (extended == problem.extended).all():
+    """Draw sources as far as their light goes from here on."""
+    extent = extents(problem, state.coefficients)
+    if (extent == problem.extent).all():
         return problem, state
-    problem = dataclasses.replace(problem, extended=extended)
+    problem = dataclasses.replace(problem, extent=extent)
     return problem, dataclasses.replace(state, model=objective.render(problem, state.coefficients))
 
 
@@ -198,7 +267,7 @@ def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration:
     for iteration in range(n_iteration):
         coefficients = decoding.decode(problem, latent)
         if iteration == int(TEMPERED * n_iteration):
-            problem = dataclasses.replace(problem, extended=problem.extended | extended_sources(problem, coefficients))
+            problem = dataclasses.replace(problem, extent=extents(problem, coefficients))
         model = objective.render(problem, coefficients)
         likely = objective.likelihood(problem, model, error=temper(iteration, n_iteration))
         _, residual = objective.weighted_residual(problem, likely, model)
@@ -237,7 +306,7 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
     -------
     float64 (n_source, n_latent)
     """
-    block = blocks(problem, state, mean_weight(problem, weights), curvature)
+    block, outskirts = blocks(problem, state, mean_weight(problem, weights), rim_weight(problem, weights), curvature)
     added = damping[:, None] * block.diagonal(axis1=1, axis2=2)
     added[:, : problem.n_band] = 0.0
     inverted = inverse(block + added[:, :, None] * np.eye(block.shape[1]))
@@ -246,19 +315,23 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
     rows = np.flatnonzero(size > 1)
     if not len(rows):
         return step
-    curvature = curvature[rows]
     part = State(state.latent[rows], type(state.jacobian)(*(a[rows] for a in state.jacobian)),
                  state.coefficients[rows], [], state.log_prior[rows], state.prior_gradient[rows])
-    folded, corner, extended, scene = (problem.folded.take(rows), problem.corner[rows], problem.extended[rows],
-                                       problem.scene[rows])
+    # the outskirts of single sources are in their blocks alone
+    folded, corner, extent, scene = (problem.folded.take(rows), problem.corner[rows],
+                                     np.minimum(problem.extent[rows], 0), problem.scene[rows])
+    alone = curvature[rows] + outskirts[rows]
+    drawn, weighted = ([np.zeros_like(d) for d in problem.data] for _ in range(2))
+    inside = (slice(None), *[slice(problem.folded.half, -problem.folded.half)] * 2)  # there is no weight beyond
 
     def matrix(v: DoubleArray) -> DoubleArray:
-        image = [np.zeros_like(d) for d in problem.data]
-        ops.render(objective.push(part, v), folded, corner, extended, image, scene)
-        for plane, w in zip(image, weights, strict=True):
-            plane *= w
-        pulled = objective.pull(part, ops.project(image, folded, corner, extended, scene))
-        return pulled + apply_blocks(curvature, v) + added[rows] * v
+        for image in drawn:
+            image.fill(0)
+        ops.render(objective.push(part, v), folded, corner, extent, drawn, scene)
+        for image, w, product in zip(drawn, weights, weighted, strict=True):
+            np.multiply(image[inside], w[inside], out=product[inside])
+        pulled = objective.pull(part, ops.project(weighted, folded, corner, extent, scene))
+        return pulled + apply_blocks(alone, v) + added[rows] * v
 
     step[rows] = conjugate_gradient(matrix, lambda r: apply_blocks(inverted[rows], r), downhill[rows],
                                     problem.blend[rows], N_CONJUGATE)
@@ -336,6 +409,11 @@ def _choose(problem: Problem, better: NDArray[np.bool_], trial: State, state: St
 
     jacobian = type(state.jacobian)(*(pick(a, b) for a, b in zip(trial.jacobian, state.jacobian, strict=True)))
     coefficients = pick(trial.coefficients, state.coefficients)
-    # rendering a scene whose sources all moved repeats the trial's bits, so nothing depends on the other scenes
-    return State(pick(trial.latent, state.latent), jacobian, coefficients, objective.render(problem, coefficients),
+    n = np.bincount(problem.scene, minlength=len(problem.data))
+    n_better = np.bincount(problem.scene, weights=better, minlength=len(n)).astype(np.int64)
+    model = [new if k else old for new, old, k in zip(trial.model, state.model, n_better.tolist(), strict=True)]
+    mixed = np.flatnonzero((n_better > 0) & (n_better < n))
+    for s, canvas in zip(mixed.tolist(), objective.render(problem, coefficients, mixed), strict=True):
+        model[s] = canvas
+    return State(pick(trial.latent, state.latent), jacobian, coefficients, model,
                  pick(trial.log_prior, state.log_prior), pick(trial.prior_gradient, state.prior_gradient))

@@ -114,9 +114,9 @@ class Descent:
         self.offset0, self.floor = empty((n, 2), f64), empty((n, n_band), f64)
         self.star, self.extended, self.wide = (empty(n, i32) for _ in range(3))
         self.measured = empty((n, n_band), i32)
-        self.wbar, self.full_wbar = empty((n, n_band), f64), empty((n, n_band), f64)
-        self.curvature, self.first_curvature, self.block, self.inverse = (
-            empty((n, n_latent, n_latent), f64) for _ in range(4))
+        self.wbar, self.full_wbar, self.rim = (empty((n, n_band), f64) for _ in range(3))
+        self.curvature, self.first_curvature, self.alone, self.block, self.inverse = (
+            empty((n, n_latent, n_latent), f64) for _ in range(5))
         self.downhill, self.step, self.rest, self.direction, self.pulled, self.added = (
             empty((n, n_latent), f64) for _ in range(6))
         self.latent32, self.flow_gradient, self.log_prob = empty((n, n_latent), f32), empty((n, n_latent), f32), empty(
@@ -176,11 +176,17 @@ class Descent:
                                (problem.extended, self.extended), (problem.measured, self.measured)):
             self.put(values, target)
 
-    def start(self, latent: DoubleArray, floor: DoubleArray) -> None:
-        """Upload where a descent starts."""
+    def start(self, latent: DoubleArray, floor: DoubleArray, damping: DoubleArray | None = None,
+              curvature: DoubleArray | None = None) -> None:
+        """Upload where a descent starts; damping and curvature by source if it goes on from an earlier one."""
         self.put(latent, self.state.latent)
         self.put(floor, self.floor)
-        self.put(prior_curvature(self.problem), self.first_curvature, np.eye(latent.shape[1]))
+        curvature = prior_curvature(self.problem) if curvature is None else curvature
+        self.put(curvature, self.first_curvature, np.eye(latent.shape[1]))
+        first: DoubleArray = np.full(len(self.first_damping), solver.FIRST_DAMPING)
+        if damping is not None:
+            first[self.problem.blend] = damping
+        self.device.upload(first, self.first_damping)
 
     def put(self, values: NDArray[Any], target: DeviceArray, filling: Any = 0) -> None:
         """Upload rows by source, and a constant behind them."""
@@ -217,19 +223,19 @@ class Descent:
         self.stamp(self.every, state.coefficients)
         render(self.device, self.every, self.stamps, self.cells, self.extended, self.background, None, state.model)
 
-    def stamp(self, layout: Layout, coefficients: DeviceArray) -> None:
+    def stamp(self, layout: Layout, coefficients: DeviceArray, *, outskirts: bool = True) -> None:
         """Queue the stamps and outskirts of the sources of a layout."""
         n, n_band, n_basis = coefficients.shape
         lines = coefficients.reshape(n, n_band, 1, n_basis)
         product(self.device, layout, lines, self.tables.phi, self.stamps.reshape(n, n_band, 1, -1))
-        if self.cells is not None and self.tables.outer is not None:
+        if outskirts and self.cells is not None and self.tables.outer is not None:
             product(self.device, layout, lines, self.tables.outer, self.cells.reshape(n, n_band, 1, -1),
                     chosen=self.extended)
 
-    def project(self, layout: Layout, image: DeviceArray, out: DeviceArray) -> None:
+    def project(self, layout: Layout, image: DeviceArray, out: DeviceArray, *, outskirts: bool = True) -> None:
         """Queue the inner products of an image with the folded basis."""
-        project(self.device, layout, image, self.tables.phi_t, self.tables.outer_t, self.extended, self.cells,
-                self.stamps, out)
+        outer_t, cells = (self.tables.outer_t, self.cells) if outskirts else (None, None)
+        project(self.device, layout, image, self.tables.phi_t, outer_t, self.extended, cells, self.stamps, out)
 
     def weigh(self, temper: float, error: float) -> None:
         """Queue the robust weights, the weighted residual, and the way downhill."""
@@ -241,7 +247,7 @@ class Descent:
              state.prior_gradient, self.downhill)
 
     def extend(self, target: DeviceArray) -> None:
-        """Queue `curvature.extended_sources`, or-ed into target."""
+        """Queue which sources need outskirts (`curvature.extents`), or-ed into target."""
         if self.cells is None:
             return
         n, n_band, n_basis = self.state.coefficients.shape
@@ -256,20 +262,25 @@ class Descent:
         device, state, every, joint = self.device, self.state, self.every, self.joint
         mean_weight(device, every, self.weights, self.tables.profile, self.wbar)
         columns(device, *state.jacobian, state.coefficients, state.latent, self.columns)
-        product(device, every, self.columns, self.tables.gram, self.through)
+        alone = self.curvature
         if self.cells is not None:
-            product(device, every, self.columns, self.tables.full_gram, self.through, chosen=self.extended)
-        blocks(device, self.columns, self.through, self.wbar, self.curvature, self.block)
+            alone = self.alone
+            mean_weight(device, every, self.weights, self.tables.rim, self.rim)
+            device.clear(self.through)
+            product(device, every, self.columns, self.tables.outside_gram, self.through, chosen=self.extended)
+            blocks(device, self.columns, self.through, self.rim, self.curvature, alone)
+        product(device, every, self.columns, self.tables.gram, self.through)
+        blocks(device, self.columns, self.through, self.wbar, alone, self.block)
         damped_inverse(device, every, self.block, self.damping, every.n_band, self.inverse, self.added)
         conjugate_start(device, every, self.inverse, self.downhill, self.step, self.rest, self.direction, self.rz)
         for _ in range(solver.N_CONJUGATE):
             push(device, joint, *state.jacobian, state.coefficients, state.latent, self.direction, self.changed)
-            self.stamp(joint, self.changed)
-            render(device, joint, self.stamps, self.cells, self.extended, None, self.weights, self.image)
-            self.project(joint, self.image, self.d_coefficients)
+            self.stamp(joint, self.changed, outskirts=False)
+            render(device, joint, self.stamps, None, self.extended, None, self.weights, self.image)
+            self.project(joint, self.image, self.d_coefficients, outskirts=False)
             pull(device, joint, *state.jacobian, state.coefficients, state.latent, self.d_coefficients, None,
                  self.pulled)
-            conjugate_step(device, every, self.inverse, self.curvature, self.added, self.pulled, self.step, self.rest,
+            conjugate_step(device, every, self.inverse, alone, self.added, self.pulled, self.step, self.rest,
                            self.direction, self.rz)
 
     def gauss_newton(self, tempers: tuple[float, ...]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deblendrt.engine import decoding, objective, ops, photometry
 from deblendrt.engine.blends import MIN_RADIUS, Partition, partition
 from deblendrt.engine.bundle import Bundle
-from deblendrt.engine.curvature import extended_sources, mean_weight
+from deblendrt.engine.curvature import extents, mean_weight
 from deblendrt.engine.flags import NOT_FITTED
 from deblendrt.engine.mixed import AnyBasis
 from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
@@ -72,6 +72,12 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
     scene_of = np.repeat(np.arange(len(scenes)), [len(r) for r in rows])
     measured = np.array([(weight[s][:, y : y + window, x : x + window] > 0).any((1, 2))
                          for s, (x, y) in zip(scene_of, corner, strict=True)])
+    smallest = np.zeros(len(corner), np.int8)
+    if device is None and folded.insets:
+        core = slice(folded.insets[-1], window - folded.insets[-1])
+        seen = np.array([(weight[s][:, y : y + window, x : x + window][:, core, core] > 0).any((1, 2))
+                         for s, (x, y) in zip(scene_of, corner, strict=True)])
+        smallest = np.where((seen == measured).all(1), -len(folded.insets), 0).astype(np.int8)
     mean_galaxy = np.concatenate([np.zeros(folded.n_band + 2), bundle.start_shape])[None]
     coefficients = runtime.decode(mean_galaxy)
     squares = [ops.stamps(coefficients, basis)[0].astype(np.float64) ** 2 for _, basis in folded.groups(len(corner))]
@@ -79,7 +85,7 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
     problem = Problem(runtime=runtime, bundle=bundle, folded=folded, data=data, weight=weight, partition=[],
                       scene=scene_of, blend=np.zeros(0, np.int64), n_blend=0, corner=corner,
                       offset0=centers - corner, center_sigma=center_sigma, measured=measured, robust=robust,
-                      star=star, extended=np.zeros(len(corner), bool), profile=profile,
+                      star=star, extent=np.zeros(len(corner), np.int8), smallest=smallest, profile=profile,
                       own=np.ones(len(corner), bool) if part is None else part.own[rows[0]],
                       area=[(slice(half, -half), slice(half, -half))] * len(scenes) if part is None else [
                           (slice(y.start + half, y.stop + half), slice(x.start + half, x.stop + half))
@@ -149,11 +155,10 @@ def light_area(problem: Problem, coefficients: objective.FloatArray) -> DoubleAr
     weight = mean_weight(problem, problem.weight)
     area = np.empty(len(coefficients))
     noise = np.sqrt(weight).astype(np.float32)[:, :, None, None]
-    for rows, _, basis in ops.runs(problem.folded, len(coefficients)):
-        for i, stamp in enumerate(ops.whole_stamps(coefficients[rows], basis, problem.extended[rows]), rows.start):
-            significance = noise[i] * stamp
-            np.square(significance, out=significance)
-            area[i] = np.count_nonzero(significance.sum(0) > SIGNIFICANT**2)
+    for i, stamp in enumerate(ops.each_stamp(coefficients, problem.folded, problem.extent)):
+        significance = noise[i] * stamp
+        np.square(significance, out=significance)
+        area[i] = np.count_nonzero(significance.sum(0) > SIGNIFICANT**2)
     return area
 
 
@@ -178,6 +183,7 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
     latent[:, n_band : n_band + 2] = problem.offset0
     latent[:, n_band + 2 :] = problem.bundle.start_shape
     flux: DoubleArray = np.zeros((n, n_band))
+    problem = dataclasses.replace(problem, extent=problem.smallest)
     models: FloatArray | None = None
     for _ in range(ENCODINGS if start == "encoder" else 1):
         if start == "encoder":
@@ -195,7 +201,7 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
         latent[:, :n_band] = log_flux
         latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
         coefficients = models = decoding.decode(problem, latent)
-        problem = dataclasses.replace(problem, extended=extended_sources(problem, coefficients))
+        problem = dataclasses.replace(problem, extent=extents(problem, coefficients))
     divided = divide(problem, light_radius(problem, coefficients))
     return divided, latent, np.where(problem.measured, np.log(lowest), -np.inf)
 

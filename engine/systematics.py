@@ -79,13 +79,15 @@ def misfit(problem: Problem, solution: Solution) -> Misfit:
     half = min(HALF, folded.half) // SQUARE * SQUARE
     grid = np.arange(-half, half)
     shape = [problem.data[s].shape for s in problem.scene]
-    images = ops.placed(state.coefficients, folded, problem.corner, problem.extended, shape)
+    images = ops.placed(state.coefficients, folded, problem.corner, problem.extent, shape)
     square, significance = np.empty((len(shape), 2)), np.empty((len(shape), 2))
     hidden = np.exp(state.latent[:, :n_band])
     for i, (s, placed) in enumerate(zip(problem.scene, images, strict=True)):
         x, y = (problem.corner[i] + folded.half - half).tolist()
         here = (slice(None), slice(y, y + 2 * half), slice(x, x + 2 * half))  # a canvas holds every window
-        own = np.maximum(placed.image[:, y - placed.y.start :, x - placed.x.start :][:, : 2 * half, : 2 * half], 0)
+        own = np.zeros((n_band, 2 * half, 2 * half), np.float32)
+        seen = ops.place(placed.image, placed.x.start - x, placed.y.start - y, own.shape)
+        np.maximum(seen.image, 0, out=seen.cut(own))
         model = state.model[s][here]
         light = own * np.divide(own, np.maximum(model, own), out=np.zeros_like(own), where=own > 0)
         weighted = problem.weight[s][here] * light

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine import decoding, ops, photometry
-from deblendrt.engine.curvature import columns
+from deblendrt.engine.curvature import by_latent, columns
 from deblendrt.engine.matmul import matmul
 from deblendrt.engine.objective import DoubleArray, FloatArray, Problem, State
 from deblendrt.engine.solver import Solution
@@ -171,30 +171,13 @@ def likelihood_precision(problem: Problem, solution: Solution, unit: FloatArray,
 
 def _images(problem: Problem, unit: FloatArray, i: int, shape: tuple[int, ...]) -> ops.Placed:
     """Derivative images of source i on its canvas, (n_band, n_column, height, width)."""
-    folded = problem.folded.of(i)
-    draw = ops.extended_stamps if problem.extended[i] else ops.stamps
-    margin = folded.margin if problem.extended[i] else 0
-    x, y = (problem.corner[i] - margin).tolist()
+    folded, extent = problem.folded.of(i), problem.extent[[i]]
+    x, y = ops.corners(folded, problem.corner[[i]], extent)[0].tolist()
     # the columns take the sources' place in the tile
-    return ops.place(draw(unit.transpose(1, 0, 2), folded).transpose(1, 0, 2, 3), x, y, shape)
-
-
-def by_latent(inner: DoubleArray) -> DoubleArray:
-    """From columns per band, (..., n_band, n_column, n_column), to latents: a flux for each band, the rest common.
-
-    Returns
-    -------
-    float64 (..., n_latent, n_latent)
-    """
-    n_band, n_column = inner.shape[-3:-1]
-    n_latent = n_band + n_column - 1
-    block = np.zeros((*inner.shape[:-3], n_latent, n_latent))
-    band = np.arange(n_band)
-    block[..., band, band] = inner[..., 0, 0]
-    block[..., :n_band, n_band:] = inner[..., 0, 1:]
-    block[..., n_band:, :n_band] = np.swapaxes(inner[..., 1:, 0], -1, -2)
-    block[..., n_band:, n_band:] = inner[..., 1:, 1:].sum(-3)
-    return block
+    by_column = unit.transpose(1, 0, 2)
+    drawn = ops.extended_stamps(by_column, folded) if extent[0] > 0 else ops.window_stamps(
+        by_column, folded.at(int(extent[0])))
+    return ops.place(drawn.transpose(1, 0, 2, 3), x, y, shape)
 
 
 def remaining_step(covariance: BlendCovariance, downhill: DoubleArray, n_band: int) -> DoubleArray:

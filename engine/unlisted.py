@@ -100,13 +100,14 @@ def with_peaks(scene: Scene, found: NDArray[np.float64], window_half: int,
     return more, part
 
 
-def adopt_listed(result: DeblendResult, i_scene: int, solved: DeblendResult, blends: dict[int, NDArray[np.float32]],
-                 pixel_scale: float) -> dict[int, NDArray[np.float32]]:
+def adopt_listed(result: DeblendResult, i_scene: int, solved: DeblendResult, i_solved: int,
+                 blends: dict[int, NDArray[np.float32]], pixel_scale: float) -> dict[int, NDArray[np.float32]]:
     """Write the listed sources of a solved scene into the result, those near others flagged; as `adopt_rows`."""
-    rows = np.arange(result.n_source)[result.sources(i_scene)]
-    flag_near(solved, [0], [solved.center[len(rows) :]], pixel_scale)
-    result.scene_chi2[i_scene], result.objective[i_scene] = solved.scene_chi2[0], solved.objective[0]
-    return adopt_rows(result, rows, solved, np.arange(len(rows)), blends)
+    rows, of_solved = (np.arange(r.n_source)[r.sources(i)] for r, i in ((result, i_scene), (solved, i_solved)))
+    flag_near(solved, [i_solved], [solved.center[of_solved[len(rows) :]]], pixel_scale)
+    result.scene_chi2[i_scene] = solved.scene_chi2[i_solved]
+    result.objective[i_scene] = solved.objective[i_solved]
+    return adopt_rows(result, rows, solved, of_solved[: len(rows)], blends)
 
 
 def flag_near(result: DeblendResult, members: list[int], found_in: list[NDArray[np.float64]],

@@ -23,8 +23,8 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine import curvature, decoding, ops, solver, start, unlisted
 from deblendrt.engine import deblender as engine_deblender
-from deblendrt.engine import decoding, ops, solver, start, unlisted
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.objective import Problem
 from deblendrt.engine.psf import FoldedBasis
@@ -206,7 +206,7 @@ def start_at(latents: FloatArray) -> Iterator[None]:
         latent[:, :n_band] = np.maximum(here[:, :n_band], floor)
         latent[:, n_band + 2 :] = here[:, n_band + 2 :]
         coefficients = decoding.decode(problem, latent)
-        problem = dataclasses.replace(problem, extended=start.extended_sources(problem, coefficients))
+        problem = dataclasses.replace(problem, extent=start.extents(problem, coefficients))
         return start.divide(problem, start.light_radius(problem, coefficients)), latent, floor
 
     with mock.patch.object(engine_deblender, "start_latents", given), \
@@ -220,10 +220,10 @@ def start_at(latents: FloatArray) -> Iterator[None]:
 @contextlib.contextmanager
 def without_outskirts() -> Iterator[None]:
     """Draw every source in its core stamp."""
-    def none(problem: Problem, _: Any) -> NDArray[np.bool_]:
-        return np.zeros(len(problem.scene), bool)
+    def none(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
+        return np.minimum(curvature.extents(problem, coefficients), 0)
 
-    with mock.patch.object(start, "extended_sources", none), mock.patch.object(solver, "extended_sources", none):
+    with mock.patch.object(start, "extents", none), mock.patch.object(solver, "extents", none):
         yield
 
 
@@ -300,7 +300,7 @@ def measure(bundle: str, tests: scenes.SceneSet) -> dict[str, Any]:
         "30 iterations": lambda: run(n_iteration=30),
     }
     one = mock.patch.object(start, "ENCODINGS", 1)
-    no_further = mock.patch.object(solver, "FURTHER", 0)
+    no_further = mock.patch.object(solver, "FURTHER", ())
     changed: dict[str, tuple[contextlib.AbstractContextManager[Any], ...]] = {
         "started at the truth": (start_at(truth),), "one encoding": (one,),
         "no further iterations for moving blends": (no_further,), "neither": (one, no_further),

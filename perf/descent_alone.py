@@ -75,8 +75,8 @@ def make_start(deblender: Deblender, images: Any, centers: Any, variance: Any) -
 
 
 def without_outskirts(folded: FoldedBasis) -> FoldedBasis:
-    """A folded basis that ends at its window."""
-    return dataclasses.replace(folded, outer=folded.outer[:, :, :0], outer_t=folded.outer_t[:, :0],
+    """A folded basis that ends at its window, the only one."""
+    return dataclasses.replace(folded, nested=(), outer=folded.outer[:, :, :0], outer_t=folded.outer_t[:, :0],
                                full_gram=folded.gram, full_window=folded.window)
 
 
@@ -100,7 +100,7 @@ def repeated(start: Start, n_source: int) -> Start:
         return [values[k] for k in chosen]
 
     by_source = {name: getattr(problem, name)[rows]
-                 for name in ("corner", "offset0", "measured", "star", "extended", "own")}
+                 for name in ("corner", "offset0", "measured", "star", "extent", "smallest", "own")}
     by_scene = {name: take(getattr(problem, name)) for name in ("data", "weight", "partition", "area")}
     problem = dataclasses.replace(
         problem, **by_source, **by_scene, scene=np.repeat(np.arange(len(chosen)), counts), blend=blend,

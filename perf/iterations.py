@@ -260,7 +260,7 @@ def verdict(figures: Mapping[str, Any]) -> str:
             f"all sources {count(found['all'])}; {count(found['all and blended'])} if the {n_blended} at blendedness "
             f"above {BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, "
             f"blends that "
-            f"still move get up to {solver.FURTHER:g} times as many again, which is in the times.")
+            f"still move get up to {sum(solver.FURTHER):g} times as many again, which is in the times.")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ function, which the random graphs of the other toy bundle are not.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -318,13 +319,17 @@ def draw_latent(n: int, rng: np.random.Generator, *, flux: tuple[float, float] =
 
 def make_problem(deblender: Deblender, cutouts: Any, centers: Any, *, robust: bool = True, center_sigma: float = 0.2,
                  **options: Any) -> tuple[Problem, Array, Array]:
-    """What a deblender hands to its solver: the problem of some scenes, the start and the floor of its log fluxes."""
+    """What a deblender hands to its solver: the problem of some scenes, the start and the floor of its log fluxes.
+
+    Whole windows, though: light below the noise counts where dense sums are the reference.
+    """
     bundle = deblender.bundle
     options.setdefault("variance", np.array(SKY_SIGMA) ** 2)
     scenes = make_scenes(cutouts, centers, bundle_bands=bundle.bands, bundle_pixel_scale=bundle.pixel_scale,
                          window_half=deblender.window // 2, **options)
     problem, _ = build_problem(scenes, deblender.fold(scenes[0].psf), deblender.runtime, bundle,
                                center_sigma=center_sigma, robust=robust)
+    problem = dataclasses.replace(problem, smallest=np.zeros_like(problem.smallest))
     return start_latents(problem, "linear")
 
 

@@ -32,7 +32,7 @@ def extended(wide_toy_deblender: Deblender, wide_toy_model: ToyModel) -> tuple[P
     """Some sources with outskirts, which stick out of the canvas; all of a scene are one blend."""
     problem, latent, _ = toy_problem(wide_toy_deblender, wide_toy_model, 2)
     some = np.arange(len(latent)) % 3 > 0
-    problem = dataclasses.replace(problem, extended=some, blend=problem.scene, n_blend=2)
+    problem = dataclasses.replace(problem, extent=some.astype(np.int8), blend=problem.scene, n_blend=2)
     return problem, unit_coefficients(problem, latent)
 
 

@@ -67,7 +67,7 @@ def case(request: pytest.FixtureRequest, toy_deblender: Deblender, wide_toy_debl
     deblender, model = (wide_toy_deblender, wide_toy_model) if request.param else (toy_deblender, toy_model)
     problem, latent, _ = toy_problem(deblender, model, 2, mask=[mask, mask])
     if request.param:
-        problem = dataclasses.replace(problem, extended=np.arange(len(latent)) % 3 > 0)
+        problem = dataclasses.replace(problem, extent=(np.arange(len(latent)) % 3 > 0).astype(np.int8))
     every, joint = make_layout(problem)
     extended = np.zeros(every.n_source, np.int32)
     extended[: len(latent)] = problem.extended

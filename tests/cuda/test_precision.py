@@ -25,7 +25,7 @@ def arguments(request: pytest.FixtureRequest, toy_deblender: Deblender, wide_toy
     model, deblender = (wide_toy_model, wide_toy_deblender) if wide else (toy_model, toy_deblender)
     problem, latent, _ = toy_problem(deblender, model)
     if wide:
-        problem.extended[::2] = True
+        problem.extent[::2] = 1
     layout = layout_of(problem)
     stamps, cells, extended, weights, pairs = normal_arguments(problem, layout, unit_coefficients(problem, latent))
     factor = np.random.default_rng(0).normal(size=(layout.n_source, 1, N_COLUMN, 1)).astype(np.float32)

@@ -84,14 +84,14 @@ def test_the_same_bits_in_any_batch(wide_toy_deblender: Deblender, result: Deble
     both = wide_toy_deblender.deblend_batch([other, image, other], [some[:2], centers, some[:1]], variance=VARIANCE,
                                             n_threads=2)
     assert rows(both, 1) == rows(result, 0)
-    assert "extended" not in FIELDS  # compared by the images that it decides
+    assert "extent" not in FIELDS  # compared by the images that it decides
     np.testing.assert_array_equal(both.model(1), result.model(0))
 
 
 def test_round_trip(wide_toy_deblender: Deblender, result: DeblendResult, tmp_path: Path) -> None:
     result.write(tmp_path / "wide.fits", images=True)
     back = DeblendResult.read(tmp_path / "wide.fits", model=wide_toy_deblender)
-    np.testing.assert_array_equal(back.extended, result.extended)
+    np.testing.assert_array_equal(back.extent, result.extent)
     np.testing.assert_array_equal(back.model(0), result.model(0))
     alone = DeblendResult.read(tmp_path / "wide.fits", blend=int(result.blend[0]), model=wide_toy_deblender)
     np.testing.assert_array_equal(alone.stamps(0)[0], result.stamps(0)[0])

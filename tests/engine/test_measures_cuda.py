@@ -40,8 +40,8 @@ def engine(request: pytest.FixtureRequest, toy_deblender: Deblender, wide_toy_de
     deblender, model = (wide_toy_deblender, wide_toy_model) if request.param else (toy_deblender, toy_model)
     scenes = [make_scene(deblender, model, anchors, seed=k) for k, anchors in enumerate(ANCHORS)]
     problem, latent, _ = make_problem(deblender, *([s[k] for s in scenes] for k in (0, 1)), mask=list(mask))
-    problem = dataclasses.replace(problem, extended=np.arange(len(latent)) % 3 > 0 if request.param else
-                                  problem.extended)
+    problem = dataclasses.replace(problem, extent=(np.arange(len(latent)) % 3 > 0).astype(np.int8) if request.param else
+                                  problem.extent)
     coefficients = decoding.decode(problem, latent)
     pool = DevicePool.open(deblender.bundle, ShimDevice, 1)
     with pool.stream() as work:

@@ -65,8 +65,9 @@ def loss(model: ToyModel, problem: Problem, latent: np.ndarray, likely: Likeliho
         stamp = np.einsum("bk,bkp->bp", c, problem.folded.phi.astype(np.float64)).reshape(-1, size, size)
         canvas[s][:, y : y + size, x : x + size] += stamp
     total = -log_prior(model, problem, latent).sum()
-    clips = likely.clip or [np.full(d.shape, np.inf) for d in canvas]
-    for m, y, w, c, part in zip(canvas, problem.data, likely.weight, clips, problem.partition, strict=True):
+    bounds = likely.bound or [np.full(d.shape, np.inf) for d in canvas]
+    for m, y, w, c2, part in zip(canvas, problem.data, likely.weight, bounds, problem.partition, strict=True):
+        c = np.sqrt(c2, dtype=np.float64)
         t = np.abs(y - m) * np.sqrt(w.astype(np.float64))
         beyond = t > c
         ratio = np.where(beyond, t, 1.0) / np.where(beyond, c, 1.0)
@@ -153,7 +154,7 @@ def test_rho(clip: float) -> None:
     """Continuous with its slope at the clip; its slope is the weight times the residual; it grows ever slower."""
     t = np.concatenate([np.linspace(0, 40, 4001), clip * (1 + np.array([-1e-6, 0, 1e-6]))])
     model, weight = np.zeros((1, 1, 1)), np.array([[[0.25]]])
-    level = np.array([[[clip]]])
+    level = np.array([[[clip**2]]])
 
     def rho(t: float) -> float:
         return float(objective.loss_image(np.array([[[2.0 * t]]]), weight, model, level)[0, 0])
@@ -205,17 +206,17 @@ def test_likelihood(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     model = objective.evaluate(problem, latent).model
     plain = objective.likelihood(problem, model)
     tempered = objective.likelihood(problem, model, temper=0.3)
-    assert plain.clip is not None
+    assert plain.bound is not None
     for w, full, t, m in zip(plain.weight, problem.weight, tempered.weight, model, strict=True):
         np.testing.assert_array_equal(w, full)
         np.testing.assert_allclose(t, full / (1 + 0.09 * full * m**2), rtol=1e-5)
-    loose, tight = (objective.likelihood(problem, model, error=e).clip for e in (0.3, 0.05))
+    loose, tight = (objective.likelihood(problem, model, error=e).bound for e in (0.3, 0.05))
     assert loose is not None
     assert tight is not None
     assert all((a >= b).all() and (a > b).any() for a, b in zip(loose, tight, strict=True))
     gaussian, _ = make(toy_deblender, toy_model, robust=False)
-    assert objective.likelihood(gaussian, model).clip is None
-    assert objective.likelihood(gaussian, model, temper=0.3).clip is None
+    assert objective.likelihood(gaussian, model).bound is None
+    assert objective.likelihood(gaussian, model, temper=0.3).bound is None
 
 
 def test_part_of_a_problem_sees_the_rest_as_background(toy_deblender: Deblender, toy_model: ToyModel) -> None:

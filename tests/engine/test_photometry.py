@@ -87,7 +87,7 @@ def test_coincident_sources_share_the_flux(toy_deblender: Deblender, toy_model: 
     twice = np.array([0, 0])
     double = dataclasses.replace(problem, scene=problem.scene[twice], blend=problem.blend[twice],
                                  corner=problem.corner[twice], offset0=problem.offset0[twice],
-                                 measured=problem.measured[twice], extended=problem.extended[twice])
+                                 measured=problem.measured[twice], extent=problem.extent[twice])
     flux, sigma = linear_fluxes(double, unit[twice], np.zeros((2, N_BAND)), n_sweep=2)
     assert np.isfinite(flux).all()
     np.testing.assert_allclose(flux.sum(0), alone[0], rtol=1e-3)

@@ -242,7 +242,7 @@ def test_bits_see_the_smallest_change(toy_deblender: Deblender, toy_model: ToyMo
     plain, again = (toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=2) for _ in range(2))
     assert bits(plain, 0) == bits(again, 0)
     for name, value in row_columns(again).items():
-        if name not in {*SCENE_OF_ROWS, "extended"}:  # without outskirts nothing can be drawn as extended
+        if name not in {*SCENE_OF_ROWS, "extent"}:  # without outskirts nothing can be drawn as extended
             value.reshape(-1).view(np.uint8)[0] ^= 1
             assert bits(again, 0)[name] != bits(plain, 0)[name]
 

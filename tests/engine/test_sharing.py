@@ -97,7 +97,7 @@ def test_coincident_sources_halve_the_light(toy_deblender: Deblender, toy_model:
     twice = np.array([0, 0])
     pair = dataclasses.replace(problem, scene=problem.scene[twice], blend=problem.blend[twice],
                                corner=problem.corner[twice], offset0=problem.offset0[twice],
-                               measured=problem.measured[twice], extended=problem.extended[twice])
+                               measured=problem.measured[twice], extent=problem.extent[twice])
     sharing = share(pair, 0.5 * coefficients[twice], 0.5 * flux[twice])
     np.testing.assert_allclose(sharing.blendedness, 0.5, atol=FLOAT32)
     np.testing.assert_allclose(sharing.redistributed_flux[0], sharing.redistributed_flux[1])
@@ -158,7 +158,7 @@ def test_bits_do_not_depend_on_other_scenes(toy_deblender: Deblender, toy_model:
         one, data=other.data + one.data, weight=other.weight + one.weight,
         scene=np.concatenate([other.scene, one.scene + 1]), corner=np.concatenate([other.corner, one.corner]),
         measured=np.concatenate([other.measured, one.measured]),
-        extended=np.concatenate([other.extended, one.extended]))
+        extent=np.concatenate([other.extent, one.extent]))
     alone = share(one, c_one, f_one)
     together = share(both, np.concatenate([c_other, c_one]), np.concatenate([f_other, f_one]))
     for field in dataclasses.fields(Sharing):
@@ -201,6 +201,7 @@ def test_image_and_flux_agree(toy_deblender: Deblender, batch: tuple[list[np.nda
     problem, _, _ = make_problem(toy_deblender, [images[k] for k in scenes], [centers[k] for k in scenes],
                                  variance=None)
     assert len(problem.corner) == result.n_source  # all fitted
+    problem = dataclasses.replace(problem, extent=result.extent)
     sharing = share(problem, result.coefficients, result.map_flux)
     for i in range(result.n_source):
         image, _ = redistributed_image(result, i)

@@ -121,7 +121,8 @@ def test_blocks_are_the_dense_product(toy_deblender: Deblender, toy_model: ToyMo
     latent = latent + 0.1
     state = objective.evaluate(problem, latent)
     wbar = np.random.default_rng(0).uniform(0.2, 1.0, (len(latent), N_BAND))
-    block = curvature.blocks(problem, state, wbar, curvature.prior_curvature(problem))
+    block, outskirts = curvature.blocks(problem, state, wbar, np.zeros_like(wbar), curvature.prior_curvature(problem))
+    assert not outskirts.any()
     jacobian, prior = toy_model.jacobian(latent), curvature.prior_curvature(problem)
     phi = problem.folded.phi.astype(np.float64)
     for i in range(len(latent)):
@@ -198,8 +199,8 @@ def test_a_source_alone_takes_its_block(toy_deblender: Deblender, toy_model: Toy
     downhill = np.random.default_rng(0).standard_normal(latent.shape)
     step = solver.newton_step(problem, state, problem.weight, downhill, np.zeros(len(latent)),
                               curvature.prior_curvature(problem))
-    block = curvature.blocks(problem, state, curvature.mean_weight(problem, problem.weight),
-                          curvature.prior_curvature(problem))[2]
+    wbar = curvature.mean_weight(problem, problem.weight)
+    block = curvature.blocks(problem, state, wbar, np.zeros_like(wbar), curvature.prior_curvature(problem))[0][2]
     expected = np.linalg.solve(block, downhill[2])
     error = step[2] - expected
     assert error @ block @ error < 1e-6 * (expected @ block @ expected)
@@ -246,7 +247,8 @@ def test_blends_that_still_move_go_on_and_leave_the_others(toy_deblender: Deblen
     problem, _, start, floor = make(toy_deblender, toy_model, robust=True)
     n_iteration = 4
     tempers = [solver.temper(i, n_iteration) for i in range(n_iteration)]
-    _, stopped, left = solver.descend(problem, start, floor, tempers)
+    _, stopped, progress = solver.descend(problem, start, floor, tempers)
+    left = progress.left
     limit = float(np.sort(left)[-2:].mean())
     monkeypatch.setattr(solver, "MOVING", limit)
     moving = left > limit

@@ -164,7 +164,7 @@ def test_sources_with_outskirts(wide_toy_deblender: Deblender, wide_toy_model: T
     """Their derivatives reach beyond the window, and over the edge of the canvas."""
     problem, solution = make(wide_toy_deblender, wide_toy_model, [[20, 22], [36, 30], [49, 8]])
     for extended in ([True, True, True], [True, False, True]):
-        chosen = joined(dataclasses.replace(problem, extended=np.array(extended)))
+        chosen = joined(dataclasses.replace(problem, extent=np.array(extended, np.int8)))
         expected = np.linalg.inv(dense_precision(wide_toy_model, chosen, solution))
         (blend,) = uncertainty.laplace(chosen, solution)
         assert_same_covariance(flat(blend), expected)
@@ -258,7 +258,7 @@ def test_coincident_sources_are_finite_and_uncertain(toy_deblender: Deblender, t
                                  log_prior=state.log_prior[twin], prior_gradient=state.prior_gradient[twin])
     same = dataclasses.replace(problem, scene=twin, blend=twin, corner=problem.corner[twin],
                                offset0=problem.offset0[twin], measured=problem.measured[twin],
-                               extended=problem.extended[twin])
+                               extent=problem.extent[twin])
     (blend,) = uncertainty.laplace(same, dataclasses.replace(solution, state=copies))
     sigma, lone = (np.sqrt(b.own(0).diagonal()[:N_BAND]) for b in (blend, alone))
     assert np.isfinite(blend.matrix).all()
