@@ -207,7 +207,7 @@ def test_mistakes(many, toy_bundle, tmp_path):
     with pytest.raises(ValueError, match="holds no result"):
         DeblendResult.read(tmp_path / "other.fits")
     fits.setval(path, "REVISION", value=result_file.REVISION + 1, extname="FIT")
-    with pytest.raises(ValueError, match=r"has layout 3, this version reads 2"):
+    with pytest.raises(ValueError, match=r"has layout 4, this version reads 3"):
         DeblendResult.read(path, model=toy_bundle)
 
 
