@@ -195,7 +195,7 @@ def extents(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
     """
     weight = mean_weight(problem, problem.weight)
     result = np.ones(len(coefficients), np.int8)
-    for rows, _, basis in ops.runs(problem.folded, len(coefficients)):
+    for rows, basis in ops.runs(problem.folded, len(coefficients)):
         for k in range(0, -1 - len(basis.nested), -1):
             missed = basis.at(k).missed
             square = (ops.product(coefficients[rows], missed) * coefficients[rows]).sum(2, dtype=np.float64)

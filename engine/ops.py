@@ -35,11 +35,11 @@ def tiles(n: int) -> Iterator[tuple[slice, int]]:
         yield slice(start, stop), -(-(stop - start) // ROUND) * ROUND
 
 
-def runs(folded: AnyBasis, n: int) -> Iterator[tuple[slice, int, FoldedBasis]]:
-    """Tiles of sources that share a folded basis: rows, their padded number, the basis."""
+def runs(folded: AnyBasis, n: int) -> Iterator[tuple[slice, FoldedBasis]]:
+    """Tiles of sources that share a folded basis: rows, the basis."""
     for start, stop, basis in folded.spans(n):
-        for rows, padded in tiles(stop - start):
-            yield slice(start + rows.start, start + rows.stop), padded, basis
+        for rows, _ in tiles(stop - start):
+            yield slice(start + rows.start, start + rows.stop), basis
 
 
 def product(rows: FloatArray, table: FloatArray) -> FloatArray:
@@ -79,7 +79,7 @@ def stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
 
 def window_stamps(coefficients: FloatArray, window: Window) -> FloatArray:
     """Stamps of a tile of sources in one window, float32 (n_source, n_band, size, size)."""
-    flat = product(coefficients[:, :, : window.n_used], window.phi)
+    flat = window.draw(coefficients[:, :, : window.n_used].transpose(1, 0, 2)).transpose(1, 0, 2)
     return flat.reshape(*flat.shape[:2], window.size, window.size)
 
 
@@ -102,14 +102,15 @@ def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray
 def _with_outskirts(coefficients: FloatArray, inner: FloatArray, folded: FoldedBasis) -> FloatArray:
     """Outskirts around stamps (n_source, n_band, window, window) that are drawn already."""
     side = folded.full_window // folded.binning
-    cells = product(coefficients, folded.outer).reshape(*coefficients.shape[:2], side, side)
+    cells = folded.draw_outer(coefficients.transpose(1, 0, 2)).transpose(1, 0, 2)
+    cells = cells.reshape(*coefficients.shape[:2], side, side)
     image = spread(cells, folded.binning)
     inside = slice(folded.margin, folded.margin + folded.window)
     image[:, :, inside, inside] = inner
     return image
 
 
-def windows(folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[tuple[NDArray[np.int64], int, FoldedBasis, Window]]:
+def windows(folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[tuple[NDArray[np.int64], FoldedBasis, Window]]:
     """Tiles of sources with one basis and one window, the smallest windows first.
 
     Parameters
@@ -120,16 +121,14 @@ def windows(folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[tuple[NDArra
     Yields
     ------
     rows : int64 (n_member,)
-    padded : int
-        Their padded number.
     basis : FoldedBasis
     window : Window
     """
     drawn = np.minimum(extent, 0)  # a source with outskirts is drawn in the window, too
     for k in np.unique(drawn).tolist():
         rows = np.flatnonzero(drawn == k)
-        for tile, padded, basis in runs(folded.take(rows), len(rows)):
-            yield rows[tile], padded, basis, basis.at(k)
+        for tile, basis in runs(folded.take(rows), len(rows)):
+            yield rows[tile], basis, basis.at(k)
 
 
 def each_stamp(coefficients: FloatArray, folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[FloatArray]:
@@ -149,7 +148,7 @@ def each_stamp(coefficients: FloatArray, folded: AnyBasis, extent: NDArray[np.in
         held = slice(start, start + HELD)
         part, reach = coefficients[held], extent[held]
         stamp: dict[int, FloatArray] = {}
-        for rows, _, basis, window in windows(folded.take(held), reach):
+        for rows, basis, window in windows(folded.take(held), reach):
             images = window_stamps(part[rows], window)
             stamp.update(zip(rows.tolist(), images, strict=True))
             wide = reach[rows] > 0
@@ -277,20 +276,19 @@ def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
     scene : int64 (n_source,)
         Index of each source's canvas.
     """
-    for rows, padded, basis, window in windows(folded, extent):
-        tile = np.zeros((basis.n_band, padded, window.n_used), np.float32)
-        tile[:, : len(rows)] = coefficients[rows, :, : window.n_used].transpose(1, 0, 2)
-        image = matmul(tile, window.phi).reshape(basis.n_band, padded, window.size, window.size)
+    for rows, _, window in windows(folded, extent):
+        image = window.draw(coefficients[rows, :, : window.n_used].transpose(1, 0, 2))
+        image = image.reshape(*image.shape[:2], window.size, window.size)
         place_of = zip(scene[rows].tolist(), (corner[rows] + window.inset).tolist(), strict=True)
         for i, (s, (x, y)) in enumerate(place_of):
             here = place(image[:, i], x, y, canvas[s].shape)
             canvas[s][:, here.y, here.x] += here.image
     wide = np.flatnonzero(extent > 0)
-    for chosen, _, basis in runs(folded.take(wide), len(wide)):
+    for chosen, basis in runs(folded.take(wide), len(wide)):
         rows = wide[chosen]
-        cells = product(coefficients[rows], basis.outer)
+        cells = basis.draw_outer(coefficients[rows].transpose(1, 0, 2))
         for i, s, (x, y) in zip(range(len(rows)), scene[rows].tolist(), corner[rows].tolist(), strict=True):
-            _add_outskirts(cells[i], basis, x - basis.margin, y - basis.margin, canvas[s])
+            _add_outskirts(cells[:, i], basis, x - basis.margin, y - basis.margin, canvas[s])
 
 
 def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
@@ -311,21 +309,21 @@ def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64]
     float32 (n_source, n_band, n_basis)
     """
     result = np.zeros((len(corner), folded.n_band, folded.n_basis), np.float32)
-    for rows, padded, basis, window in windows(folded, extent):
+    for rows, basis, window in windows(folded, extent):
         size = window.size
-        cut = np.zeros((basis.n_band, padded, size, size), np.float32)
+        cut = np.empty((basis.n_band, len(rows), size, size), np.float32)
         place_of = zip(scene[rows].tolist(), (corner[rows] + window.inset).tolist(), strict=True)
         for i, (s, (x, y)) in enumerate(place_of):
             cut[:, i] = image[s][:, y : y + size, x : x + size]
-        product = matmul(cut.reshape(basis.n_band, padded, size * size), window.phi_t)
-        result[rows, :, : window.n_used] = product[:, : len(rows)].transpose(1, 0, 2)
+        products = window.gather(cut.reshape(basis.n_band, len(rows), size * size))
+        result[rows, :, : window.n_used] = products.transpose(1, 0, 2)
     wide = np.flatnonzero(extent > 0)
-    for chosen, padded, basis in runs(folded.take(wide), len(wide)):
+    for chosen, basis in runs(folded.take(wide), len(wide)):
         rows = wide[chosen]
-        cells = np.zeros((basis.n_band, padded, basis.outer.shape[2]), np.float32)
+        cells = np.empty((basis.n_band, len(rows), basis.outer.shape[2]), np.float32)
         for i, k in enumerate(rows):
             cells[:, i] = _outskirts_cells(image[scene[k]], basis, corner[k])
-        result[rows] += matmul(cells, basis.outer_t)[:, : len(rows)].transpose(1, 0, 2)
+        result[rows] += basis.gather_outer(cells).transpose(1, 0, 2)
     return result
 
 

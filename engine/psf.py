@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deblendrt.engine.matmul import matmul
+from deblendrt.engine.packed import Table
 
 GAIN_CAP = 2.0
 """Largest |D^|. Every PSF wider than the reference has |D^| <= 1, so the cap acts on noise and on narrower PSFs only.
@@ -56,31 +57,45 @@ class Window:
 
     Attributes
     ----------
-    phi : float32 (n_band, n_used, size^2)
-        Pixels row by row.
-    phi_t : float32 (n_band, size^2, n_used)
-        Its transpose, contiguous.
+    source : float32 (n_band, n_basis, window^2)
+        All functions in the basis' own window.
     gram : float64 (n_band, n_basis, n_basis)
-        Gram matrices of `phi`, to float32; zero for functions that are not used.
+        Gram matrices in this window, to float32; zero for functions that are not used.
     missed : float32 (n_band, n_basis, n_basis)
-        Gram matrices of what all functions have beyond `phi`: outside the window, and in it those that are not used.
+        Gram matrices of what all functions have beyond: outside the window, and in it those that are not used.
     size : int [pixel]
         Side of the window, odd.
     inset : int [pixel]
-        By how much it is smaller than the largest window on every side.
+        By how much it is smaller than the basis' own on every side.
+    n_used : int
+        Number of functions in use.
     """
 
-    phi: NDArray[np.float32]
-    phi_t: NDArray[np.float32]
+    source: NDArray[np.float32]
     gram: NDArray[np.float64]
     missed: NDArray[np.float32]
     size: int
     inset: int
+    n_used: int
 
     @property
-    def n_used(self) -> int:
-        """Number of basis functions in use."""
-        return self.phi.shape[1]
+    def phi(self) -> NDArray[np.float32]:
+        """Pixels row by row, float32 (n_band, n_used, size^2)."""
+        n_band, n_basis, _ = self.source.shape
+        side = self.size + 2 * self.inset
+        inside = slice(self.inset, self.inset + self.size)
+        cut = self.source.reshape(n_band, n_basis, side, side)[:, : self.n_used, inside, inside]
+        return np.ascontiguousarray(cut).reshape(n_band, self.n_used, -1)
+
+    @functools.cached_property
+    def draw(self) -> Table:
+        """From coefficients to pixels."""
+        return Table(self.phi)
+
+    @functools.cached_property
+    def gather(self) -> Table:
+        """From pixels to coefficients."""
+        return Table(self.phi.transpose(0, 2, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +106,9 @@ class FoldedBasis:
     ----------
     phi : float32 (n_band, n_basis, n_pixel)
         Folded basis; pixels are the window's, row by row.
-    phi_t : float32 (n_band, n_pixel, n_basis)
-        Its transpose, contiguous.
     gram : float64 (n_band, n_basis, n_basis)
         Gram matrices of `phi`, to float32.
-    outer, outer_t : float32 (n_band, n_basis, n_cell), (n_band, n_cell, n_basis)
+    outer : float32 (n_band, n_basis, n_cell)
         Outskirts: the functions at the centres of square cells that cover the full window, row by row; bilinear
         between them outside the window. No cell where the basis has no outskirts.
     full_gram : float64 (n_band, n_basis, n_basis)
@@ -117,10 +130,8 @@ class FoldedBasis:
     """
 
     phi: NDArray[np.float32]
-    phi_t: NDArray[np.float32]
     gram: NDArray[np.float64]
     outer: NDArray[np.float32]
-    outer_t: NDArray[np.float32]
     full_gram: NDArray[np.float64]
     fwhm: NDArray[np.float64]
     window: int
@@ -140,7 +151,27 @@ class FoldedBasis:
     @functools.cached_property
     def _own(self) -> Window:
         missed = (self.full_gram - self.gram).astype(np.float32)
-        return Window(self.phi, self.phi_t, self.gram, missed, self.window, 0)
+        return Window(self.phi, self.gram, missed, self.window, 0, self.n_basis)
+
+    @property
+    def phi_t(self) -> NDArray[np.float32]:
+        """Transpose of `phi`, contiguous, float32 (n_band, n_pixel, n_basis)."""
+        return np.ascontiguousarray(self.phi.transpose(0, 2, 1))
+
+    @property
+    def outer_t(self) -> NDArray[np.float32]:
+        """Transpose of `outer`, contiguous, float32 (n_band, n_cell, n_basis)."""
+        return np.ascontiguousarray(self.outer.transpose(0, 2, 1))
+
+    @functools.cached_property
+    def draw_outer(self) -> Table:
+        """From coefficients to cells."""
+        return Table(self.outer)
+
+    @functools.cached_property
+    def gather_outer(self) -> Table:
+        """From cells to coefficients."""
+        return Table(self.outer.transpose(0, 2, 1))
 
     def at(self, extent: int) -> Window:
         """One window: the k-th smaller one for an extent of -k, else the basis' own."""
@@ -399,7 +430,6 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
     rows = np.fft.rfft(stamps.astype(np.float32), n=n, axis=2)
     transform = np.fft.fft(rows, n=n, axis=1)
     phi = np.empty((n_band, n_basis, window * window), np.float32)
-    phi_t = np.empty((n_band, window * window, n_basis), np.float32)
     n_cell = (full // binning) ** 2 if outskirts else 0
     outer = np.empty((n_band, n_basis, n_cell), np.float32)
     gram = np.empty((n_band, n_basis, n_basis))
@@ -409,18 +439,16 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
         product = np.fft.ifft(transform * how.transform[b].astype(np.complex64), axis=1)[:, :full]
         whole = np.fft.irfft(product, n=n, axis=2)[:, :, :full].astype(np.float32)
         phi[b] = whole[:, inside, inside].reshape(n_basis, -1)
-        phi_t[b] = phi[b].T
-        gram[b] = matmul(phi[b : b + 1], phi_t[b : b + 1])[0]
+        gram[b] = matmul(phi[b : b + 1], np.ascontiguousarray(phi[b : b + 1].transpose(0, 2, 1)))[0]
         full_gram[b] = gram[b]
         if outskirts:
             outer[b] = whole[:, binning // 2 :: binning, binning // 2 :: binning].reshape(n_basis, -1)
             flat = whole.reshape(1, n_basis, -1)
             full_gram[b] = matmul(flat, np.ascontiguousarray(flat.transpose(0, 2, 1)))[0]
-    outer_t = np.ascontiguousarray(outer.transpose(0, 2, 1))
     nested = tuple(_inner(phi, full_gram, window, size, n) for size, n in NESTED if size < window)
-    for array in (phi, phi_t, gram, outer, outer_t, full_gram):
+    for array in (phi, gram, outer, full_gram):
         array.flags.writeable = False
-    return FoldedBasis(phi, phi_t, gram, outer, outer_t, full_gram, how.fwhm, window, window // 2, full, binning,
+    return FoldedBasis(phi, gram, outer, full_gram, how.fwhm, window, window // 2, full, binning,
                        how.residual, how.narrow, how.norm, nested)
 
 
@@ -431,15 +459,13 @@ def _inner(phi: NDArray[np.float32], full_gram: NDArray[np.float64], window: int
     n_used = min(n_used, n_basis)
     every = np.ascontiguousarray(phi.reshape(n_band, n_basis, window, window)[:, :, inside, inside])
     every = every.reshape(n_band, n_basis, size * size)
-    own = np.ascontiguousarray(every[:, :n_used])
-    own_t = np.ascontiguousarray(own.transpose(0, 2, 1))
     inner = matmul(every, np.ascontiguousarray(every.transpose(0, 2, 1))).astype(np.float64)
     gram = np.zeros_like(inner)
     gram[:, :n_used, :n_used] = inner[:, :n_used, :n_used]
     missed = full_gram - inner
     missed[:, n_used:, n_used:] += inner[:, n_used:, n_used:]
-    nested = Window(own, own_t, gram, missed.astype(np.float32), size, inset)
-    for array in (own, own_t, gram, nested.missed):
+    nested = Window(phi, gram, missed.astype(np.float32), size, inset, n_used)
+    for array in (gram, nested.missed):
         array.flags.writeable = False
     return nested
 

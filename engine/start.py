@@ -231,7 +231,7 @@ def encoded_shapes(problem: Problem, coefficients: FloatArray | None) -> tuple[D
     if coefficients is not None:
         data = [y - m for y, m in zip(data, objective.render(problem, coefficients), strict=True)]
     inside = slice(first, first + size)
-    for rows, _, basis in ops.runs(problem.folded, n):
+    for rows, basis in ops.runs(problem.folded, n):
         own = None if coefficients is None else ops.stamps(coefficients[rows], basis)[:, :, inside, inside]
         for i in range(rows.start, rows.stop):
             s, (x, y) = problem.scene[i], problem.corner[i]

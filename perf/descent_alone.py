@@ -76,7 +76,7 @@ def make_start(deblender: Deblender, images: Any, centers: Any, variance: Any) -
 
 def without_outskirts(folded: FoldedBasis) -> FoldedBasis:
     """A folded basis that ends at its window, the only one."""
-    return dataclasses.replace(folded, nested=(), outer=folded.outer[:, :, :0], outer_t=folded.outer_t[:, :0],
+    return dataclasses.replace(folded, nested=(), outer=folded.outer[:, :, :0],
                                full_gram=folded.gram, full_window=folded.window)
 
 

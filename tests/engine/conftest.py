@@ -35,10 +35,8 @@ def make_toy_result(
     ones = np.ones(n_band)
     folded = FoldedBasis(
         phi=phi,
-        phi_t=np.ascontiguousarray(phi.transpose(0, 2, 1)),
         gram=np.matmul(phi, phi.transpose(0, 2, 1)).astype(np.float64),
         outer=np.zeros((n_band, 2, 0), np.float32),
-        outer_t=np.zeros((n_band, 0, 2), np.float32),
         full_gram=np.matmul(phi, phi.transpose(0, 2, 1)).astype(np.float64),
         fwhm=ones * 4,
         window=WINDOW,
