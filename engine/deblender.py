@@ -40,9 +40,12 @@ if TYPE_CHECKING:
 
 CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
 PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
-CHUNK = 512  # sources solved together: about 25 kB each, and a tile's matrix products are full
-FOLDED_CACHE = 16  # folded bases kept, 40 MB each at 6 bands of 63 x 63 pixels
-BYTES_PER_PIXEL, BYTES_PER_SOURCE, FOLDED_BYTES = 80.0, 1.0e5, 8.0e6  # per band, measured: see `_memory`
+CHUNK = 512  # sources solved together: about 25 kB each
+LEAST_CHUNK = 48  # fewer are not divided among threads
+FOLDED_CACHE = 16  # folded bases kept, 95 MB each at 6 bands of 63 x 63 pixels once they have drawn
+BYTES_PER_PIXEL, BYTES_PER_SOURCE = 80.0, 1.0e5  # per band, measured: see `_memory`
+# What a folded basis takes, in units of its functions in the window: smaller windows, outskirts, packed copies
+FOLDED_TABLES = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,7 +366,9 @@ class Deblender:
         result = self._empty_result(scenes, settings)
         covariances: dict[int, NDArray[np.float32]] = {} if before is None else keep(result, before)
         new = [i for i, scene in enumerate(scenes) if before is None or before.scenes[i] is not scene]
-        chunks = [_Chunk(members) for members in _together(result, new)]
+        n_source = sum(scenes[i].n_source for i in new)
+        share = -(-n_source // settings.n_threads) if self.pool is None else CHUNK
+        chunks = [_Chunk(members) for members in _together(result, new, min(max(share, LEAST_CHUNK), CHUNK))]
         chunks += [_Chunk([i], part) for i in new for part in patches.divide(scenes[i])]
         host_limit = settings.memory_limit if self.pool is None else None
         n_worker = min(settings.n_threads, _workers(chunks, result, host_limit), max(len(chunks), 1))
@@ -516,7 +521,7 @@ def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -
                for y, w in zip(scene.image, scene.inverse_variance, strict=True))
 
 
-def _together(result: DeblendResult, among: list[int]) -> Iterator[list[int]]:
+def _together(result: DeblendResult, among: list[int], n_source: int) -> Iterator[list[int]]:
     """Scenes that are solved whole, together: of one folded basis, up to a number of sources and pixels."""
     groups: dict[int, list[int]] = {}
     for i in among:
@@ -527,7 +532,7 @@ def _together(result: DeblendResult, among: list[int]) -> Iterator[list[int]]:
         held: list[int] = []
         for i in members:
             taken = [result.scenes[k] for k in [*held, i]]
-            if held and (sum(s.n_source for s in taken) > CHUNK
+            if held and (sum(s.n_source for s in taken) > n_source
                          or sum(s.shape[0] * s.shape[1] for s in taken) > CHUNK_PIXELS):
                 yield held
                 held = []
@@ -548,11 +553,13 @@ def _workers(chunks: list[_Chunk], result: DeblendResult, memory_limit: float | 
 
 def _memory(scenes: list[Scene], result: DeblendResult) -> float:
     """Bytes that solving scenes together takes at most, beside images and result."""
-    n_band, border = len(result.bands), 2 * (result.folded.fold(None).half if len(result.folded) else 0)
+    n_band = len(result.bands)
+    folded = result.folded.fold(None) if len(result.folded) else None
+    border, tables = (0, 0.0) if folded is None else (2 * folded.half, FOLDED_TABLES * folded.phi.nbytes)
     n_pixel = sum((s.shape[0] + border) * (s.shape[1] + border) for s in scenes)
     n_psf = max(len(set(s.psf.at(s.centers).tolist())) if isinstance(s.psf, PsfField) else 1 for s in scenes)
     return (BYTES_PER_PIXEL * n_band * n_pixel + BYTES_PER_SOURCE * n_band * sum(s.n_source for s in scenes)
-            + FOLDED_BYTES * n_band * n_psf)
+            + tables * n_psf)
 
 
 def _check(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,

@@ -78,7 +78,7 @@ class Window:
     inset: int
     n_used: int
 
-    @property
+    @functools.cached_property
     def phi(self) -> NDArray[np.float32]:
         """Pixels row by row, float32 (n_band, n_used, size^2)."""
         n_band, n_basis, _ = self.source.shape
@@ -95,7 +95,7 @@ class Window:
     @functools.cached_property
     def gather(self) -> Table:
         """From pixels to coefficients."""
-        return Table(self.phi.transpose(0, 2, 1))
+        return Table(self.phi, transposed=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ class FoldedBasis:
     @functools.cached_property
     def gather_outer(self) -> Table:
         """From cells to coefficients."""
-        return Table(self.outer.transpose(0, 2, 1))
+        return Table(self.outer, transposed=True)
 
     def at(self, extent: int) -> Window:
         """One window: the k-th smaller one for an extent of -k, else the basis' own."""
