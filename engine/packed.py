@@ -54,22 +54,10 @@ class Table:
         -------
         float32 (n, m, j)
         """
-        n, i, j = self.shape
-        m = rows.shape[1]
-        out = np.empty((n, m, j), np.float32)
-        if not out.size or not i:
-            out[...] = 0
-            return out
-        rows = np.ascontiguousarray(rows, np.float32)
-        session = self._packed()
-        binding = session.io_binding()
-        for b in range(n):
-            binding.bind_input(f"rows{b}", "cpu", 0, np.float32, (m, i), rows[b].ctypes.data)
-            binding.bind_output(f"out{b}", "cpu", 0, np.float32, (m, j), out[b].ctypes.data)
-        session.run_with_iobinding(binding)
-        return out
+        return multiply(rows, self)
 
-    def _packed(self) -> onnxruntime.InferenceSession:
+    def packed(self) -> onnxruntime.InferenceSession:
+        """The graph, made at the first call."""
         with self._lock:
             if self._session is None:
                 options = onnxruntime.SessionOptions()
@@ -82,6 +70,24 @@ class Table:
                 self._session = onnxruntime.InferenceSession(_model(self._matrix.shape, self._transposed), options,
                                                              providers=["CPUExecutionProvider"])
             return self._session
+
+
+def multiply(rows: FloatArray, table: Table) -> FloatArray:
+    """Rows (n, m, i) times a table; see `Table.__call__`."""
+    n, i, j = table.shape
+    m = rows.shape[1]
+    out = np.empty((n, m, j), np.float32)
+    if not out.size or not i:
+        out[...] = 0
+        return out
+    rows = np.ascontiguousarray(rows, np.float32)
+    session = table.packed()
+    binding = session.io_binding()
+    for b in range(n):
+        binding.bind_input(f"rows{b}", "cpu", 0, np.float32, (m, i), rows[b].ctypes.data)
+        binding.bind_output(f"out{b}", "cpu", 0, np.float32, (m, j), out[b].ctypes.data)
+    session.run_with_iobinding(binding)
+    return out
 
 
 def _model(shape: tuple[int, ...], transposed: bool) -> bytes:

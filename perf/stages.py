@@ -49,7 +49,7 @@ CALLS: dict[str, tuple[str, ...]] = {  # the first name that a version has is co
     "photometry": ("photometry.linear_fluxes",),
     "iteration": ("solver.newton_step",),
 }
-PRODUCTS = ("matmul.matmul",)  # functions of two operands (..., i, j) and (..., j, k)
+PRODUCTS = ("matmul.matmul", "packed.multiply")  # functions of two operands (..., i, j) and (..., j, k)
 ITERATION = ("solver.newton_step",)  # functions of a problem, whose `scene` has a number per source
 
 
