@@ -6,10 +6,11 @@ from deblendrt.cuda.device import Device, DeviceArray
 from deblendrt.cuda.layout import Layout
 
 
-def mean_weight(device: Device, layout: Layout, weights: DeviceArray, profile: DeviceArray, out: DeviceArray) -> None:
+def mean_weight(device: Device, layout: Layout, weights: DeviceArray, profile: DeviceArray, inset: DeviceArray,
+                out: DeviceArray) -> None:
     """`reference.mean_weight`."""
     device.launch("mean_weight", (layout.n_source, layout.n_band), (128,), layout.scene, layout.corner, layout.basis,
-                  layout.canvas_start, layout.canvas_shape, weights, profile, layout.n_band, layout.window, out)
+                  layout.canvas_start, layout.canvas_shape, weights, profile, inset, layout.n_band, layout.window, out)
 
 
 def cost(n_source: int, n_band: int, n_window_pixel: int) -> tuple[float, float]:

@@ -7,10 +7,10 @@
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) project(
     const int* __restrict__ row_tile, const int* __restrict__ basis, const int* __restrict__ scene,
     const int* __restrict__ corner, const int64* __restrict__ canvas_start, const int* __restrict__ canvas_shape,
-    const float* __restrict__ image, const float* __restrict__ table, int n_source, int n_band, int n_basis, int window,
+    const int* __restrict__ inset, const float* __restrict__ image, const float* __restrict__ table, int n_source, int n_band, int n_basis, int window,
     int length, float* __restrict__ out) {
     __shared__ GemmShared shared;
-    __shared__ int width[TILE_ROWS];
+    __shared__ int width[TILE_ROWS], cut[TILE_ROWS];
     __shared__ int64 from[TILE_ROWS], to[TILE_ROWS];  // in `image` and `out`; -1: not to be written
     const int* tile = row_tile + (int64)blockIdx.y * TILE_ROWS;
     if (tile[0] < 0) return;  // no sources here
@@ -20,6 +20,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) project(
         const int m = threadIdx.x, i = tile[m] < 0 ? tile[0] : tile[m];  // padding repeats a window, for nobody
         const int s = scene[i], height = canvas_shape[2 * s];
         width[m] = canvas_shape[2 * s + 1];
+        cut[m] = inset[i];
         from[m] = canvas_start[s] + ((int64)band * height + corner[2 * i + 1]) * width[m] + corner[2 * i];
         to[m] = tile[m] < 0 ? -1 : (((int64)run * n_source + i) * n_band + band) * n_basis;
     }
@@ -31,10 +32,11 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) project(
         shared, n_inner,
         [&](int k, int first, float* next) {
             const int p = first_pixel + k, y = p / window, x = p - y * window;
+            const int edge = min(min(x, y), window - 1 - max(x, y));  // pixels between it and the window's edge
 #pragma unroll
             for (int i = 0; i < LOAD_ROWS; ++i) {
                 const int m = first + LOAD_STEP * i;
-                next[i] = k < n_inner ? image[from[m] + (int64)y * width[m] + x] : 0.0f;
+                next[i] = k < n_inner && edge >= cut[m] ? image[from[m] + (int64)y * width[m] + x] : 0.0f;
             }
         },
         entries, n_basis,

@@ -26,7 +26,8 @@ def runs(n_pixel: int, n_basis: int) -> tuple[int, int]:
 
 
 def project(device: Device, layout: Layout, image: DeviceArray, phi_t: DeviceArray, outer_t: DeviceArray | None,
-            extended: DeviceArray, cells: DeviceArray | None, scratch: DeviceArray, out: DeviceArray) -> None:
+            extended: DeviceArray, inset: DeviceArray, cells: DeviceArray | None, scratch: DeviceArray,
+            out: DeviceArray) -> None:
     """`reference.project`; `cells` and `scratch` are overwritten."""
     n_source, n_band, n_basis = out.shape
     n_part, length = runs(layout.n_window_pixel, n_basis)
@@ -35,8 +36,8 @@ def project(device: Device, layout: Layout, image: DeviceArray, phi_t: DeviceArr
     target = scratch if n_part > 1 else out
     places = (layout.scene, layout.corner, layout.canvas_start, layout.canvas_shape)
     grid = (-(-n_basis // TILE_COLUMNS), layout.row_tile.size // ROW_TILE, n_band * n_part)
-    device.launch("project", grid, (THREADS,), layout.row_tile, layout.basis, *places, image, phi_t, n_source, n_band,
-                  n_basis, layout.window, length, target)
+    device.launch("project", grid, (THREADS,), layout.row_tile, layout.basis, *places, inset, image, phi_t, n_source,
+                  n_band, n_basis, layout.window, length, target)
     if n_part > 1:
         device.launch("project:add_parts", (layout.row_tile.size,), (256,), layout.row_tile, scratch, n_source,
                       n_band * n_basis, n_part, out)

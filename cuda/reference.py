@@ -82,7 +82,7 @@ def render(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extende
 
 
 def project(layout: Layout, image: FloatArray, phi_t: FloatArray, outer_t: FloatArray | None, extended: IntArray,
-            cells: FloatArray | None, scratch: FloatArray, out: FloatArray) -> None:
+            inset: IntArray, cells: FloatArray | None, scratch: FloatArray, out: FloatArray) -> None:
     """Multiply the windows of images with the folded basis: the adjoint of `product` and `render`.
 
     Parameters
@@ -92,6 +92,8 @@ def project(layout: Layout, image: FloatArray, phi_t: FloatArray, outer_t: Float
     phi_t : float32 (n_psf, n_band, n_window_pixel, n_basis)
     outer_t : float32 (n_psf, n_band, n_cell, n_basis), or None
     extended : int32 (n_source,)
+    inset : int32 (n_source,) [pixel]
+        By how much sources' windows are smaller on every side.
     cells : float32 (n_source, n_band, n_cell), or None
         Overwritten, for extended sources.
     scratch : float32
@@ -106,8 +108,10 @@ def project(layout: Layout, image: FloatArray, phi_t: FloatArray, outer_t: Float
         x, y = layout.corner[i]
         full = wide[:, y : y + layout.full_window, x : x + layout.full_window].copy()
         inside = slice(margin, margin + window)
-        core = full[:, inside, inside].reshape(len(canvas), 1, -1)
-        result = (core @ phi_t[layout.basis[i]])[:, 0]
+        core = np.zeros((len(canvas), window, window))
+        within = (slice(None), *[slice(inset[i], window - inset[i])] * 2)
+        core[within] = full[:, inside, inside][within]
+        result = (core.reshape(len(canvas), 1, -1) @ phi_t[layout.basis[i]])[:, 0]
         if cells is not None and outer_t is not None and extended[i]:
             full[:, inside, inside] = 0
             along = interpolation(layout.full_window // layout.binning, layout.binning)
@@ -167,7 +171,7 @@ def loss(layout: Layout, data: FloatArray, weight: FloatArray, model: FloatArray
                 out[blend, which] = _canvas(layout, every, s).reshape(layout.n_band, -1)[:, pixels].sum()
 
 
-def mean_weight(layout: Layout, weights: FloatArray, profile: FloatArray, out: DoubleArray) -> None:
+def mean_weight(layout: Layout, weights: FloatArray, profile: FloatArray, inset: IntArray, out: DoubleArray) -> None:
     """Mean weight under each source.
 
     Parameters
@@ -175,13 +179,17 @@ def mean_weight(layout: Layout, weights: FloatArray, profile: FloatArray, out: D
     layout : Layout
     weights : float32 (n_pixel,)
     profile : float32 (n_psf, n_band, n_window_pixel)
-        Of sum one.
+        Of sum one in the whole window.
+    inset : int32 (n_source,) [pixel]
+        By how much sources' windows are smaller on every side.
     out : float64 (n_source, n_band)
     """
     for i in np.flatnonzero(layout.scene >= 0):
         x, y = layout.corner[i]
+        inside = (slice(None), *[slice(inset[i], layout.window - inset[i])] * 2)
         under = _canvas(layout, weights, layout.scene[i])[:, y : y + layout.window, x : x + layout.window]
-        out[i] = (under.reshape(layout.n_band, -1).astype(np.float64) * profile[layout.basis[i]]).sum(1)
+        share = profile[layout.basis[i]].reshape(under.shape)
+        out[i] = (under[inside].astype(np.float64) * share[inside]).sum((1, 2))
 
 
 def _likelihood(weight: FloatArray, model: FloatArray, temper: float, error: float,

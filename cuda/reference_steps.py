@@ -166,22 +166,32 @@ def adam(layout: Layout, downhill: DoubleArray, floor: DoubleArray, offset0: Dou
     _hold_offset(layout.n_band, out_latent, offset0, max_drift)
 
 
-def wide(layout: Layout, through: FloatArray, coefficients: FloatArray, wbar: DoubleArray, out_extended: IntArray, *,
-         threshold: float) -> None:
-    """Mark sources whose light outside the window has more than a given chi2, all bands together.
+def wide(layout: Layout, through: FloatArray, coefficients: FloatArray, wbar: DoubleArray, smallest: IntArray,
+         out_extent: IntArray, *, window: int, threshold: float) -> None:
+    """Let sources whose light outside a window has at most a given chi2, all bands together, be drawn in it.
+
+    To be called for each window, the largest first.
 
     Parameters
     ----------
     layout : Layout
     through : float32 (n_source, n_band, n_basis) [nJy]
-        Coefficients times the difference of the Gram matrices of the full window and the window.
+        Coefficients times the Gram matrices of what the window misses of the full window.
     coefficients : float32 (n_source, n_band, n_basis) [nJy]
     wbar : float64 (n_source, n_band) [nJy^-2]
         Mean inverse variance under each source.
-    out_extended : int32 (n_source,)
-        Set to 1 where marked, else kept.
+    smallest : int32 (n_source,)
+        The least extent of each source.
+    out_extent : int32 (n_source,)
+        See `reference_trim.reach`. Set where the window is enough, and to 1 where the basis' own is not.
+    window : int
+        0 the basis' own, k the k-th smaller one.
     threshold : float
         Square of a signal to noise.
     """
     square = (through * coefficients).sum(2, dtype=np.float64)
-    out_extended[(layout.scene >= 0) & ((wbar * square).sum(1) > threshold)] = 1
+    enough = (wbar * square).sum(1) <= threshold
+    real = layout.scene >= 0
+    out_extent[real & enough] = np.maximum(-window, smallest)[real & enough]
+    if window == 0:
+        out_extent[real & ~enough] = 1

@@ -1,9 +1,10 @@
-// wide: a block per source, threads along the basis; products in float32 as the CPU's, sums in float64.
+// wide: whether a window is enough; a block per source, threads along the basis; products in float32 as the CPU's, sums in float64.
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) wide(
     const int* __restrict__ scene, const float* __restrict__ through, const float* __restrict__ coefficients,
-    const double* __restrict__ wbar, int n_band, int n_basis, double threshold, int* __restrict__ extended) {
+    const double* __restrict__ wbar, const int* __restrict__ smallest, int n_band, int n_basis, int window,
+    double threshold, int* __restrict__ extent) {
     __shared__ double scratch[128];
     const int i = blockIdx.x;
     if (scene[i] < 0) return;
@@ -15,5 +16,7 @@ extern "C" __global__ void __launch_bounds__(128) wide(
         square += wbar[(int64)i * n_band + b] * sum;
     }
     square = block_sum(square, scratch);
-    if (threadIdx.x == 0 && square > threshold) extended[i] = 1;
+    if (threadIdx.x != 0) return;
+    if (square <= threshold) extent[i] = max(-window, smallest[i]);
+    else if (window == 0) extent[i] = 1;
 }

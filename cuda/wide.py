@@ -1,4 +1,4 @@
-"""Find sources whose light outside the window matters.
+"""Find sources whose light outside a window matters.
 
 Moves 8 n_band n_basis bytes a source.
 """
@@ -12,11 +12,11 @@ from deblendrt.cuda.layout import Layout
 
 
 def wide(device: Device, layout: Layout, through: DeviceArray, coefficients: DeviceArray, wbar: DeviceArray,
-         out_extended: DeviceArray, *, threshold: float) -> None:
+         smallest: DeviceArray, out_extent: DeviceArray, *, window: int, threshold: float) -> None:
     """`reference_steps.wide`."""
     n_source, n_band, n_basis = coefficients.shape
-    device.launch("wide", (n_source,), (128,), layout.scene, through, coefficients, wbar, n_band, n_basis,
-                  np.float64(threshold), out_extended)
+    device.launch("wide", (n_source,), (128,), layout.scene, through, coefficients, wbar, smallest, n_band,
+                  n_basis, window, np.float64(threshold), out_extent)
 
 
 def cost(n_source: int, n_band: int, n_basis: int) -> tuple[float, float]:

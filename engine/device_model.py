@@ -24,10 +24,12 @@ class Tables:
 
     Attributes
     ----------
-    phi, phi_t, outer, outer_t, gram, full_gram : float32 (n_psf, ...)
+    phi, phi_t, outer, outer_t : float32 (n_psf, ...)
         As in `FoldedBasis`; outer ones None where the basis has no outskirts.
-    outside_gram : float32 (n_psf, n_band, n_basis, n_basis)
-        full_gram - gram.
+    gram, missed : tuple of float32 (n_psf, n_band, n_basis, n_basis)
+        Of the basis' own window and of each smaller one, see `Window`.
+    insets, used : int32 (n_window,)
+        By how much each of these windows is smaller [pixel], and the number of functions in it.
     profile : float32 (n_psf, n_band, n_pixel)
         See `Problem`.
     rim : float32 (n_psf, n_band, n_pixel)
@@ -40,9 +42,10 @@ class Tables:
     phi_t: DeviceArray
     outer: DeviceArray | None
     outer_t: DeviceArray | None
-    gram: DeviceArray
-    full_gram: DeviceArray
-    outside_gram: DeviceArray
+    gram: tuple[DeviceArray, ...]
+    missed: tuple[DeviceArray, ...]
+    insets: DeviceArray
+    used: DeviceArray
     profile: DeviceArray
     rim: DeviceArray
     key: tuple[Any, ...]
@@ -89,9 +92,13 @@ class DeviceModel:
         rim = np.zeros((problem.n_band, problem.folded.window, problem.folded.window))
         rim[:] = 1 / curvature.rim_size(problem.folded.window)
         rim[:, curvature.RIM : -curvature.RIM, curvature.RIM : -curvature.RIM] = 0
+        n_window = 1 + len(problem.folded.insets)
         tables = Tables(
-            **{name: stack(of(name)) for name in ("phi", "phi_t", "outer", "outer_t", "gram", "full_gram")},
-            outside_gram=stack([basis.full_gram - basis.gram for basis in bases]),
+            **{name: stack(of(name)) for name in ("phi", "phi_t", "outer", "outer_t")},
+            **{name: tuple(stack([getattr(basis.at(-k), name) for basis in bases]) for k in range(n_window))
+               for name in ("gram", "missed")},
+            insets=self.device.upload(np.array([0, *problem.folded.insets], np.int32)),
+            used=self.device.upload(np.array([bases[0].at(-k).n_used for k in range(n_window)], np.int32)),
             profile=stack([p.reshape(problem.n_band, -1) for p in problem.profile]),
             rim=stack([rim.reshape(problem.n_band, -1)] * len(bases)), key=key)
         self._tables[key] = tables, bases  # the bases stay alive, so that no other has their id

@@ -134,7 +134,7 @@ class DeviceWork:
         key = tuple(tempers)
         descent.run(key, lambda: descent.gauss_newton(key))
         n_blend = problem.n_blend
-        extent, wanted = (descent.fetch(a).astype(np.int8) for a in (descent.extended, descent.wide))
+        extent, wanted = (descent.fetch(a).astype(np.int8) for a in (descent.extent, descent.wanted))
         left, following = (self.device.download(a)[:n_blend] for a in (descent.left, descent.damping))
         return dataclasses.replace(problem, extent=extent), Progress(
             descent.fetch(descent.state.latent), wanted, left, following, descent.fetch(descent.curvature))
@@ -144,7 +144,7 @@ class DeviceWork:
         descent = self._load(problem)
         descent.start(latent, floor)
         descent.run(("adam", n_iteration), lambda: descent.adam(n_iteration))
-        return dataclasses.replace(problem, extent=descent.fetch(descent.extended).astype(np.int8)), descent
+        return dataclasses.replace(problem, extent=descent.fetch(descent.extent).astype(np.int8)), descent
 
     def _load(self, problem: Problem) -> Descent:
         """Buffers of the problem's size that hold it."""

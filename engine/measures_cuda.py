@@ -126,7 +126,7 @@ def light_areas(descent: Descent, coefficients: FloatArray) -> DoubleArray:
     device, every = descent.device, descent.every
     descent.put(coefficients, descent.state.coefficients)
     descent.stamp(every, descent.state.coefficients)
-    mean_weight(device, every, descent.weight, descent.tables.profile, descent.full_wbar)
+    mean_weight(device, every, descent.weight, descent.tables.profile, descent.inset, descent.full_wbar)
     out = device.empty(every.n_source, np.int32)
     light_area(device, every, descent.stamps, descent.cells, descent.extended, descent.full_wbar, out,
                threshold=start.SIGNIFICANT**2)

@@ -79,7 +79,7 @@ class Problem:
     extent : int8 (n_source,)
         How far each source is drawn, see `ops`.
     smallest : int8 (n_source,)
-        Its least value: the smallest window, but not on a device, nor where a band has weight outside of it alone.
+        Its least value: the smallest window, but not where a band has weight outside of it alone.
     profile : list of float32 (n_band, window, window)
         Square of the mean galaxy's image, of sum one per band: what mean weights are weighted by. One for each group of
         `folded`.

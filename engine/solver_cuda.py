@@ -37,12 +37,14 @@ from deblendrt.cuda.render import render
 from deblendrt.cuda.residual import residual
 from deblendrt.cuda.secant import secant
 from deblendrt.cuda.stars import stars
+from deblendrt.cuda.trim import reach, trim_basis, trim_stamps
 from deblendrt.cuda.wide import wide
 from deblendrt.engine import objective, solver
 from deblendrt.engine.curvature import EXTENDED, prior_curvature
 from deblendrt.engine.device_model import DeviceModel, Tables
 from deblendrt.engine.layouts import filled
 from deblendrt.engine.objective import DoubleArray, Problem, State
+from deblendrt.engine.psf import NESTED
 from deblendrt.engine.runtime import Jacobian
 
 DRAWN = ("row_tile", "tile_start", "tile_source")  # what the layouts of all sources and of joint ones differ in
@@ -112,7 +114,9 @@ class Descent:
         self.data, self.weight, self.background = (empty(n_pixel, f32) for _ in range(3))
         self.weights, self.residual, self.image = (empty(n_pixel, f32) for _ in range(3))
         self.offset0, self.floor = empty((n, 2), f64), empty((n, n_band), f64)
-        self.star, self.extended, self.wide = (empty(n, i32) for _ in range(3))
+        self.star, self.smallest, self.extent, self.wanted = (empty(n, i32) for _ in range(4))
+        self.extended, self.inset, self.n_used = (empty(n, i32) for _ in range(3))  # by extent
+        self.chosen = empty((1 + len(NESTED), n), i32)
         self.measured = empty((n, n_band), i32)
         self.wbar, self.full_wbar, self.rim = (empty((n, n_band), f64) for _ in range(3))
         self.curvature, self.first_curvature, self.alone, self.block, self.inverse = (
@@ -125,7 +129,7 @@ class Descent:
         self.first_damping = self.device.upload(np.full(n_blend, solver.FIRST_DAMPING))
         self.better, self.loss = empty(n_blend, i32), empty((n_blend, 2), f64)
         self.columns, self.through = (empty((n, n_band, n_column, n_basis), f32) for _ in range(2))
-        self.d_coefficients, self.changed = (empty((n, n_band, n_basis), f32) for _ in range(2))
+        self.d_coefficients, self.changed, self.trimmed = (empty((n, n_band, n_basis), f32) for _ in range(3))
         self.stamps = empty((n, n_band, every.n_window_pixel), f32)
         self.cells = empty((n, n_band, every.n_cell), f32) if every.n_cell else None
         self._recordings: dict[Any, tuple[Recording | None, Tables]] = {}
@@ -173,8 +177,10 @@ class Descent:
         """Upload what may differ between problems of the same images."""
         self._problem = problem
         for values, target in ((problem.offset0, self.offset0), (problem.star, self.star),
-                               (problem.extended, self.extended), (problem.measured, self.measured)):
+                               (problem.extent, self.extent), (problem.smallest, self.smallest),
+                               (problem.measured, self.measured)):
             self.put(values, target)
+        self.reach()
 
     def start(self, latent: DoubleArray, floor: DoubleArray, damping: DoubleArray | None = None,
               curvature: DoubleArray | None = None) -> None:
@@ -226,8 +232,10 @@ class Descent:
     def stamp(self, layout: Layout, coefficients: DeviceArray, *, outskirts: bool = True) -> None:
         """Queue the stamps and outskirts of the sources of a layout."""
         n, n_band, n_basis = coefficients.shape
-        lines = coefficients.reshape(n, n_band, 1, n_basis)
+        trim_basis(self.device, layout, self.n_used, coefficients, self.trimmed)
+        lines = self.trimmed.reshape(n, n_band, 1, n_basis)
         product(self.device, layout, lines, self.tables.phi, self.stamps.reshape(n, n_band, 1, -1))
+        trim_stamps(self.device, layout, self.inset, self.stamps)
         if outskirts and self.cells is not None and self.tables.outer is not None:
             product(self.device, layout, lines, self.tables.outer, self.cells.reshape(n, n_band, 1, -1),
                     chosen=self.extended)
@@ -235,7 +243,14 @@ class Descent:
     def project(self, layout: Layout, image: DeviceArray, out: DeviceArray, *, outskirts: bool = True) -> None:
         """Queue the inner products of an image with the folded basis."""
         outer_t, cells = (self.tables.outer_t, self.cells) if outskirts else (None, None)
-        project(self.device, layout, image, self.tables.phi_t, outer_t, self.extended, cells, self.stamps, out)
+        project(self.device, layout, image, self.tables.phi_t, outer_t, self.extended, self.inset, cells, self.stamps,
+                out)
+        trim_basis(self.device, layout, self.n_used, out, out)
+
+    def reach(self) -> None:
+        """Queue what the extents of sources stand for."""
+        reach(self.device, self.every, self.extent, self.tables.insets, self.tables.used, self.extended, self.inset,
+              self.n_used, self.chosen.rows(0, len(self.tables.insets)))
 
     def weigh(self, temper: float, error: float) -> None:
         """Queue the robust weights, the weighted residual, and the way downhill."""
@@ -247,29 +262,31 @@ class Descent:
              state.prior_gradient, self.downhill)
 
     def extend(self, target: DeviceArray) -> None:
-        """Queue which sources need outskirts (`curvature.extents`), or-ed into target."""
-        if self.cells is None:
-            return
+        """Queue `curvature.extents` of the state."""
         n, n_band, n_basis = self.state.coefficients.shape
         lines = self.state.coefficients.reshape(n, n_band, 1, n_basis)
         through = self.changed.reshape(n, n_band, 1, n_basis)
-        product(self.device, self.every, lines, self.tables.outside_gram, through)
-        wide(self.device, self.every, self.changed, self.state.coefficients, self.full_wbar, target,
-             threshold=EXTENDED**2)
+        mean_weight(self.device, self.every, self.weight, self.tables.profile, self.inset, self.full_wbar)
+        for window, missed in enumerate(self.tables.missed):
+            product(self.device, self.every, lines, missed, through)
+            wide(self.device, self.every, self.changed, self.state.coefficients, self.full_wbar, self.smallest, target,
+                 window=window, threshold=EXTENDED**2)
 
     def newton_step(self) -> None:
         """Queue `solver.newton_step`."""
         device, state, every, joint = self.device, self.state, self.every, self.joint
-        mean_weight(device, every, self.weights, self.tables.profile, self.wbar)
+        mean_weight(device, every, self.weights, self.tables.profile, self.inset, self.wbar)
         columns(device, *state.jacobian, state.coefficients, state.latent, self.columns)
         alone = self.curvature
         if self.cells is not None:
             alone = self.alone
-            mean_weight(device, every, self.weights, self.tables.rim, self.rim)
+            mean_weight(device, every, self.weights, self.tables.rim, self.inset, self.rim)
             device.clear(self.through)
-            product(device, every, self.columns, self.tables.outside_gram, self.through, chosen=self.extended)
+            product(device, every, self.columns, self.tables.missed[0], self.through, chosen=self.extended)
             blocks(device, self.columns, self.through, self.rim, self.curvature, alone)
-        product(device, every, self.columns, self.tables.gram, self.through)
+        for window, gram in enumerate(self.tables.gram):
+            product(device, every, self.columns, gram, self.through,
+                    chosen=self.chosen.rows(window, window + 1).reshape(-1))
         blocks(device, self.columns, self.through, self.wbar, alone, self.block)
         damped_inverse(device, every, self.block, self.damping, every.n_band, self.inverse, self.added)
         conjugate_start(device, every, self.inverse, self.downhill, self.step, self.rest, self.direction, self.rz)
@@ -291,11 +308,11 @@ class Descent:
         device.clear(self.left)
         device.clear(self.image)
         device.copy(self.first_damping, self.damping)
-        mean_weight(device, self.every, self.weight, self.tables.profile, self.full_wbar)
         self.evaluate(state)
         for before, tau in zip([tempers[0] if tempers else 0.0, *tempers], tempers, strict=False):
             if before > tau == 0.0:  # the shapes are known now
-                self.extend(self.extended)
+                self.extend(self.extent)
+                self.reach()
                 self.draw(state)
             error = max(tau, objective.MODEL_ERROR)
             self.weigh(tau, error)
@@ -311,8 +328,7 @@ class Descent:
                    self.curvature)
             choose(device, self.every, self.better, trial.by_source, state.by_source)
             self.draw(state)
-        device.copy(self.extended, self.wide)
-        self.extend(self.wide)
+        self.extend(self.wanted)
 
     def adam(self, n_iteration: int) -> None:
         """Queue `solver.adam`."""
@@ -320,11 +336,11 @@ class Descent:
         first, second = self.step, self.rest
         for moment in (first, second):
             device.clear(moment)
-        mean_weight(device, self.every, self.weight, self.tables.profile, self.full_wbar)
         for iteration in range(n_iteration):
             self.evaluate(state)
             if iteration == int(solver.TEMPERED * n_iteration):
-                self.extend(self.extended)
+                self.extend(self.extent)
+                self.reach()
                 self.draw(state)
             self.weigh(0.0, solver.temper(iteration, n_iteration))
             rate, share, correction = solver.adam_constants(iteration)

@@ -73,7 +73,7 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
     measured = np.array([(weight[s][:, y : y + window, x : x + window] > 0).any((1, 2))
                          for s, (x, y) in zip(scene_of, corner, strict=True)])
     smallest = np.zeros(len(corner), np.int8)
-    if device is None and folded.insets:
+    if folded.insets:
         core = slice(folded.insets[-1], window - folded.insets[-1])
         seen = np.array([(weight[s][:, y : y + window, x : x + window][:, core, core] > 0).any((1, 2))
                          for s, (x, y) in zip(scene_of, corner, strict=True)])

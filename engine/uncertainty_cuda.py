@@ -12,6 +12,7 @@ from deblendrt.cuda.layout import Layout
 from deblendrt.cuda.normal import source_pairs
 from deblendrt.cuda.precision import precision
 from deblendrt.cuda.product import product
+from deblendrt.cuda.trim import trim_basis, trim_stamps
 from deblendrt.engine.layouts import filled, padded, row_tiles
 from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray
 from deblendrt.engine.solver_cuda import Descent
@@ -40,6 +41,8 @@ def likelihood_precisions(descent: Descent, weights: Canvases,
     on_weights = descent.image
     descent.put_canvases(weights, on_weights)
     extended = filled(problem.extended, every.n_source, 0)
+    extent = np.minimum(problem.extent, 0)
+    inset, n_used = (device.download(a) for a in (descent.tables.insets, descent.tables.used))
     pairs, pair_start = source_pairs(host, extended)
     start = host.blend_start[: problem.n_blend + 1]
     largest = max(AT_ONCE, int(np.diff(start).max(initial=1)))
@@ -58,7 +61,9 @@ def likelihood_precisions(descent: Descent, weights: Canvases,
         slot[rows] = np.arange(len(rows))
         drawn = _drawn_together(descent, rows, largest)
         wide = filled(extended[rows], largest, 0)
+        trim_basis(device, drawn, device.upload(filled(n_used[-extent[rows]], largest, n_basis)), columns, columns)
         product(device, drawn, columns, descent.tables.phi, stamps)
+        trim_stamps(device, drawn, device.upload(filled(inset[-extent[rows]], largest, 0)), stamps)
         if cells is not None and descent.tables.outer is not None and wide.any():
             product(device, drawn, columns, descent.tables.outer, cells, chosen=device.upload(wide))
         out = device.empty((padded(len(mine)), n_band, n_column, n_column), np.float64)

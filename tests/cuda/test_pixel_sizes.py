@@ -51,13 +51,17 @@ def extended_of(layout: Layout) -> np.ndarray:
     return (np.arange(layout.n_source) % 3 > 0).astype(np.int32) * (layout.margin > 0)
 
 
+def inset_of(layout: Layout) -> np.ndarray:
+    return np.where(extended_of(layout) > 0, 0, np.arange(layout.n_source) % 4).astype(np.int32)
+
+
 def projected(layout: Layout, n_basis: int, image: np.ndarray) -> tuple[Any, ...]:
     """Arguments of `project`."""
     n_cell, out = layout.n_cell, numbers(layout, layout.n_source, layout.n_band, n_basis)
     scratch = np.full((project.runs(layout.n_window_pixel, n_basis)[0], *out.shape), np.nan, np.float32)
     return (image, table(layout, layout.n_window_pixel, n_basis), table(layout, n_cell, n_basis) if n_cell else None,
-            extended_of(layout), numbers(layout, layout.n_source, layout.n_band, n_cell) if n_cell else None, scratch,
-            out)
+            extended_of(layout), inset_of(layout), numbers(
+                layout, layout.n_source, layout.n_band, n_cell) if n_cell else None, scratch, out)
 
 
 @needs_shim
@@ -89,7 +93,7 @@ def test_render(case: tuple[Layout, int]) -> None:
 def test_project(case: tuple[Layout, int]) -> None:
     layout, n_basis = case
     arguments = projected(layout, n_basis, numbers(layout, layout.n_pixel))
-    [(result, expected)] = both(project.project, reference.project, layout, *arguments, outputs=(6,))
+    [(result, expected)] = both(project.project, reference.project, layout, *arguments, outputs=(7,))
     close(result, expected)
 
 
@@ -108,8 +112,8 @@ def test_likelihood_and_mean_weight(case: tuple[Layout, int]) -> None:
     [(result, expected)] = both(loss.loss, reference.loss, layout, *finite, *constants, losses, outputs=(8,))
     close(result, expected, 1e-5)
     profile, wbar = table(layout, layout.n_window_pixel) ** 2, np.full((layout.n_source, layout.n_band), np.nan)
-    [(result, expected)] = both(mean_weight.mean_weight, reference.mean_weight, layout, weight, profile, wbar,
-                                outputs=(2,))
+    [(result, expected)] = both(mean_weight.mean_weight, reference.mean_weight, layout, weight, profile,
+                                inset_of(layout), wbar, outputs=(3,))
     close(result, expected)
 
 
@@ -127,7 +131,9 @@ def test_bits_do_not_depend_on_the_batch() -> None:
         arguments = list(projected(layout, n_basis, image))
         arguments[3] = np.zeros_like(arguments[3])
         arguments[3][first : first + n : 2] = 1
-        [rows] = run(ShimDevice(), project.project, layout, *arguments, outputs=(6,))
+        arguments[4] = np.zeros_like(arguments[4])
+        arguments[4][first + 1 : first + n : 2] = 3
+        [rows] = run(ShimDevice(), project.project, layout, *arguments, outputs=(7,))
         stamps = np.zeros((layout.n_source, layout.n_band, 1, layout.n_window_pixel), np.float32)
         [stamps] = run(ShimDevice(), product.product, layout, rows[:, :, None], table(layout, n_basis,
                        layout.n_window_pixel), stamps, outputs=(2,))

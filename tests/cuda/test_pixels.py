@@ -12,7 +12,7 @@ from problems import toy_problem
 from shim import ShimDevice
 from toy_model import N_BAND, ToyModel
 
-from deblendrt.cuda import loss, mean_weight, product, project, reference, render, residual
+from deblendrt.cuda import loss, mean_weight, product, project, reference, reference_trim, render, residual
 from deblendrt.cuda.layout import Layout
 from deblendrt.engine import curvature, decoding, objective, ops
 from deblendrt.engine.deblender import Deblender
@@ -50,6 +50,12 @@ class Case(NamedTuple):
                           for d in self.problem.data])
 
     @property
+    def inset(self) -> np.ndarray:
+        """Of each source's window."""
+        inset = np.array([0, *self.problem.folded.insets], np.int32)
+        return self.padded(inset[-np.minimum(self.problem.extent, 0)])
+
+    @property
     def n(self) -> int:
         return len(self.problem.scene)
 
@@ -68,6 +74,8 @@ def case(request: pytest.FixtureRequest, toy_deblender: Deblender, wide_toy_debl
     problem, latent, _ = toy_problem(deblender, model, 2, mask=[mask, mask])
     if request.param:
         problem = dataclasses.replace(problem, extent=(np.arange(len(latent)) % 3 > 0).astype(np.int8))
+    else:
+        problem = dataclasses.replace(problem, extent=-(np.arange(len(latent)) % 2).astype(np.int8))
     every, joint = make_layout(problem)
     extended = np.zeros(every.n_source, np.int32)
     extended[: len(latent)] = problem.extended
@@ -83,6 +91,7 @@ def stamps_of(case: Case) -> tuple[np.ndarray, np.ndarray | None]:
     rows = case.padded(case.coefficients)[:, :, None]
     stamps = np.zeros((*rows.shape[:3], case.layout.n_window_pixel), np.float32)
     reference.product(case.layout, rows, case.tables("phi"), stamps)
+    reference_trim.trim_stamps(case.layout, case.inset, stamps)
     cells = case.cells
     if cells is not None:
         cells = np.zeros_like(cells)[:, :, None]
@@ -94,15 +103,17 @@ def stamps_of(case: Case) -> tuple[np.ndarray, np.ndarray | None]:
 def test_references_are_the_engine(case: Case) -> None:
     problem, layout = case.problem, case.layout
     stamps, cells = stamps_of(case)
-    close(stamps[: case.n], ops.stamps(case.coefficients, problem.folded.of(0)).reshape(case.n, N_BAND, -1))
+    whole = problem.extent >= 0
+    close(stamps[: case.n][whole], ops.stamps(case.coefficients[whole], problem.folded.of(0)).reshape(
+        whole.sum(), N_BAND, -1))
     image = np.zeros(layout.n_pixel, np.float32)
     reference.render(layout, stamps, cells, case.extended, None, None, image)
     model = objective.render(problem, case.coefficients)
     close(image * case.inside, case.flat(model) * case.inside)
     projected = np.zeros((layout.n_source, N_BAND, layout_n_basis(case)), np.float32)
     image = case.flat(model)
-    reference.project(layout, image, case.tables("phi_t"), case.tables("outer_t"), case.extended, case.cells, stamps,
-                      projected)
+    reference.project(layout, image, case.tables("phi_t"), case.tables("outer_t"), case.extended, case.inset,
+                      case.cells, stamps, projected)
     close(projected[: case.n], objective.project(problem, model))
     for temper, robust in ((0.0, 1), (0.1, 1), (0.1, 0)):
         engine = dataclasses.replace(problem, robust=bool(robust))
@@ -123,7 +134,7 @@ def test_references_are_the_engine(case: Case) -> None:
             close(losses[: problem.n_blend, k], objective.by_blend(engine, likely, state), 1e-5)
     wbar = np.zeros((layout.n_source, N_BAND))
     profile = np.stack(problem.profile).reshape(1, N_BAND, -1)
-    reference.mean_weight(layout, case.flat(problem.weight), profile, wbar)
+    reference.mean_weight(layout, case.flat(problem.weight), profile, case.inset, wbar)
     close(wbar[: case.n], curvature.mean_weight(problem, problem.weight))
 
 
@@ -196,7 +207,7 @@ def test_project(case: Case) -> None:
     stamps, _ = stamps_of(case)
     for layout in (case.layout, case.joint):
         [(result, expected)] = both(project.project, reference.project, layout, image, *tables, case.extended,
-                                    case.cells, stamps, out, outputs=(6,))
+                                    case.inset, case.cells, stamps, out, outputs=(7,))
         close(result, expected)
 
 
@@ -218,7 +229,7 @@ def test_project_is_the_adjoint_of_render(case: Case) -> None:
     back = put(np.zeros_like(rows))
     outer_t = case.tables("outer_t")
     project.project(device, on_device, put(image), put(case.tables("phi_t")), None if outer_t is None else put(outer_t),
-                    extended, cells, stamps, back)
+                    extended, put(case.inset), cells, stamps, back)
     left = (device.download(drawn).astype(np.float64) * image).sum()
     right = (rows.astype(np.float64) * device.download(back)).sum()
     assert abs(left - right) < 1e-5 * np.linalg.norm(device.download(drawn)) * np.linalg.norm(image)
@@ -248,6 +259,6 @@ def test_mean_weight(case: Case) -> None:
     profile = np.stack(case.problem.profile).reshape(1, N_BAND, -1)
     out = np.full((case.layout.n_source, N_BAND), -7.0)
     [(result, expected)] = both(mean_weight.mean_weight, reference.mean_weight, case.layout,
-                                case.flat(case.problem.weight), profile, out, outputs=(2,))
+                                case.flat(case.problem.weight), profile, case.inset, out, outputs=(3,))
     close(result, expected)
     assert (result[case.n :] == -7).all()
