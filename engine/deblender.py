@@ -342,7 +342,7 @@ class Deblender:
             folded = result.folded.basis(result.folded_index[rows])
             problem, _ = build_problem([scene], folded, self.runtime, self.bundle, center_sigma=1.0, robust=False,
                                        device=device)
-            problem = dataclasses.replace(problem, extent=np.maximum(result.extent[rows], 0))
+            problem = dataclasses.replace(problem, extent=result.extent[rows])
             return device.model_image(problem, result.coefficients[rows])
 
     def _find_kinds(self, result: DeblendResult, settings: _Settings, flag: int = 0) -> DeblendResult:
