@@ -95,8 +95,8 @@ class DeviceModel:
         n_window = 1 + len(problem.folded.insets)
         tables = Tables(
             **{name: stack(of(name)) for name in ("phi", "phi_t", "outer", "outer_t")},
-            **{name: tuple(stack([getattr(basis.at(-k), name) for basis in bases]) for k in range(n_window))
-               for name in ("gram", "missed")},
+            gram=tuple(stack([basis.at(-k).gram for basis in bases]) for k in range(n_window)),
+            missed=tuple(stack([basis.at(-k).missed for basis in bases]) for k in range(n_window)),
             insets=self.device.upload(np.array([0, *problem.folded.insets], np.int32)),
             used=self.device.upload(np.array([bases[0].at(-k).n_used for k in range(n_window)], np.int32)),
             profile=stack([p.reshape(problem.n_band, -1) for p in problem.profile]),

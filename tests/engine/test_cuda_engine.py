@@ -19,10 +19,10 @@ from deblendrt.engine.device_work import DeviceWork
 from deblendrt.engine.psf_field import CellPsf
 from deblendrt.engine.result import DeblendResult
 
-OFF = {"default": 3e-3, "hard": 2e-2}
+OFF = {"default": 5e-3, "hard": 2e-2}
 """In units of the error. The last bits of a float32 image move the fluxes of the nearest pairs: the CPU engine's own by
-up to 1.5e-3 if its pixels are rounded at 6e-8, in two of seven batches above 1e-3. Hard: with the plain likelihood,
-and point sources on galaxies, pairs are degenerate."""
+up to 1.5e-3 if its pixels are rounded at 6e-8, in two of seven batches above 1e-3, and by 3.6e-3 at 3e-7: a last step
+is taken or not. Hard: with the plain likelihood, and point sources on galaxies, pairs are degenerate."""
 
 
 @pytest.fixture(scope="module", params=[
