@@ -25,7 +25,7 @@ def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,
     ----------
     problem : Problem
     state : State
-    wbar, rim : float64 (n_source, n_band) [nJy^-2]
+    wbar, rim : float64 (n_source, n_used) [nJy^-2]
         Mean weights in the windows and, of extended sources, in their outskirts.
     curvature : float64 (n_source, n_latent, n_latent)
         Of the prior.
@@ -36,29 +36,32 @@ def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,
     outskirts : float64 (n_source, n_latent, n_latent)
         What of them the outskirts contribute.
     """
-    rows = columns(state)
+    rows = problem.used(columns(state))
     by_band = np.ascontiguousarray(rows.transpose(1, 0, 2, 3))
     block, outskirts = curvature.copy(), np.zeros_like(curvature)
+
+    def added(chosen: NDArray[np.int64], gram: DoubleArray, weight: DoubleArray) -> DoubleArray:
+        return by_latent(problem.spread(_products(by_band[:, chosen], rows[chosen], gram, weight[chosen])))
+
     for members, basis in problem.folded.groups(len(rows)):
         drawn = np.minimum(problem.extent[members], 0)
         for k in np.unique(drawn).tolist():
             chosen = members[drawn == k]
-            block[chosen] += _products(by_band[:, chosen], rows[chosen], basis.at(k).gram, wbar[chosen])
+            block[chosen] += added(chosen, basis.at(k).gram, wbar)
         chosen = members[problem.extended[members]]
         if len(chosen):
-            gram = basis.full_gram - basis.gram
-            outskirts[chosen] = _products(by_band[:, chosen], rows[chosen], gram, rim[chosen])
+            outskirts[chosen] = added(chosen, basis.full_gram - basis.gram, rim)
     block += outskirts
     return block, outskirts
 
 
 def _products(by_band: FloatArray, rows: FloatArray, gram: DoubleArray, weight: DoubleArray) -> DoubleArray:
-    """sum_b w_b J_b' G_b J_b of columns, given twice: bands first, and sources first."""
+    """w_b J_b' G_b J_b of columns, given twice: bands first, and sources first."""
     n, n_band, n_column, n_basis = rows.shape
     flat = by_band.reshape(n_band, -1, n_basis)
     through = ops.matmul(flat, gram.astype(np.float32)).reshape(n_band, n, n_column, n_basis)
     inner = through.transpose(1, 0, 2, 3) @ rows.transpose(0, 1, 3, 2)
-    return by_latent(inner.astype(np.float64) * weight[:, :, None, None])
+    return np.asarray(inner.astype(np.float64) * weight[:, :, None, None])
 
 
 def by_latent(inner: DoubleArray) -> DoubleArray:
@@ -154,8 +157,8 @@ def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> Do
 
 
 def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
-    """Mean weight under sources, float64 (n_source, n_band): weighted by the square of the mean galaxy's image."""
-    result = np.empty((len(problem.scene), problem.n_band))
+    """Mean weight under sources, float64 (n_source, n_used): weighted by the square of the mean galaxy's image."""
+    result = np.empty((len(problem.scene), problem.folded.n_band))
     inset = np.array([0, *problem.folded.insets])[-np.minimum(problem.extent, 0)].tolist()
     corner, scene = problem.corner.tolist(), problem.scene.tolist()
     for (members, basis), profile in zip(problem.folded.groups(len(result)), problem.profile, strict=True):
@@ -168,10 +171,10 @@ def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
 
 
 def rim_weight(problem: Problem, weights: Canvases) -> DoubleArray:
-    """Mean weight in the rims of extended sources' windows, float64 (n_source, n_band): as in their outskirts."""
+    """Mean weight in the rims of extended sources' windows, float64 (n_source, n_used): as in their outskirts."""
     window = problem.folded.window
     core = slice(RIM, window - RIM)
-    result = np.zeros((len(problem.scene), problem.n_band))
+    result = np.zeros((len(problem.scene), problem.folded.n_band))
     for i in np.flatnonzero(problem.extended).tolist():
         x, y = problem.corner[i].tolist()
         image = weights[problem.scene[i]][:, y : y + window, x : x + window]
@@ -193,7 +196,7 @@ def extents(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
     int8 (n_source,)
         See `ops`.
     """
-    weight = mean_weight(problem, problem.weight)
+    weight, coefficients = mean_weight(problem, problem.weight), problem.used(coefficients)
     result = np.ones(len(coefficients), np.int8)
     for rows, basis in ops.runs(problem.folded, len(coefficients)):
         for k in range(0, -1 - len(basis.nested), -1):

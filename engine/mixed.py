@@ -85,6 +85,10 @@ class MixedBasis:
         """The basis of one source."""
         return self.bases[self.index[i]]
 
+    def in_bands(self, bands: NDArray[np.int64]) -> MixedBasis:
+        """The bases in some bands only, as `FoldedBasis.in_bands`."""
+        return dataclasses.replace(self, bases=[basis.in_bands(bands) for basis in self.bases])
+
 
 AnyBasis = FoldedBasis | MixedBasis
 

@@ -91,6 +91,9 @@ class Problem:
         Model of sources that are not in the problem.
     device : SharedDevice or DeviceWork, optional
         What computes instead of NumPy.
+    bands : int64 (n_used,), optional
+        Of the model's bands, those that images, weights, profiles and `folded` hold; see `where_measured`. Default:
+        all. Latents and coefficients have all bands always.
     """
 
     runtime: Runtime
@@ -115,16 +118,48 @@ class Problem:
     area: list[tuple[slice, slice]]
     background: Canvases | None = None
     device: SharedDevice | DeviceWork | None = None
+    bands: NDArray[np.int64] | None = None
 
     @property
     def n_band(self) -> int:
-        """Number of bands."""
-        return self.folded.n_band
+        """Number of the model's bands."""
+        return self.measured.shape[1]
+
+    def used(self, by_band: NDArray[Any]) -> NDArray[Any]:
+        """Of an array (n_source, n_band, ...), the bands that the images have."""
+        return by_band if self.bands is None else by_band[:, self.bands]
+
+    def spread(self, by_used: NDArray[Any]) -> NDArray[Any]:
+        """An array (n_source, n_used, ...) in all bands, zero in those that the images lack."""
+        if self.bands is None:
+            return by_used
+        result = np.zeros((len(by_used), self.n_band, *by_used.shape[2:]), by_used.dtype)
+        result[:, self.bands] = by_used
+        return result
 
     @property
     def extended(self) -> NDArray[np.bool_]:
         """Sources drawn with their outskirts."""
         return self.extent > 0
+
+
+def where_measured(problem: Problem) -> Problem:
+    """The problem without the bands that no source has weight in: nothing there moves a solution.
+
+    A problem on a device, or of no source, stays as it is.
+
+    Returns
+    -------
+    Problem
+    """
+    bands = np.flatnonzero(problem.measured.any(0))
+    if problem.device is not None or problem.bands is not None or len(bands) in (0, problem.n_band):
+        return problem
+    if problem.background is not None:
+        raise ValueError("where_measured: expected a problem without a background")
+    return dataclasses.replace(
+        problem, folded=problem.folded.in_bands(bands), bands=bands,
+        **{name: [some[bands] for some in getattr(problem, name)] for name in ("data", "weight", "profile")})
 
 
 def part(problem: Problem, latent: DoubleArray, chosen: NDArray[np.bool_]) -> tuple[Problem, NDArray[np.int64]]:
@@ -265,10 +300,10 @@ def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64]
     canvas = [np.zeros_like(problem.data[s]) for s in chosen] if problem.background is None else [
         problem.background[s].copy() for s in chosen]
     if scenes is None:
-        ops.render(coefficients, problem.folded, problem.corner, problem.extent, canvas, problem.scene)
+        ops.render(problem.used(coefficients), problem.folded, problem.corner, problem.extent, canvas, problem.scene)
     else:
         rows = np.flatnonzero(np.isin(problem.scene, scenes))
-        ops.render(coefficients[rows], problem.folded.take(rows), problem.corner[rows], problem.extent[rows], canvas,
+        ops.render(problem.used(coefficients[rows]), problem.folded.take(rows), problem.corner[rows], problem.extent[rows], canvas,
                    np.searchsorted(scenes, problem.scene[rows]))
     return canvas
 
@@ -277,7 +312,7 @@ def project(problem: Problem, image: Canvases) -> FloatArray:
     """Inner products of images with the folded basis at every source."""
     if problem.device is not None:
         return problem.device.project(problem, image)
-    return ops.project(image, problem.folded, problem.corner, problem.extent, problem.scene)
+    return problem.spread(ops.project(image, problem.folded, problem.corner, problem.extent, problem.scene))
 
 
 @dataclasses.dataclass(frozen=True)

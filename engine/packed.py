@@ -10,11 +10,14 @@ do not depend on how many rows stand beside it.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime import OrtValue
 
 FloatArray = NDArray[np.float32]
 
@@ -56,6 +59,10 @@ class Table:
         """
         return multiply(rows, self)
 
+    def part(self, chosen: Sequence[int]) -> TablePart:
+        """Some of the matrices, which are packed once for all parts."""
+        return TablePart(self, tuple(chosen))
+
     def packed(self) -> onnxruntime.InferenceSession:
         """The graph, made at the first call."""
         with self._lock:
@@ -66,26 +73,55 @@ class Table:
                 # values are views of the arrays, which live as long as this object
                 options.add_external_initializers(
                     [f"matrix{b}" for b in range(len(self._matrix))],
-                    [onnxruntime.OrtValue.ortvalue_from_numpy(matrix) for matrix in self._matrix])
+                    [OrtValue.ortvalue_from_numpy(matrix) for matrix in self._matrix])
                 self._session = onnxruntime.InferenceSession(_model(self._matrix.shape, self._transposed), options,
                                                              providers=["CPUExecutionProvider"])
             return self._session
 
 
-def multiply(rows: FloatArray, table: Table) -> FloatArray:
-    """Rows (n, m, i) times a table; see `Table.__call__`."""
+@dataclasses.dataclass(frozen=True)
+class TablePart:
+    """Some matrices of a table, to be used as a table is.
+
+    Attributes
+    ----------
+    table : Table
+    chosen : tuple of int
+    """
+
+    table: Table
+    chosen: tuple[int, ...]
+
+    def __call__(self, rows: FloatArray) -> FloatArray:
+        """Multiply rows (n_chosen, m, i) by every chosen matrix; see `Table.__call__`."""
+        return multiply(rows, self.table, self.chosen)
+
+    def part(self, chosen: Sequence[int]) -> TablePart:
+        """Some of these."""
+        return TablePart(self.table, tuple(self.chosen[k] for k in chosen))
+
+
+def multiply(rows: FloatArray, table: Table, chosen: tuple[int, ...] | None = None) -> FloatArray:
+    """Rows (n, m, i) times a table, or times some of its matrices; see `Table.__call__`."""
     n, i, j = table.shape
+    chosen = tuple(range(n)) if chosen is None else chosen
     m = rows.shape[1]
-    out = np.empty((n, m, j), np.float32)
+    out = np.empty((len(chosen), m, j), np.float32)
     if not out.size or not i:
         out[...] = 0
         return out
     rows = np.ascontiguousarray(rows, np.float32)
     session = table.packed()
     binding = session.io_binding()
-    for b in range(n):
-        binding.bind_input(f"rows{b}", "cpu", 0, np.float32, (m, i), rows[b].ctypes.data)
-        binding.bind_output(f"out{b}", "cpu", 0, np.float32, (m, j), out[b].ctypes.data)
+    # values are views of the arrays; binding pointers instead takes three times as long
+    for k, b in enumerate(chosen):
+        binding.bind_cpu_input(f"rows{b}", rows[k])
+        binding.bind_ortvalue_output(f"out{b}", OrtValue.ortvalue_from_numpy(out[k]))
+    if len(chosen) < n:  # a graph runs whole: the other matrices multiply no rows
+        no_row, nothing = rows[0, :0], OrtValue.ortvalue_from_numpy(out[0, :0])
+        for b in set(range(n)).difference(chosen):
+            binding.bind_cpu_input(f"rows{b}", no_row)
+            binding.bind_ortvalue_output(f"out{b}", nothing)
     session.run_with_iobinding(binding)
     return out
 
@@ -102,15 +138,15 @@ def _model(shape: tuple[int, ...], transposed: bool) -> bytes:
     nodes = [_field(1, _field(1, f"rows{b}") + _field(1, f"matrix{b}") + _field(2, f"out{b}") + kind) for b in numbers]
     given = _field(13, _field(1, "location") + _field(2, "memory")) + _field(14, EXTERNAL)
     constants = [_field(5, stored + _field(8, f"matrix{b}") + given) for b in numbers]
-    inputs = [_field(11, _tensor(f"rows{b}", i)) for b in numbers]
-    outputs = [_field(12, _tensor(f"out{b}", j)) for b in numbers]
+    inputs = [_field(11, _tensor(f"rows{b}", f"m{b}", i)) for b in numbers]
+    outputs = [_field(12, _tensor(f"out{b}", f"m{b}", j)) for b in numbers]
     graph = b"".join([*nodes, _field(2, "products"), *constants, *inputs, *outputs])
     return _field(1, IR_VERSION) + _field(7, graph) + _field(8, _field(2, OPSET))
 
 
-def _tensor(name: str, size: int) -> bytes:
-    """ValueInfoProto of float32 (m, size)."""
-    shape = _field(1, _field(2, "m")) + _field(1, _field(1, size))
+def _tensor(name: str, count: str, size: int) -> bytes:
+    """ValueInfoProto of float32 (count, size), the count a symbol."""
+    shape = _field(1, _field(2, count)) + _field(1, _field(1, size))
     return _field(1, name) + _field(2, _field(1, _field(1, FLOAT) + _field(2, shape)))
 
 

@@ -47,7 +47,7 @@ def normal_matrices(problem: Problem, unit: FloatArray,
     problem : Problem
     unit : float32 (n_source, n_band, n_basis)
         Coefficients at unit flux.
-    weights : list of float32 (n_band, n_y, n_x)
+    weights : list of float32 (n_used, n_y, n_x)
 
     Returns
     -------
@@ -57,12 +57,12 @@ def normal_matrices(problem: Problem, unit: FloatArray,
     for chunk in blend_rows(problem):
         every = np.concatenate(chunk)
         shape = [problem.data[s].shape for s in problem.scene[every]]
-        images = ops.placed(unit[every], problem.folded.take(every), problem.corner[every], problem.extent[every],
+        images = ops.placed(problem.used(unit[every]), problem.folded.take(every), problem.corner[every], problem.extent[every],
                             shape)
         for rows in chunk:
             stamps = list(itertools.islice(images, len(rows)))
             weight = weights[problem.scene[rows[0]]]
-            matrix = np.zeros((problem.n_band, len(rows), len(rows)))
+            matrix = np.zeros((len(weight), len(rows), len(rows)))
             for i, stamp in enumerate(stamps):
                 weighted = stamp._replace(image=stamp.image * stamp.cut(weight))
                 for j in range(i, len(rows)):
@@ -70,7 +70,7 @@ def normal_matrices(problem: Problem, unit: FloatArray,
                     if both is not None:
                         product = both[0] * both[1]
                         matrix[:, i, j] = matrix[:, j, i] = product.sum((1, 2), dtype=np.float64)
-            result.append((rows, matrix))
+            result.append((rows, problem.spread(matrix[None])[0]))
     return result
 
 
@@ -99,6 +99,7 @@ def linear_fluxes(problem: Problem, unit: FloatArray, flux: DoubleArray, *, n_sw
     """
     if problem.device is not None:
         return problem.device.linear_fluxes(problem, unit, flux, n_sweep, error)
+    problem = objective.where_measured(problem)
     sigma = np.full(flux.shape, np.inf)
     matrices: list[tuple[NDArray[np.int64], DoubleArray]] = []
     weights: Canvases = []

@@ -21,6 +21,7 @@ PSFs are limited by the size of their own image, not by the kernel: a Kolmogorov
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deblendrt.engine.matmul import matmul
-from deblendrt.engine.packed import Table
+from deblendrt.engine.packed import Table, TablePart
 
 GAIN_CAP = 2.0
 """Largest |D^|. Every PSF wider than the reference has |D^| <= 1, so the cap acts on noise and on narrower PSFs only.
@@ -69,6 +70,10 @@ class Window:
         By how much it is smaller than the basis' own on every side.
     n_used : int
         Number of functions in use.
+    whole : Window, optional
+        What this is some bands of: its tables serve.
+    bands : tuple of int
+        Which of them.
     """
 
     source: NDArray[np.float32]
@@ -77,6 +82,8 @@ class Window:
     size: int
     inset: int
     n_used: int
+    whole: Window | None = None
+    bands: tuple[int, ...] = ()
 
     @functools.cached_property
     def phi(self) -> NDArray[np.float32]:
@@ -88,14 +95,25 @@ class Window:
         return np.ascontiguousarray(cut).reshape(n_band, self.n_used, -1)
 
     @functools.cached_property
-    def draw(self) -> Table:
+    def draw(self) -> Table | TablePart:
         """From coefficients to pixels."""
-        return Table(self.phi)
+        return Table(self.phi) if self.whole is None else self.whole.draw.part(self.bands)
 
     @functools.cached_property
-    def gather(self) -> Table:
+    def gather(self) -> Table | TablePart:
         """From pixels to coefficients."""
-        return Table(self.phi, transposed=True)
+        return Table(self.phi, transposed=True) if self.whole is None else self.whole.gather.part(self.bands)
+
+    def in_bands(self, bands: NDArray[np.int64]) -> Window:
+        """The window in some bands only."""
+        return Window(_some(self.source, bands), self.gram[bands], self.missed[bands], self.size, self.inset,
+                      self.n_used, self, tuple(bands.tolist()))
+
+
+def _some(table: NDArray[np.float32], bands: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Rows of an array, without a copy where they lie side by side."""
+    first, last = int(bands[0]), int(bands[-1])
+    return table[first : last + 1] if last - first == len(bands) - 1 else table[bands]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +145,10 @@ class FoldedBasis:
         Sums of the PSF images as given.
     nested : tuple of Window
         Smaller windows, the largest first.
+    whole : FoldedBasis, optional
+        What this is some bands of: its tables serve.
+    bands : tuple of int
+        Which of them.
     """
 
     phi: NDArray[np.float32]
@@ -142,6 +164,8 @@ class FoldedBasis:
     narrow: NDArray[np.bool_]
     norm: NDArray[np.float64]
     nested: tuple[Window, ...] = ()
+    whole: FoldedBasis | None = None
+    bands: tuple[int, ...] = ()
 
     @property
     def insets(self) -> tuple[int, ...]:
@@ -150,6 +174,8 @@ class FoldedBasis:
 
     @functools.cached_property
     def _own(self) -> Window:
+        if self.whole is not None:
+            return self.whole._own.in_bands(np.array(self.bands))
         missed = (self.full_gram - self.gram).astype(np.float32)
         return Window(self.phi, self.gram, missed, self.window, 0, self.n_basis)
 
@@ -164,14 +190,15 @@ class FoldedBasis:
         return np.ascontiguousarray(self.outer.transpose(0, 2, 1))
 
     @functools.cached_property
-    def draw_outer(self) -> Table:
+    def draw_outer(self) -> Table | TablePart:
         """From coefficients to cells."""
-        return Table(self.outer)
+        return Table(self.outer) if self.whole is None else self.whole.draw_outer.part(self.bands)
 
     @functools.cached_property
-    def gather_outer(self) -> Table:
+    def gather_outer(self) -> Table | TablePart:
         """From cells to coefficients."""
-        return Table(self.outer, transposed=True)
+        return (Table(self.outer, transposed=True) if self.whole is None
+                else self.whole.gather_outer.part(self.bands))
 
     def at(self, extent: int) -> Window:
         """One window: the k-th smaller one for an extent of -k, else the basis' own."""
@@ -207,6 +234,24 @@ class FoldedBasis:
     def of(self, i: int) -> FoldedBasis:
         """The basis of one source: itself."""
         return self
+
+    def in_bands(self, bands: NDArray[np.int64]) -> FoldedBasis:
+        """The basis in some bands only.
+
+        Parameters
+        ----------
+        bands : int64 (n_chosen,)
+            Ascending.
+
+        Returns
+        -------
+        FoldedBasis
+        """
+        return dataclasses.replace(
+            self, phi=_some(self.phi, bands), gram=self.gram[bands], outer=_some(self.outer, bands),
+            full_gram=self.full_gram[bands], fwhm=self.fwhm[bands], residual=self.residual[bands],
+            narrow=self.narrow[bands], norm=self.norm[bands],
+            nested=tuple(window.in_bands(bands) for window in self.nested), whole=self, bands=tuple(bands.tolist()))
 
 
 def normalize_psf(psf: ArrayLike, name: str = "psf") -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -96,7 +96,10 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
     if problem.device is not None:
         return problem.device.solve(problem, latent, floor, solver, n_iteration)
     run: dict[str, Callable[..., tuple[Problem, State]]] = {"gauss_newton": gauss_newton, "adam": adam}
-    problem, state = run[solver](problem, latent, floor, n_iteration)
+    measured, state = run[solver](objective.where_measured(problem), latent, floor, n_iteration)
+    problem = dataclasses.replace(problem, extent=measured.extent)
+    if measured.bands is not None:
+        state = dataclasses.replace(state, model=objective.render(problem, state.coefficients))
     likely = objective.likelihood(problem, state.model)
     weights, residual = objective.weighted_residual(problem, likely, state.model)
     downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
@@ -327,10 +330,10 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
     def matrix(v: DoubleArray) -> DoubleArray:
         for image in drawn:
             image.fill(0)
-        ops.render(objective.push(part, v), folded, corner, extent, drawn, scene)
+        ops.render(problem.used(objective.push(part, v)), folded, corner, extent, drawn, scene)
         for image, w, product in zip(drawn, weights, weighted, strict=True):
             np.multiply(image[inside], w[inside], out=product[inside])
-        pulled = objective.pull(part, ops.project(weighted, folded, corner, extent, scene))
+        pulled = objective.pull(part, problem.spread(ops.project(weighted, folded, corner, extent, scene)))
         return pulled + apply_blocks(alone, v) + added[rows] * v
 
     step[rows] = conjugate_gradient(matrix, lambda r: apply_blocks(inverted[rows], r), downhill[rows],

@@ -23,10 +23,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import decoding, ops, photometry
+from deblendrt.engine import decoding, objective, ops, photometry
 from deblendrt.engine.curvature import by_latent, columns
 from deblendrt.engine.matmul import matmul
-from deblendrt.engine.objective import DoubleArray, FloatArray, Problem, State
+from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem, State
 from deblendrt.engine.solver import Solution
 
 # Of the shape latents, for central differences: the flow's curvature over about the width of a posterior. Pulls on
@@ -129,19 +129,22 @@ def likelihood_precisions(problem: Problem, solution: Solution,
     if problem.device is not None:
         yield from problem.device.likelihood_precisions(problem, solution.weights, unit)
         return
+    measured = objective.where_measured(problem)
+    weights = solution.weights if measured.bands is None else [w[measured.bands] for w in solution.weights]
     for chunk in photometry.blend_rows(problem):
         for rows in chunk:
-            yield rows, likelihood_precision(problem, solution, unit, rows)
+            yield rows, likelihood_precision(measured, weights, unit, rows)
 
 
-def likelihood_precision(problem: Problem, solution: Solution, unit: FloatArray,
+def likelihood_precision(problem: Problem, weights: Canvases, unit: FloatArray,
                          rows: NDArray[np.int64]) -> DoubleArray:
     """D' W D of one blend.
 
     Parameters
     ----------
     problem : Problem
-    solution : Solution
+    weights : list of float32 (n_used, n_y, n_x)
+        Robust weights W.
     unit : float32 (n_source, n_band, n_column, n_basis)
         See `unit_columns`.
     rows : int64 (n_member,)
@@ -150,20 +153,20 @@ def likelihood_precision(problem: Problem, solution: Solution, unit: FloatArray,
     -------
     float64 (n_member, n_latent, n_member, n_latent)
     """
-    n_band, n_column = problem.n_band, unit.shape[2]
-    n_latent = n_band + n_column - 1
-    weights = solution.weights[problem.scene[rows[0]]]
-    images = [_images(problem, unit[i], i, weights.shape) for i in rows]
+    n_column = unit.shape[2]
+    n_latent = problem.n_band + n_column - 1
+    weight = weights[problem.scene[rows[0]]]
+    images = [_images(problem, problem.used(unit[[i]])[0], i, weight.shape) for i in rows]
     precision = np.zeros((len(rows), n_latent, len(rows), n_latent))
     for a, first in enumerate(images):
-        weighted = first._replace(image=first.image * first.cut(weights)[:, None])
+        weighted = first._replace(image=first.image * first.cut(weight)[:, None])
         for b in range(a, len(rows)):
             both = weighted.common(images[b])
             if both is None:
                 continue
-            left, right = (np.ascontiguousarray(image).reshape(n_band, n_column, -1) for image in both)
+            left, right = (np.ascontiguousarray(image).reshape(len(weight), n_column, -1) for image in both)
             inner = matmul(left, np.ascontiguousarray(right.transpose(0, 2, 1)))
-            block = by_latent(inner.astype(np.float64))
+            block = by_latent(problem.spread(inner.astype(np.float64)[None])[0])
             precision[a, :, b] = block
             precision[b, :, a] = block.T
     return precision
