@@ -522,12 +522,14 @@ def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -
 
 
 def _together(result: DeblendResult, among: list[int], n_source: int) -> Iterator[list[int]]:
-    """Scenes that are solved whole, together: of one folded basis, up to a number of sources and pixels."""
-    groups: dict[int, list[int]] = {}
+    """Scenes that are solved whole, together: of one folded basis, up to a number of sources and pixels. Those of the
+    same bands, as what some scene of a chunk lacks is left out only where all do."""
+    groups: dict[tuple[int, ...], list[int]] = {}
     for i in among:
         scene = result.scenes[i]
         if scene.n_source and not (max(scene.shape) > patches.LARGEST or isinstance(scene.psf, PsfField)):
-            groups.setdefault(int(result.folded_index[result.source_start[i]]), []).append(i)
+            group = (int(result.folded_index[result.source_start[i]]), *scene.band_present.tolist())
+            groups.setdefault(group, []).append(i)
     for members in groups.values():
         held: list[int] = []
         for i in members:

@@ -158,8 +158,8 @@ def where_measured(problem: Problem) -> Problem:
     if problem.background is not None:
         raise ValueError("where_measured: expected a problem without a background")
     return dataclasses.replace(
-        problem, folded=problem.folded.in_bands(bands), bands=bands,
-        **{name: [some[bands] for some in getattr(problem, name)] for name in ("data", "weight", "profile")})
+        problem, folded=problem.folded.in_bands(bands), bands=bands, data=[image[bands] for image in problem.data],
+        weight=[image[bands] for image in problem.weight], profile=[image[bands] for image in problem.profile])
 
 
 def part(problem: Problem, latent: DoubleArray, chosen: NDArray[np.bool_]) -> tuple[Problem, NDArray[np.int64]]:
@@ -303,8 +303,8 @@ def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64]
         ops.render(problem.used(coefficients), problem.folded, problem.corner, problem.extent, canvas, problem.scene)
     else:
         rows = np.flatnonzero(np.isin(problem.scene, scenes))
-        ops.render(problem.used(coefficients[rows]), problem.folded.take(rows), problem.corner[rows], problem.extent[rows], canvas,
-                   np.searchsorted(scenes, problem.scene[rows]))
+        ops.render(problem.used(coefficients[rows]), problem.folded.take(rows), problem.corner[rows],
+                   problem.extent[rows], canvas, np.searchsorted(scenes, problem.scene[rows]))
     return canvas
 
 

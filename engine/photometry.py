@@ -57,8 +57,8 @@ def normal_matrices(problem: Problem, unit: FloatArray,
     for chunk in blend_rows(problem):
         every = np.concatenate(chunk)
         shape = [problem.data[s].shape for s in problem.scene[every]]
-        images = ops.placed(problem.used(unit[every]), problem.folded.take(every), problem.corner[every], problem.extent[every],
-                            shape)
+        images = ops.placed(problem.used(unit[every]), problem.folded.take(every), problem.corner[every],
+                            problem.extent[every], shape)
         for rows in chunk:
             stamps = list(itertools.islice(images, len(rows)))
             weight = weights[problem.scene[rows[0]]]

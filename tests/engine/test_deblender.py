@@ -13,6 +13,7 @@ from toy_scenes import CONVERGED, FIELDS, VARIANCE, assert_close, digest
 
 from deblendrt import engine
 from deblendrt.cuda.device import DeviceError
+from deblendrt.engine import objective
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.flags import NOT_FITTED, Flag
 from deblendrt.engine.start import filled_cutout
@@ -312,6 +313,19 @@ def test_a_single_band(toy_deblender: Deblender, scene: Any, band: int) -> None:
     assert (error < 2 * SAMPLE_SIGMA).all()
     color = np.log(result.map_flux / result.map_flux[:, [2]])
     assert np.abs(color - toy_deblender.bundle.mean_color).max() < 1.5
+
+
+@pytest.mark.parametrize("options", [{}, {"solver": "adam", "n_iteration": 30}, {"robust": False},
+                                     {"psf": lambda x, y: np.array([gaussian_psf(3.0 + 0.01 * x)] * N_BAND)}])
+def test_leaving_out_bands_without_data_changes_no_bit(toy_deblender: Deblender, scene: Any, options: dict[str, Any],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    image, centers, _ = scene
+    masked = np.where(np.arange(N_BAND)[:, None, None] == 1, image, np.nan)
+    result = toy_deblender.deblend_batch(masked, centers, variance=VARIANCE, **options)
+    assert np.isfinite(result.flux[:, 1]).all()
+    monkeypatch.setattr(objective, "where_measured", lambda problem: problem)
+    whole = toy_deblender.deblend_batch(masked, centers, variance=VARIANCE, **options)
+    assert digest(result) == digest(whole)
 
 
 def test_the_encoder_is_asked_where_its_cutout_can_be_filled(toy_deblender: Deblender, scene: Any) -> None:

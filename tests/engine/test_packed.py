@@ -29,6 +29,17 @@ def test_is_the_product(shape: tuple[int, int, int], m: int, transposed: bool) -
     assert m == 0 or relative_error(result, expected) < FLOAT32
 
 
+@pytest.mark.parametrize("m", [0, 1, 9])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_part_is_what_the_whole_says(m: int, transposed: bool) -> None:
+    table = Table(random(6, 40, 32), transposed=transposed)
+    rows = random(6, m, table.shape[1], seed=1)
+    whole = table(rows)
+    for chosen in ([3], [0, 5], [1, 2, 4], range(6)):
+        np.testing.assert_array_equal(table.part(chosen)(rows[list(chosen)]), whole[list(chosen)])
+    np.testing.assert_array_equal(table.part([1, 2, 4]).part([2])(rows[4:5]), whole[4:5])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_row_has_the_same_bits_beside_any_others(shape: tuple[int, int, int], transposed: bool) -> None:
