@@ -1,0 +1,73 @@
+"""One page of all paths into production: ``python -m perf.embedding`` writes ``perf/results/embedding.md``.
+
+Nothing is measured here. Each path has a script of its own, ``python -m perf.embedding.NAME``, which starts the real
+component, breaks it on purpose, counts what was lost, and stores ``perf/results/embedding/NAME.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def page(paths: dict[str, dict[str, Any]]) -> str:
+    """The page.
+
+    Parameters
+    ----------
+    paths : dict
+        By name, what each script has stored.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    lines = ["# Embedded in production: what was broken, and what was lost", "",
+             "Made by `python -m perf.embedding` from what the scripts below have stored. An input is an image, a cutout, "
+             "a catalogue row or a message; lost: it has no row and no record at the end; repeated: it has two.", "",
+             "| path | fault | how | inputs | lost | repeated | |", "|---|---|---|---|---|---|---|"]
+    for name, stored in paths.items():
+        for fault in stored["faults"]:
+            cells = [name, *(_cell(fault.get(key, "")) for key in ("fault", "how", "inputs", "lost", "repeated", "note"))]
+            lines.append(f"| {' | '.join(cells)} |")
+    for name, stored in paths.items():
+        lines += ["", f"## {name}", "", f"`{stored['command']}`: {_environment(stored['environment'])}", "",
+                  "| figure | |", "|---|---|",
+                  *(f"| {_cell(key.replace('_', ' '))} | {_cell(value)} |" for key, value in _flat(stored["figures"]))]
+    return "\n".join(lines) + "\n"
+
+
+def _flat(figures: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """Figures one below the other, those of groups with the group's name."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in figures.items():
+        name = f"{above}{key}"
+        rows += _flat(value, f"{name}: ") if isinstance(value, dict) else [(name, value)]
+    return rows
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(_cell(part) for part in value)
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _environment(environment: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {_cell(value)}" for key, value in environment.items() if not isinstance(value, dict))
+
+
+def main() -> None:
+    """Write the page of what is stored."""
+    paths = {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / "embedding").glob("*.json"))}
+    (RESULTS / "embedding.md").write_text(page(paths))
+    print(RESULTS / "embedding.md")
+
+
+if __name__ == "__main__":
+    main()
