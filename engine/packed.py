@@ -94,32 +94,36 @@ class TablePart:
 
     def __call__(self, rows: FloatArray) -> FloatArray:
         """Multiply rows (n_chosen, m, i) by every chosen matrix; see `Table.__call__`."""
-        return multiply(rows, self.table, self.chosen)
+        return multiply(rows, self)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """As of a table."""
+        return (len(self.chosen), *self.table.shape[1:])
 
     def part(self, chosen: Sequence[int]) -> TablePart:
         """Some of these."""
         return TablePart(self.table, tuple(self.chosen[k] for k in chosen))
 
 
-def multiply(rows: FloatArray, table: Table, chosen: tuple[int, ...] | None = None) -> FloatArray:
-    """Rows (n, m, i) times a table, or times some of its matrices; see `Table.__call__`."""
+def multiply(rows: FloatArray, table: Table | TablePart) -> FloatArray:
+    """Rows (n, m, i) times a table, or times a part of one; see `Table.__call__`."""
     n, i, j = table.shape
-    chosen = tuple(range(n)) if chosen is None else chosen
-    m = rows.shape[1]
-    out = np.empty((len(chosen), m, j), np.float32)
+    whole, chosen = (table.table, table.chosen) if isinstance(table, TablePart) else (table, tuple(range(n)))
+    out = np.empty((n, rows.shape[1], j), np.float32)
     if not out.size or not i:
         out[...] = 0
         return out
     rows = np.ascontiguousarray(rows, np.float32)
-    session = table.packed()
+    session = whole.packed()
     binding = session.io_binding()
     # values are views of the arrays; binding pointers instead takes three times as long
     for k, b in enumerate(chosen):
         binding.bind_cpu_input(f"rows{b}", rows[k])
         binding.bind_ortvalue_output(f"out{b}", OrtValue.ortvalue_from_numpy(out[k]))
-    if len(chosen) < n:  # a graph runs whole: the other matrices multiply no rows
+    if n < whole.shape[0]:  # a graph runs whole: the other matrices multiply no rows
         no_row, nothing = rows[0, :0], OrtValue.ortvalue_from_numpy(out[0, :0])
-        for b in set(range(n)).difference(chosen):
+        for b in set(range(whole.shape[0])).difference(chosen):
             binding.bind_cpu_input(f"rows{b}", no_row)
             binding.bind_ortvalue_output(f"out{b}", nothing)
     session.run_with_iobinding(binding)
