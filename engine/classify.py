@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine import ops, solver, uncertainty
 from deblendrt.engine.bundle import Bundle
-from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
+from deblendrt.engine.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.scene import Scene

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine import ops
-from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem, State
+from deblendrt.engine.problem import Canvases, DoubleArray, FloatArray, Problem, State
 
 RIM = 5  # pixel
 EXTENDED = 0.3  # pulls in scenes with a large galaxy are a third wider at 1

@@ -9,9 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import numbers
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,50 +21,27 @@ from deblendrt.cuda import interop
 from deblendrt.cuda.device import DeviceArray, DeviceError, OutOfDeviceMemory
 from deblendrt.engine import classify, ops, patches, psf, solver, unlisted
 from deblendrt.engine.bundle import Bundle, load_bundle
+from deblendrt.engine.chunks import Chunk, most_workers, together
 from deblendrt.engine.flags import NOT_FITTED, Flag
+from deblendrt.engine.folded import FoldedBasis
 from deblendrt.engine.mixed import FoldedBases
 from deblendrt.engine.patches import Part
-from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.psf_field import PsfField
 from deblendrt.engine.record import keep, record
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.runtime_ort import OrtRuntime
 from deblendrt.engine.scene import Scene, make_scenes, with_sources, with_stars
+from deblendrt.engine.settings import Settings, checked_settings
 from deblendrt.engine.start import build_problem, start_latents
 
 if TYPE_CHECKING:
     from deblendrt.engine.device_pool import DevicePool, SharedDevice
 
-CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
 PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
 CHUNK = 512  # sources solved together: about 25 kB each
 LEAST_CHUNK = 48  # fewer are not divided among threads
 FOLDED_CACHE = 16  # folded bases kept, 95 MB each at 6 bands of 63 x 63 pixels once they have drawn
-BYTES_PER_PIXEL, BYTES_PER_SOURCE = 80.0, 1.0e5  # per band, measured: see `_memory`
-# What a folded basis takes, in units of its functions in the window: smaller windows, outskirts, packed copies
-FOLDED_TABLES = 8.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    solver: str
-    n_iteration: int
-    start: str
-    robust: bool
-    center_sigma: float
-    aperture_diameter: float
-    star_fraction: float
-    n_threads: int
-    memory_limit: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chunk:
-    """What is solved at once: some scenes, or a part of one."""
-
-    members: list[int]
-    part: Part | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,8 +257,8 @@ class Deblender:
         ValueError
             A mistake in the arguments; the message names the argument, what was expected and what came.
         """
-        settings = _check(solver, n_iteration, start, robust, center_sigma, aperture_diameter, star_fraction, n_threads,
-                          memory_limit)
+        settings = checked_settings(solver, n_iteration, start, robust, center_sigma, aperture_diameter, star_fraction,
+                                    n_threads, memory_limit)
         cutouts, variance, mask, psf, background = (
             self._on_host(name, value) for name, value in (
                 ("cutouts", cutouts), ("variance", variance), ("mask", mask), ("psf", psf), ("background", background)))
@@ -345,7 +320,7 @@ class Deblender:
             problem = dataclasses.replace(problem, extent=result.extent[rows])
             return device.model_image(problem, result.coefficients[rows])
 
-    def _find_kinds(self, result: DeblendResult, settings: _Settings, flag: int = 0) -> DeblendResult:
+    def _find_kinds(self, result: DeblendResult, settings: Settings, flag: int = 0) -> DeblendResult:
         """Find out the kinds of the "auto" sources with a flag; scenes with stars among them are solved again."""
         auto = np.concatenate([np.zeros(0, bool), *[s.auto for s in result.scenes]]) & result.fitted
         rows = np.flatnonzero(auto & ((result.flags & flag) == flag))
@@ -360,7 +335,7 @@ class Deblender:
         result.star_probability[:] = probability
         return result
 
-    def deblend_scenes(self, scenes: list[Scene], settings: _Settings,
+    def deblend_scenes(self, scenes: list[Scene], settings: Settings,
                        before: DeblendResult | None = None) -> DeblendResult:
         """Solve validated scenes, but those that `before` holds already; `deblend_batch` is the public way in."""
         result = self._empty_result(scenes, settings)
@@ -368,13 +343,13 @@ class Deblender:
         new = [i for i, scene in enumerate(scenes) if before is None or before.scenes[i] is not scene]
         n_source = sum(scenes[i].n_source for i in new)
         share = -(-n_source // settings.n_threads) if self.pool is None else CHUNK
-        chunks = [_Chunk(members) for members in _together(result, new, min(max(share, LEAST_CHUNK), CHUNK))]
-        chunks += [_Chunk([i], part) for i in new for part in patches.divide(scenes[i])]
+        chunks = [Chunk(members) for members in together(result, new, min(max(share, LEAST_CHUNK), CHUNK))]
+        chunks += [Chunk([i], part) for i in new for part in patches.divide(scenes[i])]
         host_limit = settings.memory_limit if self.pool is None else None
-        n_worker = min(settings.n_threads, _workers(chunks, result, host_limit), max(len(chunks), 1))
+        n_worker = min(settings.n_threads, most_workers(chunks, result, host_limit), max(len(chunks), 1))
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
-        def run(chunk: _Chunk) -> _Solved:
+        def run(chunk: Chunk) -> _Solved:
             if chunk.part is None:
                 return self._solve_chunk(result, chunk.members, settings)
             alone = self._empty_result([chunk.part.scene], settings)
@@ -382,7 +357,7 @@ class Deblender:
             blends = patches.adopt(result, chunk.members[0], chunk.part, alone, solved.blends)
             return _Solved(blends, alone.scene_chi2[0], alone.objective[0])
 
-        def fitting(chunk: _Chunk) -> _Solved:
+        def fitting(chunk: Chunk) -> _Solved:
             """As `run`, half by half where the device's memory does not hold the whole."""
             try:
                 return run(chunk)
@@ -392,7 +367,7 @@ class Deblender:
                 too_large = str(error)  # the error itself holds on to the memory that it failed with
             middle = len(chunk.members) // 2
             if middle:
-                halves = [fitting(_Chunk(members)) for members in (chunk.members[:middle], chunk.members[middle:])]
+                halves = [fitting(Chunk(members)) for members in (chunk.members[:middle], chunk.members[middle:])]
                 return _Solved(halves[0].blends | halves[1].blends)
             try:
                 return run(chunk)
@@ -414,7 +389,7 @@ class Deblender:
         result.blend_flux_cov.extend(covariances[int(k)] for k in first)
         return result
 
-    def _empty_result(self, scenes: list[Scene], settings: _Settings) -> DeblendResult:
+    def _empty_result(self, scenes: list[Scene], settings: Settings) -> DeblendResult:
         """A result full of NaN."""
         counts = np.array([s.n_source for s in scenes], np.int64)
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -468,7 +443,7 @@ class Deblender:
             model_sha256=self.bundle.sha256, solver=settings.solver, n_iteration=settings.n_iteration,
             aperture_diameter=settings.aperture_diameter)
 
-    def _solve_chunk(self, result: DeblendResult, members: list[int], settings: _Settings,
+    def _solve_chunk(self, result: DeblendResult, members: list[int], settings: Settings,
                      part: Part | None = None, search: bool = True) -> _Solved:
         """Solve some scenes and write their rows into the result; `part` says what to sum up if it is one.
 
@@ -502,7 +477,7 @@ class Deblender:
         return _Solved(self._with_unlisted(result, lacking, part, settings, blends) if lacking else blends)
 
     def _with_unlisted(self, result: DeblendResult, peaks: dict[int, NDArray[np.float64]], part: Part | None,
-                       settings: _Settings, blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
+                       settings: Settings, blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
         """Solve scenes once more with what their lists lack; take the results that explain the image better."""
         more = [unlisted.with_peaks(result.scenes[i], found, self.window // 2, part) for i, found in peaks.items()]
         again = self._empty_result([scene for scene, _ in more], settings)
@@ -519,74 +494,3 @@ def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -
     """chi2 of a model without light; a band at a time bounds the temporaries."""
     return sum(float((w[area] * y[area].astype(np.float64) ** 2).sum())
                for y, w in zip(scene.image, scene.inverse_variance, strict=True))
-
-
-def _together(result: DeblendResult, among: list[int], n_source: int) -> Iterator[list[int]]:
-    """Scenes that are solved whole, together: of one folded basis, up to a number of sources and pixels. Those of the
-    same bands, as what some scene of a chunk lacks is left out only where all do."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i in among:
-        scene = result.scenes[i]
-        if scene.n_source and not (max(scene.shape) > patches.LARGEST or isinstance(scene.psf, PsfField)):
-            group = (int(result.folded_index[result.source_start[i]]), *scene.band_present.tolist())
-            groups.setdefault(group, []).append(i)
-    for members in groups.values():
-        held: list[int] = []
-        for i in members:
-            taken = [result.scenes[k] for k in [*held, i]]
-            if held and (sum(s.n_source for s in taken) > n_source
-                         or sum(s.shape[0] * s.shape[1] for s in taken) > CHUNK_PIXELS):
-                yield held
-                held = []
-            held.append(i)
-        yield held
-
-
-def _workers(chunks: list[_Chunk], result: DeblendResult, memory_limit: float | None) -> int:
-    """How many chunks may be solved at a time."""
-    if memory_limit is None or not chunks:
-        return max(len(chunks), 1)
-    needed = max(_memory([chunk.part.scene] if chunk.part else [result.scenes[i] for i in chunk.members], result)
-                 for chunk in chunks)
-    if needed > memory_limit:
-        raise ValueError(f"memory_limit: expected at least {needed:.3g} bytes for these images, got {memory_limit:.3g}")
-    return int(memory_limit // needed)
-
-
-def _memory(scenes: list[Scene], result: DeblendResult) -> float:
-    """Bytes that solving scenes together takes at most, beside images and result."""
-    n_band = len(result.bands)
-    folded = result.folded.fold(None) if len(result.folded) else None
-    border, tables = (0, 0.0) if folded is None else (2 * folded.half, FOLDED_TABLES * folded.phi.nbytes)
-    n_pixel = sum((s.shape[0] + border) * (s.shape[1] + border) for s in scenes)
-    n_psf = max(len(set(s.psf.at(s.centers).tolist())) if isinstance(s.psf, PsfField) else 1 for s in scenes)
-    return (BYTES_PER_PIXEL * n_band * n_pixel + BYTES_PER_SOURCE * n_band * sum(s.n_source for s in scenes)
-            + tables * n_psf)
-
-
-def _check(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,
-           aperture_diameter: float, star_fraction: float, n_threads: int, memory_limit: float | None) -> _Settings:
-    if not isinstance(solver_name, str) or solver_name not in solver.ITERATIONS:
-        raise ValueError(f"solver: expected one of {sorted(solver.ITERATIONS)}, got {solver_name!r}")
-    if start not in ("linear", "encoder"):
-        raise ValueError(f"start: expected 'linear' or 'encoder', got {start!r}")
-    count = solver.ITERATIONS[solver_name] if n_iteration is None else n_iteration
-    if not _is_whole(count, 0):
-        raise ValueError(f"n_iteration: expected a whole number of at least 0, got {n_iteration!r}")
-    if not (isinstance(center_sigma, numbers.Real) and 0 < center_sigma < np.inf):
-        raise ValueError(f"center_sigma: expected a positive number of pixels, got {center_sigma!r}")
-    if not (isinstance(aperture_diameter, numbers.Real) and 0 < aperture_diameter < np.inf):
-        raise ValueError(f"aperture_diameter: expected a positive number of arcsec, got {aperture_diameter!r}")
-    if not (isinstance(star_fraction, numbers.Real) and 0 < star_fraction < 1):
-        raise ValueError(f"star_fraction: expected a number between 0 and 1, got {star_fraction!r}")
-    if not (memory_limit is None or (isinstance(memory_limit, numbers.Real) and memory_limit > 0)):
-        raise ValueError(f"memory_limit: expected a positive number of bytes, got {memory_limit!r}")
-    if not _is_whole(n_threads, 1):
-        raise ValueError(f"n_threads: expected a whole number of at least 1, got {n_threads!r}")
-    return _Settings(solver_name, int(count), start, bool(robust), float(center_sigma),
-                     float(aperture_diameter), float(star_fraction), int(n_threads),
-                     None if memory_limit is None else float(memory_limit))
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, numbers.Real) and float(value) >= least and float(value).is_integer()

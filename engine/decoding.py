@@ -19,7 +19,7 @@ from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.runtime import Jacobian
 
 if TYPE_CHECKING:
-    from deblendrt.engine.objective import Problem
+    from deblendrt.engine.problem import Problem
 
 DoubleArray = NDArray[np.float64]
 FloatArray = NDArray[np.float32]

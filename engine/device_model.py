@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deblendrt.cuda.device import DeviceArray
 from deblendrt.engine import curvature
 from deblendrt.engine.decoding import star_core
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem
 from deblendrt.engine.runtime_device import DeviceRuntime
 
 KEPT_TABLES = 8  # sets of folded bases on the device, some 50 MB for each PSF

@@ -21,7 +21,7 @@ from deblendrt.cuda.device import Device, OutOfDeviceMemory
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.device_model import DeviceModel
 from deblendrt.engine.device_work import DeviceWork
-from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem, State
+from deblendrt.engine.problem import Canvases, DoubleArray, FloatArray, Problem, State
 from deblendrt.engine.runtime import Float32Array, GraphRuntime
 from deblendrt.engine.runtime_cuda import CudaRuntime
 from deblendrt.engine.runtime_device import DeviceRuntime

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from deblendrt.cuda.crop import crop
 from deblendrt.cuda.device import DeviceArray
-from deblendrt.engine import measures_cuda, objective, photometry_cuda, sharing, solver, systematics, uncertainty_cuda
+from deblendrt.engine import measures_cuda, objective, photometry_cuda, rounds, sharing, systematics, uncertainty_cuda
 from deblendrt.engine.device_model import DeviceModel
 from deblendrt.engine.layouts import make_layout
-from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
-from deblendrt.engine.solver import Progress, Solution
+from deblendrt.engine.problem import DoubleArray, FloatArray, Problem, State
+from deblendrt.engine.rounds import Progress
+from deblendrt.engine.solver import Solution
 from deblendrt.engine.solver_cuda import ARRAYS, Descent
 
 KEPT = 4  # sets of buffers
@@ -99,12 +100,12 @@ class DeviceWork:
         """See `sharing.share`."""
         return measures_cuda.shared(self._load(problem), coefficients, flux)
 
-    def misfit(self, problem: Problem, state: objective.State) -> systematics.Misfit:
+    def misfit(self, problem: Problem, state: State) -> systematics.Misfit:
         """See `systematics.misfit`."""
         return measures_cuda.misfits(self._load(problem), state)
 
     def core_statistics(self, problem: Problem,
-                        state: objective.State) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
+                        state: State) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
         """See `quality.core_statistics`."""
         return measures_cuda.own_pixels(self._load(problem), state)
 
@@ -119,7 +120,7 @@ class DeviceWork:
 
     def _gauss_newton(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
                       n_iteration: int) -> tuple[Problem, Descent]:
-        problem, latent, further = solver.in_rounds(self._descend, problem, latent, floor, n_iteration)
+        problem, latent, further = rounds.in_rounds(self._descend, problem, latent, floor, n_iteration)
         descent = self._load(problem)
         if further:
             descent.start(latent, floor)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.layout import PIXEL_TILE, ROW_TILE, Layout
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem
 
 LEAST = 64
 

@@ -20,7 +20,7 @@ from deblendrt.cuda.residual import residual
 from deblendrt.cuda.share import light, share
 from deblendrt.engine import objective, quality, sharing, start, systematics
 from deblendrt.engine.layouts import filled, pixel_tiles
-from deblendrt.engine.objective import DoubleArray, FloatArray, State
+from deblendrt.engine.problem import DoubleArray, FloatArray, State
 from deblendrt.engine.solver_cuda import Descent
 
 

@@ -14,7 +14,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.psf import FoldedBasis, psf_key
+from deblendrt.engine.folded import FoldedBasis
+from deblendrt.engine.psf import psf_key
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

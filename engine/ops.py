@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine.folded import FoldedBasis, Window
 from deblendrt.engine.matmul import matmul
 from deblendrt.engine.mixed import AnyBasis
 from deblendrt.engine.outskirts import gather, spread
-from deblendrt.engine.psf import FoldedBasis, Window
 
 FloatArray = NDArray[np.float32]
 

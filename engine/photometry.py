@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine import objective, ops
-from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem
+from deblendrt.engine.problem import Canvases, DoubleArray, FloatArray, Problem, where_measured
 
 # Of the diagonal, on the step: coincident sources keep the ratio of their fluxes instead of amplifying rounding errors.
 # It biases nothing that the sweeps have converged on.
@@ -99,7 +99,7 @@ def linear_fluxes(problem: Problem, unit: FloatArray, flux: DoubleArray, *, n_sw
     """
     if problem.device is not None:
         return problem.device.linear_fluxes(problem, unit, flux, n_sweep, error)
-    problem = objective.where_measured(problem)
+    problem = where_measured(problem)
     sigma = np.full(flux.shape, np.inf)
     matrices: list[tuple[NDArray[np.int64], DoubleArray]] = []
     weights: Canvases = []

@@ -9,7 +9,7 @@ from deblendrt.cuda.normal import normal, source_pairs
 from deblendrt.cuda.residual import residual
 from deblendrt.engine import objective, photometry
 from deblendrt.engine.layouts import filled, padded
-from deblendrt.engine.objective import DoubleArray, FloatArray
+from deblendrt.engine.problem import DoubleArray, FloatArray
 from deblendrt.engine.solver_cuda import Descent
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from deblendrt.engine import objective
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.flags import SUSPECT, Flag
-from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
+from deblendrt.engine.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.solver import Solution
 

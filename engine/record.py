@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine import apertures, objective, ops, photometry, quality, shapes, systematics, uncertainty
-from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
+from deblendrt.engine.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.sharing import share
 from deblendrt.engine.solver import Solution

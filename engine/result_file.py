@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.bundle import BundleError, load_bundle
 from deblendrt.engine.flags import DESCRIPTIONS
+from deblendrt.engine.folded import FoldedBasis
 from deblendrt.engine.mixed import FoldedBases
 from deblendrt.engine.output import append_image, in_place_of
-from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.result import DeblendResult, checked_index
 from deblendrt.engine.scene import Scene
 from deblendrt.engine.table import catalog_table, entries, write_parquet

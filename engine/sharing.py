@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine import ops
-from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem
+from deblendrt.engine.problem import Canvases, DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.start import SIGNIFICANT
 

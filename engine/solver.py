@@ -36,7 +36,8 @@ from deblendrt.engine.curvature import (
     rim_weight,
     secant,
 )
-from deblendrt.engine.objective import Canvases, DoubleArray, Problem, State
+from deblendrt.engine.problem import Canvases, DoubleArray, Problem, State, where_measured
+from deblendrt.engine.rounds import TEMPERED, Progress, in_rounds, temper
 
 N_CONJUGATE = 4  # conjugate-gradient iterations per step
 MAX_SHAPE_STEP = 3.0  # prior standard deviations
@@ -44,10 +45,6 @@ MAX_OFFSET_STEP, MAX_DRIFT = 0.3, 0.75  # pixel per step, and in all from the ca
 MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
 # After a rejected step: from `MIN_DAMPING` it took up to five more to leave the same step
 FIRST_DAMPING, MIN_DAMPING, REJECTED_DAMPING, MAX_DAMPING = 1e-2, 1e-4, 2e-2, 1e4
-# Blends that still expect a larger decrease of L, or whose light has outgrown its windows, go on: so many times the
-# iterations again in each round
-MOVING, FURTHER = 0.3, (0.5, 0.5, 1.0)
-FIRST_TEMPER, LAST_TEMPER, TEMPERED = 0.3, 2e-3, 0.6
 ADAM_EPSILON = 1e-8
 ITERATIONS = {"gauss_newton": 12, "adam": 200}
 
@@ -96,7 +93,7 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
     if problem.device is not None:
         return problem.device.solve(problem, latent, floor, solver, n_iteration)
     run: dict[str, Callable[..., tuple[Problem, State]]] = {"gauss_newton": gauss_newton, "adam": adam}
-    measured, state = run[solver](objective.where_measured(problem), latent, floor, n_iteration)
+    measured, state = run[solver](where_measured(problem), latent, floor, n_iteration)
     problem = dataclasses.replace(problem, extent=measured.extent)
     if measured.bands is not None:
         state = dataclasses.replace(state, model=objective.render(problem, state.coefficients))
@@ -117,70 +114,6 @@ def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_it
 
     problem, latent, further = in_rounds(run, problem, latent, floor, n_iteration)
     return problem, objective.evaluate(problem, latent) if further or state is None else state
-
-
-def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, latent: DoubleArray, floor: DoubleArray,
-              n_iteration: int) -> tuple[Problem, DoubleArray, bool]:
-    """Descend with all blends, then with those that are still moving.
-
-    Parameters
-    ----------
-    run : callable
-        `descend`, here or on a device.
-    problem, latent, floor, n_iteration
-        As in `solve`.
-
-    Returns
-    -------
-    problem : Problem
-    latent : float64 (n_source, n_latent)
-    further : bool
-        Some blends went on.
-    """
-    tempers = [temper(i, n_iteration) for i in range(n_iteration)]
-    problem, progress = run(problem, latent, floor, tempers, None, None)
-    latent, extent, rows = progress.latent.copy(), problem.extent.copy(), np.arange(len(latent))
-    part, damping, curvature = problem, progress.damping[problem.blend], progress.curvature.copy()
-    for share in FURTHER if n_iteration else ():
-        wider = np.maximum(part.extent, progress.extent)
-        going = progress.left > MOVING
-        going[part.blend[wider > part.extent]] = True
-        if not going.any():
-            break
-        extent[rows] = wider
-        moving = np.zeros(problem.n_blend, bool)
-        moving[problem.blend[rows[going[part.blend]]]] = True
-        # of these blends alone: the others' scenes must not notice that they go on
-        problem = dataclasses.replace(problem, extent=extent.copy())
-        part, rows = objective.part(problem, latent, moving)
-        part, progress = run(part, latent[rows], floor[rows], [0.0] * max(int(share * n_iteration), 1), damping[rows],
-                             curvature[rows])
-        latent[rows], extent[rows] = progress.latent, part.extent
-        damping[rows], curvature[rows] = progress.damping[part.blend], progress.curvature
-    return dataclasses.replace(problem, extent=extent), latent, part is not problem
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a descent is.
-
-    Attributes
-    ----------
-    latent : float64 (n_source, n_latent)
-    extent : int8 (n_source,)
-        How far the sources should be drawn now.
-    left : float64 (n_blend,)
-        Decrease of L that the last iteration expected of its step.
-    damping : float64 (n_blend,)
-    curvature : float64 (n_source, n_latent, n_latent)
-        Of the prior, as estimated so far.
-    """
-
-    latent: DoubleArray
-    extent: NDArray[np.int8]
-    left: DoubleArray
-    damping: DoubleArray
-    curvature: DoubleArray
 
 
 def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: list[float],
@@ -252,15 +185,6 @@ def extend(problem: Problem, state: State) -> tuple[Problem, State]:
         return problem, state
     problem = dataclasses.replace(problem, extent=extent)
     return problem, dataclasses.replace(state, model=objective.render(problem, state.coefficients))
-
-
-def temper(iteration: int, n_iteration: int) -> float:
-    """tau of the tempered likelihood: geometric from `FIRST_TEMPER` to `LAST_TEMPER`, then 0.
-
-    It is 0 from iteration `TEMPERED` * n_iteration on, so that the last iterations descend the objective itself.
-    """
-    tempered = int(TEMPERED * n_iteration)
-    return FIRST_TEMPER * (LAST_TEMPER / FIRST_TEMPER) ** (iteration / tempered) if iteration < tempered else 0.0
 
 
 def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> tuple[Problem, State]:

@@ -39,12 +39,12 @@ from deblendrt.cuda.secant import secant
 from deblendrt.cuda.stars import stars
 from deblendrt.cuda.trim import reach, trim_basis, trim_stamps
 from deblendrt.cuda.wide import wide
-from deblendrt.engine import objective, solver
+from deblendrt.engine import objective, rounds, solver
 from deblendrt.engine.curvature import EXTENDED, prior_curvature
 from deblendrt.engine.device_model import DeviceModel, Tables
+from deblendrt.engine.folded import NESTED
 from deblendrt.engine.layouts import filled
-from deblendrt.engine.objective import DoubleArray, Problem, State
-from deblendrt.engine.psf import NESTED
+from deblendrt.engine.problem import DoubleArray, Problem, State
 from deblendrt.engine.runtime import Jacobian
 
 DRAWN = ("row_tile", "tile_start", "tile_source")  # what the layouts of all sources and of joint ones differ in
@@ -56,7 +56,7 @@ ARRAYS = tuple(f.name for f in dataclasses.fields(Layout) if f.type == "Any")
 
 @dataclasses.dataclass(frozen=True)
 class DeviceState:
-    """`objective.State` on a device: every field an array of it, padded."""
+    """`problem.State` on a device: every field an array of it, padded."""
 
     latent: DeviceArray
     maps: DeviceArray
@@ -338,11 +338,11 @@ class Descent:
             device.clear(moment)
         for iteration in range(n_iteration):
             self.evaluate(state)
-            if iteration == int(solver.TEMPERED * n_iteration):
+            if iteration == int(rounds.TEMPERED * n_iteration):
                 self.extend(self.extent)
                 self.reach()
                 self.draw(state)
-            self.weigh(0.0, solver.temper(iteration, n_iteration))
+            self.weigh(0.0, rounds.temper(iteration, n_iteration))
             rate, share, correction = solver.adam_constants(iteration)
             adam(device, self.every, self.downhill, self.floor, self.offset0, first, second, state.latent, rate=rate,
                  share=share, correction=correction, epsilon=solver.ADAM_EPSILON, max_drift=solver.MAX_DRIFT)

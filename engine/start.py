@@ -14,8 +14,8 @@ from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.curvature import extents, mean_weight
 from deblendrt.engine.flags import NOT_FITTED
 from deblendrt.engine.mixed import AnyBasis
-from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
 from deblendrt.engine.patches import Part
+from deblendrt.engine.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.scene import Scene
 

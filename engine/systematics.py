@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine import ops, sharing
 from deblendrt.engine.bundle import Bundle
-from deblendrt.engine.objective import DoubleArray, Problem
+from deblendrt.engine.problem import DoubleArray, Problem
 from deblendrt.engine.solver import Solution
 
 HALF = 24  # pixel: half the side of the square around a source that is looked at

@@ -23,10 +23,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import decoding, objective, ops, photometry
+from deblendrt.engine import decoding, ops, photometry
 from deblendrt.engine.curvature import by_latent, columns
 from deblendrt.engine.matmul import matmul
-from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray, Problem, State
+from deblendrt.engine.problem import Canvases, DoubleArray, FloatArray, Problem, State, where_measured
 from deblendrt.engine.solver import Solution
 
 # Of the shape latents, for central differences: the flow's curvature over about the width of a posterior. Pulls on
@@ -129,7 +129,7 @@ def likelihood_precisions(problem: Problem, solution: Solution,
     if problem.device is not None:
         yield from problem.device.likelihood_precisions(problem, solution.weights, unit)
         return
-    measured = objective.where_measured(problem)
+    measured = where_measured(problem)
     weights = solution.weights if measured.bands is None else [w[measured.bands] for w in solution.weights]
     for chunk in photometry.blend_rows(problem):
         for rows in chunk:

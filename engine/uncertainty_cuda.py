@@ -14,7 +14,7 @@ from deblendrt.cuda.precision import precision
 from deblendrt.cuda.product import product
 from deblendrt.cuda.trim import trim_basis, trim_stamps
 from deblendrt.engine.layouts import filled, padded, row_tiles
-from deblendrt.engine.objective import Canvases, DoubleArray, FloatArray
+from deblendrt.engine.problem import Canvases, DoubleArray, FloatArray
 from deblendrt.engine.solver_cuda import Descent
 from deblendrt.engine.uncertainty import by_latent
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from deblendrt.engine import decoding, missed, objective
 from deblendrt.engine.flags import Flag
-from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
 from deblendrt.engine.patches import Part, adopt_rows
+from deblendrt.engine.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.scene import Scene, with_sources
 from deblendrt.engine.separable import brightest

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from deblendrt.engine import curvature, decoding, ops, solver, start, unlisted
 from deblendrt.engine import deblender as engine_deblender
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import Problem
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.folded import FoldedBasis
+from deblendrt.engine.problem import Problem
 from deblendrt.engine.runtime import Runtime
 from perf import metrics, report, scenes
 

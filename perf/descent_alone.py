@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from deblendrt.engine import solver
+from deblendrt.engine import rounds, solver
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.device_work import DeviceWork
+from deblendrt.engine.folded import FoldedBasis
 from deblendrt.engine.layouts import make_layout
-from deblendrt.engine.objective import DoubleArray, Problem
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.problem import DoubleArray, Problem
 from deblendrt.engine.scene import make_scenes
 from deblendrt.engine.solver_cuda import Descent
 from deblendrt.engine.start import build_problem, start_latents
 from perf.drawn_scenes import DrawnScenes
 
 N_ITERATION = solver.ITERATIONS["gauss_newton"]
-TEMPERS = tuple(solver.temper(i, N_ITERATION) for i in range(N_ITERATION))
+TEMPERS = tuple(rounds.temper(i, N_ITERATION) for i in range(N_ITERATION))
 REPEATS = 5
 VARIANTS: dict[str, dict[str, bool]] = {"eager": {}, "graph": {"recorded": True},
                                         "compile": {"compiled": True, "recorded": True}}

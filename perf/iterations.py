@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import solver
+from deblendrt.engine import rounds, solver
 from deblendrt.engine.deblender import Deblender
 from perf import accuracy, cpu_figures, report, scenes
 
@@ -260,7 +260,7 @@ def verdict(figures: Mapping[str, Any]) -> str:
             f"all sources {count(found['all'])}; {count(found['all and blended'])} if the {n_blended} at blendedness "
             f"above {BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, "
             f"blends that "
-            f"still move get up to {sum(solver.FURTHER):g} times as many again, which is in the times.")
+            f"still move get up to {sum(rounds.FURTHER):g} times as many again, which is in the times.")
 
 
 def main(argv: list[str] | None = None) -> int:

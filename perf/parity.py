@@ -19,7 +19,7 @@ import numpy as np
 from deblendrt.engine import start
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.device_pool import DevicePool
-from deblendrt.engine.objective import DoubleArray, FloatArray, Problem
+from deblendrt.engine.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
 from perf.scenes import load_scenes
 

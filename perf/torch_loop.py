@@ -18,8 +18,8 @@ from torch import Tensor
 
 from deblendrt.engine import objective, solver
 from deblendrt.engine.curvature import prior_curvature
-from deblendrt.engine.objective import DoubleArray, Problem
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.folded import FoldedBasis
+from deblendrt.engine.problem import DoubleArray, Problem
 from perf.torch_graph import TorchGraph
 
 
@@ -75,7 +75,7 @@ class Loaded:
 
 
 class State(NamedTuple):
-    """`objective.State` as tensors; the model is (n_band, n_scene * n_y * n_x)."""
+    """`problem.State` as tensors; the model is (n_band, n_scene * n_y * n_x)."""
 
     latent: Tensor
     maps: Tensor

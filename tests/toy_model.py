@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.folded import FoldedBasis
 from deblendrt.engine.manifest import FORMAT_REVISION, GRAPHS, graph_sizes
-from deblendrt.engine.objective import Problem
 from deblendrt.engine.outskirts import expand, split
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.problem import Problem
 from deblendrt.engine.scene import make_scenes
 from deblendrt.engine.start import build_problem, start_latents
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deblendrt.engine import psf
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.folded import FoldedBasis
 from deblendrt.training import misfit_figure, population, population_figure, simulate, survey, vae
 from deblendrt.training.checkpoint import Model
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deblendrt.engine import ops, outskirts, psf
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.folded import FoldedBasis
 from deblendrt.training import survey
 from deblendrt.training.config import Config
 from deblendrt.training.decoder import SHIFT_ORDER

@@ -27,12 +27,14 @@ def page(paths: dict[str, dict[str, Any]]) -> str:
         Markdown.
     """
     lines = ["# Embedded in production: what was broken, and what was lost", "",
-             "Made by `python -m perf.embedding` from what the scripts below have stored. An input is an image, a cutout, "
-             "a catalogue row or a message; lost: it has no row and no record at the end; repeated: it has two.", "",
+             "Made by `python -m perf.embedding` from what the scripts below have stored. An input is an image, a "
+             "cutout, a catalogue row or a message; lost: it has no row and no record at the end; "
+             "repeated: it has two.", "",
              "| path | fault | how | inputs | lost | repeated | |", "|---|---|---|---|---|---|---|"]
     for name, stored in paths.items():
         for fault in stored["faults"]:
-            cells = [name, *(_cell(fault.get(key, "")) for key in ("fault", "how", "inputs", "lost", "repeated", "note"))]
+            keys = ("fault", "how", "inputs", "lost", "repeated", "note")
+            cells = [name, *(_cell(fault.get(key, "")) for key in keys)]
             lines.append(f"| {' | '.join(cells)} |")
     for name, stored in paths.items():
         lines += ["", f"## {name}", "", f"`{stored['command']}`: {_environment(stored['environment'])}", "",

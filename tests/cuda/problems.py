@@ -12,7 +12,7 @@ from deblendrt.cuda.layout import Layout
 from deblendrt.cuda.normal import source_pairs
 from deblendrt.engine import decoding, ops
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem
 
 N_PADDING = 3  # sources, and blends
 ANCHORS = [[14, 16], [19, 18], [24, 25], [41, 35]]  # a pair, a neighbour and a source alone

@@ -12,9 +12,9 @@ from toy_model import ToyModel
 
 from deblendrt.cuda import reference_steps
 from deblendrt.cuda.adam import adam
-from deblendrt.engine import decoding, objective, solver
+from deblendrt.engine import decoding, objective, rounds, solver
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem
 
 
 def options(iteration: int) -> dict:
@@ -42,7 +42,7 @@ def test_reference_is_the_solver(toy_deblender: Deblender, toy_model: ToyModel) 
     layout = dataclasses.replace(layout_of(problem), n_source=len(start))
     latent, first, second = start.copy(), np.zeros_like(start), np.zeros_like(start)
     for k in range(n_iteration):
-        slope = downhill(problem, latent, solver.temper(k, n_iteration))
+        slope = downhill(problem, latent, rounds.temper(k, n_iteration))
         reference_steps.adam(layout, slope, floor, problem.offset0, first, second, latent, **options(k))
     np.testing.assert_allclose(latent, expected.latent, rtol=1e-9)
 

@@ -16,6 +16,7 @@ from deblendrt.cuda.gram import gram
 from deblendrt.engine import psf
 from deblendrt.engine.deblender import PAD, Deblender
 from deblendrt.engine.deblender import window as bundle_window
+from deblendrt.engine.folded import FoldedBasis
 
 PRECISION = 1e-6  # of the maximum: float32 transforms against float32 sums, 3e-7 and 2e-7
 CPU_GRAM = 3e-6  # the same of the engine's Gram matrices, which are sums of thousands of float32 products
@@ -61,10 +62,10 @@ def shapes(basis: np.ndarray, how: psf.Folding) -> dict[str, tuple[int, ...] | N
             "gram": (n_band, n_basis, n_basis), "full_gram": (n_band, n_basis, n_basis)}
 
 
-def compare(result: dict[str, np.ndarray], expected: dict[str, np.ndarray] | psf.FoldedBasis) -> None:
+def compare(result: dict[str, np.ndarray], expected: dict[str, np.ndarray] | FoldedBasis) -> None:
     for name, array in result.items():
         other = expected[name] if isinstance(expected, dict) else getattr(expected, name)
-        from_engine = name in ("gram", "full_gram") and isinstance(expected, psf.FoldedBasis)
+        from_engine = name in ("gram", "full_gram") and isinstance(expected, FoldedBasis)
         assert relative_error(array, other) < (CPU_GRAM if from_engine else PRECISION), name
 
 

@@ -14,6 +14,7 @@ from deblendrt.cuda import reference_latents as reference
 from deblendrt.cuda.layout import Layout
 from deblendrt.engine import curvature, objective, uncertainty
 from deblendrt.engine.layouts import row_tiles
+from deblendrt.engine.problem import State
 from deblendrt.engine.runtime import Jacobian
 
 FLOAT32 = 3e-6  # of the largest value of a row
@@ -84,9 +85,9 @@ def arguments(case: Case) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def state_of(case: Case) -> objective.State:
+def state_of(case: Case) -> State:
     none = np.zeros(len(case.latent))
-    return objective.State(case.latent, case.jacobian, case.coefficients, [], none, none)
+    return State(case.latent, case.jacobian, case.coefficients, [], none, none)
 
 
 def test_references_are_the_engine(case: Case) -> None:

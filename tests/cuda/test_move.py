@@ -13,7 +13,7 @@ from deblendrt.cuda import reference_steps
 from deblendrt.cuda.move import move
 from deblendrt.engine import solver
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem
 
 LIMITS = {"min_flux_factor": solver.MIN_FLUX_FACTOR, "max_flux_factor": solver.MAX_FLUX_FACTOR,
           "max_offset_step": solver.MAX_OFFSET_STEP, "max_drift": solver.MAX_DRIFT,

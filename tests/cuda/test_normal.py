@@ -14,8 +14,8 @@ from toy_model import N_BAND, ToyModel
 from deblendrt.cuda import reference_photometry
 from deblendrt.cuda.normal import normal, source_pairs
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import Problem
 from deblendrt.engine.photometry import normal_matrices
+from deblendrt.engine.problem import Problem
 
 FLOAT32 = 1e-6  # relative to the product of the diagonals' roots: stamps and products of three rounded to float32
 

@@ -17,7 +17,7 @@ from deblendrt.cuda.layout import Layout
 from deblendrt.engine import curvature, decoding, objective, ops
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.layouts import make_layout, row_tiles
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem, State
 
 FLOAT32 = 2e-6  # of the largest value: sums of some hundred products in float32
 CLIP = objective.CLIP
@@ -130,7 +130,7 @@ def test_references_are_the_engine(case: Case) -> None:
         reference.loss(layout, data, weight, image, case.flat(trial), temper, error, CLIP, robust, losses)
         none = np.zeros(case.n)
         for k, m in enumerate((model, trial)):
-            state = objective.State(none, None, case.coefficients, m, none, none)  # type: ignore[arg-type]
+            state = State(none, None, case.coefficients, m, none, none)  # type: ignore[arg-type]
             close(losses[: problem.n_blend, k], objective.by_blend(engine, likely, state), 1e-5)
     wbar = np.zeros((layout.n_source, N_BAND))
     profile = np.stack(problem.profile).reshape(1, N_BAND, -1)

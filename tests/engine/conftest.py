@@ -14,9 +14,9 @@ from toy_scenes import make_scene
 from deblendrt.engine.bundle import Bundle, load_bundle
 from deblendrt.engine.deblender import Deblender, fold_bundle
 from deblendrt.engine.flags import NOT_FITTED, Flag
+from deblendrt.engine.folded import FoldedBasis
 from deblendrt.engine.mixed import FoldedBases
 from deblendrt.engine.ops import TILE
-from deblendrt.engine.psf import FoldedBasis
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.scene import Scene, make_scenes
 

@@ -14,7 +14,7 @@ from toy_scenes import make_scene
 from deblendrt.engine import decoding, objective, quality, sharing, solver, start, systematics
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.device_pool import DevicePool
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

@@ -12,9 +12,10 @@ import pytest
 from tolerances import ADJOINT, FLOAT32, GRADIENT, OBJECTIVE, relative_error
 from toy_model import N_BAND, ToyModel, add_noise, draw_latent, make_problem, paint
 
-from deblendrt.engine import objective
+from deblendrt.engine import objective, rounds
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import Likelihood, Problem, State
+from deblendrt.engine.objective import Likelihood
+from deblendrt.engine.problem import Problem, State
 
 STEP = 1e-5  # of central differences in float64: truncation 1e-10, rounding 1e-11 of L
 
@@ -227,7 +228,7 @@ def test_part_of_a_problem_sees_the_rest_as_background(toy_deblender: Deblender,
     blend_scene[problem.blend] = problem.scene
     for blends in ([0], [problem.n_blend - 1], list(range(problem.n_blend))):
         chosen = np.isin(np.arange(problem.n_blend), blends)
-        part, rows = objective.part(problem, latent, chosen)
+        part, rows = rounds.some_blends(problem, latent, chosen)
         np.testing.assert_array_equal(rows, np.flatnonzero(chosen[problem.blend]))
         alone = objective.evaluate(part, latent[rows])
         scenes = np.unique(problem.scene[rows])

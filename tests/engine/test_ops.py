@@ -15,7 +15,8 @@ from toy_model import gaussian_psf
 
 from deblendrt.engine import matmul as matmul_module
 from deblendrt.engine import ops
-from deblendrt.engine.psf import FoldedBasis, fold
+from deblendrt.engine.folded import FoldedBasis
+from deblendrt.engine.psf import fold
 
 N_BAND, N_BASIS, STAMP, WINDOW, BINNING = 3, 21, 15, 17, 3
 SHAPES = [(40, 44), (31, 25)]  # of two canvases

@@ -10,8 +10,9 @@ from tolerances import LEAST_SQUARES, SAMPLE_SIGMA
 from toy_model import N_BAND, ToyModel, add_noise, draw_latent, make_problem, paint
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import MODEL_ERROR, Problem
+from deblendrt.engine.objective import MODEL_ERROR
 from deblendrt.engine.photometry import blend_rows, linear_fluxes, normal_matrices
+from deblendrt.engine.problem import Problem
 
 SHAPE = (52, 50)
 CLOSE = np.array([[20, 22], [24, 26], [17, 27]])  # one blend

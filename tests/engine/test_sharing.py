@@ -11,7 +11,7 @@ from tolerances import FLOAT32, SAMPLE_SIGMA
 from toy_model import N_BAND, ToyModel, add_noise, draw_latent, make_problem, paint
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.sharing import Sharing, footprint, redistributed_image, share
 

@@ -10,9 +10,9 @@ import pytest
 from tolerances import CURVATURE, OBJECTIVE, relative_error
 from toy_model import N_BAND, N_SHAPE, ToyModel, add_noise, draw_latent, make_problem, paint
 
-from deblendrt.engine import curvature, objective, solver
+from deblendrt.engine import curvature, objective, rounds, solver
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem, State
 
 ANCHORS = np.array([[14, 20], [19, 23], [38, 8], [42, 40], [44, 33]])  # two blends of two and a source alone
 SHAPE = (50, 56)
@@ -30,7 +30,7 @@ def make(deblender: Deblender, model: ToyModel, *, seed: int = 0, noise: bool = 
     return problem, latent, start, floor
 
 
-def objective_at(problem: Problem, state: objective.State) -> np.ndarray:
+def objective_at(problem: Problem, state: State) -> np.ndarray:
     return objective.by_blend(problem, objective.likelihood(problem, state.model), state)
 
 
@@ -246,7 +246,7 @@ def test_blends_that_still_move_go_on_and_leave_the_others(toy_deblender: Deblen
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     problem, _, start, floor = make(toy_deblender, toy_model, robust=True)
     n_iteration = 4
-    tempers = [solver.temper(i, n_iteration) for i in range(n_iteration)]
+    tempers = [rounds.temper(i, n_iteration) for i in range(n_iteration)]
     _, stopped, progress = solver.descend(problem, start, floor, tempers)
     left = progress.left
     limit = float(np.sort(left)[-2:].mean())
@@ -264,7 +264,7 @@ def test_blends_that_still_move_go_on_and_leave_the_others(toy_deblender: Deblen
 
 def test_temper_ends_at_the_objective_itself() -> None:
     for n_iteration in (0, 1, 2, 5, 15, 200):
-        tau = [solver.temper(k, n_iteration) for k in range(n_iteration)]
+        tau = [rounds.temper(k, n_iteration) for k in range(n_iteration)]
         assert all(a >= b >= 0 for a, b in itertools.pairwise(tau))
         assert n_iteration < 5 or tau[-1] == 0
 

@@ -13,7 +13,7 @@ from toy_scenes import CONVERGED, VARIANCE
 
 from deblendrt.engine import apertures, objective, ops, photometry, shapes, solver, uncertainty
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.objective import Problem
+from deblendrt.engine.problem import Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.runtime import Runtime
 from deblendrt.engine.solver import Solution

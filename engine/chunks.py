@@ -1,0 +1,68 @@
+"""What is solved at once: scenes that share a PSF, up to a number of sources and pixels, and what memory that takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from deblendrt.engine import patches
+from deblendrt.engine.patches import Part
+from deblendrt.engine.psf_field import PsfField
+from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.scene import Scene
+
+CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
+BYTES_PER_PIXEL, BYTES_PER_SOURCE = 80.0, 1.0e5  # per band, measured: see `memory`
+# What a folded basis takes, in units of its functions in the window: smaller windows, outskirts, packed copies
+FOLDED_TABLES = 8.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """What is solved at once: some scenes, or a part of one."""
+
+    members: list[int]
+    part: Part | None = None
+
+
+def together(result: DeblendResult, among: list[int], n_source: int) -> Iterator[list[int]]:
+    """Scenes that are solved whole, together: of one folded basis, up to a number of sources and pixels. Those of the
+    same bands, as what some scene of a chunk lacks is left out only where all do."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in among:
+        scene = result.scenes[i]
+        if scene.n_source and not (max(scene.shape) > patches.LARGEST or isinstance(scene.psf, PsfField)):
+            group = (int(result.folded_index[result.source_start[i]]), *scene.band_present.tolist())
+            groups.setdefault(group, []).append(i)
+    for members in groups.values():
+        held: list[int] = []
+        for i in members:
+            taken = [result.scenes[k] for k in [*held, i]]
+            if held and (sum(s.n_source for s in taken) > n_source
+                         or sum(s.shape[0] * s.shape[1] for s in taken) > CHUNK_PIXELS):
+                yield held
+                held = []
+            held.append(i)
+        yield held
+
+
+def most_workers(chunks: list[Chunk], result: DeblendResult, memory_limit: float | None) -> int:
+    """How many chunks may be solved at a time."""
+    if memory_limit is None or not chunks:
+        return max(len(chunks), 1)
+    needed = max(memory([chunk.part.scene] if chunk.part else [result.scenes[i] for i in chunk.members], result)
+                 for chunk in chunks)
+    if needed > memory_limit:
+        raise ValueError(f"memory_limit: expected at least {needed:.3g} bytes for these images, got {memory_limit:.3g}")
+    return int(memory_limit // needed)
+
+
+def memory(scenes: list[Scene], result: DeblendResult) -> float:
+    """Bytes that solving scenes together takes at most, beside images and result."""
+    n_band = len(result.bands)
+    folded = result.folded.fold(None) if len(result.folded) else None
+    border, tables = (0, 0.0) if folded is None else (2 * folded.half, FOLDED_TABLES * folded.phi.nbytes)
+    n_pixel = sum((s.shape[0] + border) * (s.shape[1] + border) for s in scenes)
+    n_psf = max(len(set(s.psf.at(s.centers).tolist())) if isinstance(s.psf, PsfField) else 1 for s in scenes)
+    return (BYTES_PER_PIXEL * n_band * n_pixel + BYTES_PER_SOURCE * n_band * sum(s.n_source for s in scenes)
+            + tables * n_psf)
