@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +22,17 @@ from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.input_rows import SCENE_KEYS, FailedInput, Outcome, columns, deblend_inputs
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.runtime_ort import OrtRuntime
-from deblendrt.engine.worker_engine import Fold, Model, bundle_contents, engine, find_model, ships
+from deblendrt.engine.worker_engine import Fold, bundle_contents, engine, find_model, ships
 
 if TYPE_CHECKING:
     import pandas
     from astropy.table import Table
     from distributed import Client
 
+__all__ = ["FailedInput", "PartitionDeblender", "deblend_dask", "send_model"]
+
 PER_TASK = 16  # images of a list: alert cutouts cost 1 ms each, dask's own work on a task about as much
 RETURNS = ("frame", "table", "result")
-INSTALL = 'deblending with dask needs {}: pip install "deblendrt[dask]"'
 _PER_SCENE_ONLY = ("cutouts", "centers", "mask", "kind")  # options that could not mean the same for all scenes
 
 
@@ -87,7 +89,7 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
     try:
         import dask
     except ImportError as error:
-        raise ImportError(INSTALL.format("dask")) from error
+        raise ImportError('deblend_dask needs dask: pip install "deblendrt[dask]"') from error
     kind = _kind(scenes)
     returns = ("frame" if kind == "frame" else "table") if returns is None else returns
     if returns not in RETURNS:
@@ -234,7 +236,7 @@ class PartitionDeblender:
         try:
             import pandas
         except ImportError as error:
-            raise ImportError(INSTALL.format("pandas")) from error
+            raise ImportError('DataFrames need pandas: pip install "dask[dataframe]"') from error
         found = columns(outcomes, empty)
         scene = found["scene"]
         chosen = found["source"] <= 0 if self.first_only else np.ones(len(scene), bool)
@@ -263,7 +265,11 @@ def send_model(client: Client, model: str | Path) -> None:
     ------
     BundleError
         Not a bundle, or damaged.
+    ValueError
+        An asynchronous client.
     """
+    if client.asynchronous:
+        raise ValueError("client: expected one that is not asynchronous: what it is told here has to have happened")
     from deblendrt.engine.dask_model import BundlePlugin
 
     bundle = load_bundle(model)
@@ -313,14 +319,13 @@ def _tables(outcomes: Sequence[Outcome], empty: DeblendResult) -> list[Table]:
     from astropy.table import Table
 
     found = columns(outcomes, empty)
-    end = np.searchsorted(found["scene"], np.arange(len(outcomes)), side="right").tolist()
+    bounds = np.searchsorted(found["scene"], np.arange(len(outcomes) + 1)).tolist()
     units = {column.name: column.unit for column in empty.to_table().itercols()}
     tables = []
-    for low, high in zip([0, *end[:-1]], end, strict=True):
-        table = Table({name: column[low:high].astype(str) if column.dtype == object else column[low:high]
-                       for name, column in found.items() if name != "scene"}, units={
-                           name: unit for name, unit in units.items() if unit is not None and name in found})
-        tables.append(table)
+    for low, high in itertools.pairwise(bounds):
+        own = {name: column[low:high] for name, column in found.items() if name != "scene"}
+        text = {name: column.astype(str) for name, column in own.items() if column.dtype == object}
+        tables.append(Table(own | text, units={name: unit for name, unit in units.items() if unit and name in own}))
     return tables
 
 
@@ -334,5 +339,3 @@ def _dense(value: Any) -> Any:
         return np.array([_dense(item) for item in value])
     return value
 
-
-__all__ = ["FailedInput", "Model", "PartitionDeblender", "deblend_dask", "send_model"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import runpy
 import signal
 import sys
 import threading
@@ -49,7 +50,7 @@ def expected(toy_deblender: Deblender, batch: tuple[list[np.ndarray], list[np.nd
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     """Two worker processes; the first has a resource that stands for a GPU."""
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, resources={"GPU": 1}, dashboard_address=None,
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, resources={"GPU": 1}, dashboard_address=":0",
                                   processes=True) as cluster:
         plain = dict(cluster.new_spec["options"])
         del plain["resources"]
@@ -189,6 +190,8 @@ def test_without_dask_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_scenes_no_results(options: dict[str, Any]) -> None:
     assert deblend_dask([], **options) == []
+    bag = pytest.importorskip("dask.bag").from_sequence([None, None], npartitions=2).filter(lambda scene: False)
+    assert synchronous(deblend_dask(bag, **options)) == []
 
 
 def test_threads_of_a_process_share_one_engine(scenes: Scenes, options: dict[str, Any], expected: DeblendResult,
@@ -331,3 +334,26 @@ def test_images_in_a_frames_cells(scenes: Scenes, options: dict[str, Any], expec
             found = synchronous(deblend_dask(frames.from_pandas(frame, npartitions=2), **options))
             assert_rows([found.loc[[k]].reset_index() for k in range(6)], expected)
             assert found["id"].tolist() == [f"scene {k}" for k in found.index]
+
+
+def test_the_lsdb_example_gives_a_row_an_object() -> None:
+    lsdb = pytest.importorskip("lsdb", reason="LSDB is no dependency: pip install lsdb")
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "lsdb_catalog.py"))
+    table = example["table"](example["read_image"](example["IMAGE"]))
+    table.loc[len(table)] = [99, 150.5, 2.2]  # off the image
+    catalog = lsdb.from_dataframe(table.astype({"object_id": int}), catalog_name="objects")
+    deblend = PartitionDeblender(example["cutouts"], keep=["object_id", "ra", "dec"], first_only=True, n_iteration=4)
+    meta = deblend.make_meta(catalog.meta)
+    with dask.config.set(scheduler="synchronous"):
+        objects = catalog.map_partitions(deblend, meta=meta, include_pixel=True)
+        found = objects.compute()
+    assert isinstance(objects, type(catalog))
+    assert found.index.name == "_healpix_29"
+    assert found.dtypes.equals(meta.dtypes)
+    assert sorted(found["object_id"]) == [*range(16), 99]
+    found = found.set_index("object_id")
+    assert found.loc[99, "error"] == "no image"
+    scenes = example["cutouts"](table.iloc[:16])
+    alone = Deblender.load().deblend_batch([scenes[3]["image"]], [scenes[3]["centers"]], psf=scenes[3]["psf"],
+                                           variance=[scenes[3]["variance"]], n_iteration=4)
+    assert found.loc[3, "flux_i"] == alone.flux[0, 3]
