@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deblendrt.cuda.device import DeviceError
+    from deblendrt.engine.dask_cluster import deblend_dask
     from deblendrt.engine.deblender import Deblender
     from deblendrt.engine.flags import Flag
     from deblendrt.engine.psf_field import CellPsf
     from deblendrt.engine.result import DeblendResult
 
-__all__ = ["CellPsf", "DeblendResult", "Deblender", "DeviceError", "Flag", "deblend_batch"]
+__all__ = ["CellPsf", "DeblendResult", "Deblender", "DeviceError", "Flag", "deblend_batch", "deblend_dask"]
 
 _HOMES = {"CellPsf": "engine.psf_field", "Deblender": "engine.deblender", "DeblendResult": "engine.result",
-          "DeviceError": "cuda.device", "Flag": "engine.flags"}
+          "DeviceError": "cuda.device", "Flag": "engine.flags", "deblend_dask": "engine.dask_cluster"}
 
 
 def __getattr__(name: str) -> Any:
