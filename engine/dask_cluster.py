@@ -67,7 +67,9 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
     per_task : int
         Elements of a list that one task deblends. Results do not depend on it.
     resources : mapping of str to float, optional
-        Worker resources that each task takes, such as {"GPU": 1}: it runs only where they are.
+        Worker resources that each task takes, such as {"GPU": 1}: it runs only where they are. For lists that become
+        tables or results; of Bags and DataFrames dask forgets it as it fuses their tasks, so that it has to be told
+        when they are computed: ``client.compute(found, resources={"GPU": 1})``.
     **options
         Of `Deblender.deblend_batch`, for all scenes that do not say otherwise.
 
@@ -98,6 +100,9 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
         raise ValueError(f"fetch, keep: expected with a DataFrame only, got a {kind}")
     if kind != "list" and centers is not None:
         raise ValueError(f"centers: expected with a list of images only, got a {kind}: its scenes have their own")
+    if resources and (kind != "list" or returns == "frame"):
+        raise ValueError("resources: expected with a list that becomes tables or results; for a Bag or DataFrame dask "
+                         "keeps them only if told when it is computed: client.compute(found, resources=...)")
     work = PartitionDeblender(fetch, model=model, device=device, keep=keep, form=returns, **options)
     if kind == "frame":
         work.check_columns(scenes.columns)

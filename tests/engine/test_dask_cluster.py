@@ -175,6 +175,7 @@ def test_every_bad_input_keeps_its_rows_and_says_why(scenes: Scenes, options: di
     ({"mask": np.zeros((5, 5), bool)}, "unknown options mask"),
     ({"centers": [[[1, 1]]]}, "centers: expected one entry"),
     ({"keep": ["ra"]}, "fetch, keep"),
+    ({"resources": {"GPU": 1}, "returns": "frame"}, "resources: expected with a list"),
 ])
 def test_mistakes_are_errors_before_anything_is_computed(scenes: Scenes, options: dict[str, Any],
                                                          wrong: dict[str, Any], message: str) -> None:
@@ -256,10 +257,14 @@ def test_tasks_run_where_their_resource_is(client: Any, scenes: Scenes, options:
     having = [address for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
               if worker["resources"]]
     lazy = deblend_dask(scenes, per_task=1, resources={"GPU": 1}, **options)
-    futures = client.compute(lazy, optimize_graph=False)
+    futures = client.compute(lazy)
     assert_rows(client.gather(futures), expected)
     where = {worker for workers in client.who_has(futures).values() for worker in workers}
     assert where == set(having)
+    from_bag = deblend_dask(pytest.importorskip("dask.bag").from_sequence(scenes, npartitions=3), **options)
+    future = client.compute(from_bag, resources={"GPU": 1})
+    assert_rows(future.result(), expected)
+    assert set(client.who_has(future)[future.key]) == set(having)
 
 
 def test_a_worker_killed_in_mid_run_loses_nothing(client: Any, scenes: Scenes, options: dict[str, Any],
