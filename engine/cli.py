@@ -1,4 +1,4 @@
-"""The command line: ``deblendrt run``, ``verify``, ``model``, ``build``, ``doctor``, ``flags``.
+"""The command line: ``deblendrt run``, ``merge``, ``verify``, ``model``, ``build``, ``doctor``, ``flags``.
 
 Exit status: 0 done, 1 a problem with the data, a file or the installation (one line on stderr), 2 a wrong command.
 """
@@ -64,6 +64,15 @@ def parser() -> argparse.ArgumentParser:
     _add_run_arguments(run)
     run.set_defaults(function=_run)
 
+    merge = commands.add_parser("merge", parents=[common], help="make one catalogue of the results of all shards",
+                                description="One catalogue of what `deblendrt run --shard` has written, if every input "
+                                "is there once; exit status 1 if not.")
+    merge.add_argument("folder", type=Path, metavar="DIR", help="--out of the shards")
+    merge.add_argument("--out", type=Path, required=True, metavar="FILE", help="FITS, or .parquet")
+    merge.add_argument("--partial", action="store_true", help="take what is there")
+    merge.add_argument("--overwrite", action="store_true", help="replace the file")
+    merge.set_defaults(function=_merge)
+
     verify = commands.add_parser("verify", parents=[common], help="check a model bundle's hashes and golden results")
     verify.add_argument("bundle", nargs="?", default="lsst", metavar="BUNDLE", help="bundled name or a folder")
     verify.set_defaults(function=_verify)
@@ -96,7 +105,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_run_arguments(run: argparse.ArgumentParser) -> None:
-    run.add_argument("image", type=Path, metavar="IMAGE", help="FITS file, see `deblendrt.engine.fits`")
+    run.add_argument("image", type=Path, nargs="+", metavar="IMAGE", help="FITS file, see `deblendrt.engine.fits`; "
+                     "with --shard any number, folders, lists (.txt), or catalogues of cutouts")  # fmt: skip
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     run.add_argument("--overwrite", action="store_true", help="replace results that are there")
 
@@ -138,6 +148,13 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
                      "aperture_flux (default 1.2)")  # fmt: skip
     fit.add_argument("--no-robust", action="store_true", help="plain Gaussian likelihood, also of unlisted sources")
 
+    many = run.add_argument_group("many inputs", "results: `deblendrt merge DIR`")
+    many.add_argument("--shard", metavar="i/N", help="do every N-th unit of the inputs, from the i-th (0 to N - 1); "
+                      "start it again after a crash, and it goes on")  # fmt: skip
+    many.add_argument("--cutouts", action="store_true", help="FITS inputs are catalogues of cutouts, see "
+                      "`deblendrt.engine.cutout_catalog`; Parquet always is")  # fmt: skip
+    many.add_argument("--retry-failed", action="store_true", help="do units with failed inputs again")
+
     output = run.add_argument_group("output")
     output.add_argument("--stamps", action="store_true", help="also write every source's model to DIR/stamps.fits")
     output.add_argument("--no-plot", action="store_true", help="no figures")
@@ -171,9 +188,28 @@ def _capability(text: str) -> tuple[int, int]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from deblendrt.engine.job import run  # here, so that `--help` and `--version` stay instant
+    if arguments.shard is not None:  # imports here, so that `--help` and `--version` stay instant
+        from deblendrt.engine import shards
 
+        arguments.shard = shards.parse_shard(arguments.shard)
+        shards.run_shard(arguments)
+        return 0
+    if len(arguments.image) > 1 or arguments.cutouts or arguments.retry_failed:
+        raise ValueError("several inputs, --cutouts and --retry-failed are for --shard: say --shard 0/1 to do all")
+    from deblendrt.engine.job import run
+
+    arguments.image = arguments.image[0]
     run(arguments)
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from deblendrt.engine.merge import merge
+
+    done = merge(arguments.folder, arguments.out, partial=arguments.partial, overwrite=arguments.overwrite)
+    print(f"{done.n_input} inputs, {done.n_row} rows, {done.n_failed} inputs failed; wrote {arguments.out}")
+    if done.missing:
+        print(f"{len(done.missing)} units are not there")
     return 0
 
 

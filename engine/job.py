@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy import units as u
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     with _progress(arguments.quiet) as stage:
         stage("read")
-        image, catalog, notes = _read(arguments)
+        image, catalog, notes = read(arguments)
         stage("load model")
         from deblendrt.engine.deblender import Deblender
 
@@ -55,15 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
             kind=arguments.kind or catalog.kinds,
             zero_point=image.zero_point,
             pixel_scale=image.pixel_scale,
-            solver=arguments.solver,
-            n_iteration=arguments.iterations,
-            start=arguments.start,
-            robust=not arguments.no_robust,
-            center_sigma=arguments.center_sigma,
-            aperture_diameter=arguments.aperture,
-            find_missed=arguments.find_missed,
-            star_fraction=arguments.star_fraction,
-            n_threads=arguments.threads,
+            **options(arguments),
         )
         deblending = time.perf_counter() - clock
         stage("write")
@@ -87,7 +79,16 @@ def _claim(out: Path, targets: list[str], overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _read(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[str]]:
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How to deblend: arguments of `Deblender.deblend_batch`."""
+    return {"solver": arguments.solver, "n_iteration": arguments.iterations, "start": arguments.start,
+            "robust": not arguments.no_robust, "center_sigma": arguments.center_sigma,
+            "aperture_diameter": arguments.aperture, "find_missed": arguments.find_missed,
+            "star_fraction": arguments.star_fraction, "n_threads": arguments.threads}
+
+
+def read(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[str]]:
+    """The image, its list of sources, and what was assumed."""
     bands = fits_header.parse_bands(arguments.bands) if arguments.bands else None
     image = fits.read_image(arguments.image, bands=bands, bad_bits=arguments.bad_bits)
     notes = list(image.notes)
