@@ -14,7 +14,7 @@ between them), and morphologies images of the source in a band.
 
 Two containers hold the same blends: ``ScarletModelData`` of scarlet_lite (one JSON text), and ``LsstScarletModelData``
 of Rubin's meas_extensions_scarlet (a zip file ``.scarlet``, a JSON text per parent), which its catalogues' heavy
-footprints are made from. Written are the schemas "1.0.0" and "1.0.1", which later readers migrate. Facts from
+footprints are made from. Written are the schemas "1.0.0", which later readers migrate. Facts from
 lsst/scarlet_lite (w.2025.43) python/lsst/scarlet/lite/io/*.py and lsst/meas_extensions_scarlet
 python/lsst/meas/extensions/scarlet/io/*.py; how models are read is in `deblendrt.engine.scarlet_model`.
 """
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ScarletModel", "components", "model_data", "read_model", "write_model"]
 
-VERSION, LSST_VERSION = "1.0.0", "1.0.1"
+VERSION = "1.0.0"  # of all schemas: the oldest that hold what is written; readers refuse later ones than their own
 RANK_TOLERANCE = 1e-4  # of a source's brightest band: float32 coefficients are of the model's rank to 1e-6
+BORDER = 8  # pixel around the significant light of a blend
 DECIMALS = 9  # of morphologies of unit sum: a ten-millionth of their peak, and half the size of the file
 
 
@@ -170,8 +171,7 @@ def model_data(result: DeblendResult, bundle: Bundle, *, source_ids: Sequence[in
         commonest = int(np.bincount(result.folded_index[rows]).argmax())
         model["psf"] = result.folded.images[commonest][own]
     if container == "lsst":
-        return {"model_type": "lsst", "version": LSST_VERSION, "blends": blends, "isolated": {},
-                "metadata": _encode(model | {"footprint": None})}
+        return {"model_type": "lsst", "version": VERSION, "blends": blends, "isolated": {}, "metadata": _encode(model)}
     return {"model_type": "scarlet_model", "version": VERSION, "blends": blends, "metadata": _encode(model)}
 
 
@@ -249,7 +249,9 @@ def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: i
         place = np.where(np.isfinite(result.center[row]), result.center[row], 0.0)
         covered.append(np.clip(np.rint(place[::-1]), 0, np.array(scene.shape) - 1).astype(np.int64)[None])
     pixels = np.concatenate(covered)
-    low, high = pixels.min(0), pixels.max(0)
+    # whoever loads it convolves inside the box: light that the PSF brings in from outside would be missed
+    low = np.maximum(pixels.min(0) - BORDER, 0)
+    high = np.minimum(pixels.max(0) + BORDER, np.array(scene.shape) - 1)
     box = np.zeros(tuple(high - low + 1), bool)
     box[tuple((pixels - low).T)] = True
     return (int(low[0]) + xy0[1], int(low[1]) + xy0[0]), box
