@@ -250,7 +250,7 @@ def test_blends_that_still_move_go_on_and_leave_the_others(toy_deblender: Deblen
     _, stopped, progress = solver.descend(problem, start, floor, tempers)
     left = progress.left
     limit = float(np.sort(left)[-2:].mean())
-    monkeypatch.setattr(solver, "MOVING", limit)
+    monkeypatch.setattr(rounds, "MOVING", limit)
     moving = left > limit
     assert moving.sum() == 1
     _, further = solver.gauss_newton(problem, start, floor, n_iteration)
