@@ -1,0 +1,318 @@
+"""Deblending on a dask cluster: throughput against one process, and what is lost when parts of the cluster die.
+
+    python -m perf.embedding.dask_cluster
+
+Starts real clusters of worker processes on this machine, kills what it says with signal 9, and compares every row with
+the single process's, to the bit. Needs the extra ``dask``. Writes perf/results/embedding/dask_cluster.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+from distributed import Client, LocalCluster, SchedulerPlugin
+
+from deblendrt.engine.dask_cluster import deblend_dask
+from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.output import in_place_of
+from deblendrt.engine.table import entries
+from perf import cases
+from perf.report import environment
+
+OUTPUT = Path(__file__).parents[1] / "results" / "embedding" / "dask_cluster.json"
+COMMAND = "python -m perf.embedding.dask_cluster"
+N_ALERT, N_BLEND = 128, 8
+PER_TASK = {"alerts": 32, "blends": 4}
+SMALL = 8  # inputs of a task, where parts of the cluster are broken on purpose
+ROUNDS = 2
+# dask's nanny has workers return every freed 64 kB to the system, from where the engine's temporaries are fetched again
+KEEP_MEMORY = {f"distributed.nanny.pre-spawn-environ.{name}": 2**30
+               for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")}
+Scenes = list[dict[str, Any]]
+Row = tuple[bytes, ...]
+
+
+def workload(name: str) -> tuple[Scenes, dict[str, Any]]:
+    """Scenes of a frozen case, and the options for all of them."""
+    case, n = (cases.CASES["burst"], N_ALERT) if name == "alerts" else (cases.CASES["offline"], N_BLEND)
+    drawn = [case.scene(k, n) for k in range(n)]
+    scenes: Scenes = [{"image": s.image, "centers": s.centers, "variance": s.variance, "id": str(k)}
+                      for k, s in enumerate(drawn)]
+    return scenes, {"psf": cases.psf(drawn[0].bands), "bands": list(drawn[0].bands)}
+
+
+def one_process(deblender: Deblender, scenes: Scenes, options: dict[str, Any]) -> Any:
+    """The whole workload in one call, on one thread."""
+    return deblender.deblend_batch(*([s[key] for s in scenes] for key in ("image", "centers")), **options,
+                                   variance=[s["variance"] for s in scenes])
+
+
+def expected_rows(result: Any) -> list[Row]:
+    """The bits of each scene's rows, all columns that do not number a batch."""
+    names = [e for e in entries(result.bands) if e.column not in ("id", "scene", "blend")]
+    values = [getattr(result, e.field) if e.component is None else getattr(result, e.field)[:, e.component]
+              for e in names]
+    return [tuple(np.ascontiguousarray(v[result.sources(k)]).tobytes() for v in values) for k in range(result.n_scene)]
+
+
+def found_rows(table: Any, bands: Sequence[str]) -> Row:
+    """The same of a table that came from the cluster."""
+    return tuple(np.ascontiguousarray(table[e.column]).tobytes() for e in entries(tuple(bands))
+                 if e.column not in ("id", "scene", "blend"))
+
+
+def differing(tables: Sequence[Any], expected: list[Row], bands: Sequence[str], among: Sequence[int]) -> int:
+    """How many of some scenes have not the single process's bits."""
+    return sum(found_rows(tables[k], bands) != expected[k] for k in among)
+
+
+def twice(tables: Sequence[Any]) -> int:
+    """How many inputs have more rows than their sources: what was made again must replace, not add."""
+    numbers = Counter(str(table["id"][0]) for table in tables if table["id"][0])
+    return sum(count - 1 for count in numbers.values()) + sum(
+        not np.array_equal(table["source"], np.arange(len(table))) for table in tables if table["source"][0] >= 0)
+
+
+def throughput(name: str) -> dict[str, Any]:
+    """Scenes a second, and processor time a scene: one process, and clusters of one and two workers, interleaved."""
+    scenes, options = workload(name)
+    deblender = Deblender.load()
+    expected = expected_rows(one_process(deblender, scenes, options))
+    wall: dict[str, list[float]] = {}
+    processor: dict[str, list[float]] = {}
+    around: dict[str, list[float]] = {}
+    differ = 0
+    with contextlib.ExitStack() as stack:
+        clients = {f"{n} worker{'s' * (n > 1)}": stack.enter_context(cluster(n)) for n in (1, 2)}
+        for number in range(ROUNDS + 1):  # the first warms up: imports, the model
+            for label, n in (("one process", len(scenes)), (f"one process, calls of {PER_TASK[name]}", PER_TASK[name])):
+                clock, used = time.perf_counter(), time.process_time()
+                for low in range(0, len(scenes), n):
+                    one_process(deblender, scenes[low : low + n], options)
+                wall.setdefault(label, []).append(time.perf_counter() - clock)
+                processor.setdefault(label, []).append(time.process_time() - used)
+            for label, client in clients.items():
+                before, used = sum(client.run(time.process_time).values()), time.process_time()
+                clock = time.perf_counter()
+                tables = client.gather(client.compute(deblend_dask(scenes, per_task=PER_TASK[name], **options)))
+                wall.setdefault(label, []).append(time.perf_counter() - clock)
+                processor.setdefault(label, []).append(sum(client.run(time.process_time).values()) - before)
+                around.setdefault(label, []).append(time.process_time() - used)
+                if not number:
+                    differ += differing(tables, expected, deblender.bundle.bands, range(len(scenes)))
+
+    def each(seconds: dict[str, list[float]], scale: float) -> dict[str, float]:
+        return {label: float(np.median(values[1:])) * scale for label, values in seconds.items()}
+
+    return {"scenes": len(scenes), "per_task": PER_TASK[name], "rounds": ROUNDS,
+            "scenes_per_second": {label: len(scenes) / seconds for label, seconds in each(wall, 1.0).items()},
+            "cpu_ms_per_scene": each(processor, 1000 / len(scenes)),
+            "cpu_ms_per_scene_of_client_and_scheduler": each(around, 1000 / len(scenes)),
+            "scenes_that_differ": differ, "load_average": os.getloadavg()[0]}
+
+
+@contextlib.contextmanager
+def cluster(n_worker: int) -> Iterator[Client]:
+    """Worker processes of one thread each, which keep freed memory: see `KEEP_MEMORY`."""
+    with (dask.config.set(KEEP_MEMORY), LocalCluster(n_workers=n_worker, threads_per_worker=1, processes=True,
+                                                     dashboard_address=":0") as local, Client(local) as client):
+        yield client
+
+
+class Finished(SchedulerPlugin):
+    """Counts how often each task was finished."""
+
+    def __init__(self) -> None:
+        self.times: Counter[str] = Counter()
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Called by the scheduler."""
+        if (start, finish) == ("processing", "memory"):
+            self.times[str(key)] += 1
+
+
+def reader(folder: str, trap: Callable[[int], None] | None = None) -> Any:
+    """A delayed function that hands a scene on, notes that it did, and may do worse."""
+
+    def read(k: int, scene: dict[str, Any]) -> dict[str, Any]:
+        with open(Path(folder) / str(k), "a") as file:
+            file.write(f"{os.getpid()}\n")
+        if trap is not None:
+            trap(k)
+        return scene
+
+    return dask.delayed(read)
+
+
+def worker_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str],
+                  ) -> dict[str, Any]:
+    """kill -9 to one of two workers when half of the tasks are finished; it holds results of its own by then."""
+    per_task = SMALL
+    with cluster(2) as client:
+        counter = Finished()
+        client.cluster.scheduler.add_plugin(counter)
+        futures = client.compute(deblend_dask(scenes, per_task=per_task, **options))
+        while sum(future.done() for future in futures) < len(futures) // 2:
+            time.sleep(0.005)
+        victim = sorted(client.run(os.getpid).values())[0]
+        os.kill(victim, signal.SIGKILL)
+        done = sum(future.done() for future in futures)
+        tables = client.gather(futures)
+        again = sum(n - 1 for key, n in counter.times.items() if key.startswith("deblend-"))
+    return {"fault": "worker killed", "how": f"kill -9 to one of two worker processes when {done} of {len(futures)} "
+            "tables were there", "inputs": len(scenes), "lost": differing(tables, expected, bands, range(len(scenes))),
+            "repeated": twice(tables), "note": f"{again * per_task} inputs were computed again, whose finished tables "
+            "only the dead worker held; all bits are the single process's"}
+
+
+def scheduler_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str],
+                     ) -> dict[str, Any]:
+    """kill -9 to the scheduler in mid-run, which dask cannot survive: the caller has to hear of it."""
+    per_task = SMALL
+    with tempfile.TemporaryDirectory() as folder:
+        with processes(folder) as (client, scheduler):
+            futures = client.compute(deblend_dask(scenes, per_task=per_task, **options))
+            while sum(future.done() for future in futures) < len(futures) // 2:
+                time.sleep(0.005)
+            done = sum(future.done() for future in futures)
+            scheduler.kill()
+            clock = time.perf_counter()
+            error = raised(lambda: client.gather(futures), 120)
+            noticed = time.perf_counter() - clock
+        with processes(folder) as (client, _):
+            tables = client.gather(client.compute(deblend_dask(scenes, per_task=per_task, **options)))
+    return {"fault": "scheduler lost", "how": f"kill -9 to the scheduler's process when {done} of {len(futures)} "
+            "tables were there, then a new scheduler and new workers, and the same call again", "inputs": len(scenes),
+            "lost": differing(tables, expected, bands, range(len(scenes))), "repeated": twice(tables),
+            "note": f"the client raised {error} after {noticed:.1f} s; dask keeps nothing of the run: the "
+            f"{done} inputs that were finished were computed again"}
+
+
+@contextlib.contextmanager
+def processes(folder: str) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
+    """A scheduler and two workers, each started from the command line, and a client."""
+    place = Path(folder) / f"scheduler-{time.monotonic_ns()}.json"
+    log = (Path(folder) / "log").open("ab")
+
+    def start(kind: str, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(place),
+                                 "--no-dashboard", *arguments], stdout=log, stderr=log)
+
+    scheduler = start("scheduler", "--port", "0", "--host", "127.0.0.1")
+    workers = [start("worker", "--nthreads", "1", "--no-nanny", "--local-directory", folder) for _ in range(2)]
+    try:
+        with Client(scheduler_file=str(place), timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
+            yield client, scheduler
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+            process.wait()
+        log.close()
+
+
+def raised(call: Callable[[], Any], limit: float) -> str:
+    """Name of the exception that a call ends with; a call that hangs is an error too."""
+    outcome = []
+
+    def run() -> None:
+        try:
+            call()
+            outcome.append("nothing")
+        except BaseException as error:  # a cancelled future is no Exception
+            outcome.append(type(error).__name__)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit)
+    return outcome[0] if outcome else "TimeoutError (it hung)"
+
+
+def poisoned(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str]) -> dict[str, Any]:
+    """One scene whose variance has the wrong shape, one that is no scene, one file that could not be read."""
+    bad: dict[int, Any] = {40: {**scenes[40], "variance": np.ones((7, 7))}, 41: "text",
+                           100: OSError("cutout 100: no such file")}
+    with cluster(2) as client:
+        given = [bad.get(k, scene) for k, scene in enumerate(scenes)]
+        tables = client.gather(client.compute(deblend_dask(given, per_task=SMALL, **options)))
+    good = [k for k in range(len(scenes)) if k not in bad]
+    silent = sum(not all(tables[k]["error"]) for k in bad)
+    return {"fault": "poisoned scenes", "how": f"{len(bad)} of the inputs cannot be deblended, two of them in one task "
+            f"with {SMALL - 2} good ones", "inputs": len(scenes), "repeated": twice(tables),
+            "lost": silent + differing(tables, expected, bands, good),
+            "note": "each has its rows, flagged, with the reason: " +
+            "; ".join(str(tables[k]["error"][0]).split(";")[0] for k in bad)}
+
+
+def deadly(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str]) -> dict[str, Any]:
+    """A scene whose reader kills its own process, again and again, as a broken C library would."""
+    target, per_task = 70, SMALL
+
+    def trap(k: int) -> None:
+        if k == target:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with tempfile.TemporaryDirectory() as folder, cluster(2) as client:
+        read = reader(folder, trap)
+        images = [read(k, scene) for k, scene in enumerate(scenes)]
+        futures = client.compute(deblend_dask(images, per_task=per_task, **options))
+        tables = client.gather(futures, errors="skip")
+        failed = [k for k, future in enumerate(futures) if future.status == "error"]
+        reason = type(futures[failed[0]].exception()).__name__
+        found = {int(table["id"][0]): table for table in tables}
+        again = client.compute([read(k, scenes[k]) for k in failed])
+        for future in again:
+            with contextlib.suppress(Exception):
+                future.result()
+        second = [future if future.status == "finished" else future.exception() for future in again]
+        for k, table in zip(failed, client.gather(client.compute(deblend_dask(second, **options))), strict=True):
+            found[k] = table
+        reads = sum(len((Path(folder) / str(k)).read_text().split()) - 1 for k in range(len(scenes)))
+    good = [k for k in range(len(scenes)) if k != target]
+    silent = not found[target]["error"][0]
+    return {"fault": "a scene that kills its worker", "how": "reading input 70 ends in kill -9 of the process that "
+            "reads it, every time", "inputs": len(scenes), "repeated": twice(list(found.values())),
+            "lost": int(silent) + differing([found[k] for k in range(len(scenes))], expected, bands, good),
+            "note": f"dask gave it up after four workers ({reason}), and with it the {len(failed)} inputs of its task; "
+            "the other tasks finished. Its scenes read one by one, the exception in place of the one that fails, gave "
+            f"every input its rows; input 70's say {str(found[target]['error'][0]).split(':')[0]}. {reads} reads were "
+            "repeated"}
+
+
+def main() -> None:
+    """Run everything, print the figures, write the file."""
+    figures = {name: throughput(name) for name in PER_TASK}
+    for name, found in figures.items():
+        rates = ", ".join(f"{label} {rate:.1f} ({found['cpu_ms_per_scene'][label]:.1f} ms of processor time each)"
+                          for label, rate in found["scenes_per_second"].items())
+        print(f"{name}: scenes a second: {rates}; {found['scenes_that_differ']} scenes differ in any bit", flush=True)
+    scenes, options = workload("alerts")
+    deblender = Deblender.load()
+    expected = expected_rows(one_process(deblender, scenes, options))
+    faults = []
+    for fault in (worker_killed, scheduler_killed, poisoned, deadly):
+        faults.append(fault(scenes, options, expected, deblender.bundle.bands))
+        print("{fault}: {inputs} inputs, {lost} lost, {repeated} repeated. {note}".format(**faults[-1]), flush=True)
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    with in_place_of(OUTPUT) as partial:
+        partial.write_text(json.dumps({"command": COMMAND, "environment": environment(), "faults": faults,
+                                       "figures": figures}, indent=1) + "\n")
+    print(f"wrote {OUTPUT.relative_to(Path(__file__).parents[2])}")
+
+
+if __name__ == "__main__":
+    main()
