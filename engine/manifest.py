@@ -34,6 +34,7 @@ GRAPHS = {
     "encode": Graph({"cutouts": ("N", "B", "H", "H"), "offsets": ("N", "2"), "psf_summary": ("N", "2B")},
                     {"latent": ("N", "L")}),
 }
+"""Every graph of a bundle, with what it takes and returns."""
 
 
 class BundleError(ValueError):

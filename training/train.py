@@ -192,8 +192,8 @@ def train(settings: config.Config, out: Path, *, stages: tuple[str, ...] = STAGE
         log.info("%s: %.0f s", stage, time.perf_counter() - start)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="deblendrt-train", description=__doc__)
     parser.add_argument("--config", required=True, help="a TOML file, or the name of a shipped one: lsst.toml")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder; an unfinished one is resumed")
@@ -201,6 +201,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that draw galaxies")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
     parser.add_argument("--no-diagnostics", action="store_true", help="draw no diagnostic figures at the end")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     stages = tuple(args.stages.split(","))
