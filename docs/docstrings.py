@@ -16,7 +16,8 @@ from sphinx.application import Sphinx
 
 PUBLIC = re.compile(r"deblendrt\.engine\.(?:deblender|result|psf_field|flags)"
                     r"\.(Deblender|DeblendResult|CellPsf|Flag)\b")
-PLAIN = re.compile(r"\||(?<=\w)_(?![\w`])")  # what reStructuredText would take for markup
+# What reStructuredText would take for markup, and what it would not: text in backticks
+PLAIN = re.compile(r"``.+?``|`[^`]*`|\||(?<=\w)_(?!\w)")
 WORD = re.compile(r"(?<!`)`(\w+)`(?!`)")
 TYPE = re.compile(r"(\s*:(?:var)?type [^:]+: )(.+)$")
 
@@ -31,7 +32,11 @@ def as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
     lines.clear()
     for line in text.split("\n"):
         literal = (line.startswith("    ") and (literal or what == "module")) or (literal and not line.strip())
-        lines.append(line if literal else WORD.sub(partial(_word, name, obj), PLAIN.sub(r"\\\g<0>", line)))
+        lines.append(line if literal else WORD.sub(partial(_word, name, obj), PLAIN.sub(_escaped, line)))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0] if found[0].startswith("`") else f"\\{found[0]}"
 
 
 def _public(text: str) -> str:
