@@ -55,8 +55,11 @@ def _word(name: str, obj: Any, word: re.Match[str]) -> str:
     Left to Sphinx, `window` would link to whichever class has such an attribute.
     """
     module = _module(obj)
-    for owner in (obj, *(getattr(module, part, None) for part in name.split(".")), module):
-        found = getattr(owner, word[1], None) if isinstance(owner, type | ModuleType) else None
+    for owner in (obj, *(vars(module).get(part) for part in name.split(".") if module), module):
+        if isinstance(owner, ModuleType):
+            found = vars(owner).get(word[1])  # not what a module would import to answer
+        else:
+            found = getattr(owner, word[1], None) if isinstance(owner, type) else None
         found = found.fget if isinstance(found, property) else found
         if inspect.ismodule(found):
             path = found.__name__
@@ -97,7 +100,7 @@ def types_as_text(app: Sphinx, what: str, name: str, obj: Any, options: Any, lin
 
 def _type(module: Any, text: str) -> str:
     """A type slot's text."""
-    found = getattr(module, text, None) if text.isidentifier() else None
+    found = vars(module).get(text) if module and text.isidentifier() else None
     if isinstance(found, type) and found.__module__.startswith("deblendrt."):
         return f":py:class:`~{_public(f'{found.__module__}.{found.__qualname__}')}`"
     return "*" + text.replace("*", r"\*") + "*"

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.ext.autodoc.mock import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = re.compile(r"^<!-- (flags|command-line|modules)(?:: (.*?))? -->$", re.MULTILINE)
@@ -116,7 +117,8 @@ def without_empty_globs(text: str, docname: str, srcdir: Path) -> str:
 def fill_in(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace the markers of a page."""
     makers = {"flags": flags_table, "command-line": command_line, "modules": module_pages}
-    text = MARKER.sub(lambda m: makers[m[1]](m[2] or ""), source[0])
+    with mock(app.config.autodoc_mock_imports):
+        text = MARKER.sub(lambda m: makers[m[1]](m[2] or ""), source[0])
     source[0] = without_empty_globs(text, docname, Path(app.srcdir))
 
 
