@@ -22,7 +22,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "equat
               "docstrings", "example"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 4
-exclude_patterns = ["README.md"]
 
 # Signatures stay readable: the docstrings have every type, with shape and unit
 autodoc_typehints = "none"

@@ -25,6 +25,7 @@ RESULTS = ROOT / "perf" / "results"
 GROUPS = {
     "accuracy": ("accuracy", "peers", "beyond", "stars", "shear", "robustness", "real", "ablation"),
     "performance": ("cpu", "gpu", "patch"),
+    "embedding": ("embedding",),
 }
 MARKER = re.compile(r"^<!-- results: (\w+) ?(\w*) -->$", re.MULTILINE)
 PAGE_LINK = re.compile(r"\]\((?:\.\./)*perf/results/(\w+)\.md(#[\w-]+)?\)")
@@ -65,6 +66,8 @@ def listed(group: str) -> str:
     names = [name for name in GROUPS[group] if name in texts]
     if group == "performance":  # what no group claims is listed somewhere
         names += sorted(set(texts) - named)
+    if not names:
+        return ""
     lines = []
     for name in names:
         title, _, rest = texts[name].partition("\n")
