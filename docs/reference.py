@@ -2,8 +2,7 @@
 
     <!-- flags -->                               the table of flags
     <!-- command-line: MODULE:FUNCTION -->       the commands of the parser that the function returns
-    <!-- modules: FOLDER without NAME NAME -->   every module of a folder, but those named
-    <!-- modules: FOLDER only NAME NAME -->      those named
+    <!-- modules: FOLDER GROUP -->               every module of a folder; of the engine those of a group
 """
 
 from __future__ import annotations
@@ -15,9 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.ext.autodoc.mock import mock
+from sphinx.util import logging
 
+logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
+OWN_PAGES = ("deblender", "result", "flags")
+FILES = ("bundle", "catalog", "detect", "doctor", "fits", "fits_header", "job", "manifest", "output", "plot",
+         "result_file", "table")
 MARKER = re.compile(r"^<!-- (flags|command-line|modules)(?:: (.*?))? -->$", re.MULTILINE)
 
 
@@ -94,14 +99,23 @@ def _prose(text: str, parser: argparse.ArgumentParser) -> str:
 
 
 def module_pages(where: str) -> str:
-    """A section for every module of a folder: its docstring, and its public functions and classes."""
-    folder, how, *named = where.split()
-    names = [path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
-    sections = []
-    for name in named if how == "only" else sorted(set(names) - set(named)):
-        module = f"deblendrt.{folder}.{name}"
-        sections.append(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n")
-    return "\n".join(sections)
+    """A section for every module: its docstring, and its public functions and classes."""
+    folder, _, group = where.partition(" ")
+    names = sorted(path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__")
+    if folder == "engine":
+        names = [name for name in names if _group(name) == group]
+    return "\n".join(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: deblendrt.{folder}.{name}\n   :members:\n```\n"
+                     for name in names)
+
+
+def _group(name: str) -> str:
+    """Where in the reference a module of the engine belongs."""
+    if name in OWN_PAGES:
+        return "own pages"
+    if name in FILES:
+        return "files"
+    recipes = "".join(path.read_text() for path in (ROOT / "docs" / "embedding").glob("*.md"))
+    return "adapters" if re.search(rf"deblendrt\.engine(\.|/| import ){name}\b", recipes) else "internals"
 
 
 def without_empty_globs(text: str, docname: str, srcdir: Path) -> str:
@@ -122,7 +136,19 @@ def fill_in(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = without_empty_globs(text, docname, Path(app.srcdir))
 
 
+def nothing_public_is_missing(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of a name that the engine offers and no page describes."""
+    from deblendrt import engine
+
+    described = {name for name, *_ in env.domains.python_domain.get_objects()}
+    for name in engine.__all__:
+        found = getattr(engine, name)
+        if not {f"deblendrt.engine.{name}", f"{found.__module__}.{found.__qualname__}"} & described:
+            logger.warning("deblendrt.engine.%s: public, and on no page", name)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect."""
     app.connect("source-read", fill_in)
+    app.connect("env-check-consistency", nothing_public_is_missing)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
