@@ -121,9 +121,10 @@ def _group(name: str) -> str:
 def without_empty_globs(text: str, docname: str, srcdir: Path) -> str:
     """The text without those toctree patterns that no page matches, about which Sphinx would warn."""
     page = srcdir / f"{docname}.md"
+    named = {page, *(page.parent / f"{line}.md" for line in text.split("\n") if re.fullmatch(r"[\w/-]+", line))}
 
     def kept(line: re.Match[str]) -> str:
-        return line[0] if set(page.parent.glob(f"{line[1]}.md")) - {page} else ""
+        return line[0] if set(page.parent.glob(f"{line[1]}.md")) - named else ""
 
     return re.sub(r"^([\w/-]*\*)$\n", kept, text, flags=re.MULTILINE)
 
