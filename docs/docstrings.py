@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -16,15 +17,16 @@ from sphinx.application import Sphinx
 
 PUBLIC = re.compile(r"deblendrt\.engine\.(?:deblender|result|psf_field|flags)"
                     r"\.(Deblender|DeblendResult|CellPsf|Flag)\b")
-# What reStructuredText would take for markup, and what it would not: text in backticks
-PLAIN = re.compile(r"``.+?``|`[^`]*`|\||(?<=\w)_(?!\w)")
+# What reStructuredText would take for markup; before that, so that they stay, text in backticks and emphasis
+PLAIN = re.compile(r"``.+?``|`[^`]*`|\*\*?\w[^*]*?\w\*\*?|\||(?<=\w)_(?!\w)|\*(?=\S)")
+QUALIFIED = re.compile(r"(?<!`)`(deblendrt(?:\.\w+)+)`(?!`)")
 WORD = re.compile(r"(?<!`)`(\w+)`(?!`)")
 TYPE = re.compile(r"(\s*:(?:var)?type [^:]+: )(.+)$")
 
 
 def as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """A docstring as reStructuredText that shows what a reader of the source sees."""
-    text = _public("\n".join(lines))
+    text = QUALIFIED.sub(_qualified, "\n".join(lines))
     if what == "module":
         joined = re.sub(r"(\n    [^\n]*)\n\n(?=    )", r"\1\n    \n", text)  # one block, whatever is blank in it
         text = re.sub(r"([^:\s])(:?)\n\n(?=    )", r"\1\2\n\n.. code-block:: text\n\n", joined)
@@ -35,8 +37,23 @@ def as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
         lines.append(line if literal else WORD.sub(partial(_word, name, obj), PLAIN.sub(_escaped, line)))
 
 
+def _qualified(path: re.Match[str]) -> str:
+    """A full path in backticks by where the object is defined, which is where the reference has it; data are text."""
+    parts = path[1].split(".")
+    at = max(i for i in range(1, len(parts) + 1) if i == 1 or ".".join(parts[:i]) in sys.modules)
+    found: Any = sys.modules.get(".".join(parts[:at]))
+    for part in parts[at:]:
+        if (found := getattr(found, part, None)) is None:
+            return f"`{_public(path[1])}`"  # a warning, if it is no page of the reference either
+    if inspect.ismodule(found) or isinstance(found, property):
+        return f"`{_public(path[1])}`"
+    if inspect.isroutine(found) or inspect.isclass(found):
+        return f"`{_public(f'{found.__module__}.{found.__qualname__}')}`"
+    return f"`{path[0]}`"
+
+
 def _escaped(found: re.Match[str]) -> str:
-    return found[0] if found[0].startswith("`") else f"\\{found[0]}"
+    return f"\\{found[0]}" if len(found[0]) == 1 else found[0]
 
 
 def _public(text: str) -> str:

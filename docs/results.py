@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +84,16 @@ def first_section(name: str) -> str:
 
 
 def faults() -> str:
-    """A table of the faults that the embedding demonstrations injected, and of what was lost."""
-    header: Sequence[str] = ("path", "fault", "how", "inputs", "lost", "repeated", "note")
-    rows = []
+    """For each path, a table of the faults that its demonstration injected, and of what was lost."""
+    sections = []
     for path in sorted((RESULTS / "embedding").glob("*.json")):
+        rows = [f"### {path.stem}", "", "| fault | inputs | lost | repeated | |", "|---|---:|---:|---:|---|"]
         for fault in json.loads(path.read_text()).get("faults", []):
-            rows.append([path.stem, *(str(fault.get(key, "–")).replace("|", "\\|") for key in header[1:])])
-    if not rows:
-        return "No demonstration has stored its figures yet."
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+            cells = [f"{fault['fault']}: {fault['how']}", *(fault[key] for key in ("inputs", "lost", "repeated")),
+                     fault.get("note", "")]
+            rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        sections.append("\n".join(rows))
+    return "\n\n".join(sections) or "No demonstration has stored its figures yet."
 
 
 def fill_in(app: Sphinx, docname: str, source: list[str]) -> None:
