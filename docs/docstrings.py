@@ -6,9 +6,10 @@ underscore; type slots hold a dtype, a shape and a unit; single backticks mark w
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
 import re
-import sys
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -40,11 +41,12 @@ def as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
 def _qualified(path: re.Match[str]) -> str:
     """A full path in backticks by where the object is defined, which is where the reference has it; data are text."""
     parts = path[1].split(".")
-    at = max(i for i in range(1, len(parts) + 1) if i == 1 or ".".join(parts[:i]) in sys.modules)
-    found: Any = sys.modules.get(".".join(parts[:at]))
-    for part in parts[at:]:
+    found: Any = importlib.import_module(parts[0])
+    for i, part in enumerate(parts[1:], 2):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(".".join(parts[:i]))
         if (found := getattr(found, part, None)) is None:
-            return f"`{_public(path[1])}`"  # a warning, if it is no page of the reference either
+            return f"`{_public(path[1])}`"  # a warning, if it is on no page of the reference either
     if inspect.ismodule(found) or isinstance(found, property):
         return f"`{_public(path[1])}`"
     if inspect.isroutine(found) or inspect.isclass(found):
