@@ -1,7 +1,8 @@
 """The model bundle: a folder of plain data that holds a trained model, checked before anything in it is used.
 
 Nothing is unpickled, every file's SHA-256 is compared with the manifest's, and whatever the manifest does not list, or
-this version does not know, is an error rather than a guess. `deblendrt.engine.manifest` says what a manifest holds.
+this version does not know, is an error rather than a guess. `deblendrt.engine.manifest` says what a manifest holds,
+`deblendrt.engine.array_file` and `deblendrt.engine.onnx_check` what its files may hold, whoever wrote the hashes.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
-import zipfile
+import itertools
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine.array_file import read_archive, read_array
 from deblendrt.engine.golden import golden_error
 from deblendrt.engine.manifest import (
     ARRAYS,
@@ -28,9 +31,13 @@ from deblendrt.engine.manifest import (
     graph_sizes,
     parse_manifest,
 )
+from deblendrt.engine.onnx_check import check_onnx
 from deblendrt.engine.outskirts import expand
 
 MAX_FILE_BYTES = 64 * 2**20  # a trained bundle is a few MB; anything near this is not one
+MAX_MANIFEST_BYTES = 2**20  # 9 kB
+MAX_ENTRIES = 100  # of the folder
+MAX_BASIS_BYTES = 2**30  # of the basis with its outskirts in full resolution: 15 MB
 _SHIPPED = Path(__file__).parent / "bundles"
 
 
@@ -180,13 +187,18 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     text = _read(path, MANIFEST, None)
     manifest = parse_manifest(text, f"bundle {path}: {MANIFEST}")
     files = manifest["files"]
-    present = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    entries = [entry.name for entry in itertools.islice(path.iterdir(), MAX_ENTRIES + 1)]
+    if len(entries) > MAX_ENTRIES:
+        raise BundleError(f"bundle {path}: more than {MAX_ENTRIES} files")
+    present = set(entries) - {MANIFEST}
     if missing := sorted(set(files) - present):
         raise BundleError(f"bundle {path}: files listed in {MANIFEST} but missing: {missing}")
     if unlisted := sorted(present - set(files)):
         raise BundleError(f"bundle {path}: files present but not listed in {MANIFEST}: {unlisted}")
     contents = {name: _read(path, name, digest) for name, digest in files.items()}
-    basis, cells, shift, psf = (_array(contents[name], f"bundle {path}: {name}") for name in ARRAYS)
+    for name, graph in GRAPHS.items():
+        check_onnx(contents[f"{name}.onnx"], f"bundle {path}: {name}.onnx", graph)
+    basis, cells, shift, psf = (_frozen(read_array(contents[name], f"bundle {path}: {name}")) for name in ARRAYS)
     values = manifest | {key: _frozen(np.array(manifest[key], np.float64)) for key in (*VECTORS, "prior_curvature")}
     values["bands"] = tuple(manifest["bands"])
     bundle = Bundle(**values, path=path, basis=basis, outskirts=cells, shift=shift, psf=psf,
@@ -246,13 +258,22 @@ def _locate(name_or_path: str | Path) -> Path:
 
 
 def _read(path: Path, name: str, digest: str | None) -> bytes:
+    limit = MAX_FILE_BYTES if digest is not None else min(MAX_MANIFEST_BYTES, MAX_FILE_BYTES)
+    # A package manager may link the files of an installed package; elsewhere a link leads out of what was looked at.
+    follow = 0 if path.parent == _SHIPPED else getattr(os, "O_NOFOLLOW", 0)
+    # Without O_NONBLOCK a named pipe waits for a writer for ever.
+    flags = os.O_RDONLY | follow | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        with (path / name).open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        if follow and (path / name).is_symlink():
+            raise BundleError(f"bundle {path}: {name} is a symbolic link; a bundle's files lie in its folder")
+        with open(os.open(path / name, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BundleError(f"bundle {path}: {name} is not a regular file")
+            content = file.read(limit + 1)
     except OSError as error:
         raise BundleError(f"bundle {path}: {name} cannot be read: {error}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise BundleError(f"bundle {path}: {name} is larger than {MAX_FILE_BYTES} bytes")
+    if len(content) > limit:
+        raise BundleError(f"bundle {path}: {name} is larger than {limit} bytes")
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise BundleError(f"bundle {path}: {name} is damaged: its SHA-256 is not the manifest's")
     return content
@@ -261,16 +282,6 @@ def _read(path: Path, name: str, digest: str | None) -> bytes:
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     array.flags.writeable = False  # one bundle serves many threads
     return array
-
-
-def _array(content: bytes, where: str) -> NDArray[np.float32]:
-    try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BundleError(f"{where} is not a NumPy array: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not np.isfinite(array).all():
-        raise BundleError(f"{where}: expected one array of finite float32")
-    return _frozen(np.ascontiguousarray(array))
 
 
 def _check_shapes(bundle: Bundle) -> None:
@@ -295,27 +306,16 @@ def _check_outskirts(bundle: Bundle) -> None:
         raise BundleError(f"{where}: a core of {bundle.stamp_size} pixels and {n_cell} x {n_cell} cells of "
                           f"{bundle.outskirts_binning} pixels do not fit: expected a core of whole cells, and an odd "
                           "number of cells that cover it")
+    n_byte = bundle.basis.itemsize * bundle.n_basis * (n_cell * bundle.outskirts_binning) ** 2
+    if n_byte > MAX_BASIS_BYTES:
+        raise BundleError(f"{where}: {n_cell} x {n_cell} cells of {bundle.outskirts_binning} pixels make a basis of "
+                          f"{n_byte} bytes, more than {MAX_BASIS_BYTES}")
     core = slice((n_cell - side) // 2, (n_cell + side) // 2)
     if bundle.outskirts[:, core, core].any():
         raise BundleError(f"{where}: expected zeros in the core")
 
 
 def _golden(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
-    where = f"bundle {bundle.path}: {GOLDEN}"
-    expected = {f"{name}.{kind}.{key}" for name, graph in GRAPHS.items()
-                for kind, keys in (("in", graph.inputs), ("out", graph.outputs)) for key in keys}
-    content = io.BytesIO(bundle.read(GOLDEN))
-    try:
-        with zipfile.ZipFile(content) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_FILE_BYTES:
-                raise BundleError(f"{where} unpacks to more than {MAX_FILE_BYTES} bytes")
-        with np.load(content, allow_pickle=False) as arrays:
-            golden = {key: arrays[key] for key in arrays.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, BundleError):
-            raise
-        raise BundleError(f"{where} is not a NumPy archive: {error}") from error
-    if set(golden) != expected:
-        raise BundleError(f"{where}: unknown arrays {sorted(set(golden) - expected)}, "
-                          f"missing {sorted(expected - set(golden))}")
-    return golden
+    expected = [f"{name}.{kind}.{key}" for name, graph in GRAPHS.items()
+                for kind, keys in (("in", graph.inputs), ("out", graph.outputs)) for key in keys]
+    return read_archive(bundle.read(GOLDEN), expected, MAX_FILE_BYTES, f"bundle {bundle.path}: {GOLDEN}")

@@ -1,6 +1,7 @@
 """The bundle's manifest: what the exporter writes and the reader accepts, in one place.
 
-A key more or less than these, a value of another type or length, a file name that leaves the folder: all are errors.
+A key more or less than these, a value of another type or length, a size that no bundle has, a file name that leaves
+the folder: all are errors.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+import sys
 from typing import Any, NamedTuple
 
 FORMAT_REVISION = 2
@@ -20,8 +21,8 @@ GOLDEN = "golden.npz"
 class Graph(NamedTuple):
     """Inputs and outputs of an ONNX graph: name to shape, symbols as in `Bundle.sizes`."""
 
-    inputs: Mapping[str, tuple[str, ...]]
-    outputs: Mapping[str, tuple[str, ...]]
+    inputs: dict[str, tuple[str, ...]]
+    outputs: dict[str, tuple[str, ...]]
 
 
 _LATENT: dict[str, tuple[str, ...]] = {"latent": ("N", "L")}
@@ -55,6 +56,11 @@ _STRINGS = ("name", "model_version", "reference_band", "flux_unit", "minimum_onn
 PERCENTILES = ("0.1", "1", "5", "25", "50", "75")
 _OBJECTS = ("log_prob_percentiles", "training", "parity", "golden_tolerance", "files")
 VECTORS = {"psf_fwhm": "B", "sky_sigma": "B", "start_shape": "S", "mean_color": "B", "color_sigma": "B"}
+# Far above what any bundle has, and low enough that nothing made from them fills a memory.
+LIMITS = {"stamp_size": 1023, "outskirts_binning": 255, "n_basis": 4096, "n_component": 256, "n_shape": 256,
+          "encoder_cutout_size": 1023, "opset": 1000}
+MAX_BANDS, MAX_DEPTH, MAX_TEXT, MAX_LISTED = 64, 32, 100, 200
+MAX_PER_SOURCE = 2**20  # numbers that an input or output of a graph has of one source; 3072 at most in the bundled ones
 MANIFEST_KEYS = (*_INTEGERS, *_FLOATS, *_STRINGS, *_OBJECTS, *VECTORS, "bands", "prior_curvature")
 
 
@@ -78,27 +84,31 @@ def parse_manifest(text: bytes, where: str) -> dict[str, Any]:
     BundleError
     """
     try:
-        manifest = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        decoded = text.decode("utf-8")
+        _check_depth(decoded)
+        manifest = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError among them
         raise BundleError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(manifest, dict):
         raise BundleError(f"{where} is not a JSON object")
     revision = manifest.get("format_revision")
     if type(revision) is not int or revision < 1:
-        raise BundleError(f"{where}: format_revision must be a positive integer, got {revision!r}")
+        raise BundleError(f"{where}: format_revision must be a positive integer, got {_shown(revision)}")
     if revision > FORMAT_REVISION:  # said first: a newer bundle may well have keys that this version does not know
-        raise BundleError(f"{where}: format revision {revision} is newer than {FORMAT_REVISION}, which is all that "
-                          "this deblendrt reads: upgrade deblendrt")
+        raise BundleError(f"{where}: format revision {_shown(revision)} is newer than {FORMAT_REVISION}, which is all "
+                          "that this deblendrt reads: upgrade deblendrt")
     if revision < FORMAT_REVISION:
         raise BundleError(f"{where}: format revision {revision} is older than {FORMAT_REVISION}, which is all that "
                           "this deblendrt reads: export the model again")
     unknown, missing = sorted(set(manifest) - set(MANIFEST_KEYS)), sorted(set(MANIFEST_KEYS) - set(manifest))
     if unknown or missing:
-        raise BundleError(f"{where}: unknown keys {unknown}, missing keys {missing}")
+        raise BundleError(f"{where}: unknown keys {_shown(unknown)}, missing keys {missing}")
     for keys, kind in ((_INTEGERS, int), (_STRINGS, str), (_OBJECTS, dict)):
         for key in keys:
             if type(manifest[key]) is not kind:
-                raise BundleError(f"{where}: {key}: expected {kind.__name__}, got {manifest[key]!r}")
+                raise BundleError(f"{where}: {key}: expected {kind.__name__}, got {_shown(manifest[key])}")
+    for key in _STRINGS:
+        _check_text(manifest[key], f"{where}: {key}")
     for key in _FLOATS:
         _check_numbers([manifest[key]], 1, f"{where}: {key}")
     _check_values(manifest, where)
@@ -106,9 +116,18 @@ def parse_manifest(text: bytes, where: str) -> dict[str, Any]:
     return manifest
 
 
+def _check_depth(text: str) -> None:
+    """Python's parser recurses. Brackets in strings do not count; the possessive *+ keeps this linear in any text."""
+    depth = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', text, re.DOTALL):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} levels")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("a key occurs twice: " + ", ".join(key for key, _ in pairs))
+        raise ValueError("a key occurs twice: " + _shown([key for key, _ in pairs]))
     return dict(pairs)
 
 
@@ -117,18 +136,32 @@ def _no_constant(name: str) -> None:
 
 
 def _check_numbers(value: Any, length: int, where: str) -> None:
-    numbers = isinstance(value, list) and all(type(x) in (int, float) and math.isfinite(x) for x in value)
+    # An integer of 309 digits is no number of a computer's.
+    numbers = isinstance(value, list) and all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in value)
     if not numbers or len(value) != length:
-        raise BundleError(f"{where}: expected {length} finite number(s), got {value!r}")
+        raise BundleError(f"{where}: expected {length} finite number(s), got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, however long it is."""
+    text = repr(value)
+    return text if len(text) <= MAX_LISTED else f"{text[:MAX_LISTED]}..."
 
 
 def _check_values(manifest: dict[str, Any], where: str) -> None:
     bands, n_shape = manifest["bands"], manifest["n_shape"]
     if not (isinstance(bands, list) and bands and all(type(band) is str for band in bands)
             and len(set(bands)) == len(bands)):
-        raise BundleError(f"{where}: bands: expected different strings, got {bands!r}")
+        raise BundleError(f"{where}: bands: expected different strings, got {_shown(bands)}")
+    if len(bands) > MAX_BANDS:
+        raise BundleError(f"{where}: bands: expected {MAX_BANDS} at most, got {len(bands)}")
+    for band in bands:
+        _check_text(band, f"{where}: bands")
+    for key, largest in LIMITS.items():
+        if manifest[key] > largest:
+            raise BundleError(f"{where}: {key}: expected {largest} at most, got {_shown(manifest[key])}")
     if manifest["reference_band"] not in bands:
-        raise BundleError(f"{where}: reference_band {manifest['reference_band']!r} is not one of bands {bands}")
+        raise BundleError(f"{where}: reference_band {manifest['reference_band']!r} is not one of bands {_shown(bands)}")
     for key, size in VECTORS.items():
         _check_numbers(manifest[key], {"B": len(bands), "S": n_shape}[size], f"{where}: {key}")
     curvature = manifest["prior_curvature"]
@@ -147,26 +180,43 @@ def _check_values(manifest: dict[str, Any], where: str) -> None:
     for key, names in (("parity", {"float32", "float64"}), ("golden_tolerance", {"rtol", "atol"})):
         table = manifest[key]
         if set(table) != set(GRAPHS) or any(not isinstance(row, dict) or set(row) != names for row in table.values()):
-            raise BundleError(f"{where}: {key}: expected {sorted(names)} for each of {sorted(GRAPHS)}, got {table!r}")
+            raise BundleError(f"{where}: {key}: expected {sorted(names)} for each of {sorted(GRAPHS)}, got "
+                              f"{_shown(table)}")
         for graph, row in table.items():
             _check_numbers(list(row.values()), 2, f"{where}: {key}: {graph}")
     percentiles = manifest["log_prob_percentiles"]
     if set(percentiles) != set(PERCENTILES):
-        raise BundleError(f"{where}: log_prob_percentiles: expected {list(PERCENTILES)}, got {sorted(percentiles)}")
+        raise BundleError(f"{where}: log_prob_percentiles: expected {list(PERCENTILES)}, got "
+                          f"{_shown(sorted(percentiles))}")
     _check_numbers(list(percentiles.values()), len(percentiles), f"{where}: log_prob_percentiles")
     population = manifest["training"].get("population")
     for key in ("magnitude_min", "magnitude_max"):
         limit = population.get(key) if isinstance(population, dict) else None
         _check_numbers([limit], 1, f"{where}: training: population: {key}")
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", manifest["minimum_onnxruntime"]):
+        raise BundleError(f"{where}: minimum_onnxruntime: expected a version, got {manifest['minimum_onnxruntime']!r}")
+    sizes = graph_sizes(n_band=len(bands), n_basis=manifest["n_basis"], n_component=manifest["n_component"],
+                        n_shape=n_shape, cutout_size=manifest["encoder_cutout_size"])
+    for name, graph in GRAPHS.items():
+        for key, symbols in (graph.inputs | graph.outputs).items():
+            if (number := math.prod(sizes[symbol] for symbol in symbols[1:])) > MAX_PER_SOURCE:
+                raise BundleError(f"{where}: {name}: {key} would have {number} numbers a source, more than "
+                                  f"{MAX_PER_SOURCE}")
+
+
+def _check_text(text: str, where: str) -> None:
+    """Names end up in terminals, in headers of FITS files and in messages."""
+    if len(text) > MAX_TEXT or not (text.isascii() and text.isprintable()):
+        raise BundleError(f"{where}: expected {MAX_TEXT} printable ASCII characters at most, got {_shown(text)}")
 
 
 def _check_files(files: dict[str, Any], where: str) -> None:
     for name, digest in files.items():
         # One plain name: no separator of any system, no drive, no "..", nothing hidden.
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name == MANIFEST:
-            raise BundleError(f"{where}: files: {name!r} is not a plain file name in the bundle")
+            raise BundleError(f"{where}: files: {_shown(name)} is not a plain file name in the bundle")
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise BundleError(f"{where}: files: {name}: {digest!r} is not a SHA-256 in hexadecimal")
+            raise BundleError(f"{where}: files: {_shown(name)}: {_shown(digest)} is not a SHA-256 in hexadecimal")
     if set(files) != set(REQUIRED_FILES):
-        raise BundleError(f"{where}: files: unknown {sorted(set(files) - set(REQUIRED_FILES))}, "
+        raise BundleError(f"{where}: files: unknown {_shown(sorted(set(files) - set(REQUIRED_FILES)))}, "
                           f"missing {sorted(set(REQUIRED_FILES) - set(files))}")
