@@ -38,7 +38,7 @@ MAX_FILE_BYTES = 64 * 2**20  # a trained bundle is a few MB; anything near this 
 MAX_MANIFEST_BYTES = 2**20  # 9 kB
 MAX_ENTRIES = 100  # of the folder
 MAX_BASIS_BYTES = 2**30  # of the basis with its outskirts in full resolution: 15 MB
-_SHIPPED = Path(__file__).parent / "bundles"
+SHIPPED = Path(__file__).parent / "bundles"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,10 +247,10 @@ def verify_bundle(name_or_path: str | Path) -> list[str]:
 
 def _locate(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
-    if not path.is_dir() and len(path.parts) == 1 and (_SHIPPED / path).is_dir():
-        path = _SHIPPED / path
+    if not path.is_dir() and len(path.parts) == 1 and (SHIPPED / path).is_dir():
+        path = SHIPPED / path
     if not path.is_dir():
-        shipped = sorted(entry.name for entry in _SHIPPED.iterdir()) if _SHIPPED.is_dir() else []
+        shipped = sorted(entry.name for entry in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
         raise BundleError(f"no bundle {str(name_or_path)!r}: neither a folder nor a shipped bundle {shipped}")
     if not (path / MANIFEST).is_file():
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
@@ -260,7 +260,7 @@ def _locate(name_or_path: str | Path) -> Path:
 def _read(path: Path, name: str, digest: str | None) -> bytes:
     limit = MAX_FILE_BYTES if digest is not None else min(MAX_MANIFEST_BYTES, MAX_FILE_BYTES)
     # A package manager may link the files of an installed package; elsewhere a link leads out of what was looked at.
-    follow = 0 if path.parent == _SHIPPED else getattr(os, "O_NOFOLLOW", 0)
+    follow = 0 if path.parent == SHIPPED else getattr(os, "O_NOFOLLOW", 0)
     # Without O_NONBLOCK a named pipe waits for a writer for ever.
     flags = os.O_RDONLY | follow | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:

@@ -12,9 +12,12 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from deblendrt.engine.fits_check import open_fits
+
 PIXEL_COLUMNS = ("x", "y")
 ONE_BASED_COLUMNS = ("x_image", "y_image")  # SourceExtractor's, 1-based like ds9
 SKY_COLUMNS = (("ra", "dec"), ("coord_ra", "coord_dec"), ("alpha_j2000", "delta_j2000"))
+MAX_LINE, MAX_HEADER = 2**17, 2**18  # bytes: of a first line, which names the columns, and of a header
 ID_COLUMNS = ("id", "objectid", "source_id", "number")
 
 
@@ -60,16 +63,35 @@ def read_catalog(path: str | Path, wcs: WCS | None = None, one_based: bool = Fal
     try:
         suffixes = {suffix.lower() for suffix in path.suffixes}
         if suffixes & {".fits", ".fit", ".fz"}:
-            table = Table.read(path, format="fits")
+            with open_fits(path) as hdus:
+                table = Table.read(hdus)
         else:
-            table = Table.read(path, format="ascii.ecsv" if ".ecsv" in suffixes else "ascii.csv")
+            ecsv = ".ecsv" in suffixes
+            _check_text(path, ecsv)
+            table = Table.read(path, format="ascii.ecsv" if ecsv else "ascii.csv")
+    except MemoryError:
+        raise
     except Exception as error:  # astropy's readers raise a different class for each way to be no table
-        raise ValueError(f"{path}: not readable as a table ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: not readable as a table ({(str(error).splitlines() or [''])[0][:200]})") from error
     columns = {name.lower(): name for name in table.colnames}
     key = next((columns[name] for name in ID_COLUMNS if name in columns), None)
     kinds = [str(kind) for kind in table[columns["kind"]]] if "kind" in columns else None
     centers = positions(str(path), table, wcs, one_based)
     return Catalog(centers, None if key is None else np.asarray(table[key]), kinds)
+
+
+def _check_text(path: Path, ecsv: bool) -> None:
+    """Refuse text whose reading takes much more memory or time than its size lets expect."""
+    with path.open("rb") as file:
+        first = file.readline(MAX_LINE + 1)
+        if len(first) > MAX_LINE:
+            raise ValueError(f"a first line of more than {MAX_LINE} bytes")
+        header = first
+        while ecsv and first.startswith(b"#") and len(header) <= MAX_HEADER:
+            first = file.readline(MAX_LINE + 1)
+            header += first
+    if ecsv and len(header) > MAX_HEADER:
+        raise ValueError(f"a header of more than {MAX_HEADER} bytes")
 
 
 def positions(where: str, table: Table, wcs: WCS | None = None, one_based: bool = False) -> NDArray[np.float64]:

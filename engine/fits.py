@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 
 from deblendrt.engine import fits_header
 from deblendrt.engine.catalog import positions
+from deblendrt.engine.fits_check import open_fits
 
 BAD_PLANES = ("BAD", "NO_DATA", "SAT", "SUSPECT", "EDGE")
 # Bits of BAD_PLANES in LSST and HSC files whose header lost the MP_ keys; afw has never moved them.
 STANDARD_BITS = {"BAD": 0, "SAT": 1, "EDGE": 4, "SUSPECT": 7, "NO_DATA": 8}
+MAX_PSF = 1023  # pixel
 COMPANIONS = ("VARIANCE", "MASK", "PSF", "BANDS", "CENTERS")
 
 
@@ -93,13 +95,8 @@ def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: i
         The file cannot be read.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with fits.open(path) as hdus:
-            return _read(path, hdus, tuple(bands) if bands else None, bad_bits)
-    except OSError as error:
-        raise OSError(f"{path}: not readable as FITS ({error})") from error
+    with open_fits(path) as hdus:
+        return _read(path, hdus, tuple(bands) if bands else None, bad_bits)
 
 
 def read_psf(path: str | Path, n_band: int) -> NDArray[np.float32]:
@@ -108,9 +105,7 @@ def read_psf(path: str | Path, n_band: int) -> NDArray[np.float32]:
     A single PSF image serves all bands.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with fits.open(path) as hdus:
+    with open_fits(path) as hdus:
         images = [hdu for hdu in hdus if hdu.is_image and _has_data(hdu)]
         if not images:
             raise ValueError(f"{path}: no image extension")
@@ -152,7 +147,7 @@ def _read(path: Path, hdus: fits.HDUList, bands: tuple[str, ...] | None, bad_bit
     if psf is not None and psf.shape[0] != image.shape[0]:
         raise ValueError(f"{path}[PSF]: shape {psf.shape}, expected ({image.shape[0]}, q, q)")
 
-    wcs = fits_header.celestial_wcs(header)
+    wcs = fits_header.celestial_wcs(path, header)
     return ImageFile(
         path=path,
         image=image,
@@ -162,8 +157,8 @@ def _read(path: Path, hdus: fits.HDUList, bands: tuple[str, ...] | None, bad_bit
         psf=psf,
         centers=positions(f"{path}[CENTERS]", _table(path, named["CENTERS"]), wcs) if "CENTERS" in named else None,
         zero_point=zero_point,
-        unit=header.get("BUNIT"),
-        pixel_scale=fits_header.pixel_scale(wcs, header, hdus[0].header),
+        unit=unit if isinstance(unit := header.get("BUNIT"), str) else None,
+        pixel_scale=fits_header.pixel_scale(path, wcs, header, hdus[0].header),
         wcs=wcs,
         notes=tuple(notes),
     )
@@ -181,7 +176,7 @@ def _read_per_band(
     found = [
         _name(hdu)
         for hdu in named.values()
-        if hdu.is_image and hdu.data.ndim == 2 and not _name(hdu).upper().endswith((*suffixes, *COMPANIONS))
+        if hdu.is_image and len(hdu.shape) == 2 and not _name(hdu).upper().endswith((*suffixes, *COMPANIONS))
     ]
     if bands is None:
         bands = tuple(name.lower() if len(name) == 1 else name for name in found)
@@ -216,13 +211,15 @@ def _read_per_band(
         np.stack([image * np.float32(scale) for image, scale in zip(images, scales, strict=True)]),
         None if variances is None else np.stack([v * np.float32(s**2) for v, s in zip(variances, scales, strict=True)]),
         None if masks is None else np.stack(masks),
-        None if psfs is None else _stack_centered(psfs),
+        None if psfs is None else _stack_centered(path, psfs),
         known[0] if known else None,
     )
 
 
-def _stack_centered(psfs: list[NDArray]) -> NDArray[np.float32]:
+def _stack_centered(path: Path, psfs: list[NDArray]) -> NDArray[np.float32]:
     size = max(max(psf.shape) for psf in psfs)
+    if size > MAX_PSF:
+        raise ValueError(f"{path}: PSF images of shapes {[psf.shape for psf in psfs]}, expected {MAX_PSF} pixels at most")
     padded = [np.pad(psf, [((size - n) // 2, size - n - (size - n) // 2) for n in psf.shape]) for psf in psfs]
     return np.stack(padded).astype(np.float32)
 
@@ -232,16 +229,13 @@ def _name(hdu: Any) -> str:
 
 
 def _has_data(hdu: Any) -> bool:
-    try:
-        return hdu.header.get("NAXIS", 0) > 0 and hdu.data is not None
-    except TypeError as error:  # what a buffer shorter than its header says gives
-        raise OSError(f"extension {_name(hdu) or 'PRIMARY'} is truncated: {error}") from error
+    return bool(hdu.header.get("NAXIS", 0) > 0)
 
 
 def _array(path: Path, hdu: Any) -> NDArray[np.float32]:
     """The HDU's data as native float32 with three axes."""
-    if not hdu.is_image or hdu.data.ndim not in (2, 3):
-        found = f"shape {hdu.data.shape}" if hdu.is_image else "a table"
+    if not hdu.is_image or len(hdu.shape) not in (2, 3):
+        found = f"shape {hdu.shape}" if hdu.is_image else "a table"
         raise ValueError(f"{path}[{_name(hdu) or 'PRIMARY'}]: expected an image (band, y, x) or (y, x), found {found}")
     data = np.array(hdu.data, dtype=np.float32)
     return data[None] if data.ndim == 2 else data
@@ -249,7 +243,7 @@ def _array(path: Path, hdu: Any) -> NDArray[np.float32]:
 
 def _table(path: Path, hdu: Any) -> Table:
     if hdu.is_image:
-        raise ValueError(f"{path}[{_name(hdu)}]: expected a table, found an image of shape {hdu.data.shape}")
+        raise ValueError(f"{path}[{_name(hdu)}]: expected a table, found an image of shape {hdu.shape}")
     return Table.read(hdu)
 
 
@@ -260,12 +254,14 @@ def _band_column(path: Path, table: Table) -> tuple[str, ...]:
 
 
 def _mask(path: Path, hdu: Any, bad_bits: int | None, notes: list[str]) -> NDArray[np.bool_]:
-    if not hdu.is_image or hdu.data.ndim not in (2, 3):
+    if not hdu.is_image or len(hdu.shape) not in (2, 3) or 0 in hdu.shape:
         raise ValueError(f"{path}[{_name(hdu)}]: expected a mask image (band, y, x) or (y, x)")
     data = np.asarray(hdu.data)
     if not np.issubdtype(data.dtype, np.integer):
         return data != 0
-    planes = {key[3:]: int(value) for key, value in hdu.header.items() if key.startswith("MP_")}
+    planes = {key[3:]: value for key, value in hdu.header.items() if key.startswith("MP_")}
+    if odd := [f"MP_{name} = {plane!r}" for name, plane in planes.items() if plane not in range(63)]:
+        raise ValueError(f"{path}[{_name(hdu)}]: expected numbers of bits from 0 to 62, got {odd[0][:80]}")
     if bad_bits is None:
         if not planes and data.min() >= 0 and data.max() <= 1:
             return data != 0
@@ -273,5 +269,5 @@ def _mask(path: Path, hdu: Any, bad_bits: int | None, notes: list[str]) -> NDArr
             planes = STANDARD_BITS
             note = "MASK holds bit planes without MP_ keys: read with LSST's standard bits"
             notes.extend([] if note in notes else [note])
-        bad_bits = sum(1 << planes[name] for name in BAD_PLANES if name in planes)
+        bad_bits = sum(1 << int(planes[name]) for name in BAD_PLANES if name in planes)
     return (data.astype(np.int64) & bad_bits) != 0

@@ -5,6 +5,7 @@ Functions take several headers, the image's first and the file's primary one las
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -18,6 +19,10 @@ NJY_ZERO_POINT = 31.4
 ZERO_POINT_KEYS = ("ZEROPNT", "MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPOINT")
 PIXEL_SCALE_KEYS = ("PIXSCALE", "PIXELSCL", "PIXSCAL1")
 BAND_KEYS = ("BANDS", "BAND", "FILTER")
+MAX_UNIT, MAX_AXES, MAX_ORDER = 68, 9, 9
+_SIP = ("A", "B", "AP", "BP")
+_AXES = re.compile(r"(?:CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA|CNAME|CRDER|CSYER|CPDIS|CQDIS|CPERR|CQERR|DP|DQ)(\d+)[A-Z]?|"
+                   r"(?:PC|CD)0*(\d+)_0*(\d+)[A-Z]?|(?:PC|CD)(\d{3})(\d{3})|(?:PV|PS)(\d+)_\d+[A-Z]?")
 
 
 def parse_bands(text: str) -> tuple[str, ...]:
@@ -32,8 +37,8 @@ def parse_bands(text: str) -> tuple[str, ...]:
 def zero_point(path: Path, *headers: fits.Header) -> float | None:
     """AB magnitude of one image unit: from ``BUNIT`` if that is a flux density, else from a zero-point key."""
     unit = next((header["BUNIT"] for header in headers if header.get("BUNIT")), None)
-    if unit is not None:
-        parsed = u.Unit(unit, parse_strict="silent")
+    if isinstance(unit, str):
+        parsed = _unit(path, unit)
         if parsed.is_equivalent(u.nJy):
             return NJY_ZERO_POINT - 2.5 * float(np.log10(parsed.to(u.nJy)))
         if parsed.is_equivalent(u.mgy):
@@ -43,10 +48,35 @@ def zero_point(path: Path, *headers: fits.Header) -> float | None:
     for header in headers:
         for key in ZERO_POINT_KEYS:
             if key in header:
-                return float(header[key])
+                return _number(path, header, key)
         if "FLUXMAG0" in header:
-            return 2.5 * float(np.log10(header["FLUXMAG0"]))
+            counts = _number(path, header, "FLUXMAG0")
+            if not counts > 0:
+                raise ValueError(f"{path}: FLUXMAG0 is {counts}, expected the counts of magnitude 0")
+            return 2.5 * math.log10(counts)
     return None
+
+
+def _number(path: Path, header: fits.Header, key: str) -> float:
+    value = header[key]
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{path}: {key} is {str(value)[:80]!r}, expected a number")
+    return number
+
+
+def _unit(path: Path, text: str) -> u.UnitBase:
+    """A unit from a header; powers that no unit has would keep Python's integers busy for hours."""
+    powers = re.findall(r"\d+", text)
+    try:
+        if len(text) > MAX_UNIT or any(len(power) > 3 for power in powers):
+            raise ValueError("too long")
+        return u.Unit(text, parse_strict="silent")
+    except Exception as error:  # astropy's parsers let through what arithmetic raises, such as OverflowError
+        raise ValueError(f"{path}: BUNIT {text[:MAX_UNIT]!r} is no unit ({error})") from error
 
 
 def bands(*headers: fits.Header) -> tuple[str, ...] | None:
@@ -59,17 +89,35 @@ def bands(*headers: fits.Header) -> tuple[str, ...] | None:
     return None
 
 
-def celestial_wcs(header: fits.Header) -> WCS | None:
-    """The sky coordinates of the last two axes."""
+def celestial_wcs(path: Path, header: fits.Header) -> WCS | None:
+    """The sky coordinates of the last two axes.
+
+    Raises
+    ------
+    ValueError
+        A WCS that is not one, of more than `MAX_AXES` axes or with a distortion of a higher order than `MAX_ORDER`:
+        wcslib and astropy take memory for as many as a header names, and wcslib does not look whether it got it.
+    """
     if "CTYPE1" not in header:
         return None
-    wcs = WCS(header)
-    return wcs.celestial if wcs.has_celestial else None
+    for key in header:
+        axes = _AXES.fullmatch(key)
+        if axes and any(int(axis) > MAX_AXES for axis in axes.groups() if axis):
+            raise ValueError(f"{path}: WCS: {key} names an axis above {MAX_AXES}")
+    for key, largest in (("WCSAXES", MAX_AXES), ("NAXIS", MAX_AXES), *((f"{s}_ORDER", MAX_ORDER) for s in _SIP)):
+        for found in (name for name in header if name == key or (key == "WCSAXES" and name[:-1] == key)):
+            if type(header[found]) is not int or not 0 <= header[found] <= largest:
+                raise ValueError(f"{path}: WCS: {found} is {str(header[found])[:80]!r}, expected an integer up to {largest}")
+    try:
+        wcs = WCS(header)
+        return wcs.celestial if wcs.has_celestial else None
+    except Exception as error:  # wcslib's errors, and what astropy does not expect of a header
+        raise ValueError(f"{path}: WCS: {str(error).strip()[:200]}") from error
 
 
-def pixel_scale(wcs: WCS | None, *headers: fits.Header) -> float | None:
+def pixel_scale(path: Path, wcs: WCS | None, *headers: fits.Header) -> float | None:
     """Side of a pixel in arcsec: from the WCS, else from a key."""
     if wcs is not None:
         return float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs)))) * 3600
-    found = (float(header[key]) for header in headers for key in PIXEL_SCALE_KEYS if key in header)
+    found = (_number(path, header, key) for header in headers for key in PIXEL_SCALE_KEYS if key in header)
     return next(found, None)

@@ -19,6 +19,7 @@ thousand scenes would be seconds away.
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,9 @@ from astropy.io import fits
 from astropy.table import Column, Table
 from numpy.typing import NDArray
 
-from deblendrt.engine.bundle import BundleError, load_bundle
+from deblendrt.engine.bundle import SHIPPED, BundleError, load_bundle
+from deblendrt.engine.fits import MAX_PSF
+from deblendrt.engine.fits_check import open_fits
 from deblendrt.engine.flags import DESCRIPTIONS
 from deblendrt.engine.folded import FoldedBasis
 from deblendrt.engine.mixed import FoldedBases
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from deblendrt.engine.deblender import Deblender
 
 REVISION = 3  # of the layout above; a reader refuses others
+N_UNIT = 12  # that are read: all but MODEL_<k> and RESIDUAL_<k>
+MAX_SIDE = 2**16  # pixel
 COMPUTED = ("source_id", "scene_index", "reduced_chi2", "blend")  # columns that are no fields, or numbered anew
 SCALARS = ("star", "star_probability", "chi2", "n_pixel", "log_prior", "flags")
 
@@ -187,7 +192,8 @@ def read_catalog(path: str | Path) -> Table:
     astropy.table.Table
         As from `DeblendResult.to_table`, and the columns latent and flux_cov.
     """
-    with fits.open(path) as hdus:  # Table.read(path) would pass all extensions of images
+    with open_fits(path, N_UNIT) as hdus:  # Table.read(path) would pass all extensions of images
+        _check_columns(path, hdus["CATALOG"])
         table = Table.read(hdus["CATALOG"], mask_invalid=False)  # NaN stays NaN
     for i, column in enumerate(table.itercols(), 1):
         column.description = table.meta.pop(f"TCOMM{i}", None)
@@ -201,49 +207,114 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
         raise ValueError(f"blend, scene: expected one of them at most, got {blend} and {scene}")
     if Path(path).suffix == ".parquet":
         raise ValueError(f"path: {path}: a Parquet file holds the catalogue only; a result is read from FITS")
-    with fits.open(path, memmap=True) as hdus:
+    with open_fits(path, N_UNIT, memmap=True) as hdus:
         if "FIT" not in hdus:
             raise ValueError(f"path: {path} holds no result: it has no extension FIT")
         if (revision := hdus["FIT"].header["REVISION"]) != REVISION:
-            raise ValueError(f"path: {path} has layout {revision}, this version reads {REVISION}")
-        header, catalog, fit = hdus["CATALOG"].header, hdus["CATALOG"].data, hdus["FIT"].data
-        bands = tuple(header["BANDS"].split(","))
-        chosen, blends, rows = _select(hdus, blend, scene)
-        identity, number = _values(catalog["id"], rows), _values(catalog["blend"], rows)
-        fields = {name: _values(catalog[name], rows) for name in ("latent", "flux_cov")}
-        of_field: dict[str, list[str]] = {}
-        for entry in entries(bands):
-            of_field.setdefault(entry.field, []).append(entry.column)
-        for name in of_field.keys() - set(COMPUTED):
-            columns = [_values(catalog[column], rows) for column in of_field[name]]
-            fields[name] = columns[0] if name in SCALARS else np.stack(columns, axis=1)
+            raise ValueError(f"path: {path} has layout {str(revision)[:20]}, this version reads {REVISION}")
+        _check_counts(path, hdus)
+        try:
+            if blend is not None:
+                checked_index("blend", blend, len(hdus["BLENDS"].data))
+            if scene is not None:
+                checked_index("scene", scene, len(hdus["SCENES"].data))
+        except (IndexError, TypeError) as error:
+            mistake = error  # the caller's: raised in this block it would be the file's
+        else:
+            return _read(path, hdus, blend, scene, model)
+    raise mistake
 
-        about = hdus["SCENES"].data
-        count = np.array([len(identity)]) if blend is not None else _values(about["n_source"], chosen)
-        start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        scenes = _scenes(hdus, chosen, start, fields["center"], _values(fit["input_flags"], rows), fields["star"],
-                         _values(fit["auto"], rows), len(bands))
-        index = _values(fit["psf"], rows)
-        n_psf = sum(hdus["PSF_SIZE"].shape)  # no axis if there is none
-        used = np.arange(n_psf) if blend is scene is None else np.unique(index)
-        folded_index = np.searchsorted(used, index)
-        folded = FoldedBases(_folding(path, header, model))
-        for k in used.tolist():
-            folded.add(_psf_image(hdus, k))
-        return DeblendResult(
-            **fields, bands=bands, source_start=start, scene_index=np.repeat(np.arange(len(chosen)), count),
-            blend=np.where(number < 0, -1, np.searchsorted(blends, number)),
-            blend_flux_cov=_covariances(hdus, blends, len(bands)), scenes=scenes,
-            scene_chi2=_values(about["chi2"], chosen), scene_n_pixel=_values(about["n_pixel"], chosen),
-            objective=_values(about["objective"], chosen), coefficients=_values(fit["coefficients"], rows),
-            extent=_values(fit["extent"], rows).astype(np.int8),
-            anchor=np.stack([_values(fit["anchor_x"], rows), _values(fit["anchor_y"], rows)], axis=1),
-            folded=folded, folded_index=folded_index, model_name=header["BUNDLE"],
-            model_version=header["MODELVER"], model_sha256=header["MODELSHA"], solver=header["SOLVER"],
-            n_iteration=header["NITER"],
-            aperture_diameter=header.get("APERTURE", np.nan),
-            row=None if np.array_equal(identity, np.arange(len(identity))) else identity,
-            has_images="IMAGE" in hdus)
+
+def _check_counts(path: str | Path, hdus: fits.HDUList) -> None:
+    """Refuse a file whose tables do not agree on what there is, before memory is taken for it."""
+    def check(fine: Any, what: str) -> None:
+        if not np.all(fine):
+            raise ValueError(f"path: {path} is damaged: {what}")
+
+    for name in ("CATALOG", "FIT", "SCENES", "BLENDS"):
+        _check_columns(path, hdus[name])
+    n_source = len(hdus["CATALOG"].data)
+    scenes, blends, index = hdus["SCENES"].data, hdus["BLENDS"].data, hdus["FIT"].data["psf"]
+    n_band = len(hdus["CATALOG"].header["BANDS"].split(","))
+    count, n_y, n_x, of_psf = (np.asarray(scenes[name]) for name in ("n_source", "n_y", "n_x", "psf"))
+    n_member, of_scene = np.asarray(blends["n_member"]), np.asarray(blends["scene"])
+    integers = (count, n_y, n_x, of_psf, n_member, of_scene, index)
+    check([column.dtype.kind in "iu" and column.ndim == 1 for column in integers], "counts are not integers")
+    check(len(hdus["FIT"].data) == n_source, "CATALOG and FIT have different numbers of rows")
+    check((count >= 0) & (count <= n_source), "SCENES has more sources than CATALOG")
+    check(count.sum() == n_source, "SCENES has not as many sources as CATALOG")
+    check((n_y >= 0) & (n_y <= MAX_SIDE) & (n_x >= 0) & (n_x <= MAX_SIDE), f"a scene is above {MAX_SIDE} pixels wide")
+    check((n_member > 0) & (n_member <= n_source), "BLENDS has more members than sources")
+    check((of_scene >= 0) & (of_scene < len(scenes)), "BLENDS names a scene that there is not")
+    rows, covariance = hdus["BLEND_ROW"].data, hdus["BLEND_FLUX_COV"].data
+    rows, covariance = (np.zeros(0, np.int64) if data is None else data for data in (rows, covariance))
+    check(rows.ndim == covariance.ndim == 1 and len(rows) == n_member.sum(), "BLEND_ROW does not fit BLENDS")
+    check((rows >= 0) & (rows < n_source), "BLEND_ROW names a row that there is not")
+    check(len(covariance) == ((n_member * n_band) ** 2).sum(), "BLEND_FLUX_COV does not fit BLENDS")
+    number = np.asarray(hdus["CATALOG"].data["blend"])
+    check(number.dtype.kind in "iu" and ((number >= -1) & (number < len(blends))).all(), "CATALOG names a blend that "
+          "there is not")
+    psf, size = hdus["PSF"].data, hdus["PSF_SIZE"].data
+    n_psf = 0 if size is None else len(size)
+    if n_psf:
+        check(psf is not None and psf.ndim == 4 and psf.shape[:2] == (n_psf, n_band) and psf.shape[2] == psf.shape[3]
+              and psf.shape[3] <= MAX_PSF, "PSF has not the shape that PSF_SIZE and the bands give")
+        check((size > 0) & (size % 2 == 1) & (size <= psf.shape[3]) & (psf.shape[3] % 2 == 1), "PSF_SIZE: expected odd "
+              "sizes up to that of PSF")
+    check((of_psf >= -1) & (of_psf < n_psf), "SCENES names a PSF that there is not")
+    check((index >= 0) & (index < n_psf), "FIT names a PSF that there is not")
+    if "IMAGE" in hdus:
+        n_pixel = n_band * int((n_y * n_x).sum())
+        check([hdus[name].data is not None and hdus[name].data.size == n_pixel for name in ("IMAGE",
+              "INVERSE_VARIANCE")] if n_pixel else True, "IMAGE and INVERSE_VARIANCE do not fit SCENES")
+
+
+def _check_columns(path: str | Path, hdu: Any) -> None:
+    """Tables of results have no columns of variable length, which would become objects."""
+    if hdu.is_image or any(column.format.lstrip("01")[:1] in ("P", "Q") for column in hdu.columns):
+        raise ValueError(f"path: {path} is damaged: {hdu.name[:20]} is no table, or has columns of variable length")
+
+
+def _read(path: str | Path, hdus: fits.HDUList, blend: int | None, scene: int | None,
+          model: str | Path | Deblender | None) -> DeblendResult:
+    header, catalog, fit = hdus["CATALOG"].header, hdus["CATALOG"].data, hdus["FIT"].data
+    bands = tuple(header["BANDS"].split(","))
+    chosen, blends, rows = _select(hdus, blend, scene)
+    identity, number = _values(catalog["id"], rows), _values(catalog["blend"], rows)
+    fields = {name: _values(catalog[name], rows) for name in ("latent", "flux_cov")}
+    of_field: dict[str, list[str]] = {}
+    for entry in entries(bands):
+        of_field.setdefault(entry.field, []).append(entry.column)
+    for name in of_field.keys() - set(COMPUTED):
+        columns = [_values(catalog[column], rows) for column in of_field[name]]
+        fields[name] = columns[0] if name in SCALARS else np.stack(columns, axis=1)
+
+    about = hdus["SCENES"].data
+    count = np.array([len(identity)]) if blend is not None else _values(about["n_source"], chosen)
+    start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+    scenes = _scenes(hdus, chosen, start, fields["center"], _values(fit["input_flags"], rows), fields["star"],
+                     _values(fit["auto"], rows), len(bands))
+    index = _values(fit["psf"], rows)
+    n_psf = sum(hdus["PSF_SIZE"].shape)  # no axis if there is none
+    used = np.arange(n_psf) if blend is scene is None else np.unique(index)
+    folded_index = np.searchsorted(used, index)
+    folded = FoldedBases(_folding(path, header, model))
+    for k in used.tolist():
+        folded.add(_psf_image(hdus, k))
+    return DeblendResult(
+        **fields, bands=bands, source_start=start, scene_index=np.repeat(np.arange(len(chosen)), count),
+        blend=np.where(number < 0, -1, np.searchsorted(blends, number)),
+        blend_flux_cov=_covariances(hdus, blends, len(bands)), scenes=scenes,
+        scene_chi2=_values(about["chi2"], chosen), scene_n_pixel=_values(about["n_pixel"], chosen),
+        objective=_values(about["objective"], chosen), coefficients=_values(fit["coefficients"], rows),
+        extent=_values(fit["extent"], rows).astype(np.int8),
+        anchor=np.stack([_values(fit["anchor_x"], rows), _values(fit["anchor_y"], rows)], axis=1),
+        folded=folded, folded_index=folded_index, model_name=header["BUNDLE"],
+        model_version=header["MODELVER"], model_sha256=header["MODELSHA"], solver=header["SOLVER"],
+        n_iteration=header["NITER"],
+        aperture_diameter=header.get("APERTURE", np.nan),
+        row=None if np.array_equal(identity, np.arange(len(identity))) else identity,
+        has_images="IMAGE" in hdus)
 
 
 Rows = NDArray[np.int64] | slice
@@ -319,7 +390,8 @@ def _folding(path: str | Path, header: fits.Header, model: str | Path | Deblende
     wanted = f"{header['BUNDLE']} {header['MODELVER']} (SHA-256 {header['MODELSHA'][:12]})"
     if model is None or isinstance(model, str | Path):
         try:
-            bundle = load_bundle(header["BUNDLE"] if model is None else model)
+            # A file may name a bundle of this package, not lead to a folder: a path in it would be its author's choice.
+            bundle = load_bundle(SHIPPED / re.sub(r"[^A-Za-z0-9_-]", "", header["BUNDLE"]) if model is None else model)
         except BundleError as error:
             if model is not None:
                 raise

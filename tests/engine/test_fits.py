@@ -229,7 +229,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_image(tmp_path / "text.fits")
     whole = write(tmp_path / "whole.fits", image_hdu(np.ones((3, 100, 100)), "IMAGE")).read_bytes()
     (tmp_path / "cut.fits").write_bytes(whole[:28800])
-    with pytest.warns(Warning, match="truncated"), pytest.raises(OSError, match=r"cut\.fits: .*truncated"):
+    with pytest.raises(OSError, match=r"cut\.fits: .*truncated"):
         read_image(tmp_path / "cut.fits")
 
 
