@@ -81,13 +81,17 @@ def band_names(bands: str | Sequence[str] | None, bundle_bands: Sequence[str]) -
     if bands is None:
         return known
     if not isinstance(bands, str):
-        names = tuple(bands)
+        try:
+            names = tuple(bands)
+        except TypeError as error:
+            raise ValueError(f"bands: expected distinct names among {', '.join(known)}, got {bands!r}") from error
     elif bands in known:
         names = (bands,)
     else:
         words = bands.replace(",", " ").split()
         names = tuple(words if len(words) > 1 else bands)
-    if not names or any(name not in known for name in names) or len(set(names)) != len(names):
+    if not names or any(not isinstance(name, str) or name not in known for name in names) or (
+            len(set(names)) != len(names)):
         raise ValueError(f"bands: expected distinct names among {', '.join(known)}, got {bands!r}")
     return names
 
@@ -104,7 +108,7 @@ def check_pixel_scale(pixel_scale: Any, bundle_pixel_scale: float) -> None:
         return
     try:
         scale = float(pixel_scale.to_value("arcsec") if hasattr(pixel_scale, "to_value") else pixel_scale)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"pixel_scale: expected arcsec per pixel, got {pixel_scale!r}") from error
     if not abs(scale / bundle_pixel_scale - 1) <= PIXEL_SCALE_TOLERANCE * (1 + 1e-9):
         raise ValueError(f"pixel_scale: expected the model's {bundle_pixel_scale} arcsec within "
@@ -157,9 +161,13 @@ def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: t
     depth = _rank(value)
     if depth in shared_ranks and not (depth == 1 and len(value) == n_scene == 0):
         return [value] * n_scene
-    if depth == 0 or len(value) != n_scene:
+    try:
+        entries = list(value) if depth else []
+    except TypeError:
+        entries = []
+    if depth == 0 or len(entries) != n_scene:
         raise ValueError(f"{name}: expected one entry for each of the {n_scene} scenes, got {_came(value)}")
-    return list(value)
+    return entries
 
 
 def read_centers(centers: Any, name: str) -> NDArray[np.float64]:
@@ -180,7 +188,7 @@ def read_centers(centers: Any, name: str) -> NDArray[np.float64]:
         raise ValueError(f"{name}: expected positions (n_source, 2), got None")
     try:
         array = np.array(np.ma.filled(np.ma.asarray(centers, dtype=np.float64), np.nan))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name}: expected numbers of shape (n_source, 2), got {_came(centers)}") from error
     if array.shape == (0,):
         return np.zeros((0, 2))
@@ -335,7 +343,10 @@ def read_kind(kind: Any, name: str, n_source: int) -> tuple[NDArray[np.bool_], N
     star, auto : bool (n_source,)
     """
     single = kind is None or isinstance(kind, str)
-    words = ["galaxy" if kind is None else kind] * max(n_source, 1) if single else [str(word) for word in kind]
+    try:
+        words = ["galaxy" if kind is None else kind] * max(n_source, 1) if single else [str(word) for word in kind]
+    except TypeError:  # nothing that can be gone through
+        words = [""]
     if any(word not in ("galaxy", "star", "auto") for word in words) or (not single and len(words) != n_source):
         raise ValueError(f"{name}: expected 'galaxy', 'star' or 'auto', or one of them for each of {n_source} "
                          f"sources, got {kind!r}")

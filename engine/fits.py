@@ -219,7 +219,8 @@ def _read_per_band(
 def _stack_centered(path: Path, psfs: list[NDArray]) -> NDArray[np.float32]:
     size = max(max(psf.shape) for psf in psfs)
     if size > MAX_PSF:
-        raise ValueError(f"{path}: PSF images of shapes {[psf.shape for psf in psfs]}, expected {MAX_PSF} pixels at most")
+        raise ValueError(f"{path}: PSF images of shapes {[psf.shape for psf in psfs]}, expected {MAX_PSF} pixels at "
+                         "most")
     padded = [np.pad(psf, [((size - n) // 2, size - n - (size - n) // 2) for n in psf.shape]) for psf in psfs]
     return np.stack(padded).astype(np.float32)
 

@@ -82,20 +82,17 @@ def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | Non
 
 def _unzipped(path: Path, limit: int) -> IO[bytes]:
     """The contents of a gzipped file, in a file without a name."""
-    target = tempfile.TemporaryFile()
-    try:
-        with gzip.open(path) as source:
+    with tempfile.TemporaryFile() as target, gzip.open(path) as source:
+        try:
             while piece := source.read(2**20):
                 if target.tell() + len(piece) > limit:
                     raise OSError(f"{path}: not readable as FITS (unpacks to more than {limit} bytes: if it is what it "
                                   "should be, unpack it first)")
                 target.write(piece)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise OSError(f"{path}: not readable as FITS ({error})") from error
         target.flush()
         return os.fdopen(os.dup(target.fileno()), "rb")  # astropy wants to read what can only be read
-    except (EOFError, zlib.error) as error:
-        raise OSError(f"{path}: not readable as FITS ({error})") from error
-    finally:
-        target.close()
 
 
 def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None = None) -> None:

@@ -21,7 +21,8 @@ PIXEL_SCALE_KEYS = ("PIXSCALE", "PIXELSCL", "PIXSCAL1")
 BAND_KEYS = ("BANDS", "BAND", "FILTER")
 MAX_UNIT, MAX_AXES, MAX_ORDER = 68, 9, 9
 _SIP = ("A", "B", "AP", "BP")
-_AXES = re.compile(r"(?:CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA|CNAME|CRDER|CSYER|CPDIS|CQDIS|CPERR|CQERR|DP|DQ)(\d+)[A-Z]?|"
+_AXES = re.compile(r"(?:CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA|CNAME|CRDER|CSYER|CPDIS|CQDIS|CPERR|CQERR|DP|DQ)(\d+)"
+                   r"[A-Z]?|"
                    r"(?:PC|CD)0*(\d+)_0*(\d+)[A-Z]?|(?:PC|CD)(\d{3})(\d{3})|(?:PV|PS)(\d+)_\d+[A-Z]?")
 
 
@@ -107,7 +108,8 @@ def celestial_wcs(path: Path, header: fits.Header) -> WCS | None:
     for key, largest in (("WCSAXES", MAX_AXES), ("NAXIS", MAX_AXES), *((f"{s}_ORDER", MAX_ORDER) for s in _SIP)):
         for found in (name for name in header if name == key or (key == "WCSAXES" and name[:-1] == key)):
             if type(header[found]) is not int or not 0 <= header[found] <= largest:
-                raise ValueError(f"{path}: WCS: {found} is {str(header[found])[:80]!r}, expected an integer up to {largest}")
+                raise ValueError(f"{path}: WCS: {found} is {str(header[found])[:80]!r}, expected an integer up to "
+                                 f"{largest}")
     try:
         wcs = WCS(header)
         return wcs.celestial if wcs.has_celestial else None

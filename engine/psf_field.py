@@ -67,8 +67,11 @@ class CellPsf:
 
 
 def _has_image(cell: Any) -> bool:
-    return cell is not None and all(plane is not None and np.isfinite(np.asarray(plane, np.float64)).all()
-                                    for plane in cell)
+    try:
+        return cell is not None and all(plane is not None and np.isfinite(np.asarray(plane, np.float64)).all()
+                                        for plane in cell)
+    except (TypeError, ValueError, OverflowError):
+        return True  # no image, but not none: `psf_field` says what is wrong with it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
