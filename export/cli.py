@@ -1,4 +1,4 @@
-"""`deblendrt-export`: a training checkpoint to a model bundle."""
+"""`deblendrt-export`: a training checkpoint to a model bundle, or a bundle to graphs for other languages."""
 
 from __future__ import annotations
 
@@ -15,22 +15,47 @@ FAILED, NO_INPUT, UNAVAILABLE = 1, 3, 4
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="deblendrt-export", description="Export a training checkpoint to a model bundle, and verify the bundle.",
+        prog="deblendrt-export", description="Export a training checkpoint to a model bundle, and verify the bundle. "
+        "Or export a bundle's solver as one ONNX graph, or as a model repository of NVIDIA Triton.",
         epilog=f"Exit codes: 0 done, {FAILED} the export or its verification failed, 2 wrong arguments, {NO_INPUT} no "
-               f"checkpoint or the output exists, {UNAVAILABLE} something is not installed.")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder of deblendrt-train")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle to write")
-    parser.add_argument("--model-version", default="1", help="stored in the manifest (default 1)")
-    parser.add_argument("--licence", default="BSD-3-Clause", help="of the weights (default BSD-3-Clause)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the bundle at --out")
-    parser.add_argument("--check-tensorrt", action="store_true",
+               f"checkpoint, no bundle or the output exists, {UNAVAILABLE} something is not installed.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of deblendrt-train, to a bundle")
+    source.add_argument("--solver", metavar="BUNDLE",
+                        help="a bundle's folder or the name of a bundled model, to one graph that solves a scene")
+    source.add_argument("--triton", metavar="BUNDLE", help="the same, to a model repository with the bundle's graphs")
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH",
+                        help="folder of the bundle or repository, or file of the graph, to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+    bundle = parser.add_argument_group("bundles (--checkpoint)")
+    bundle.add_argument("--model-version", default="1", help="stored in the manifest (default 1)")
+    bundle.add_argument("--licence", default="BSD-3-Clause", help="of the weights (default BSD-3-Clause)")
+    bundle.add_argument("--check-tensorrt", action="store_true",
                         help="also parse and build every graph under TensorRT (tensorrt-rtx; needs no GPU)")
+    solver = parser.add_argument_group("solvers (--solver, --triton)")
+    solver.add_argument("--sources", type=int, metavar="N", help="places for sources; a scene may have fewer")
+    solver.add_argument("--size", type=int, nargs=2, metavar=("NY", "NX"), help="of the image [pixel]")
+    solver.add_argument("--iterations", type=int, default=12, metavar="N",
+                        help="of all blends (default 12); those that still move get at most 1.25 times as many again")
+    solver.add_argument("--no-rounds", action="store_true", help="none gets more")
+    solver.add_argument("--start", choices=("encoder", "linear"), default="encoder", help="default encoder")
+    solver.add_argument("--psf", type=Path, metavar="FITS",
+                        help="PSF images (band, y, x), all of the bundle's bands; default: the nominal ones")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.checkpoint is not None:
+        return _export_bundle(arguments)
+    if arguments.sources is None or arguments.size is None:
+        parser.error("--solver and --triton need --sources and --size")
+    return _export_solver(arguments)
+
+
+def _export_bundle(arguments: argparse.Namespace) -> int:
     if missing := [name for name in ("torch", "zuko", "galsim", "galcheat", "onnx", "onnxscript")
                    if importlib.util.find_spec(name) is None]:
         return _fail(f"not installed: {', '.join(missing)} (pip install 'deblendrt[train]')", UNAVAILABLE)
@@ -57,6 +82,34 @@ def main(argv: Sequence[str] | None = None) -> int:
                 size = check_graph((arguments.out / f"{name}.onnx").read_bytes())
                 print(f"{name}: parses and builds under TensorRT ({size / 1e6:.1f} MB)")
     except (ExportError, BundleError, TensorRTError, ValueError, OSError) as error:
+        return _fail(str(error), FAILED)
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def _export_solver(arguments: argparse.Namespace) -> int:
+    if importlib.util.find_spec("onnx") is None:
+        return _fail("not installed: onnx (pip install 'onnx>=1.23,<1.24')", UNAVAILABLE)
+    from deblendrt.engine.bundle import load_bundle
+    from deblendrt.engine.fits import read_psf
+    from deblendrt.export.solver_graph import solver_graph, write_solver
+    from deblendrt.export.triton import write_repository
+
+    if arguments.out.exists() and not arguments.overwrite:
+        return _fail(f"{arguments.out} exists; --overwrite replaces it", NO_INPUT)
+    try:
+        bundle = load_bundle(arguments.solver or arguments.triton)
+        psf = None if arguments.psf is None else read_psf(arguments.psf, bundle.n_band)
+    except (OSError, ValueError) as error:
+        return _fail(str(error), NO_INPUT)
+    try:
+        model = solver_graph(bundle, arguments.sources, tuple(arguments.size), n_iteration=arguments.iterations,
+                             psf=psf, start=arguments.start, rounds=not arguments.no_rounds)
+        if arguments.solver is not None:
+            write_solver(model, arguments.out)
+        else:
+            write_repository(bundle, model, arguments.out)
+    except (OSError, ValueError) as error:
         return _fail(str(error), FAILED)
     print(f"wrote {arguments.out}")
     return 0
