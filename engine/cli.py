@@ -1,4 +1,4 @@
-"""The command line: ``deblendrt run``, ``merge``, ``verify``, ``model``, ``build``, ``doctor``, ``flags``.
+"""The command line: ``deblendrt run``, ``merge``, ``alerts``, ``verify``, ``model``, ``build``, ``doctor``, ``flags``.
 
 Exit status: 0 done, 1 a problem with the data, a file or the installation (one line on stderr), 2 a wrong command.
 """
@@ -99,6 +99,10 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("doctor", parents=[common], help="installed packages, providers, devices, models")
     check.set_defaults(function=_doctor)
 
+    alerts = commands.add_parser("alerts", parents=[common], help="deblend an alert stream: Kafka in, Kafka out")
+    _add_alerts_arguments(alerts)
+    alerts.set_defaults(function=_alerts)
+
     flags = commands.add_parser("flags", parents=[common], help="names, bits and meaning of the catalogue's flags")
     flags.set_defaults(function=_flags)
     return root
@@ -159,6 +163,24 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     output.add_argument("--stamps", action="store_true", help="also write every source's model to DIR/stamps.fits")
     output.add_argument("--no-plot", action="store_true", help="no figures")
     output.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _add_alerts_arguments(alerts: argparse.ArgumentParser) -> None:
+    alerts.add_argument("--config", type=Path, metavar="TOML", help="all settings, see docs/embedding/alerts.md; the "
+                        "options below go before it")  # fmt: skip
+    alerts.add_argument("--brokers", metavar="HOST:PORT,...")
+    alerts.add_argument("--topic", dest="topics", action="append", help="alerts; may be repeated")
+    alerts.add_argument("--out-topic", metavar="TOPIC", help="one record an alert")
+    alerts.add_argument("--dead-letter-topic", metavar="TOPIC", help="messages that are no alerts, with the reason")
+    alerts.add_argument("--group", help="consumer group (default deblendrt)")
+    alerts.add_argument("--schema", metavar="AVSC", help="of records without a schema or its number")
+    alerts.add_argument("--catalog", metavar="CAT", help="known sources: ra, dec, and perhaps id, kind")
+    alerts.add_argument("--device", help="cpu (default) or what `deblendrt doctor` lists")
+    alerts.add_argument("--threads", type=_count, metavar="N")
+    alerts.add_argument("--max-batch", type=_count, metavar="N", help="alerts solved together (default 32)")
+    alerts.add_argument("--max-wait", type=_finite, metavar="S", help="for others to join an alert (default 0.2)")
+    alerts.add_argument("--http", metavar="HOST:PORT", help="metrics and health (default 127.0.0.1:9464)")
+    alerts.add_argument("--print-schema", action="store_true", help="print the results' Avro schema, and end")
 
 
 def _finite(text: str) -> float:
@@ -273,6 +295,21 @@ def _build(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     for line in doctor.report():
         print(line)
+    return 0
+
+
+def _alerts(arguments: argparse.Namespace) -> int:
+    if arguments.print_schema:
+        from deblendrt.engine.alert_scenes import SCHEMA
+
+        print(SCHEMA.read_text(), end="")
+        return 0
+    from deblendrt.engine.alert_settings import read_settings
+    from deblendrt.engine.alerts import run
+
+    own = {name: value for name, value in vars(arguments).items()
+           if name not in ("config", "debug", "function", "print_schema")}
+    run(read_settings(arguments.config, **own))
     return 0
 
 
