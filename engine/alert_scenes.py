@@ -86,15 +86,15 @@ class AlertDeblender:
             The machine's fault, not the alerts'.
         """
         answers: list[dict[str, Any]] = [{}] * len(alerts)
-        groups: dict[tuple[str, str], list[tuple[int, Cutout]]] = {}
+        groups: dict[tuple[Any, ...], list[tuple[int, Cutout]]] = {}
         for i, alert in enumerate(alerts):
             found = self.prepare(alert)
             if isinstance(found, Cutout):
-                groups.setdefault((alert.survey, str(alert.band)), []).append((i, found))
+                groups.setdefault((alert.survey, alert.band, *self._has(found)), []).append((i, found))
             else:
                 answers[i] = blank(alert, self.settings.cutout, *found)
-        for (survey, band), members in groups.items():
-            records = self._solve(survey, band, [cutout for _, cutout in members])
+        for members in groups.values():
+            records = self._solve([cutout for _, cutout in members])
             for (i, _), record in zip(members, records, strict=True):
                 answers[i] = record
         return answers
@@ -178,16 +178,22 @@ class AlertDeblender:
                 chosen.append(i)
         return pixels[chosen], [origins[i] for i in chosen], [ids[i] for i in chosen], [kinds[i] for i in chosen]
 
-    def _solve(self, survey: str, band: str, cutouts: list[Cutout]) -> list[dict[str, Any]]:
-        """Records of cutouts in one band; one that the engine refuses spoils no other."""
-        settings, deblender = self.settings, self.deblenders[survey]
-        own = [settings.psf == "cutout" and c.stamp.psf is not None for c in cutouts]
+    def _has(self, cutout: Cutout) -> tuple[bool, bool, bool]:
+        """Whether the engine is to be given a variance, a mask and a PSF: of one call, to all cutouts or to none."""
+        stamp = cutout.stamp
+        return cutout.variance is not None, stamp.mask is not None, (
+            self.settings.psf == "cutout" and stamp.psf is not None)
+
+    def _solve(self, cutouts: list[Cutout]) -> list[dict[str, Any]]:
+        """Records of cutouts of one group; one that the engine refuses spoils no other."""
+        settings, first = self.settings, cutouts[0].alert
+        has_variance, has_mask, has_psf = self._has(cutouts[0])
         try:
-            result = deblender.deblend_batch(
-                [c.image[None] for c in cutouts], [c.centers for c in cutouts], bands=[band],
-                variance=[None if c.variance is None else c.variance[None] for c in cutouts],
-                mask=[None if c.stamp.mask is None else c.stamp.mask for c in cutouts],
-                psf=[np.asarray(c.stamp.psf)[None] if has else None for c, has in zip(cutouts, own, strict=True)],
+            result = self.deblenders[first.survey].deblend_batch(
+                [c.image[None] for c in cutouts], [c.centers for c in cutouts], bands=[first.band],
+                variance=[np.asarray(c.variance)[None] for c in cutouts] if has_variance else None,
+                mask=[np.asarray(c.stamp.mask) for c in cutouts] if has_mask else None,
+                psf=[np.asarray(c.stamp.psf)[None] for c in cutouts] if has_psf else None,
                 kind=[c.kinds for c in cutouts], find_missed=settings.find_missed, center_sigma=settings.center_sigma,
                 n_threads=settings.threads)
         except (MemoryError, DeviceError):
@@ -195,9 +201,9 @@ class AlertDeblender:
         except Exception as error:
             self.n_engine_error += 1
             if len(cutouts) > 1:
-                return [record for cutout in cutouts for record in self._solve(survey, band, [cutout])]
-            log.warning("alert %s: %s", cutouts[0].alert.key, error, exc_info=not isinstance(error, ValueError))
-            return [blank(cutouts[0].alert, settings.cutout, "failed", f"{type(error).__name__}: {error}")]
+                return [record for cutout in cutouts for record in self._solve([cutout])]
+            log.warning("alert %s: %s", first.key, error, exc_info=not isinstance(error, ValueError))
+            return [blank(first, settings.cutout, "failed", f"{type(error).__name__}: {error}")]
         return [_record(result, k, cutout, settings.cutout) for k, cutout in enumerate(cutouts)]
 
 

@@ -84,7 +84,7 @@ def ztf_stamp(image: Any) -> bytes:
 def ztf_alert(number: int, **fields: Any) -> dict[str, Any]:
     """An alert with 63 x 63 pixels around a round source on a sky of 200 DN, a corner of them NaN."""
     y, x = np.mgrid[:63, :63] - 31.0
-    image = 200 + 3000 * np.exp(-0.5 * (x**2 + y**2) / 1.2**2) + np.random.default_rng(number).normal(0, 8, (63, 63))
+    image = 200 + 3000 * np.exp(-0.5 * (x**2 + y**2) / 1.9**2) + np.random.default_rng(number).normal(0, 8, (63, 63))
     image[:9, :9] = np.nan
     candidate = {"fid": 2, "ra": 75.2, "dec": 35.36, "ranr": 75.2001, "decnr": 35.3601, "magzpsci": 26.2}
     cutout = {"fileName": "x.fits.gz", "stampData": ztf_stamp(image)}

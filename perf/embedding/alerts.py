@@ -263,7 +263,7 @@ def faults(broker: kafka_broker.Tansu, folder: Path, n: int) -> list[dict[str, A
     with stream.worker(ready=False):
         wait(lambda: broker.committed("stopped", stream.topic) >= 24, 300)
     found.append({"fault": "SIGTERM in mid-batch", "how": "then a new worker", **stream.outcome(
-        {f"rubin:{k}".encode() for k in range(1, 25)}), "note": f"exit status {status}, {after} of 24 committed by then"})
+        {f"rubin:{k}".encode() for k in range(1, 25)}), "note": f"status {status}, {after} of 24 committed by then"})
     return found
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from deblendrt.engine.alert_packets import Schemas, load_schema, parse_alert, read_stamp
 from deblendrt.engine.avro_reader import compile_record
+from perf.embedding import alert_samples as samples
 
 pytest.importorskip("fastavro")
-samples = pytest.importorskip("perf.embedding.alert_samples", reason="runs from a clone")
 
 
 @pytest.fixture(scope="module")

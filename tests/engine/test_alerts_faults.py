@@ -6,16 +6,14 @@ import time
 from typing import Any
 
 import pytest
-
-for name in ("confluent_kafka", "fastavro", "prometheus_client"):
-    pytest.importorskip(name)
-pytest.importorskip("perf.embedding", reason="runs from a clone")
-
 from alert_worker import Instant, running, send, settings_on, until, ztf
 
 from deblendrt.engine.alert_settings import read_settings
 from deblendrt.engine.alerts import Worker
 from perf.embedding import kafka_broker
+
+for name in ("confluent_kafka", "fastavro", "prometheus_client"):
+    pytest.importorskip(name)
 
 
 @pytest.fixture(scope="module")
