@@ -129,7 +129,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     data = run.add_argument_group("what the image file does not say")
     data.add_argument("--bands", metavar="ugrizy", help="band names in file order: gri or g,r,i")
     data.add_argument("--zero-point", type=_finite, metavar="MAG", help="AB magnitude of one count")
-    data.add_argument("--pixel-scale", type=_positive, metavar="ARCSEC")
+    data.add_argument("--pixel-scale", type=_positive, metavar="ARCSEC", help="checked against the model's")
     data.add_argument("--psf", type=Path, metavar="FITS", help="PSF images (band, y, x); default: PSF in the image "
                       "file, else the model's nominal PSF")  # fmt: skip
     data.add_argument("--bad-bits", type=lambda text: int(text, 0), metavar="BITS", help="mask bits that mean bad")

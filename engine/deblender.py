@@ -223,7 +223,7 @@ class Deblender:
         solver : {"gauss_newton", "adam"}
         n_iteration : int, optional
             Always run in full. Default 12 (Gauss-Newton) or 200 (Adam). Blends that Gauss-Newton leaves moving get at
-            most 1.25 times as many again.
+            most twice as many again.
         start : {"encoder", "linear"}
             Shapes from the deblending encoder, or at the prior's mean (as the encoder's are where much of the cutout
             is masked on both sides of the centre); fluxes by a joint linear solve in both cases.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from deblendrt.engine import curvature as engine_curvature
+from deblendrt.engine import rounds as further_rounds
 from deblendrt.engine import solver
 from deblendrt.export.graph_builder import Value
 from deblendrt.export.graph_drawing import Groups
@@ -32,13 +33,14 @@ class Descent:
         self.bundle, self.scene = objective.bundle, objective.scene
         self.n, self.n_band = objective.n_source, objective.n_band
         self.n_latent = self.bundle.n_latent
-        further = [max(int(share * n_iteration), 1) for share in solver.FURTHER] if n_iteration and rounds else []
-        tempers = [solver.temper(i, n_iteration) for i in range(n_iteration)]
+        shares = further_rounds.FURTHER if n_iteration and rounds else ()
+        further = [max(int(share * n_iteration), 1) for share in shares]
+        tempers = [further_rounds.temper(i, n_iteration) for i in range(n_iteration)]
         self.n_total = n_iteration + sum(further)
         self.tempers = np.array([*tempers, *[0.0] * (self.n_total - n_iteration)], np.float32)
         # what is done before an iteration: draw sources as far as their light goes; go on with moving blends only
         self.redraw = np.zeros(self.n_total + 1, bool)
-        known = int(solver.TEMPERED * n_iteration)
+        known = int(further_rounds.TEMPERED * n_iteration)
         self.redraw[known] = 0 < known < n_iteration
         self.select = np.zeros(self.n_total + 1, bool)
         self.select[np.cumsum([n_iteration, *further])[:-1]] = True
@@ -98,7 +100,7 @@ class Descent:
         redraw, select = (b.constant(table).take(i + 1) for table in (self.redraw, self.select))
         wanted = self.extents(chosen.coefficients, extent, groups)
         outgrown = wanted > extent
-        going = active & (total(blends, ((left > solver.MOVING) | outgrown).cast(np.float64)) > 0.0)
+        going = active & (total(blends, ((left > further_rounds.MOVING) | outgrown).cast(np.float64)) > 0.0)
         active = (select & going) | (~select & active)  # ONNX Runtime has no Where of bool
         following = b.where(redraw, wanted, b.where(select & outgrown & active, wanted, extent))
         kept = ~(~better & self.scene.fitted).any() & ~(redraw | select)

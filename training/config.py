@@ -187,6 +187,9 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
     config: Config = _build(Config, values, where)
     if config.encoder.cutout_size % 2 == 0:
         raise ValueError(f"{where}: encoder.cutout_size must be odd")
+    if config.encoder.cutout_size > config.basis.core_size:
+        raise ValueError(f"{where}: encoder.cutout_size: expected at most basis.core_size, {config.basis.core_size}, "
+                         f"got {config.encoder.cutout_size}: cutouts are cut from windows of that size")
     return config
 
 

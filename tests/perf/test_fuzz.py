@@ -73,8 +73,8 @@ def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dying = ("import json, os, sys; from pathlib import Path; from perf.fuzz import child; c = json.loads(sys.argv[1]); "
-             "child.Current(Path(c['current'])).put(4, b'evil'); os.abort()")
+    dying = ("import json, os, sys; from pathlib import Path; from perf.fuzz import child; "
+             "c = json.loads(sys.argv[1]); child.Current(Path(c['current'])).put(4, b'evil'); os.abort()")
     popen = campaign.subprocess.Popen
     monkeypatch.setattr(campaign.subprocess, "Popen",
                         lambda command, **options: popen([command[0], "-c", dying, command[-1]], **options))
