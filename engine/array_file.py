@@ -87,12 +87,12 @@ def read_archive(content: bytes, names: Collection[str], limit: int, where: str)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > limit:
+                raise BundleError(f"{where} unpacks to more than {limit} bytes")
             found = [entry.filename.removesuffix(".npy") for entry in entries]
             if len(set(found)) != len(found) or set(found) != set(names):
                 raise BundleError(f"{where}: unknown arrays {sorted(set(found) - set(names))}, "
                                   f"missing {sorted(set(names) - set(found))}")
-            if sum(entry.file_size for entry in entries) > limit:
-                raise BundleError(f"{where} unpacks to more than {limit} bytes")
             arrays = {}
             for name, entry in zip(found, entries, strict=True):
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

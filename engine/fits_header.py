@@ -20,10 +20,10 @@ ZERO_POINT_KEYS = ("ZEROPNT", "MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPOINT
 PIXEL_SCALE_KEYS = ("PIXSCALE", "PIXELSCL", "PIXSCAL1")
 BAND_KEYS = ("BANDS", "BAND", "FILTER")
 MAX_UNIT, MAX_AXES, MAX_ORDER = 68, 9, 9
-_SIP = ("A", "B", "AP", "BP")
-_AXES = re.compile(r"(?:CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA|CNAME|CRDER|CSYER|CPDIS|CQDIS|CPERR|CQERR|DP|DQ)(\d+)"
-                   r"[A-Z]?|"
-                   r"(?:PC|CD)0*(\d+)_0*(\d+)[A-Z]?|(?:PC|CD)(\d{3})(\d{3})|(?:PV|PS)(\d+)_\d+[A-Z]?")
+_SKY = re.compile(r"WCSAXES|WCSNAME|LONPOLE|LATPOLE|RADEC?SYS|EQUINOX|EPOCH|"
+                  r"(?:CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA)(\d+)|"
+                  r"(?:PC|CD)(\d+)_(\d+)|PC(\d{3})(\d{3})|PV(\d+)_\d{1,2}|(?:A|B|AP|BP)_(?:ORDER|DMAX|\d_\d)")
+_TABULATED = re.compile(r"(?:CPDIS|CQDIS|D2IMDIS|D2IMARR|DP|DQ)\d*")
 
 
 def parse_bands(text: str) -> tuple[str, ...]:
@@ -93,25 +93,36 @@ def bands(*headers: fits.Header) -> tuple[str, ...] | None:
 def celestial_wcs(path: Path, header: fits.Header) -> WCS | None:
     """The sky coordinates of the last two axes.
 
+    wcslib and astropy take memory for as many axes and orders as a header names, and wcslib does not look whether it
+    got it; so they see a header of nothing but the primary WCS, each keyword once, of at most `MAX_AXES` axes.
+
     Raises
     ------
     ValueError
-        A WCS that is not one, of more than `MAX_AXES` axes or with a distortion of a higher order than `MAX_ORDER`:
-        wcslib and astropy take memory for as many as a header names, and wcslib does not look whether it got it.
+        A WCS that is not one, is given twice, has more axes or a distortion of a higher order than `MAX_ORDER`, or one
+        in tables.
     """
     if "CTYPE1" not in header:
         return None
-    for key in header:
-        axes = _AXES.fullmatch(key)
-        if axes and any(int(axis) > MAX_AXES for axis in axes.groups() if axis):
-            raise ValueError(f"{path}: WCS: {key} names an axis above {MAX_AXES}")
-    for key, largest in (("WCSAXES", MAX_AXES), ("NAXIS", MAX_AXES), *((f"{s}_ORDER", MAX_ORDER) for s in _SIP)):
-        for found in (name for name in header if name == key or (key == "WCSAXES" and name[:-1] == key)):
-            if type(header[found]) is not int or not 0 <= header[found] <= largest:
-                raise ValueError(f"{path}: WCS: {found} is {str(header[found])[:80]!r}, expected an integer up to "
-                                 f"{largest}")
+    sky = fits.Header()
+    for card in header.cards:
+        key, value = card.keyword, card.value
+        if _TABULATED.fullmatch(key):
+            raise ValueError(f"{path}: WCS: a distortion in tables ({key}) is not read")
+        found = _SKY.fullmatch(key)
+        if found is None:
+            continue
+        if any(int(axis) > MAX_AXES for axis in found.groups() if axis) or key in sky:
+            raise ValueError(f"{path}: WCS: {key} is given twice, or names an axis above {MAX_AXES}")
+        if key == "WCSAXES" or key.endswith("_ORDER"):
+            fine = type(value) is int and 0 <= value <= (MAX_AXES if key == "WCSAXES" else MAX_ORDER)
+        else:
+            fine = isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
+        if not fine:
+            raise ValueError(f"{path}: WCS: {key} is {str(value)[:80]!r}")
+        sky[key] = value
     try:
-        wcs = WCS(header)
+        wcs = WCS(sky)
         return wcs.celestial if wcs.has_celestial else None
     except Exception as error:  # wcslib's errors, and what astropy does not expect of a header
         raise ValueError(f"{path}: WCS: {str(error).strip()[:200]}") from error

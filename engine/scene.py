@@ -147,7 +147,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     variance_list = per_scene(variance, "variance", n, nested, shared_ranks=(0, 1))
     mask_list = per_scene(mask, "mask", n, nested)
     # With one band, several 2-D images are the scenes' PSFs, a single one serves all.
-    single = hasattr(psf, "__len__") and np.shape(psf) != () and len(psf) == 1
+    single = isinstance(psf, Sized) and getattr(psf, "shape", None) != () and len(psf) == 1
     psf_ranks = (3,) if len(names) > 1 else (2, 3) if single else (2,)
     varies = callable(psf) or isinstance(psf, CellPsf)
     psf_list = [psf] * n if varies else per_scene(psf, "psf", n, nested, shared_ranks=psf_ranks)

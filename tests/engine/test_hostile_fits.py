@@ -140,10 +140,10 @@ def test_a_file_of_gzip_that_unpacks_without_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cards", "message"), [
     ({"WCSAXES": 65536}, "WCSAXES"),  # wcslib: a segmentation fault
-    ({"WCSAXESA": 65536}, "WCSAXESA"),
-    ({"CRPIX99": 1.0}, "above 9"), ({"PC99_99": 1.0}, "above 9"), ({"CTYPE12A": "'RA---TAN'"}, "above 9"),
+    ({"WCSAXESA": 65536, "CTYPE12A": "'RA---TAN'", "CRPIX99A": 1.0}, None),  # of other WCS than the one that is used
+    ({"CRPIX99": 1.0}, "above 9"), ({"PC99_99": 1.0}, "above 9"), ({"PC001099": 1.0}, "above 9"),
     ({"A_ORDER": 65536, "B_ORDER": 2}, "A_ORDER"), ({"AP_ORDER": "'x       '"}, "AP_ORDER"),
-    ({"CTYPE2": 1}, "WCS"), ({"CPDIS1": "'LOOKUP  '", "DP1": "'NAXES: 2'"}, "WCS"),
+    ({"CTYPE2": 1}, "WCS"), ({"CRVAL1": "1E999"}, "CRVAL1"), ({"CPDIS1": "'LOOKUP  '", "DP1": "'NAXES: 2'"}, "WCS"),
     ({"BUNIT": "'m**99999999999'"}, "BUNIT"), ({"BUNIT": "'nJy/sr'"}, "surface brightness"),
     ({"ZEROPNT": "'x       '"}, "ZEROPNT"), ({"MAGZERO": "1E999"}, "MAGZERO"), ({"FLUXMAG0": -1.0}, "FLUXMAG0"),
     ({"FLUXMAG0": "T"}, None), ({"PIXSCALE": "'abc     '", "CTYPE1": "'LINEAR  '", "CTYPE2": "'LINEAR  '"}, "PIXSCALE"),
@@ -158,6 +158,13 @@ def test_headers(tmp_path: Path, cards: dict[str, Any], message: str | None) -> 
         read_image(path)
         return
     with pytest.raises((OSError, ValueError), match=message):
+        read_image(path)
+
+
+def test_a_keyword_twice(tmp_path: Path) -> None:
+    path = tmp_path / "x.fits"
+    path.write_bytes(unit(*IMAGE, "CTYPE1  = 'RA---TAN'", "WCSAXES = 2", "WCSAXES = 65536", data=bytes(24)))
+    with pytest.raises(ValueError, match="WCSAXES is given twice"):
         read_image(path)
 
 
