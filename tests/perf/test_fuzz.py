@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from perf.fuzz import campaign, child, mutations, page, seeds, targets, wire
+from deblendrt.engine.bundle import SHIPPED
+from perf.fuzz import campaign, child, mutations, page, seeds, tampering, targets, wire
 
 
 def test_campaign(tmp_path: Path) -> None:
@@ -118,3 +119,11 @@ def test_valid_files_are_accepted() -> None:
             read(content)
     targets.clean_up()
     assert not any(str(os.getpid()) in path.name for path in Path("/tmp").glob("fuzz-*"))
+
+
+@pytest.mark.parametrize("name", [name for name in tampering.KINDS if name != "a huge file"])
+def test_tampering(name: str) -> None:
+    row = tampering.tamper(name, SHIPPED / "lsst")
+    expected = {"nothing": "", "another model": "", "other weights": "at verify", "a zip bomb": "at verify"}
+    assert row["refused"] == expected.get(name, "at load"), row["note"]
+    assert row["memory_MiB"] < 100
