@@ -26,6 +26,11 @@ REORDERED = 0.02
 image, changes the last bits of the rendered image; the descent then stops elsewhere on the objective's float32
 floor."""
 
+SOLVER_GRAPH = 0.02
+"""In units of the error: the solver as one ONNX graph against the engine. The same iterations in the same precision,
+with sums in another order, for scenes that the engine solves alike when its own sources are reordered. Of 1518 fluxes
+in 60 scenes the median differs by 5e-6, the 99th percentile by 4e-3, the worst by 0.04."""
+
 SAMPLE_SIGMA = 4.5
 """Standard errors of a sample's mean or fraction: one run in 150,000 fails by chance, and the seeds are fixed."""
 
