@@ -58,9 +58,17 @@ def rubin_stamp(image: Any, variance: Any = None, psf: Any = None, mask: Any = N
     return buffer.getvalue()
 
 
-def rubin_alert(number: int, k: int = 0, **fields: Any) -> tuple[dict[str, Any], cases.Scene]:
+def round_psf(sigma: float, side: int = 25) -> Any:
+    """A Gaussian PSF of sum one [pixel]."""
+    y, x = np.mgrid[:side, :side] - side // 2
+    psf = np.exp(-0.5 * (x**2 + y**2) / sigma**2)
+    return (psf / psf.sum()).astype(np.float32)
+
+
+def rubin_alert(number: int, k: int = 0, psf: Any = None,
+                **fields: Any) -> tuple[dict[str, Any], cases.Scene]:
     """An alert with the k-th one-band scene of the benchmark as its science cutout; its galaxies beyond the first are
-    in the history.
+    in the history; its PSF that of the scene, or another.
     """
     scene = cases.alert_scene(3, k)
     x, y = scene.centers[0]
@@ -70,7 +78,8 @@ def rubin_alert(number: int, k: int = 0, **fields: Any) -> tuple[dict[str, Any],
     alert = {"diaSourceId": number, "diaSource": {**source, **places[0]},
              "prvDiaSources": [{**source, **place, "flux3": 1.5} for place in places],
              "diaObject": {"diaObjectId": 5, **places[0]},
-             "cutoutScience": rubin_stamp(scene.image[0], scene.variance[0], cases.psf(("i",))[0], center=(x, y))}
+             "cutoutScience": rubin_stamp(scene.image[0], scene.variance[0],
+                                          cases.psf(("i",))[0] if psf is None else psf, center=(x, y))}
     return {**alert, **fields}, scene
 
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,8 +69,8 @@ class Stream:
         self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
                                + f"[schemas]\n{SCHEMA_ID} = {json.dumps(str(schema))}\n[consumer]\n"
                                + "".join(f'"{key}" = {value}\n' for key, value in broker.consumer.items()))
-        self._producer = Producer({"bootstrap.servers": broker.address, "linger.ms": 2,
-                                   "queue.buffering.max.kbytes": 1_000_000})
+        self._producer = Producer({"bootstrap.servers": broker.address, "linger.ms": 2, "log_level": 2,
+                                   "message.max.bytes": 4_000_000, "queue.buffering.max.kbytes": 1_000_000})
         self.log = folder / f"{name}.log"
 
     @contextlib.contextmanager
@@ -146,14 +147,20 @@ def wait(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def alerts(n: int, n_scene: int, start: int = 1) -> tuple[list[bytes], set[bytes]]:
-    """Rubin-style alerts in Confluent's wire format, of `n_scene` different scenes, and their keys."""
+def alerts(n: int, n_scene: int, own_psf: bool = False) -> tuple[list[bytes], set[bytes]]:
+    """Rubin-style alerts in Confluent's wire format, of `n_scene` different scenes, and their keys.
+
+    All have one PSF, or each its own.
+    """
     records = [alert_samples.rubin_alert(0, k)[0] for k in range(n_scene)]
     payloads = []
-    for number in range(start, start + n):
+    for number in range(1, n + 1):
         record = records[number % n_scene]
+        if own_psf:
+            psf = alert_samples.round_psf(1.5 + 0.5 * number / n)
+            record = alert_samples.rubin_alert(0, number % n_scene, psf)[0]
         payloads.append(alert_samples.confluent(SCHEMA_ID, alert_samples.RUBIN, {**record, "diaSourceId": number}))
-    return payloads, {f"rubin:{number}".encode() for number in range(start, start + n)}
+    return payloads, {f"rubin:{number}".encode() for number in range(1, n + 1)}
 
 
 def _spread(values: Any) -> dict[str, float]:
@@ -177,11 +184,10 @@ def overhead(broker: kafka_broker.Tansu, folder: Path, n: int) -> dict[str, Any]
     return found | {key: value for key, value in stream.outcome(keys).items() if key != "inputs"}
 
 
-def engine(broker: kafka_broker.Tansu, folder: Path, n: int, rate: float, **settings: Any) -> dict[str, Any]:
-    """The worker with its engine: a burst as fast as it can, then alerts at a rate that it can follow."""
-    name = "-".join(["engine", *(str(v) for v in settings.values())])
-    payloads, keys = alerts(2 * n, 16)
-    stream = Stream(broker, name, folder, **settings)
+def engine(broker: kafka_broker.Tansu, folder: Path, n: int, own_psf: bool) -> dict[str, Any]:
+    """The worker with its engine: a burst as fast as it can, then alerts at half the rate that this showed."""
+    payloads, keys = alerts(2 * n, 16, own_psf)
+    stream = Stream(broker, f"engine-{own_psf}", folder)
     with stream.worker():
         stream.send(payloads[:8])  # first calls
         wait(lambda: stream.metric("results_total") >= 8, 120)
@@ -189,7 +195,7 @@ def engine(broker: kafka_broker.Tansu, folder: Path, n: int, rate: float, **sett
         stream.send(payloads[8:n])
         wait(lambda: stream.metric("results_total") >= n, 300)
         sustained = (n - 8) / (time.monotonic() - began)
-        offered = min(rate, 0.5 * sustained)
+        offered = 0.5 * sustained
         stream.send(payloads[n:], np.cumsum(np.random.default_rng(1).exponential(1 / offered, n)))
         wait(lambda: stream.metric("results_total") >= 2 * n, 300)
     spread = stream.latencies()
@@ -272,18 +278,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--alerts", type=int, default=100, help="through the engine, twice (default 100)")
     parser.add_argument("--overhead", type=int, default=10_000, help="through the worker alone (default 10000)")
+    parser.add_argument("--faults", type=int, default=80, help="through each fault (default 80)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, kafka_broker.tansu(gated=False) as broker:
         folder = Path(name)
         figures = {"broker": broker.name, "worker_alone": overhead(broker, folder, arguments.overhead),
-                   "with_engine_nominal_psf": engine(broker, folder, arguments.alerts, 1e9, psf="nominal"),
-                   "with_engine_psf_of_cutout": engine(broker, folder, arguments.alerts, 1e9, psf="cutout")}
+                   "with_engine_one_psf_for_all": engine(broker, folder, arguments.alerts, False),
+                   "with_engine_a_psf_for_each": engine(broker, folder, arguments.alerts // 4, True)}
     with tempfile.TemporaryDirectory() as name, kafka_broker.tansu() as broker:
-        stored = {"command": "python -m perf.embedding.alerts", "environment": report.environment(),
-                  "faults": faults(broker, Path(name), 80), "figures": figures}
+        print(json.dumps(figures, indent=1), flush=True)
+        command = shlex.join(["python", "-m", "perf.embedding.alerts", *sys.argv[1:]])
+        stored = {"command": command, "environment": report.environment(),
+                  "faults": faults(broker, Path(name), arguments.faults), "figures": figures}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(stored, indent=1) + "\n")
-    print(json.dumps({"figures": figures, "faults": stored["faults"]}, indent=1))
+    print(json.dumps(stored["faults"], indent=1))
 
 
 if __name__ == "__main__":
