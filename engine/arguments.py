@@ -158,6 +158,8 @@ def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: t
     """
     if value is None or not nested:
         return [value] * n_scene
+    if isinstance(value, list | tuple) and len(value) == n_scene and any(entry is None for entry in value):
+        return list(value)  # scenes without it have None; of one alone, its rank would tell nothing
     depth = _rank(value)
     if depth in shared_ranks and not (depth == 1 and len(value) == n_scene == 0):
         return [value] * n_scene
