@@ -60,8 +60,11 @@ def window(bundle: Bundle) -> int:
 
 def fold_bundle(bundle: Bundle, images: NDArray[np.float64]) -> FoldedBasis:
     """A bundle's basis folded with PSF images (n_band, q, q), as every result of that bundle uses it."""
-    return psf.fold(bundle.full_basis, images, bundle.reference_psf_sigma, PAD, window=window(bundle),
-                    binning=bundle.outskirts_binning)
+    # bands that are not there have the PSF of those that are: an alert's own PSF is folded once, not six times
+    first, same = np.unique([psf.psf_key(image) for image in images], return_index=True, return_inverse=True)[1:]
+    folded = psf.fold(bundle.full_basis, images[first], bundle.reference_psf_sigma, PAD, window=window(bundle),
+                      binning=bundle.outskirts_binning)
+    return folded.in_bands(same)
 
 
 class Deblender:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.matmul import matmul
-from deblendrt.engine.packed import Table, TablePart
+from deblendrt.engine.packed import Table
 
 NESTED = ((43, 96), (31, 64), (23, 32))
 """Smaller windows for sources of less light: side [pixel] and number of basis functions, which are sorted by how much
@@ -62,12 +62,12 @@ class Window:
         return np.ascontiguousarray(cut).reshape(n_band, self.n_used, -1)
 
     @functools.cached_property
-    def draw(self) -> Table | TablePart:
+    def draw(self) -> Table:
         """From coefficients to pixels."""
         return Table(self.phi) if self.whole is None else self.whole.draw.part(self.bands)
 
     @functools.cached_property
-    def gather(self) -> Table | TablePart:
+    def gather(self) -> Table:
         """From pixels to coefficients."""
         return Table(self.phi, transposed=True) if self.whole is None else self.whole.gather.part(self.bands)
 
@@ -79,8 +79,9 @@ class Window:
 
 def _some(table: NDArray[np.float32], bands: NDArray[np.int64]) -> NDArray[np.float32]:
     """Rows of an array, without a copy where they lie side by side."""
-    first, last = int(bands[0]), int(bands[-1])
-    return table[first : last + 1] if last - first == len(bands) - 1 else table[bands]
+    first = int(bands[0])
+    side_by_side = np.array_equal(bands, np.arange(first, first + len(bands)))
+    return table[first : first + len(bands)] if side_by_side else table[bands]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +158,12 @@ class FoldedBasis:
         return np.ascontiguousarray(self.outer.transpose(0, 2, 1))
 
     @functools.cached_property
-    def draw_outer(self) -> Table | TablePart:
+    def draw_outer(self) -> Table:
         """From coefficients to cells."""
         return Table(self.outer) if self.whole is None else self.whole.draw_outer.part(self.bands)
 
     @functools.cached_property
-    def gather_outer(self) -> Table | TablePart:
+    def gather_outer(self) -> Table:
         """From cells to coefficients."""
         return (Table(self.outer, transposed=True) if self.whole is None
                 else self.whole.gather_outer.part(self.bands))
@@ -208,7 +209,7 @@ class FoldedBasis:
         Parameters
         ----------
         bands : int64 (n_chosen,)
-            Ascending.
+            May repeat: bands of one PSF share their tables.
 
         Returns
         -------
