@@ -91,8 +91,6 @@ def config(name: str, model: onnx.ModelProto, *, batched: bool, n_instance: int 
     # one thread an instance, as in the engine: what a request returns does not depend on what else runs
     for key in ("intra_op_thread_count", "inter_op_thread_count"):
         lines.append(f'parameters {{ key: "{key}" value {{ string_value: "1" }} }}')
-    if not batched:  # basic optimisations only: more take seconds at loading, and no scene is solved faster
-        lines.append("optimization { graph { level: -1 } }")
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,6 @@ class Solver {
     const session = await ort.InferenceSession.create(path, {
       intraOpNumThreads: 1, // scenes are what to run in parallel
       interOpNumThreads: 1,
-      graphOptimizationLevel: 'basic', // more takes longer to load, and solves no faster
       logSeverityLevel: 3,
     });
     return new Solver(session);

@@ -1,7 +1,7 @@
 'use strict';
 // node index.js [--json] SOLVER.onnx IMAGE.fits...
 //
-// Prints a catalogue of every image: with --json one line each, { file, seconds, rows, ... } or { file, error }.
+// Prints a catalogue of every image: with --json one line each, { file, seconds, cpu_seconds, rows, ... } or { file, error }.
 // Files have IMAGE and VARIANCE (band, y, x) in nJy and nJy^2, and a table CENTERS with x and y.
 
 const { Solver } = require('./deblend.js');
@@ -39,14 +39,16 @@ async function main() {
   let failed = 0;
   for (const file of files) {
     const start = process.hrtime.bigint();
+    const cpu = process.cpuUsage();
     try {
       const { image, variance, centers } = read(file);
       const result = await solver.deblend(image, variance, centers);
       const seconds = Number(process.hrtime.bigint() - start) / 1e9;
+      const { user, system } = process.cpuUsage(cpu);
       if (json) {
         const { rows, objective, chi2, iterations } = result;
         // JSON has no NaN: it becomes null
-        console.log(JSON.stringify({ file, seconds, objective, chi2, iterations, rows }));
+        console.log(JSON.stringify({ file, seconds, cpu_seconds: (user + system) / 1e6, objective, chi2, iterations, rows }));
       } else {
         console.log(`${file}: ${result.rows.length} sources, ${result.iterations} iterations, ${seconds.toFixed(2)} s`);
         console.log(table(result));

@@ -87,9 +87,9 @@ def agreement(deblender: Deblender, folder: Path, name: str, n_scene: int) -> di
     deblender.deblend_batch(scenes[0].image, scenes[0].centers, variance=scenes[0].variance, psf=images, bands=bands)
     apart, settled, seconds, reversed_order, same_flags = [], [], [], [], 0
     for line, scene in zip(lines, scenes, strict=True):
-        start = time.perf_counter()
+        start = time.process_time()
         expected = deblender.deblend_batch(scene.image, scene.centers, variance=scene.variance, psf=images, bands=bands)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         again = deblender.deblend_batch(scene.image, scene.centers[::-1], variance=scene.variance, psf=images,
                                         bands=bands)
         other_order = np.abs(again.flux[::-1] - expected.flux) / expected.flux_err
@@ -100,7 +100,7 @@ def agreement(deblender: Deblender, folder: Path, name: str, n_scene: int) -> di
         same_flags += int((np.array([row["flags"] for row in line["rows"]]) == expected.flags).sum())
     difference, converged = np.concatenate(apart), np.concatenate(settled)
     n_source = sum(scene.n_source for scene in scenes)
-    in_node = sorted(line["seconds"] for line in lines)
+    in_node = [line["cpu_seconds"] for line in lines]
     return {
         "scenes": len(scenes), "sources": n_source, "places in the graph": places, "image": list(shape),
         "file [MB]": graph.stat().st_size / 1e6, "seconds to export": export,
@@ -111,9 +111,9 @@ def agreement(deblender: Deblender, folder: Path, name: str, n_scene: int) -> di
         "its 99th percentile": float(np.quantile(np.concatenate(reversed_order), 0.99)),
         "its worst": float(np.concatenate(reversed_order).max()),
         "sources with the engine's very flags": same_flags,
-        "Node: seconds per scene, median": in_node[len(in_node) // 2],
-        "Node: seconds from start to the end of loading": total - sum(in_node),
-        "engine: seconds per scene, median": float(np.median(seconds)),
+        "Node: processor seconds per scene, median": float(np.median(in_node)),
+        "Node: seconds from start to the end of loading": total - sum(line["seconds"] for line in lines),
+        "engine: processor seconds per scene, median": float(np.median(seconds)),
     }
 
 
