@@ -99,7 +99,9 @@ def read_archive(content: bytes, names: Collection[str], limit: int, where: str)
                     raise BundleError(f"{where}: {name}: compressed by another method than deflate")
                 with archive.open(entry) as file:
                     arrays[name] = read_array(file.read(entry.file_size), f"{where}: {name}")
+    except BundleError:
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError,
-            UnicodeDecodeError) as error:  # what zipfile raises for damaged, encrypted and future archives
+            ValueError) as error:  # what zipfile raises for damaged, encrypted and future archives
         raise BundleError(f"{where} is not a NumPy archive: {error}") from error
     return arrays

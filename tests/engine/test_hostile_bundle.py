@@ -83,6 +83,7 @@ ONE = header("(1,)") + bytes(4)
     (archive({"a.npy": ONE}, zipfile.ZIP_LZMA), "another method"),
     (archive({"a.npy": b"\x80\x04cos\nsystem\n"}), "does not begin"),
     (archive({"a.npy": ONE})[:-30], "not a NumPy archive"),
+    (archive({"a.npy": ONE})[:20] + archive({"a.npy": ONE})[28:], "not a NumPy archive"),  # zipfile seeks before 0
 ])
 def test_archives(content: bytes, message: str) -> None:
     with pytest.raises(BundleError, match=message):
