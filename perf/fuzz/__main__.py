@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--driver", choices=("mutate", "atheris"), default="mutate")
-    parser.add_argument("--state", type=Path, default=Path("out/fuzz"))
+    parser.add_argument("--state", type=Path, default=Path("out/fuzz"), help="folder (default: %(default)s)")
     parser.add_argument("--page", action="store_true", help="write the page of what the state folder holds")
     parser.add_argument("--replay", nargs=2, metavar=("TARGET", "FILE"))
     parser.add_argument("--tamper", action="store_true")

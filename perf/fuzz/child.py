@@ -214,8 +214,9 @@ def run_atheris(tally: Tally, current: Current, chunk: dict[str, Any], files: li
         return mutations.mutate(rng, data, target.words, target.structured, files)[:max_size]
 
     size = 4 * max(len(data) for data in files)
-    options = [f"-seed={chunk['seed'] * 1000 + chunk['chunk'] + 1}", f"-max_len={size}", "-timeout=0",
-               "-rss_limit_mb=0", "-verbosity=0", "-handle_abrt=0", "-handle_segv=0", "-print_final_stats=0"]
+    options = [f"-seed={chunk['seed'] * 1000 + chunk['chunk'] + 1}", f"-max_len={size}",
+               f"-artifact_prefix={chunk['out']}/", "-timeout=600", "-rss_limit_mb=0",  # the limits above act first
+               "-verbosity=0", "-handle_abrt=0", "-handle_segv=0", "-print_final_stats=0"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], one, custom_mutator=mutator)
     atheris.Fuzz()
 

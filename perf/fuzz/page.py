@@ -40,8 +40,8 @@ def page(figures: dict[str, Any]) -> str:
     parts = [
         "# Readers fed with damaged input",
         f"{figures['n_input']:,} inputs in {figures['seconds'] / 3600:.1f} hours of one core, "
-        f"{figures['n_input_present_code']:,} of them with the readers' modules as they are now. Made by "
-        " `python -m perf.fuzz --page` from what `python -m perf.fuzz` has stored; `docs/security.md` says what is "
+        f"{figures['n_input_present_code']:,} of them with the readers' modules as they are now. Made "
+        "by `python -m perf.fuzz --page` from what `python -m perf.fuzz` has stored; `docs/security.md` says what is "
         "promised.",
         f"Each input is a valid file with a few mutations. It is read in a process whose address space may grow by "
         f"{figures['memory_limit'] / 2**30:.0f} GiB. Accepted, or refused with a ValueError, an OSError or a class "
