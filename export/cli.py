@@ -89,7 +89,7 @@ def _export_bundle(arguments: argparse.Namespace) -> int:
 
 def _export_solver(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("onnx") is None:
-        return _fail("not installed: onnx (pip install 'onnx>=1.23,<1.24')", UNAVAILABLE)
+        return _fail("not installed: onnx (pip install 'deblendrt[export]')", UNAVAILABLE)
     from deblendrt.engine.bundle import load_bundle
     from deblendrt.engine.fits import read_psf
     from deblendrt.export.solver_graph import solver_graph, write_solver
