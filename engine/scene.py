@@ -322,7 +322,7 @@ def _psf_images(psf: Any, target: NDArray[np.int64], present: NDArray[np.bool_],
         planes = [np.asarray(plane, np.float64) for plane in psf]
         if len(names) == 1 and planes and planes[0].ndim == 1:
             planes = [np.asarray(psf, np.float64)]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name}: expected images ({len(names)}, q, q), got {type(psf).__name__}: {error}") from error
     shapes = [plane.shape for plane in planes]
     if len(planes) != len(names) or any(len(s) != 2 or s[0] != s[1] or s[0] % 2 == 0 for s in shapes):
