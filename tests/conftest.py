@@ -6,6 +6,8 @@ import functools
 import hashlib
 import json
 import os
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ from deblendrt.engine.bundle import load_bundle
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.manifest import FORMAT_REVISION, GRAPHS, Graph, graph_sizes
 from deblendrt.engine.runtime_ort import OrtRuntime
+
+# perf/ is not installed, and the repository's root on sys.path would shadow NVIDIA's `cuda`: a package by its path
+if "perf" not in sys.modules:
+    perf = types.ModuleType("perf")
+    perf.__path__ = [str(Path(__file__).parents[1] / "perf")]
+    sys.modules["perf"] = perf
 
 HIDDEN = 48
 

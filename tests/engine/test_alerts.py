@@ -70,6 +70,8 @@ def test_metrics_and_health(broker: Any, setting: Any) -> None:
                 return reply.status, reply.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
+        except urllib.error.URLError:  # not listening yet
+            return 0, b""
 
     with running(Worker(settings, deblender)):
         until(lambda: get("/readyz")[0] == 200)

@@ -258,7 +258,7 @@ def test_blends_that_still_move_go_on_and_leave_the_others(toy_deblender: Deblen
     np.testing.assert_array_equal(further.latent[~rows], stopped.latent[~rows])
     assert (further.latent[rows] != stopped.latent[rows]).any(1).all()
     assert objective_at(problem, further)[moving] < objective_at(problem, stopped)[moving]
-    monkeypatch.setattr(solver, "MOVING", np.inf)
+    monkeypatch.setattr(rounds, "MOVING", np.inf)
     np.testing.assert_array_equal(solver.gauss_newton(problem, start, floor, n_iteration)[1].latent, stopped.latent)
 
 
