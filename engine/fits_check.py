@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 BLOCK, CARD = 2880, 80
 MAX_AXES, MAX_COLUMNS, MAX_UNITS, MAX_HEADER_BLOCKS = 8, 999, 100_000, 2000
 UNPACKED_FLOOR, UNPACKED_RATIO = 128 * 2**20, 100  # bytes; survey images unpack to 3 to 30 times their size
+MAX_PADDING = 10 * BLOCK  # of zeros or blanks behind the last extension: what tapes were padded to
 BYTES = {8: 1, 16: 2, 32: 4, 64: 8, -32: 4, -64: 8}
 COMPRESSIONS = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "NOCOMPRESS")
 _WIDTH = {"L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "A": 1, "E": 4, "D": 8, "C": 8, "M": 16, "P": 8, "Q": 16}
@@ -116,8 +117,8 @@ def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None 
     at = number = unpacked = 0
     try:
         while at < size and number != n_unit:
-            if number and not _follows(file, at):
-                break  # what follows the last extension is padding, or not FITS: astropy stops there, too
+            if number and _ends(file, at, size):
+                break
             header, start = _header(file, at, first=number == 0)
             n_byte = _data_size(header)
             if n_byte > size - start:
@@ -143,9 +144,12 @@ class _Fault(Exception):
     """What is wrong with a unit."""
 
 
-def _follows(file: IO[bytes], at: int) -> bool:
+def _ends(file: IO[bytes], at: int, size: int) -> bool:
+    """Whether nothing but some padding follows. Anything else must be an extension: astropy would try to read it."""
+    if size - at > MAX_PADDING:
+        return False
     file.seek(at)
-    return file.read(8) == b"XTENSION"
+    return not file.read(size - at).strip(b"\x00 ")
 
 
 def _header(file: IO[bytes], at: int, *, first: bool) -> tuple[Header, int]:
@@ -205,6 +209,9 @@ def _data_size(header: Header) -> int:
     shape = [_integer(header, f"NAXIS{i}", 0, 2**40) for i in range(1, n_axis + 1)]
     extra = sum(re.fullmatch(r"NAXIS\d+", key) is not None for key in header) - n_axis
     parameters, groups = _integer(header, "PCOUNT", 0, 2**40, 0), _integer(header, "GCOUNT", 1, 1, 1)
+    for key in ("GROUPS", "ZIMAGE"):  # astropy takes any number but 0 for true
+        if type(header.get(key, False)) is not bool:
+            raise _Fault(f"{key}: expected T or F, got {header[key]!r}")
     if header.get("GROUPS") is True or extra:
         raise _Fault("random groups, or more axes than NAXIS")
     if kind == "IMAGE":

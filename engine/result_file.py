@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from deblendrt.engine.deblender import Deblender
 
 REVISION = 3  # of the layout above; a reader refuses others
+Units = dict[str, Any]
 N_UNIT = 12  # that are read: all but MODEL_<k> and RESIDUAL_<k>
 MAX_SIDE = 2**16  # pixel
 COMPUTED = ("source_id", "scene_index", "reduced_chi2", "blend")  # columns that are no fields, or numbered anew
@@ -192,7 +193,8 @@ def read_catalog(path: str | Path) -> Table:
     astropy.table.Table
         As from `DeblendResult.to_table`, and the columns latent and flux_cov.
     """
-    with open_fits(path, N_UNIT) as hdus:  # Table.read(path) would pass all extensions of images
+    with open_fits(path, N_UNIT) as file:  # Table.read(path) would pass all extensions of images
+        hdus = _units(file)
         _check_columns(path, hdus["CATALOG"])
         table = Table.read(hdus["CATALOG"], mask_invalid=False)  # NaN stays NaN
     for i, column in enumerate(table.itercols(), 1):
@@ -207,7 +209,8 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
         raise ValueError(f"blend, scene: expected one of them at most, got {blend} and {scene}")
     if Path(path).suffix == ".parquet":
         raise ValueError(f"path: {path}: a Parquet file holds the catalogue only; a result is read from FITS")
-    with open_fits(path, N_UNIT, memmap=True) as hdus:
+    with open_fits(path, N_UNIT, memmap=True) as file:
+        hdus = _units(file)
         if "FIT" not in hdus:
             raise ValueError(f"path: {path} holds no result: it has no extension FIT")
         if (revision := hdus["FIT"].header["REVISION"]) != REVISION:
@@ -225,7 +228,19 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
     raise mistake
 
 
-def _check_counts(path: str | Path, hdus: fits.HDUList) -> None:
+def _units(file: fits.HDUList) -> Units:
+    """The units that were checked, by name: a name that is looked up in the file makes astropy read on to its end."""
+    units: Units = {}
+    for k in range(N_UNIT):
+        try:
+            hdu = file[k]
+        except IndexError:
+            break
+        units.setdefault(hdu.name, hdu)
+    return units
+
+
+def _check_counts(path: str | Path, hdus: Units) -> None:
     """Refuse a file whose tables do not agree on what there is, before memory is taken for it."""
     def check(fine: Any, what: str) -> None:
         if not np.all(fine):
@@ -275,7 +290,7 @@ def _check_columns(path: str | Path, hdu: Any) -> None:
         raise ValueError(f"path: {path} is damaged: {hdu.name[:20]} is no table, or has columns of variable length")
 
 
-def _read(path: str | Path, hdus: fits.HDUList, blend: int | None, scene: int | None,
+def _read(path: str | Path, hdus: Units, blend: int | None, scene: int | None,
           model: str | Path | Deblender | None) -> DeblendResult:
     header, catalog, fit = hdus["CATALOG"].header, hdus["CATALOG"].data, hdus["FIT"].data
     bands = tuple(header["BANDS"].split(","))
@@ -326,7 +341,7 @@ def _values(column: NDArray[Any], rows: Rows | tuple[slice, ...]) -> NDArray[Any
     return np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
 
 
-def _select(hdus: fits.HDUList, blend: int | None, scene: int | None,
+def _select(hdus: Units, blend: int | None, scene: int | None,
             ) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows]:
     """Scenes, blends and rows that are asked for."""
     count = _values(hdus["SCENES"].data["n_source"], slice(None))
@@ -344,7 +359,7 @@ def _select(hdus: fits.HDUList, blend: int | None, scene: int | None,
     return np.arange(len(count)), np.arange(len(of_blend)), slice(None)
 
 
-def _scenes(hdus: fits.HDUList, chosen: NDArray[np.int64], start: NDArray[np.int64], center: NDArray[np.float64],
+def _scenes(hdus: Units, chosen: NDArray[np.int64], start: NDArray[np.int64], center: NDArray[np.float64],
             flags: NDArray[np.int64], star: NDArray[np.bool_], auto: NDArray[np.bool_], n_band: int) -> list[Scene]:
     """Scenes with the sources that were read; their images stay in the file."""
     about = hdus["SCENES"].data
@@ -366,7 +381,7 @@ def _scenes(hdus: fits.HDUList, chosen: NDArray[np.int64], start: NDArray[np.int
     return scenes
 
 
-def _psf_image(hdus: fits.HDUList, k: int) -> NDArray[np.float64]:
+def _psf_image(hdus: Units, k: int) -> NDArray[np.float64]:
     """One of the PSF images, as it was given."""
     images = hdus["PSF"].data[k]
     cut = (images.shape[-1] - int(hdus["PSF_SIZE"].data[k])) // 2
@@ -374,7 +389,7 @@ def _psf_image(hdus: fits.HDUList, k: int) -> NDArray[np.float64]:
     return _values(images, (slice(None), inside, inside))
 
 
-def _covariances(hdus: fits.HDUList, blends: NDArray[np.int64], n_band: int) -> list[NDArray[np.float32]]:
+def _covariances(hdus: Units, blends: NDArray[np.int64], n_band: int) -> list[NDArray[np.float32]]:
     """Flux covariances of some blends."""
     n_member = _values(hdus["BLENDS"].data["n_member"], slice(None))
     size = (n_member * n_band) ** 2

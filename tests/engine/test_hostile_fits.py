@@ -68,6 +68,8 @@ def test_what_is_changed_below_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.fits"
     path.write_bytes(image())
     np.testing.assert_array_equal(read_image(path).image, np.zeros((1, 2, 3)))
+    path.write_bytes(image() + bytes(2880))
+    assert read_image(path).image.shape == (1, 2, 3)
     for content in (table(), tiles()):
         path.write_bytes(content)
         with open_fits(path) as hdus:
@@ -92,6 +94,8 @@ STRUCTURES = {
     "groups": (image(GROUPS="T"), "groups"), "GCOUNT": (image(GCOUNT=0), "GCOUNT"),
     "PCOUNT": (image(PCOUNT=-24), "PCOUNT"), "not SIMPLE": (image(SIMPLE="F"), "SIMPLE"),
     "odd extension": (table(XTENSION="'FOREIGN '"), "kind"),
+    "something behind": (image() + unit("XTENSIOM= 'IMAGE   '", *changed(IMAGE[1:], NAXIS=2**32)), "begin"),
+    "a lot behind": (image() + bytes(2880 * 11), "begin"), "a little behind": (image() + b"x", "without END"),
     "cut": (image()[:2890], "truncated"), "rows": (table(NAXIS2=10**9), "truncated"),
     "wide columns": (table(TFORM1="'999999999D'"), "columns of"), "no format": (table(TFIELDS=2), "TFORM2"),
     "strange format": (table(TFORM1="'65535'"), "TFORM1"), "fields": (table(TFIELDS=10**6), "TFIELDS"),
@@ -102,6 +106,7 @@ STRUCTURES = {
     "heap": (table(POINTER, TFORM1="'1PB     '", PCOUNT=20, THEAP=10**9), "THEAP"),
     "shared data": (table(np.array([20, 0] * 2, ">i4").tobytes() + bytes(20), TFORM1="'1PB     '", NAXIS2=2, PCOUNT=20),
                     "share"),
+    "an image to astropy alone": (tiles(ZIMAGE=1, ZNAXIS1=2**31 - 1), "ZIMAGE"),
     "huge tiles": (tiles(ZNAXIS1=10**6, ZNAXIS2=10**6, ZTILE1=10**6, ZTILE2=10**6), "unpacks to"),
     "many tiles": (tiles(ZNAXIS1=10**6, ZTILE1=1), "tiles"), "tile above its image": (tiles(ZTILE1=10**9), "ZTILE1"),
     "no tile": (tiles(ZTILE2=0), "ZTILE2"), "negative image": (tiles(ZNAXIS2=-1), "ZNAXIS2"),
