@@ -77,7 +77,9 @@ def base(tmp_path):
 @pytest.mark.parametrize("slow", [{"burn": 0.013}, {"sleep": 0.01}])  # wall time of a busy machine needs more
 def test_a_slowdown_of_30_per_cent_fails(base, tmp_path, capsys, slow):
     out = tmp_path / "out.json"
-    assert run(base, tree(tmp_path / "slow", **slow), "--json", str(out)) == 1
+    slower = tree(tmp_path / "slow", **slow)
+    # a machine that other work disturbs widens the band until it proves nothing, as it should: more pairs then
+    assert any(run(base, slower, "--json", str(out), "--pairs", str(pairs)) == 1 for pairs in (14, 20, 28))
     record = schema.read(out)
     clock = "cpu" if "burn" in slow else "wall"
     assert any(f"single_stream: {clock}" in text for text in record["failed"])
