@@ -73,6 +73,8 @@ def merge(folder: str | Path, target: str | Path, *, partial: bool = False, over
     if not missing and [0, *(stop for _, stop in edges)] != [*(start for start, _ in edges), run["n_input"]]:
         raise ValueError(f"{folder}: the manifests' units do not cover the {run['n_input']} inputs once")
     counts = np.zeros(3, np.int64)
+    for name in (target.name, _beside(target).name):
+        output.remove_stale(target.parent, name)
     write = _write_parquet if target.suffix == ".parquet" else _write_fits
     write(target, _tables(folder, [units[k] for k in sorted(units)], counts))
     n_input, n_row, n_failed = counts.tolist()
@@ -131,8 +133,7 @@ def _write_parquet(target: Path, parts: Iterator[tuple[Table, Table]]) -> None:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError('catalogues in Parquet need pyarrow: pip install "deblendrt[parquet]"') from error
-    beside = target.with_name(f"{target.stem}.inputs.parquet")
-    with output.in_place_of(beside) as partial_inputs, output.in_place_of(target) as partial:
+    with output.in_place_of(_beside(target)) as partial_inputs, output.in_place_of(target) as partial:
         writers: list[Any] = []
         try:
             for tables in parts:
@@ -148,6 +149,11 @@ def _write_parquet(target: Path, parts: Iterator[tuple[Table, Table]]) -> None:
         finally:
             for writer in writers:
                 writer.close()
+
+
+def _beside(target: Path) -> Path:
+    """Where a catalogue in Parquet has its inputs."""
+    return target.with_name(f"{target.stem}.inputs.parquet")
 
 
 def _plain(column: Any) -> Any:

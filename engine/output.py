@@ -6,8 +6,10 @@ Each file appears whole or not at all: it is written beside its place, then rena
 from __future__ import annotations
 
 import contextlib
+import glob
 import gzip
-import os
+import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from deblendrt.engine.result import DeblendResult
 
+STALE = 3600.0  # s: unfinished files of killed processes, not of living ones
 FITS_BLOCK = 2880  # bytes: data of a FITS file are padded to multiples of it
 
 
@@ -84,11 +87,30 @@ def append_image(file: BinaryIO | gzip.GzipFile, name: str, shape: tuple[int, ..
 
 @contextlib.contextmanager
 def in_place_of(path: str | Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` if the block ends well."""
+    """A path to write to, which becomes `path` if the block ends well.
+
+    Its name holds 64 random bits: on a file system that machines or containers share, numbers of processes are not one
+    process's own. A process that is killed leaves the file behind; see `remove_stale`.
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half-written in a folder: nobody has written to it for an hour.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str, optional
+        Of the file that was to be; default: of any.
+    """
+    for partial in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # it has its name now, or another process was first
+            if time.time() - partial.stat().st_mtime > STALE:
+                partial.unlink()

@@ -38,7 +38,6 @@ UNIT_ROWS = 256  # cutouts a unit: some ten seconds' work, which is what a kill 
 REVISION = 1
 RUN, UNITS, SHARDS = "run.json", "units", "shards"
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
-STALE = 3600.0  # s: partial files of killed processes, not of living ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,10 +308,9 @@ def _finish(out: Path, run: dict[str, Any], number: int, n_shard: int, mine: lis
     _write_json(out / SHARDS / f"{number}-of-{n_shard}.json",
                 {"revision": REVISION, "fingerprint": run["fingerprint"], "shard": number, "n_shard": n_shard,
                  "units": units})
-    for folder in {unit.file(out).parent for unit in mine}:
-        for partial in folder.glob(".*.partial"):  # of processes that were killed
-            if time.time() - partial.stat().st_mtime > STALE:
-                partial.unlink(missing_ok=True)
+    output.remove_stale(out, RUN)  # what else is there is not of the shards
+    for folder in {out / SHARDS, *(unit.file(out).parent for unit in mine)}:
+        output.remove_stale(folder)
 
 
 def _sha256(path: Path) -> str:

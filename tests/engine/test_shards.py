@@ -18,7 +18,7 @@ from astropy.table import Table
 from toy_model import BANDS, N_BAND
 from toy_scenes import VARIANCE
 
-from deblendrt.engine import cli, shards
+from deblendrt.engine import cli, output, shards
 from deblendrt.engine.cutout_catalog import CutoutCatalog
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.merge import merge
@@ -119,6 +119,27 @@ def test_what_is_done_is_not_done_again(model: Path, cutouts: Path, tmp_path: Pa
     assert run(model, out, "1/2", cutouts, "--cutouts", "--retry-failed") == 0
     assert calls[6:] == [1]
     assert merge(out, tmp_path / "all.fits").n_input == N
+
+
+def test_leftovers_of_killed_processes_are_removed(model: Path, cutouts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    left = [out / name for name in ("units/000/.000000.fits.77.partial", "units/000/.000001.fits.0a1b2c3d.partial",
+                                    ".run.json.77.partial", "shards/.0-of-1.json.77.partial")]
+    living = out / "units/000/.000002.fits.77.partial"
+    others = out / ".mine.77.partial"
+    merging = tmp_path / ".all.fits.77.partial"
+    long_ago = time.time() - 2 * output.STALE
+    for path in (*left, living, others, merging):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        if path != living:
+            os.utime(path, (long_ago, long_ago))
+    assert run(model, out, "0/1", cutouts, "--cutouts") == 0
+    assert not any(path.exists() for path in left)
+    assert living.exists()
+    assert others.exists()
+    merge(out, tmp_path / "all.fits")
+    assert not merging.exists()
 
 
 def test_another_run_is_kept_out(model: Path, cutouts: Path, tmp_path: Path,
