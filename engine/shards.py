@@ -16,6 +16,7 @@ import argparse
 import copy
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import sys
@@ -37,6 +38,7 @@ from deblendrt.engine.input_rows import NOT_THE_INPUT, Outcome, columns, deblend
 UNIT_ROWS = 256  # cutouts a unit: some ten seconds' work, which is what a kill may cost
 REVISION = 1
 RUN, UNITS, SHARDS = "run.json", "units", "shards"
+DIGEST = "DIGEST"  # card of a unit's primary header
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
 
 
@@ -274,12 +276,14 @@ def _claim(out: Path, run: dict[str, Any]) -> None:
 def read_unit(file: Path, fingerprint: str, unit: Unit) -> Table | None:
     """The table of inputs of a unit's results; None where they are not there, or damaged."""
     try:
-        with fits.open(file) as hdus:
+        content = file.read_bytes()
+        with fits.open(io.BytesIO(content)) as hdus:
+            whole = hdus[0].header.get(DIGEST) == _digest(content)
             header, inputs = hdus["INPUTS"].header, Table(hdus["INPUTS"].data)
             n_row = len(hdus["CATALOG"].data)
     except Exception:  # not there, or whatever a damaged file makes astropy say: the unit is done again
         return None
-    good = (header.get("RUN") == fingerprint[:32] and header.get("UNIT") == unit.number
+    good = (whole and header.get("RUN") == fingerprint[:32] and header.get("UNIT") == unit.number
             and np.array_equal(inputs["input"], np.arange(unit.start, unit.stop))
             and int(inputs["n_row"].sum()) == n_row)
     return inputs if good else None
@@ -289,11 +293,19 @@ def _write(file: Path, fingerprint: str, unit: Unit, catalog: Table, inputs: Tab
     header = fits.Header([("RUN", fingerprint[:32], "of run.json"), ("UNIT", unit.number, "number of the unit")])
     hdus = [fits.PrimaryHDU(), *(fits.BinTableHDU(table.as_array(), header, name=name)
                                  for name, table in (("CATALOG", catalog), ("INPUTS", inputs)))]
+    written = io.BytesIO()
+    fits.HDUList(hdus).writeto(written)
+    hdus[0].header[DIGEST] = _digest(written.getvalue())
     file.parent.mkdir(parents=True, exist_ok=True)
     with output.in_place_of(file) as partial, open(partial, "wb") as opened:
         fits.HDUList(hdus).writeto(opened)
         opened.flush()
         os.fsync(opened.fileno())  # before it gets its name: a machine that dies must not leave a name without data
+
+
+def _digest(content: bytes) -> str:
+    """Of all that follows the primary header: a shard's new manifest must not vouch for a file that is damaged."""
+    return hashlib.sha256(content[output.FITS_BLOCK:]).hexdigest()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
