@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import hashlib
-import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,46 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
-from astropy.table import Table
 
 from deblendrt.engine import job, output
 from deblendrt.engine.cutout_catalog import CutoutCatalog
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.doctor import version
-from deblendrt.engine.input_rows import NOT_THE_INPUT, Outcome, columns, deblend_inputs
+from deblendrt.engine.input_rows import NOT_THE_INPUT
+from deblendrt.engine.shard_unit import UNITS, Unit, deblend_unit, read_unit, write_unit
 
 UNIT_ROWS = 256  # cutouts a unit: some ten seconds' work, which is what a kill may cost
 REVISION = 1
-RUN, UNITS, SHARDS = "run.json", "units", "shards"
-DIGEST = "DIGEST"  # card of a unit's primary header
+RUN, SHARDS = "run.json", "shards"
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """What is computed and written at once.
-
-    Attributes
-    ----------
-    number : int
-    path : Path
-        An image, or a catalogue of cutouts.
-    start, stop : int
-        Numbers of the inputs among all, the latter one past the last.
-    row : int or None
-        The first input's row in the catalogue; None: an image.
-    """
-
-    number: int
-    path: Path
-    start: int
-    stop: int
-    row: int | None = None
-
-    def file(self, out: Path) -> Path:
-        """Where its results are."""
-        return out / UNITS / f"{self.number // 1000:03d}" / f"{self.number:06d}.fits"
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -152,70 +121,12 @@ def run_shard(arguments: argparse.Namespace) -> None:
         clock = time.monotonic()
         inputs = list(_read(unit, arguments))
         catalog, table = deblend_unit(deblender, unit, inputs, options)
-        _write(file, run["fingerprint"], unit, catalog, table)
+        write_unit(file, run["fingerprint"], unit, catalog, table)
         n_failed = int((np.asarray(table["error"]) != "").sum())
         say(f"unit {unit.number}: {len(table)} inputs, {len(catalog)} rows, {n_failed} failed, "
             f"{time.monotonic() - clock:.1f} s")
     _finish(out, run, number, n_shard, mine)
     say(f"shard {number}/{n_shard} done; {n_done} of its units were there already")
-
-
-def deblend_unit(deblender: Deblender, unit: Unit, inputs: list[Any], options: dict[str, Any]) -> tuple[Table, Table]:
-    """Deblend a unit.
-
-    Parameters
-    ----------
-    deblender : Deblender
-    unit : Unit
-    inputs : list
-        Scenes as `input_rows.deblend_inputs` takes them; ``_extra`` of an image: ids of its catalogue, and its WCS.
-    options : dict
-        Of `Deblender.deblend_batch`.
-
-    Returns
-    -------
-    catalog : Table
-        A row a source, and one for an input that has none.
-    inputs : Table
-        A row an input.
-    """
-    extras = [scene.pop("_extra") if isinstance(scene, dict) and "_extra" in scene else None for scene in inputs]
-    outcomes = deblend_inputs(deblender, inputs, options)
-    found = columns(outcomes, deblender.deblend_batch([], []))
-    number = found.pop("scene")
-    catalog = Table({"input": unit.start + number, **{name: _texts(values) for name, values in found.items()}})
-    if unit.row is None:
-        _add_catalog(catalog, outcomes[0], extras[0])
-    n_row = np.bincount(number, minlength=len(outcomes))
-    names = [f"{unit.path}:{unit.row + k}" if unit.row is not None else str(unit.path) for k in range(len(outcomes))]
-    table = Table({"input": np.arange(unit.start, unit.stop), "name": _texts(np.array(names, object)),
-                   "id": _texts(np.array([outcome.id for outcome in outcomes], object)),
-                   "n_source": np.array([len(outcome.centers) for outcome in outcomes], np.int64), "n_row": n_row,
-                   "error": _texts(found["error"][np.cumsum(n_row) - n_row])})
-    return catalog, table
-
-
-def _add_catalog(catalog: Table, outcome: Outcome, extra: tuple[Any, Any] | None) -> None:
-    """What an image's own list and WCS know of its sources."""
-    n = len(catalog)
-    sky, ids = np.full((n, 2), np.nan), np.full(n, "", object)
-    if extra is not None and outcome.result is not None:
-        catalog_ids, wcs = extra
-        if catalog_ids is not None:
-            listed = min(len(catalog_ids), n)
-            ids[:listed] = [str(name) for name in catalog_ids[:listed]]
-        if wcs is not None:
-            fitted = np.isfinite(np.asarray(catalog["x"], float))
-            sky[fitted] = np.column_stack(wcs.all_pix2world(catalog["x"][fitted], catalog["y"][fitted], 0))
-    catalog["catalog_id"], catalog["ra"], catalog["dec"] = _texts(ids), sky[:, 0], sky[:, 1]
-
-
-def _texts(values: Any) -> Any:
-    """Columns of objects as text; FITS holds ASCII."""
-    if np.asarray(values).dtype.kind != "O":
-        return values
-    plain = [str(value).encode("ascii", "replace").decode()[:500] for value in values]
-    return np.array(plain) if plain else np.zeros(0, "U1")
 
 
 def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
@@ -271,41 +182,6 @@ def _claim(out: Path, run: dict[str, Any]) -> None:
     if there != run:
         other = [name for name in run if there.get(name) != run[name] and name != "fingerprint"]
         raise ValueError(f"{out} holds results of another run, with other {', '.join(other)}: use another --out")
-
-
-def read_unit(file: Path, fingerprint: str, unit: Unit) -> Table | None:
-    """The table of inputs of a unit's results; None where they are not there, or damaged."""
-    try:
-        content = file.read_bytes()
-        with fits.open(io.BytesIO(content)) as hdus:
-            whole = hdus[0].header.get(DIGEST) == _digest(content)
-            header, inputs = hdus["INPUTS"].header, Table(hdus["INPUTS"].data)
-            n_row = len(hdus["CATALOG"].data)
-    except Exception:  # not there, or whatever a damaged file makes astropy say: the unit is done again
-        return None
-    good = (whole and header.get("RUN") == fingerprint[:32] and header.get("UNIT") == unit.number
-            and np.array_equal(inputs["input"], np.arange(unit.start, unit.stop))
-            and int(inputs["n_row"].sum()) == n_row)
-    return inputs if good else None
-
-
-def _write(file: Path, fingerprint: str, unit: Unit, catalog: Table, inputs: Table) -> None:
-    header = fits.Header([("RUN", fingerprint[:32], "of run.json"), ("UNIT", unit.number, "number of the unit")])
-    hdus = [fits.PrimaryHDU(), *(fits.BinTableHDU(table.as_array(), header, name=name)
-                                 for name, table in (("CATALOG", catalog), ("INPUTS", inputs)))]
-    written = io.BytesIO()
-    fits.HDUList(hdus).writeto(written)
-    hdus[0].header[DIGEST] = _digest(written.getvalue())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with output.in_place_of(file) as partial, open(partial, "wb") as opened:
-        fits.HDUList(hdus).writeto(opened)
-        opened.flush()
-        os.fsync(opened.fileno())  # before it gets its name: a machine that dies must not leave a name without data
-
-
-def _digest(content: bytes) -> str:
-    """Of all that follows the primary header: a shard's new manifest must not vouch for a file that is damaged."""
-    return hashlib.sha256(content[output.FITS_BLOCK:]).hexdigest()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
