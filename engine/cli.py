@@ -158,6 +158,8 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     many.add_argument("--cutouts", action="store_true", help="FITS inputs are catalogues of cutouts, see "
                       "`deblendrt.engine.cutout_catalog`; Parquet always is")  # fmt: skip
     many.add_argument("--retry-failed", action="store_true", help="do units with failed inputs again")
+    many.add_argument("--max-kills", type=_count, metavar="N", help="give up an input that was at work when its process"
+                      " was killed N times (default 2)")  # fmt: skip
 
     output = run.add_argument_group("output")
     output.add_argument("--stamps", action="store_true", help="also write every source's model to DIR/stamps.fits")
@@ -216,8 +218,9 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.shard = shards.parse_shard(arguments.shard)
         shards.run_shard(arguments)
         return 0
-    if len(arguments.image) > 1 or arguments.cutouts or arguments.retry_failed:
-        raise ValueError("several inputs, --cutouts and --retry-failed are for --shard: say --shard 0/1 to do all")
+    if len(arguments.image) > 1 or arguments.cutouts or arguments.retry_failed or arguments.max_kills:
+        raise ValueError("several inputs, --cutouts, --retry-failed and --max-kills are for --shard: say --shard 0/1 "
+                         "to do all")
     from deblendrt.engine.job import run
 
     arguments.image = arguments.image[0]

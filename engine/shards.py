@@ -2,6 +2,7 @@
 
     OUT/run.json              what is run: inputs, model, settings, and their fingerprint
     OUT/units/000/000012.fits results of one unit: an image, or some hundred rows of a catalogue of cutouts
+    OUT/begun/000012          mark of a unit at work, or of one that ended its process: see `begun`
     OUT/shards/3-of-8.json    manifest of a shard, written last: its units and their hashes; the mark that it is done
 
 Unit k is shard k mod N's. A file of results appears whole or not at all, its bits depend on nothing but its inputs, and
@@ -13,6 +14,7 @@ fails has its rows, with the reason in the column ``error``. `merge` sees to it 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import json
@@ -24,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from deblendrt.engine import job, output
+from deblendrt.engine import begun, job, output
 from deblendrt.engine.cutout_catalog import CutoutCatalog
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.doctor import version
@@ -101,6 +103,9 @@ def run_shard(arguments: argparse.Namespace) -> None:
         raise ValueError("--overwrite: other shards may be at work in the folder; use another --out")
     if arguments.stamps:
         raise ValueError("--stamps: with --shard, catalogues alone are written")
+    max_kills = begun.MAX_KILLS if arguments.max_kills is None else arguments.max_kills
+    if max_kills < 2:
+        raise ValueError("--max-kills: expected 2 or more, for one may be anybody's kill -9")
     out: Path = arguments.out
     paths = list_inputs(arguments.image)
     units = divide(paths, arguments.cutouts)
@@ -119,14 +124,24 @@ def run_shard(arguments: argparse.Namespace) -> None:
             n_done += 1
             continue
         clock = time.monotonic()
-        inputs = list(_read(unit, arguments))
-        catalog, table = deblend_unit(deblender, unit, inputs, options)
-        write_unit(file, run["fingerprint"], unit, catalog, table)
+        mark = begun.mark(out, unit.number)
+        n_kill = begun.n_kill(mark)
+        given_up = n_kill >= max_kills
+        with contextlib.nullcontext() if given_up else begun.at_work(mark):
+            inputs = _given_up(unit, n_kill) if given_up else list(_read(unit, arguments))
+            catalog, table = deblend_unit(deblender, unit, inputs, options)
+            write_unit(file, run["fingerprint"], unit, catalog, table)
         n_failed = int((np.asarray(table["error"]) != "").sum())
         say(f"unit {unit.number}: {len(table)} inputs, {len(catalog)} rows, {n_failed} failed, "
             f"{time.monotonic() - clock:.1f} s")
     _finish(out, run, number, n_shard, mine)
     say(f"shard {number}/{n_shard} done; {n_done} of its units were there already")
+
+
+def _given_up(unit: Unit, n_kill: int) -> list[Any]:
+    """In place of inputs that are not even read; their mark stays, or the shard's next start would try them again."""
+    n = unit.stop - unit.start
+    return [ValueError(begun.reason(n_kill, n))] * n
 
 
 def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
@@ -190,14 +205,16 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _finish(out: Path, run: dict[str, Any], number: int, n_shard: int, mine: list[Unit]) -> None:
-    """Write a shard's manifest."""
+    """Write a shard's manifest; only now may a unit that was given up be tried again, with --retry-failed."""
     units = [{"unit": unit.number, "file": str(unit.file(out).relative_to(out)), "start": unit.start, "stop": unit.stop,
               "sha256": _sha256(unit.file(out))} for unit in mine]
     _write_json(out / SHARDS / f"{number}-of-{n_shard}.json",
                 {"revision": REVISION, "fingerprint": run["fingerprint"], "shard": number, "n_shard": n_shard,
                  "units": units})
+    for k in {unit.number for unit in mine}.intersection(begun.marks(out)):
+        begun.mark(out, k).unlink(missing_ok=True)
     output.remove_stale(out, RUN)  # what else is there is not of the shards
-    for folder in {out / SHARDS, *(unit.file(out).parent for unit in mine)}:
+    for folder in {out / SHARDS, out / begun.BEGUN, *(unit.file(out).parent for unit in mine)}:
         output.remove_stale(folder)
 
 

@@ -58,7 +58,8 @@ def start(catalog: Path, out: Path, shard: str, rows: int) -> subprocess.Popen[s
 def command(catalog: Path, out: Path, shard: str, rows: int) -> list[str]:
     """``deblendrt run``, with small units."""
     return [sys.executable, "-c", PRELOAD.format(rows=rows), "run", str(catalog), "--cutouts", "--shard", shard,
-            "--out", str(out), "--zero-point", "31.4", "--threads", "1"]
+            "--out", str(out), "--zero-point", "31.4", "--threads", "1",
+            "--max-kills", "100"]  # the kills here are no input's fault
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

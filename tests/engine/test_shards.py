@@ -240,7 +240,8 @@ def test_killed_at_any_moment(model: Path, cutouts: Path, tmp_path: Path) -> Non
     out, rng, written = tmp_path / "out", random.Random(1), {}
     script = ("import sys\nfrom deblendrt.engine import shards, cli\nshards.UNIT_ROWS = 1\n"
               f"sys.exit(cli.main(['run', {str(cutouts)!r}, '--cutouts', '--shard', '0/1', '--out', {str(out)!r}, "
-              f"'--model', {str(model)!r}, '--bands', {''.join(BANDS)!r}, '--zero-point', '31.4']))")
+              f"'--model', {str(model)!r}, '--bands', {''.join(BANDS)!r}, '--zero-point', '31.4', "
+              "'--max-kills', '5']))")
     for attempt in range(40):
         process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True,
                                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
@@ -259,4 +260,5 @@ def test_killed_at_any_moment(model: Path, cutouts: Path, tmp_path: Path) -> Non
         if status == 0:
             break
     assert status == 0
-    assert merge(out, tmp_path / "all.fits").n_input == N
+    done = merge(out, tmp_path / "all.fits")
+    assert (done.n_input, done.n_failed) == (N, 2)
