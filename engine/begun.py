@@ -1,11 +1,13 @@
 """Marks of what a shard has begun, so that an input that ends its process does not stop the rest for ever.
 
-    OUT/begun/000012   how many processes have begun unit 12 and have not been heard of since
+    OUT/begun/000012       how many processes have begun unit 12 and have not been heard of since
+    OUT/begun/000012.005   the same of its input 5, at work alone
 
 A mark is written before the work and removed after it: what is left counts processes that ended without a word: out of
-memory, crashed or killed. One that can still speak takes its mark back: it failed with an exception, or was told to
-stop (SIGTERM, Ctrl-C). Not with MemoryError, which would come back at every start, as the kernel's killer does. Nobody
-knows whether a mark's process lives: several that do one unit by mistake count as well.
+memory, crashed or killed. A unit that was begun before is done input by input, to learn which it is. A process that can
+still speak takes its mark back: it failed with an exception, or was told to stop (SIGTERM, Ctrl-C). Not with
+MemoryError, which would come back at every start, as the kernel's killer does. Nobody knows whether a mark's process
+lives: several that do one unit by mistake count as well.
 """
 
 from __future__ import annotations
@@ -30,9 +32,14 @@ def mark(out: Path, number: int) -> Path:
     return out / BEGUN / f"{number:06d}"
 
 
-def marks(out: Path) -> list[int]:
-    """Numbers of the units that have a mark."""
-    return [int(path.name) for path in (out / BEGUN).glob("[0-9]*")]
+def mark_of_input(mark: Path, k: int) -> Path:
+    """Where the mark of a unit's k-th input is."""
+    return mark.with_name(f"{mark.name}.{k:03d}")
+
+
+def marks(out: Path) -> list[tuple[int, Path]]:
+    """All marks, with the numbers of their units."""
+    return [(int(path.name.partition(".")[0]), path) for path in sorted((out / BEGUN).glob("[0-9]*"))]
 
 
 def n_kill(path: Path) -> int:
@@ -46,13 +53,15 @@ def n_kill(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def at_work(path: Path) -> Iterator[None]:
+def at_work(path: Path, *, part: bool = False) -> Iterator[None]:
     """Work that has its mark for as long as it is neither done nor given back.
 
     Parameters
     ----------
     path : Path
         The mark.
+    part : bool
+        More is to come: the mark is put back to what it said before.
     """
     before = n_kill(path)
 
@@ -71,7 +80,10 @@ def at_work(path: Path) -> Iterator[None]:
         except BaseException:
             take_back()
             raise
-    path.unlink(missing_ok=True)
+    if part:
+        take_back()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def reason(n: int, n_input: int) -> str:

@@ -109,14 +109,14 @@ def deblend_inputs(deblender: Deblender, inputs: Iterable[Any], options: Mapping
     scenes: dict[int, dict[str, Any]] = {}
     for i, given in enumerate(inputs):
         if isinstance(given, BaseException):
-            outcomes[i] = _failed(None, given)
+            outcomes[i] = failed(None, given)
             continue
         try:
             scenes[i] = _scene(given, deblender.bundle, options)
         except NOT_THE_INPUT:
             raise
         except Exception as error:  # an input may hold objects of any kind, which raise what they please
-            outcomes[i] = _failed(given, error)
+            outcomes[i] = failed(given, error)
         else:
             shared = tuple(repr(scenes[i].get(key)) for key in PER_CALL)
             groups.setdefault((tuple(sorted(scenes[i])), *shared), []).append(i)
@@ -137,7 +137,7 @@ def _solve(deblender: Deblender, scenes: list[tuple[int, dict[str, Any]]],
         raise
     except Exception as error:
         if len(scenes) == 1:
-            return {scenes[0][0]: _failed(group[0], error)}
+            return {scenes[0][0]: failed(group[0], error)}
         middle = len(scenes) // 2
         return _solve(deblender, scenes[:middle], options) | _solve(deblender, scenes[middle:], options)
     return {i: Outcome(_id(scene), result.center[result.sources(k)], result, k) for k, (i, scene) in enumerate(scenes)}
@@ -181,7 +181,8 @@ def _id(given: Any) -> str:
     return str(given["id"]) if isinstance(given, Mapping) and given.get("id") is not None else ""
 
 
-def _failed(given: Any, error: BaseException) -> Outcome:
+def failed(given: Any, error: BaseException) -> Outcome:
+    """The outcome of an input, whatever it is, that could not be deblended; of a ValueError the text is the reason."""
     try:
         centers = np.array(given["centers"], np.float64)
         centers = centers if centers.ndim == 2 and centers.shape[1] == 2 else np.zeros((0, 2))

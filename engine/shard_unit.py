@@ -14,8 +14,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from deblendrt.engine import output
-from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.input_rows import Outcome, columns, deblend_inputs
+from deblendrt.engine.input_rows import Outcome, columns
+from deblendrt.engine.result import DeblendResult
 
 UNITS = "units"  # folder of results
 DIGEST = "DIGEST"  # card of a unit's primary header
@@ -47,17 +47,19 @@ class Unit:
         return out / UNITS / f"{self.number // 1000:03d}" / f"{self.number:06d}.fits"
 
 
-def deblend_unit(deblender: Deblender, unit: Unit, inputs: list[Any], options: dict[str, Any]) -> tuple[Table, Table]:
-    """Deblend a unit.
+def tables(unit: Unit, outcomes: list[Outcome], empty: DeblendResult,
+           extra: tuple[Any, Any] | None = None) -> tuple[Table, Table]:
+    """What became of a unit.
 
     Parameters
     ----------
-    deblender : Deblender
     unit : Unit
-    inputs : list
-        Scenes as `input_rows.deblend_inputs` takes them; ``_extra`` of an image: ids of its catalogue, and its WCS.
-    options : dict
-        Of `Deblender.deblend_batch`.
+    outcomes : list of Outcome
+        Of its inputs.
+    empty : DeblendResult
+        Of no scene.
+    extra : tuple, optional
+        Of an image that could be read: the ids of its catalogue and its WCS, each may be None.
 
     Returns
     -------
@@ -66,13 +68,11 @@ def deblend_unit(deblender: Deblender, unit: Unit, inputs: list[Any], options: d
     inputs : Table
         A row an input.
     """
-    extras = [scene.pop("_extra") if isinstance(scene, dict) and "_extra" in scene else None for scene in inputs]
-    outcomes = deblend_inputs(deblender, inputs, options)
-    found = columns(outcomes, deblender.deblend_batch([], []))
+    found = columns(outcomes, empty)
     number = found.pop("scene")
     catalog = Table({"input": unit.start + number, **{name: _texts(values) for name, values in found.items()}})
     if unit.row is None:
-        _add_catalog(catalog, outcomes[0], extras[0])
+        _add_catalog(catalog, outcomes[0], extra)
     n_row = np.bincount(number, minlength=len(outcomes))
     names = [f"{unit.path}:{unit.row + k}" if unit.row is not None else str(unit.path) for k in range(len(outcomes))]
     table = Table({"input": np.arange(unit.start, unit.stop), "name": _texts(np.array(names, object)),

@@ -14,7 +14,6 @@ fails has its rows, with the reason in the column ``error``. `merge` sees to it 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import hashlib
 import json
@@ -25,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.table import Table
 
 from deblendrt.engine import begun, job, output
 from deblendrt.engine.cutout_catalog import CutoutCatalog
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.doctor import version
-from deblendrt.engine.input_rows import NOT_THE_INPUT
-from deblendrt.engine.shard_unit import UNITS, Unit, deblend_unit, read_unit, write_unit
+from deblendrt.engine.input_rows import NOT_THE_INPUT, Outcome, deblend_inputs, failed
+from deblendrt.engine.shard_unit import UNITS, Unit, read_unit, tables, write_unit
 
 UNIT_ROWS = 256  # cutouts a unit: some ten seconds' work, which is what a kill may cost
 REVISION = 1
@@ -124,24 +124,51 @@ def run_shard(arguments: argparse.Namespace) -> None:
             n_done += 1
             continue
         clock = time.monotonic()
-        mark = begun.mark(out, unit.number)
-        n_kill = begun.n_kill(mark)
-        given_up = n_kill >= max_kills
-        with contextlib.nullcontext() if given_up else begun.at_work(mark):
-            inputs = _given_up(unit, n_kill) if given_up else list(_read(unit, arguments))
-            catalog, table = deblend_unit(deblender, unit, inputs, options)
-            write_unit(file, run["fingerprint"], unit, catalog, table)
+        table = _do(deblender, unit, arguments, options, run["fingerprint"], max_kills)
         n_failed = int((np.asarray(table["error"]) != "").sum())
-        say(f"unit {unit.number}: {len(table)} inputs, {len(catalog)} rows, {n_failed} failed, "
+        say(f"unit {unit.number}: {len(table)} inputs, {table['n_row'].sum()} rows, {n_failed} failed, "
             f"{time.monotonic() - clock:.1f} s")
     _finish(out, run, number, n_shard, mine)
     say(f"shard {number}/{n_shard} done; {n_done} of its units were there already")
 
 
-def _given_up(unit: Unit, n_kill: int) -> list[Any]:
-    """In place of inputs that are not even read; their mark stays, or the shard's next start would try them again."""
-    n = unit.stop - unit.start
-    return [ValueError(begun.reason(n_kill, n))] * n
+def _do(deblender: Deblender, unit: Unit, arguments: argparse.Namespace, options: dict[str, Any], fingerprint: str,
+        max_kills: int) -> Table:
+    """Do a unit and write its results; after a kill, its inputs one by one. Returns the table of its inputs."""
+    def write(outcomes: list[Outcome], extra: Any = None) -> Table:
+        catalog, table = tables(unit, outcomes, deblender.deblend_batch([], []), extra)
+        write_unit(unit.file(arguments.out), fingerprint, unit, catalog, table)
+        return table
+
+    n, mark = unit.stop - unit.start, begun.mark(arguments.out, unit.number)
+    n_kill = begun.n_kill(mark)
+    if n_kill >= max_kills:  # not even read; the mark stays, or the shard's next start would try it again
+        return write([failed(None, ValueError(begun.reason(n_kill, n)))] * n)
+    if n == 1 or not n_kill:
+        with begun.at_work(mark):
+            inputs = list(_read(unit, arguments))
+            extra = inputs[0].pop("_extra", None) if unit.row is None and isinstance(inputs[0], dict) else None
+            return write(deblend_inputs(deblender, inputs, options), extra)
+    with begun.at_work(mark, part=True):
+        inputs = list(_read(unit, arguments))
+    outcomes = _one_by_one(deblender, inputs, options, mark, max_kills)
+    with begun.at_work(mark, part=True):
+        return write(outcomes)
+
+
+def _one_by_one(deblender: Deblender, inputs: list[Any], options: dict[str, Any], mark: Path,
+                max_kills: int) -> list[Outcome]:
+    """`deblend_inputs` with a mark for each, to learn which kills: the same bits, for they depend on no neighbour."""
+    outcomes: list[Outcome] = []
+    for k, given in enumerate(inputs):
+        own = begun.mark_of_input(mark, k)
+        n_kill = begun.n_kill(own)
+        if n_kill >= max_kills:
+            outcomes.append(failed(given, ValueError(begun.reason(n_kill, 1))))
+        else:
+            with begun.at_work(own):
+                outcomes += deblend_inputs(deblender, [given], options)
+    return outcomes
 
 
 def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
@@ -211,8 +238,10 @@ def _finish(out: Path, run: dict[str, Any], number: int, n_shard: int, mine: lis
     _write_json(out / SHARDS / f"{number}-of-{n_shard}.json",
                 {"revision": REVISION, "fingerprint": run["fingerprint"], "shard": number, "n_shard": n_shard,
                  "units": units})
-    for k in {unit.number for unit in mine}.intersection(begun.marks(out)):
-        begun.mark(out, k).unlink(missing_ok=True)
+    numbers = {unit.number for unit in mine}
+    for k, mark in begun.marks(out):
+        if k in numbers:
+            mark.unlink(missing_ok=True)
     output.remove_stale(out, RUN)  # what else is there is not of the shards
     for folder in {out / SHARDS, out / begun.BEGUN, *(unit.file(out).parent for unit in mine)}:
         output.remove_stale(folder)

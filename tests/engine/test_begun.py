@@ -75,7 +75,7 @@ def test_the_rest_goes_on_after_two_kills(command: Command, tmp_path: Path) -> N
         rows = hdus["CATALOG"].data[hdus["CATALOG"].data["input"] == KILLER]
         assert len(rows) == 1
         assert rows["flags"][0] & int(Flag.NO_DATA)
-    assert begun.marks(out) == []
+    assert not begun.marks(out)
     assert cli.main(command()) == 0  # given up, not forgotten: only on demand is it tried again
     assert errors(tmp_path)[KILLER].startswith("killed")
     assert cli.main(command("--retry-failed")) == 0
@@ -88,10 +88,10 @@ def test_a_stop_that_is_asked_for_does_not_count(command: Command, tmp_path: Pat
         assert process.stderr is not None
         while process.stderr.readline().strip() != "read":
             assert process.poll() is None
-        assert begun.marks(tmp_path / "out") == [KILLER]
+        assert [number for number, _ in begun.marks(tmp_path / "out")] == [KILLER]
         process.send_signal(signal.SIGTERM)
         assert wait(process) == -signal.SIGTERM
-        assert begun.marks(tmp_path / "out") == []
+        assert not begun.marks(tmp_path / "out")
     assert cli.main(command()) == 0
     assert errors(tmp_path) == ["", "", ""]
 
@@ -143,11 +143,14 @@ def test_marks(tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[s
     path = begun.mark(tmp_path, 12)
     assert begun.n_kill(path) == 0
     with begun.at_work(path):
-        assert begun.marks(tmp_path) == [12]
+        assert begun.marks(tmp_path) == [(12, path)]
     path.write_text("")  # of a machine that died
     assert begun.n_kill(path) == 1
     with pytest.raises(OSError, match="disk"), begun.at_work(path):
         raise OSError("disk")
+    assert path.read_text() == "1\n"
+    with begun.at_work(path, part=True):
+        assert path.read_text() == "2\n"
     assert path.read_text() == "1\n"
     assert "one of 256 inputs" in begun.reason(2, 256)
     assert cli.main(command("--max-kills", "1")) == 1

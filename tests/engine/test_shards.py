@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from toy_scenes import VARIANCE
 from deblendrt.engine import cli, output, shards
 from deblendrt.engine.cutout_catalog import CutoutCatalog
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.input_rows import Outcome
 from deblendrt.engine.merge import merge
 
 N = 7
@@ -103,8 +106,8 @@ def test_every_input_is_there_once_in_any_division(model: Path, cutouts: Path, t
 def test_what_is_done_is_not_done_again(model: Path, cutouts: Path, tmp_path: Path,
                                         monkeypatch: pytest.MonkeyPatch) -> None:
     out, calls = tmp_path / "out", []
-    original = shards.deblend_unit
-    monkeypatch.setattr(shards, "deblend_unit", lambda *given: calls.append(given[1].number) or original(*given))
+    original = shards.write_unit
+    monkeypatch.setattr(shards, "write_unit", lambda *given: calls.append(given[2].number) or original(*given))
     assert run(model, out, "0/1", cutouts, "--cutouts") == 0
     assert calls == [0, 1, 2, 3]
     unit = out / "units/000/000002.fits"
@@ -233,6 +236,59 @@ def test_rows_that_make_no_sense(given: dict[str, object]) -> None:
 
     with pytest.raises(ValueError, match=r"image|psf|centers|variance"):
         as_scene(given)
+
+
+@pytest.mark.parametrize(("kills", "given_up", "n_start"), [
+    (lambda inputs: {"c1", "c5"} & {getattr(given, "get", {}.get)("id") for given in inputs}, ["c1", "c5"], 6),
+    (lambda inputs: len(inputs) > 1, [], 2)], ids=["two inputs", "all together"])
+def test_which_cutout_kills_is_found_out(model: Path, cutouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                         kills: Callable[[list[Any]], bool], given_up: list[str], n_start: int) -> None:
+    """The rest of its unit has the bits of a run where nothing happened."""
+    monkeypatch.setattr(shards, "UNIT_ROWS", N)
+    assert run(model, tmp_path / "whole", "0/1", cutouts, "--cutouts") == 0
+    merge(tmp_path / "whole", tmp_path / "whole.fits")
+    original, out = shards.deblend_inputs, tmp_path / "out"
+
+    def deblend(deblender: Deblender, inputs: list[Any], options: dict[str, Any]) -> list[Outcome]:
+        if kills(inputs):
+            raise MemoryError  # ends a process, and leaves its mark, as a kill does
+        return original(deblender, inputs, options)
+
+    monkeypatch.setattr(shards, "deblend_inputs", deblend)
+    for status in [*[1] * (n_start - 1), 0]:
+        assert run(model, out, "0/1", cutouts, "--cutouts") == status
+    merge(out, tmp_path / "all.fits")
+    (expected, before), (catalog, inputs) = read(tmp_path / "whole.fits"), read(tmp_path / "all.fits")
+    assert [str(row["id"]) for row in inputs if "killed its process twice" in row["error"]] == given_up
+    assert inputs["n_row"].tolist() == before["n_row"].tolist()  # those given up have their rows, too
+    fine = ~np.isin(catalog["id"], given_up)
+    assert (np.asarray(catalog["error"])[~fine] != "").all()
+    same(catalog[fine], expected[fine])
+    assert not list((out / "begun").iterdir())
+
+
+@pytest.mark.parametrize("place", ["read", "tables"])
+def test_a_unit_that_kills_elsewhere_is_given_up(model: Path, cutouts: Path, tmp_path: Path, place: str,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    original = shards.tables
+
+    def tables(unit: shards.Unit, outcomes: list[Outcome], *given: Any) -> tuple[Table, Table]:
+        if unit.number == 2 and outcomes[0].result is not None:
+            raise MemoryError
+        return original(unit, outcomes, *given)
+
+    def rows(self: CutoutCatalog, start: int, stop: int) -> Iterator[Any]:
+        if start == 4:
+            raise MemoryError
+        yield from original_rows(self, start, stop)
+
+    original_rows = CutoutCatalog.rows
+    monkeypatch.setattr(*(CutoutCatalog, "rows", rows) if place == "read" else (shards, "tables", tables))
+    for status in (1, 1, 0):
+        assert run(model, tmp_path / "out", "0/1", cutouts, "--cutouts") == status
+    assert merge(tmp_path / "out", tmp_path / "all.fits").n_failed == 4
+    _, inputs = read(tmp_path / "all.fits")
+    assert all("one of 2 inputs" in error for error in inputs["error"][4:6])
 
 
 def test_killed_at_any_moment(model: Path, cutouts: Path, tmp_path: Path) -> None:
