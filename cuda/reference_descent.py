@@ -164,7 +164,7 @@ def conjugate_start(layout: Layout, inverse: DoubleArray, target: DoubleArray, o
 def conjugate_step(layout: Layout, inverse: DoubleArray, curvature: DoubleArray, added: DoubleArray,
                    out_pulled: DoubleArray, out_solution: DoubleArray, out_rest: DoubleArray,
                    out_direction: DoubleArray, out_rz: DoubleArray) -> None:
-    """One iteration of `engine.solver.conjugate_gradient`, of blends of more than one source.
+    """One iteration of `engine.conjugate.conjugate_gradient`, of blends of more than one source.
 
     Parameters
     ----------

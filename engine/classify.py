@@ -216,7 +216,9 @@ def log_evidence(problem: Problem, solution: Solution, widening: list[FloatArray
         by_column = (t * weight) @ images.reshape(n_band, unit.shape[2], -1).transpose(0, 2, 1)
         by_itself = (t * weight) @ t.transpose(0, 2, 1)
         # parameters: the latents, then d of every band, then h
-        own = prior[i] + uncertainty.likelihood_precision(problem, solution.weights, unit, np.array([i]))[0, :, 0]
+        row = np.array([i])
+        drawn = uncertainty.derivative_images(problem, unit, row)
+        own = prior[i] + uncertainty.likelihood_precision(problem, solution.weights[i], drawn, row)[0, :, 0]
         n_latent = len(own)
         precision = np.zeros((n_latent + n_band * t.shape[1],) * 2)
         precision[:n_latent, :n_latent] = own

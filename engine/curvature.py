@@ -38,7 +38,7 @@ def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,
     """
     rows = problem.used(columns(state))
     by_band = np.ascontiguousarray(rows.transpose(1, 0, 2, 3))
-    block, outskirts = curvature.copy(), np.zeros_like(curvature)
+    block = curvature.copy()
 
     def added(chosen: NDArray[np.int64], gram: DoubleArray, weight: DoubleArray) -> DoubleArray:
         return by_latent(problem.spread(_products(by_band[:, chosen], rows[chosen], gram, weight[chosen])))
@@ -48,11 +48,33 @@ def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,
         for k in np.unique(drawn).tolist():
             chosen = members[drawn == k]
             block[chosen] += added(chosen, basis.at(k).gram, wbar)
+    beyond = outskirts(problem, rows, rim)
+    return block + beyond, beyond
+
+
+def outskirts(problem: Problem, rows: FloatArray, rim: DoubleArray) -> DoubleArray:
+    """What the outskirts of extended sources contribute to their blocks.
+
+    Parameters
+    ----------
+    problem : Problem
+    rows : float32 (n_source, n_used, n_column, n_basis)
+        See `columns`.
+    rim : float64 (n_source, n_used) [nJy^-2]
+
+    Returns
+    -------
+    float64 (n_source, n_latent, n_latent)
+    """
+    n_latent = problem.n_band + rows.shape[2] - 1
+    result = np.zeros((len(rows), n_latent, n_latent))
+    for members, basis in problem.folded.groups(len(rows)):
         chosen = members[problem.extended[members]]
         if len(chosen):
-            outskirts[chosen] = added(chosen, basis.full_gram - basis.gram, rim)
-    block += outskirts
-    return block, outskirts
+            by_band = np.ascontiguousarray(rows[chosen].transpose(1, 0, 2, 3))
+            gram = basis.full_gram - basis.gram
+            result[chosen] = by_latent(problem.spread(_products(by_band, rows[chosen], gram, rim[chosen])))
+    return result
 
 
 def _products(by_band: FloatArray, rows: FloatArray, gram: DoubleArray, weight: DoubleArray) -> DoubleArray:

@@ -71,6 +71,29 @@ class Window:
         """From pixels to coefficients."""
         return Table(self.phi, transposed=True) if self.whole is None else self.whole.gather.part(self.bands)
 
+    @functools.cached_property
+    def _halved(self) -> dict[tuple[int, int], tuple[Table, int, int]]:
+        return {}
+
+    def halved(self, row: int, column: int) -> tuple[Table, int, int]:
+        """From coefficients to every second pixel along both axes, counted from 0 or 1, packed when first asked for.
+
+        Returns
+        -------
+        table : Table
+        height, width : int [pixel]
+            Of what it draws.
+        """
+        if self.whole is not None:
+            table, height, width = self.whole.halved(row, column)
+            return table.part(self.bands), height, width
+        if (row, column) not in self._halved:
+            n_band, n_used, _ = self.phi.shape
+            pixels = self.phi.reshape(n_band, n_used, self.size, self.size)[:, :, row::2, column::2]
+            table = Table(np.ascontiguousarray(pixels).reshape(n_band, n_used, -1))
+            self._halved[row, column] = table, pixels.shape[2], pixels.shape[3]
+        return self._halved[row, column]
+
     def in_bands(self, bands: NDArray[np.int64]) -> Window:
         """The window in some bands only."""
         return Window(_some(self.source, bands), self.gram[bands], self.missed[bands], self.size, self.inset,

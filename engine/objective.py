@@ -102,18 +102,19 @@ def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, D
 
 
 def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64] | None = None) -> Canvases:
-    """Model images of all scenes, or of some."""
+    """Model images of all scenes, or of some; beyond the images, where nothing has weight, without outskirts."""
     if problem.device is not None:
         return problem.device.render(problem, coefficients)
     chosen = range(len(problem.data)) if scenes is None else scenes.tolist()
     canvas = [np.zeros_like(problem.data[s]) for s in chosen] if problem.background is None else [
         problem.background[s].copy() for s in chosen]
     if scenes is None:
-        ops.render(problem.used(coefficients), problem.folded, problem.corner, problem.extent, canvas, problem.scene)
+        ops.render(problem.used(coefficients), problem.folded, problem.corner, problem.extent, canvas, problem.scene,
+                   problem.folded.half)
     else:
         rows = np.flatnonzero(np.isin(problem.scene, scenes))
         ops.render(problem.used(coefficients[rows]), problem.folded.take(rows), problem.corner[rows],
-                   problem.extent[rows], canvas, np.searchsorted(scenes, problem.scene[rows]))
+                   problem.extent[rows], canvas, np.searchsorted(scenes, problem.scene[rows]), problem.folded.half)
     return canvas
 
 
@@ -121,7 +122,8 @@ def project(problem: Problem, image: Canvases) -> FloatArray:
     """Inner products of images with the folded basis at every source."""
     if problem.device is not None:
         return problem.device.project(problem, image)
-    return problem.spread(ops.project(image, problem.folded, problem.corner, problem.extent, problem.scene))
+    return problem.spread(ops.project(image, problem.folded, problem.corner, problem.extent, problem.scene,
+                                      problem.folded.half))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,18 +96,58 @@ def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray
     -------
     float32 (n_source, n_band, full_window, full_window)
     """
-    return _with_outskirts(coefficients, stamps(coefficients, folded), folded)
+    return with_outskirts(stamps(coefficients, folded), outskirts_cells(coefficients, folded), folded)
 
 
-def _with_outskirts(coefficients: FloatArray, inner: FloatArray, folded: FoldedBasis) -> FloatArray:
-    """Outskirts around stamps (n_source, n_band, window, window) that are drawn already."""
+def outskirts_cells(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
+    """Outskirts of a tile of sources by cell, float32 (n_source, n_band, n_cell)."""
+    return folded.draw_outer(coefficients.transpose(1, 0, 2)).transpose(1, 0, 2)
+
+
+def with_outskirts(window: FloatArray, cells: FloatArray, folded: FoldedBasis) -> FloatArray:
+    """A stamp in the full window.
+
+    Parameters
+    ----------
+    window : float32 (..., window, window)
+        Its core.
+    cells : float32 (..., n_cell)
+    folded : FoldedBasis
+
+    Returns
+    -------
+    float32 (..., full_window, full_window)
+    """
+    return on_canvas(window, cells, folded, 0, 0, (folded.full_window, folded.full_window)).image
+
+
+def on_canvas(window: FloatArray, cells: FloatArray, folded: FoldedBasis, x: int, y: int,
+              shape: tuple[int, ...], border: int = 0) -> Placed:
+    """What a canvas sees of a stamp in the full window.
+
+    Parameters
+    ----------
+    window : float32 (..., window, window)
+        Its core.
+    cells : float32 (..., n_cell)
+    folded : FoldedBasis
+    x, y : int [pixel]
+        Of the full window's first pixel on the canvas.
+    shape : tuple of int
+        (..., n_y, n_x) of the canvas.
+    border : int [pixel]
+        Of the canvas, left out.
+
+    Returns
+    -------
+    Placed
+    """
+    rows, columns = (_seen(first, size, folded, border) for first, size in zip((y, x), shape[-2:], strict=True))
     side = folded.full_window // folded.binning
-    cells = folded.draw_outer(coefficients.transpose(1, 0, 2)).transpose(1, 0, 2)
-    cells = cells.reshape(*coefficients.shape[:2], side, side)
-    image = spread(cells, folded.binning)
-    inside = slice(folded.margin, folded.margin + folded.window)
-    image[:, :, inside, inside] = inner
-    return image
+    near = cells.reshape(*cells.shape[:-1], side, side)[..., rows.cells, columns.cells]
+    image = spread(near, folded.binning)[..., rows.cut, columns.cut]
+    image[..., rows.core, columns.core] = window[..., rows.of_window, columns.of_window]
+    return Placed(image, rows.on_canvas, columns.on_canvas)
 
 
 def windows(folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[tuple[NDArray[np.int64], FoldedBasis, Window]]:
@@ -144,18 +184,25 @@ def each_stamp(coefficients: FloatArray, folded: AnyBasis, extent: NDArray[np.in
     ------
     float32 (n_band, size, size)
     """
+    for window, cells, basis in _each(coefficients, folded, extent):
+        yield window if cells is None else with_outskirts(window, cells, basis)
+
+
+def _each(coefficients: FloatArray, folded: AnyBasis,
+          extent: NDArray[np.int8]) -> Iterator[tuple[FloatArray, FloatArray | None, FoldedBasis]]:
+    """Of sources, in their order: the stamp in the window, the cells of the outskirts if there are any, the basis."""
     for start in range(0, len(coefficients), HELD):
         held = slice(start, start + HELD)
         part, reach = coefficients[held], extent[held]
-        stamp: dict[int, FloatArray] = {}
+        drawn: dict[int, tuple[FloatArray, FloatArray | None, FoldedBasis]] = {}
         for rows, basis, window in windows(folded.take(held), reach):
             images = window_stamps(part[rows], window)
-            stamp.update(zip(rows.tolist(), images, strict=True))
-            wide = reach[rows] > 0
-            if wide.any():
-                large = _with_outskirts(part[rows[wide]], images[wide], basis)
-                stamp.update(zip(rows[wide].tolist(), large, strict=True))
-        yield from (stamp[i] for i in range(len(part)))
+            cells: dict[int, FloatArray] = {}
+            wide = rows[reach[rows] > 0].tolist()
+            if wide:
+                cells = dict(zip(wide, outskirts_cells(part[wide], basis), strict=True))
+            drawn |= {i: (image, cells.get(i), basis) for i, image in zip(rows.tolist(), images, strict=True)}
+        yield from (drawn[i] for i in range(len(part)))
 
 
 class Placed(NamedTuple):
@@ -235,7 +282,7 @@ def corners(folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8
 
 
 def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
-           shape: list[tuple[int, ...]]) -> Iterator[Placed]:
+           shape: list[tuple[int, ...]], border: int = 0) -> Iterator[Placed]:
     """Stamps of sources on their canvases, in the order of the sources.
 
     Parameters
@@ -248,6 +295,8 @@ def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
         How far each source is drawn.
     shape : list of tuple of int
         (..., n_y, n_x) of each source's canvas.
+    border : int [pixel]
+        Of the canvases: no outskirts are drawn there.
 
     Yields
     ------
@@ -255,12 +304,12 @@ def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
         Of images (n_band, height, width).
     """
     first = corners(folded, corner, extent).tolist()
-    for image, (x, y), size in zip(each_stamp(coefficients, folded, extent), first, shape, strict=True):
-        yield place(image, x, y, size)
+    for (window, cells, basis), (x, y), size in zip(_each(coefficients, folded, extent), first, shape, strict=True):
+        yield place(window, x, y, size) if cells is None else on_canvas(window, cells, basis, x, y, size, border)
 
 
 def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
-           canvas: list[FloatArray], scene: NDArray[np.int64]) -> None:
+           canvas: list[FloatArray], scene: NDArray[np.int64], border: int = 0) -> None:
     """Add the stamps of sources to images, from small windows to large ones, in the order of the sources.
 
     Parameters
@@ -275,6 +324,8 @@ def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
         One per scene; added to in place.
     scene : int64 (n_source,)
         Index of each source's canvas.
+    border : int [pixel]
+        Of the canvases: no outskirts are drawn there.
     """
     for rows, _, window in windows(folded, extent):
         image = window.draw(coefficients[rows, :, : window.n_used].transpose(1, 0, 2))
@@ -288,11 +339,11 @@ def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
         rows = wide[chosen]
         cells = basis.draw_outer(coefficients[rows].transpose(1, 0, 2))
         for i, s, (x, y) in zip(range(len(rows)), scene[rows].tolist(), corner[rows].tolist(), strict=True):
-            _add_outskirts(cells[:, i], basis, x - basis.margin, y - basis.margin, canvas[s])
+            _add_outskirts(cells[:, i], basis, x - basis.margin, y - basis.margin, canvas[s], border)
 
 
 def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
-            scene: NDArray[np.int64]) -> FloatArray:
+            scene: NDArray[np.int64], border: int = 0) -> FloatArray:
     """Inner products of the sources' windows with the folded basis: the adjoint of `render`.
 
     Parameters
@@ -303,6 +354,8 @@ def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64]
     corner : int64 (n_source, 2) [pixel]
     extent : int8 (n_source,)
     scene : int64 (n_source,)
+    border : int [pixel]
+        Of the images: left out of outskirts.
 
     Returns
     -------
@@ -322,47 +375,64 @@ def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64]
         rows = wide[chosen]
         cells = np.empty((basis.n_band, len(rows), basis.outer.shape[2]), np.float32)
         for i, k in enumerate(rows):
-            cells[:, i] = _outskirts_cells(image[scene[k]], basis, corner[k])
+            cells[:, i] = _outskirts_cells(image[scene[k]], basis, corner[k], border)
         result[rows] += basis.gather_outer(cells).transpose(1, 0, 2)
     return result
 
 
-def _add_outskirts(cells: FloatArray, folded: FoldedBasis, x: int, y: int, canvas: FloatArray) -> None:
+def _add_outskirts(cells: FloatArray, folded: FoldedBasis, x: int, y: int, canvas: FloatArray, border: int) -> None:
     """Add what a source has outside its window, (n_band, n_cell), to a canvas; (x, y) is the full window's corner."""
-    side, binning = folded.full_window // folded.binning, folded.binning
-    (inside_y, near_y), (inside_x, near_x) = (
-        _near_cells(corner, size, folded) for corner, size in zip((y, x), canvas.shape[1:], strict=True))
-    image = spread(cells.reshape(-1, side, side)[:, near_y, near_x], binning)
-    core = [slice(max(folded.margin - near.start * binning, 0),
-                  max(folded.margin + folded.window - near.start * binning, 0)) for near in (near_y, near_x)]
-    image[:, core[0], core[1]] = 0
-    cut_y, cut_x = (slice(inside.start - near.start * binning, inside.stop - near.start * binning)
-                    for inside, near in ((inside_y, near_y), (inside_x, near_x)))
-    canvas[:, y + inside_y.start : y + inside_y.stop, x + inside_x.start : x + inside_x.stop] += image[:, cut_y, cut_x]
+    window = np.zeros((len(cells), folded.window, folded.window), np.float32)
+    here = on_canvas(window, cells, folded, x, y, canvas.shape, border)
+    here.cut(canvas)[...] += here.image
 
 
-def _near_cells(corner: int, size: int, folded: FoldedBasis) -> tuple[slice, slice]:
-    """Of a full window that begins at a pixel of an axis: its pixels on the canvas, and the cells that they need."""
-    inside = slice(max(-corner, 0), max(min(size - corner, folded.full_window), max(-corner, 0)))
-    side = folded.full_window // folded.binning
-    first = max(inside.start // folded.binning - 1, 0)
-    return inside, slice(first, min(max((inside.stop - 1) // folded.binning + 2, first + 1), side))
+class _Seen(NamedTuple):
+    """What a canvas sees of a full window, along one axis.
+
+    Attributes
+    ----------
+    on_canvas : slice
+        Where it lies on the canvas.
+    cells : slice
+        Cells that its pixels need.
+    cut : slice
+        Of what these cells spread to, its pixels.
+    core, of_window : slice
+        Of its pixels, those of the window; and these in the window.
+    """
+
+    on_canvas: slice
+    cells: slice
+    cut: slice
+    core: slice
+    of_window: slice
 
 
-def _outskirts_cells(image: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64]) -> FloatArray:
+def _seen(first: int, size: int, folded: FoldedBasis, border: int) -> _Seen:
+    """Of a full window that begins at a pixel of an axis."""
+    binning, margin = folded.binning, folded.margin
+    start = min(max(border - first, 0), folded.full_window)
+    stop = max(min(size - border - first, folded.full_window), start)
+    cell = max(start // binning - 1, 0)
+    last = min(max((stop - 1) // binning + 2, cell + 1), folded.full_window // binning)
+    inner = max(start, margin)
+    end = max(min(stop, margin + folded.window), inner)
+    return _Seen(slice(first + start, first + stop), slice(cell, last),
+                 slice(start - cell * binning, stop - cell * binning), slice(inner - start, end - start),
+                 slice(inner - margin, end - margin))
+
+
+def _outskirts_cells(image: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], border: int) -> FloatArray:
     """Sums over the cells of a source's full window, its window left out, float32 (n_band, n_cell)."""
-    side, binning, margin = folded.full_window // folded.binning, folded.binning, folded.margin
-    x, y = (corner - margin).tolist()
-    (inside_y, near_y), (inside_x, near_x) = (
-        _near_cells(first, size, folded) for first, size in zip((y, x), image.shape[1:], strict=True))
-    cut = np.zeros((len(image), (near_y.stop - near_y.start) * binning, (near_x.stop - near_x.start) * binning),
-                   np.float32)
-    to_y, to_x = (slice(inside.start - near.start * binning, inside.stop - near.start * binning)
-                  for inside, near in ((inside_y, near_y), (inside_x, near_x)))
-    cut[:, to_y, to_x] = image[:, y + inside_y.start : y + inside_y.stop, x + inside_x.start : x + inside_x.stop]
-    core = [slice(max(margin - near.start * binning, 0), max(margin + folded.window - near.start * binning, 0))
-            for near in (near_y, near_x)]
-    cut[:, core[0], core[1]] = 0
+    side, binning = folded.full_window // folded.binning, folded.binning
+    x, y = (corner - folded.margin).tolist()
+    rows, columns = (_seen(first, size, folded, border) for first, size in zip((y, x), image.shape[1:], strict=True))
+    height, width = ((seen.cells.stop - seen.cells.start) * binning for seen in (rows, columns))
+    spread_out = np.zeros((len(image), height, width), np.float32)
+    cut = spread_out[:, rows.cut, columns.cut]
+    cut[...] = image[:, rows.on_canvas, columns.on_canvas]
+    cut[:, rows.core, columns.core] = 0
     cells = np.zeros((len(image), side, side), np.float32)
-    cells[:, near_y, near_x] = gather(cut, binning)
+    cells[:, rows.cells, columns.cells] = gather(spread_out, binning)
     return cells.reshape(len(image), -1)

@@ -58,7 +58,7 @@ def normal_matrices(problem: Problem, unit: FloatArray,
         every = np.concatenate(chunk)
         shape = [problem.data[s].shape for s in problem.scene[every]]
         images = ops.placed(problem.used(unit[every]), problem.folded.take(every), problem.corner[every],
-                            problem.extent[every], shape)
+                            problem.extent[every], shape, problem.folded.half)
         for rows in chunk:
             stamps = list(itertools.islice(images, len(rows)))
             weight = weights[problem.scene[rows[0]]]

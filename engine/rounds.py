@@ -14,8 +14,8 @@ from deblendrt.engine.problem import DoubleArray, Problem
 
 # Blends that still expect a larger decrease of L, or whose light has outgrown its windows, go on: so many times the
 # iterations again in each round
-MOVING, FURTHER = 0.3, (0.5, 0.5, 1.0)
-FIRST_TEMPER, LAST_TEMPER, TEMPERED = 0.3, 2e-3, 0.6
+MOVING, FURTHER = 0.3, (0.5, 0.5, 1.0, 1.0, 2.0)
+FIRST_TEMPER, LAST_TEMPER, TEMPERED = 0.1, 2e-3, 0.6
 
 
 @dataclasses.dataclass(frozen=True)

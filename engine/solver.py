@@ -4,14 +4,10 @@ Gauss-Newton (default). With J the factored derivative of the coefficients, Phi 
 
     (J' Phi W Phi' J + P + lambda D) step = -dL/dZ
 
-P is the prior's curvature (a secant estimate) and D the diagonal, but 0 for fluxes: the model is linear in them, and
-damping them made the shapes wait. The matrix is applied, never formed: `push` to coefficients, render, weigh, project,
-`pull`. A fixed number of conjugate-gradient iterations, one set of scalars per blend, solves it, preconditioned with
-the blocks of single sources, H_i = sum_b wbar_b J_b' G_b J_b + P + lambda D, which need no pixels (G the Gram matrix,
-wbar the mean weight under a galaxy). A source alone in its blend takes the block's solution. Fluxes step linearly,
-F <- F (1 + d). A step is kept, blend by blend, if L falls; lambda grows where L falls by less than expected. A rejected
-step spends an iteration. Blends that are still moving at the end, those of bright galaxies mostly, go on without the
-others, round by round and with what they have learnt, so that latency stays bounded.
+P is the prior's curvature (a secant estimate) and D the diagonal; `coupling` solves it for all sources of a blend at
+once. Fluxes step linearly, F <- F (1 + d). A step is kept, blend by blend, if L falls; lambda grows where L falls by
+less than expected. A rejected step spends an iteration. Blends that are still moving at the end, those of bright
+galaxies mostly, go on without the others, round by round and with what they have learnt, so that latency stays bounded.
 
 Adam is the published method (Biswas et al. 2025): 200 iterations, rate 0.075, times 0.8 every 30.
 """
@@ -25,28 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import decoding, objective, ops
-from deblendrt.engine.curvature import (
-    apply_blocks,
-    blocks,
-    extents,
-    inverse,
-    mean_weight,
-    prior_curvature,
-    rim_weight,
-    secant,
-)
+from deblendrt.engine import decoding, objective
+from deblendrt.engine.coupling import joint_step
+from deblendrt.engine.curvature import columns, extents, outskirts, prior_curvature, rim_weight, secant
 from deblendrt.engine.problem import Canvases, DoubleArray, Problem, State, where_measured
 from deblendrt.engine.rounds import TEMPERED, Progress, in_rounds, temper
 
-N_CONJUGATE = 4  # conjugate-gradient iterations per step
 MAX_SHAPE_STEP = 3.0  # prior standard deviations
 MAX_OFFSET_STEP, MAX_DRIFT = 0.3, 0.75  # pixel per step, and in all from the caller's centre
 MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
 # After a rejected step: from `MIN_DAMPING` it took up to five more to leave the same step
 FIRST_DAMPING, MIN_DAMPING, REJECTED_DAMPING, MAX_DAMPING = 1e-2, 1e-4, 2e-2, 1e4
 ADAM_EPSILON = 1e-8
-ITERATIONS = {"gauss_newton": 12, "adam": 200}
+ITERATIONS = {"gauss_newton": 8, "adam": 200}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,77 +220,20 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
     -------
     float64 (n_source, n_latent)
     """
-    block, outskirts = blocks(problem, state, mean_weight(problem, weights), rim_weight(problem, weights), curvature)
-    added = damping[:, None] * block.diagonal(axis1=1, axis2=2)
-    added[:, : problem.n_band] = 0.0
-    inverted = inverse(block + added[:, :, None] * np.eye(block.shape[1]))
-    step = apply_blocks(inverted, downhill)
-    size = np.bincount(problem.blend, minlength=problem.n_blend)[problem.blend]
-    rows = np.flatnonzero(size > 1)
-    if not len(rows):
+    by_coefficient = problem.used(columns(state))
+    alone = curvature + outskirts(problem, by_coefficient, rim_weight(problem, weights))
+    step = joint_step(problem, by_coefficient, weights, downhill, alone, damping)
+    return _alike(np.column_stack([problem.blend, problem.corner, state.latent]), step)
+
+
+def _alike(source: DoubleArray, step: DoubleArray) -> DoubleArray:
+    """Steps of sources that are the same in every number made the same: rounding would drive them apart."""
+    _, number, count = np.unique(source, axis=0, return_inverse=True, return_counts=True)
+    if (count == 1).all():
         return step
-    part = State(state.latent[rows], type(state.jacobian)(*(a[rows] for a in state.jacobian)),
-                 state.coefficients[rows], [], state.log_prior[rows], state.prior_gradient[rows])
-    # the outskirts of single sources are in their blocks alone
-    folded, corner, extent, scene = (problem.folded.take(rows), problem.corner[rows],
-                                     np.minimum(problem.extent[rows], 0), problem.scene[rows])
-    alone = curvature[rows] + outskirts[rows]
-    drawn, weighted = ([np.zeros_like(d) for d in problem.data] for _ in range(2))
-    inside = (slice(None), *[slice(problem.folded.half, -problem.folded.half)] * 2)  # there is no weight beyond
-
-    def matrix(v: DoubleArray) -> DoubleArray:
-        for image in drawn:
-            image.fill(0)
-        ops.render(problem.used(objective.push(part, v)), folded, corner, extent, drawn, scene)
-        for image, w, product in zip(drawn, weights, weighted, strict=True):
-            np.multiply(image[inside], w[inside], out=product[inside])
-        pulled = objective.pull(part, problem.spread(ops.project(weighted, folded, corner, extent, scene)))
-        return pulled + apply_blocks(alone, v) + added[rows] * v
-
-    step[rows] = conjugate_gradient(matrix, lambda r: apply_blocks(inverted[rows], r), downhill[rows],
-                                    problem.blend[rows], N_CONJUGATE)
-    return step
-
-
-def conjugate_gradient(matrix: Callable[[DoubleArray], DoubleArray], precondition: Callable[[DoubleArray], DoubleArray],
-                       target: DoubleArray, group: NDArray[np.int64], n_iteration: int) -> DoubleArray:
-    """Preconditioned conjugate gradient from zero, with scalars of their own for each group of rows.
-
-    Parameters
-    ----------
-    matrix, precondition : callable
-        float64 (n, m) to float64 (n, m), symmetric and positive definite.
-    target : float64 (n, m)
-    group : int64 (n,)
-    n_iteration : int
-        Always all of them; a group that has converged stops moving.
-
-    Returns
-    -------
-    float64 (n, m)
-    """
-    def dot(a: DoubleArray, b: DoubleArray) -> DoubleArray:
-        return np.bincount(group, weights=(a * b).sum(1)).astype(float)
-
-    def ratio(a: DoubleArray, b: DoubleArray) -> DoubleArray:
-        safe = b > 0
-        return np.where(safe, a / np.where(safe, b, 1.0), 0.0)[group][:, None]
-
-    solution = np.zeros_like(target)
-    rest = target.copy()
-    z = precondition(rest)
-    direction = z
-    rz = dot(rest, z)
-    for _ in range(n_iteration):
-        image = matrix(direction)
-        alpha = ratio(rz, dot(direction, image))
-        solution += alpha * direction
-        rest -= alpha * image
-        z = precondition(rest)
-        following = dot(rest, z)
-        direction = z + ratio(following, rz) * direction
-        rz = following
-    return solution
+    total = np.zeros((len(count), step.shape[1]))
+    np.add.at(total, number.ravel(), step)
+    return total[number.ravel()] / count[number.ravel()][:, None]
 
 
 def move(problem: Problem, latent: DoubleArray, step: DoubleArray, floor: DoubleArray) -> DoubleArray:

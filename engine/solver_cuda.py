@@ -40,6 +40,7 @@ from deblendrt.cuda.stars import stars
 from deblendrt.cuda.trim import reach, trim_basis, trim_stamps
 from deblendrt.cuda.wide import wide
 from deblendrt.engine import objective, rounds, solver
+from deblendrt.engine.conjugate import N_CONJUGATE
 from deblendrt.engine.curvature import EXTENDED, prior_curvature
 from deblendrt.engine.device_model import DeviceModel, Tables
 from deblendrt.engine.folded import NESTED
@@ -273,7 +274,7 @@ class Descent:
                  window=window, threshold=EXTENDED**2)
 
     def newton_step(self) -> None:
-        """Queue `solver.newton_step`."""
+        """Queue `conjugate.newton_step`."""
         device, state, every, joint = self.device, self.state, self.every, self.joint
         mean_weight(device, every, self.weights, self.tables.profile, self.inset, self.wbar)
         columns(device, *state.jacobian, state.coefficients, state.latent, self.columns)
@@ -290,7 +291,7 @@ class Descent:
         blocks(device, self.columns, self.through, self.wbar, alone, self.block)
         damped_inverse(device, every, self.block, self.damping, every.n_band, self.inverse, self.added)
         conjugate_start(device, every, self.inverse, self.downhill, self.step, self.rest, self.direction, self.rz)
-        for _ in range(solver.N_CONJUGATE):
+        for _ in range(N_CONJUGATE):
             push(device, joint, *state.jacobian, state.coefficients, state.latent, self.direction, self.changed)
             self.stamp(joint, self.changed, outskirts=False)
             render(device, joint, self.stamps, None, self.extended, None, self.weights, self.image)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deblendrt.engine.device_pool import SharedDevice
     from deblendrt.engine.device_work import DeviceWork
 
-SWEEPS = 3  # of the joint linear solve
+SWEEPS = 1  # of the joint linear solve: neighbours are subtracted again when the next encoding is done
 START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights
 ENCODER_COVERAGE = 0.8  # of its cutout, in some band or on the opposite side; else the shape starts at the prior's mean
 ENCODINGS = 3  # of all sources; from the second on, of a cutout without the others' light as the last one found it

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine import decoding, ops, photometry
+from deblendrt.engine.coupling import inner_products
 from deblendrt.engine.curvature import by_latent, columns
-from deblendrt.engine.matmul import matmul
-from deblendrt.engine.problem import Canvases, DoubleArray, FloatArray, Problem, State, where_measured
+from deblendrt.engine.problem import DoubleArray, FloatArray, Problem, State, where_measured
 from deblendrt.engine.solver import Solution
 
 # Of the shape latents, for central differences: the flow's curvature over about the width of a posterior. Pulls on
@@ -132,55 +132,75 @@ def likelihood_precisions(problem: Problem, solution: Solution,
     measured = where_measured(problem)
     weights = solution.weights if measured.bands is None else [w[measured.bands] for w in solution.weights]
     for chunk in photometry.blend_rows(problem):
+        drawn = derivative_images(measured, measured.used(unit), np.concatenate(chunk))
         for rows in chunk:
-            yield rows, likelihood_precision(measured, weights, unit, rows)
+            yield rows, likelihood_precision(measured, weights[measured.scene[rows[0]]], drawn, rows)
 
 
-def likelihood_precision(problem: Problem, weights: Canvases, unit: FloatArray,
+def likelihood_precision(problem: Problem, weight: FloatArray, drawn: dict[int, ops.Placed],
                          rows: NDArray[np.int64]) -> DoubleArray:
     """D' W D of one blend.
 
     Parameters
     ----------
     problem : Problem
-    weights : list of float32 (n_used, n_y, n_x)
-        Robust weights W.
-    unit : float32 (n_source, n_band, n_column, n_basis)
-        See `unit_columns`.
+    weight : float32 (n_used, n_y, n_x)
+        Robust weights W of its scene.
+    drawn : dict of int to Placed
+        Derivative images of its sources, (n_used, n_column, height, width).
     rows : int64 (n_member,)
 
     Returns
     -------
     float64 (n_member, n_latent, n_member, n_latent)
     """
-    n_column = unit.shape[2]
-    n_latent = problem.n_band + n_column - 1
-    weight = weights[problem.scene[rows[0]]]
-    images = [_images(problem, problem.used(unit[[i]])[0], i, weight.shape) for i in rows]
-    precision = np.zeros((len(rows), n_latent, len(rows), n_latent))
-    for a, first in enumerate(images):
-        weighted = first._replace(image=first.image * first.cut(weight)[:, None])
-        for b in range(a, len(rows)):
-            both = weighted.common(images[b])
-            if both is None:
-                continue
-            left, right = (np.ascontiguousarray(image).reshape(len(weight), n_column, -1) for image in both)
-            inner = matmul(left, np.ascontiguousarray(right.transpose(0, 2, 1)))
-            block = by_latent(problem.spread(inner.astype(np.float64)[None])[0])
-            precision[a, :, b] = block
-            precision[b, :, a] = block.T
+    place = {i: a for a, i in enumerate(rows.tolist())}
+    pairs, inner = [], []
+    for i, j, product in inner_products(rows, drawn, weight):
+        pairs.append((place[i], place[j]))
+        inner.append(product)
+    block = by_latent(problem.spread(np.array(inner, np.float64)))
+    precision = np.zeros((len(rows), block.shape[1], len(rows), block.shape[1]))
+    a, b = np.array(pairs).T
+    precision[a, :, b] = block
+    precision[b, :, a] = block.transpose(0, 2, 1)
     return precision
 
 
-def _images(problem: Problem, unit: FloatArray, i: int, shape: tuple[int, ...]) -> ops.Placed:
-    """Derivative images of source i on its canvas, (n_band, n_column, height, width)."""
-    folded, extent = problem.folded.of(i), problem.extent[[i]]
-    x, y = ops.corners(folded, problem.corner[[i]], extent)[0].tolist()
-    # the columns take the sources' place in the tile
-    by_column = unit.transpose(1, 0, 2)
-    drawn = ops.extended_stamps(by_column, folded) if extent[0] > 0 else ops.window_stamps(
-        by_column, folded.at(int(extent[0])))
-    return ops.place(drawn.transpose(1, 0, 2, 3), x, y, shape)
+def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64]) -> dict[int, ops.Placed]:
+    """Derivatives of the model image by each source's parameters, where there may be weight.
+
+    Parameters
+    ----------
+    problem : Problem
+    unit : float32 (n_source, n_used, n_column, n_basis)
+        See `unit_columns`.
+    rows : int64 (n_member,)
+        Sources.
+
+    Returns
+    -------
+    dict of int to Placed
+        By source; images (n_used, n_column, height, width).
+    """
+    drawn: dict[int, ops.Placed] = {}
+    extent = problem.extent[rows]
+    first = ops.corners(problem.folded, problem.corner[rows], extent)
+    for members, basis in problem.folded.take(rows).groups(len(rows)):
+        for k in np.unique(extent[members]).tolist():
+            here = members[extent[members] == k]
+            n_band, n_column = unit.shape[1:3]
+            # the columns take the sources' place
+            lines = unit[rows[here]].transpose(0, 2, 1, 3).reshape(-1, n_band, unit.shape[3])
+            images = ops.window_stamps(lines, basis.at(k))
+            images = images.reshape(len(here), n_column, n_band, *images.shape[2:]).swapaxes(1, 2)
+            cells = ops.outskirts_cells(lines, basis).reshape(len(here), n_column, n_band, -1).swapaxes(
+                1, 2) if k > 0 else [None] * len(here)
+            for i, image, outer, (x, y) in zip(rows[here].tolist(), images, cells, first[here].tolist(), strict=True):
+                shape = problem.data[problem.scene[i]].shape
+                drawn[i] = ops.place(image, x, y, shape) if outer is None else ops.on_canvas(
+                    image, outer, basis, x, y, shape, problem.folded.half)
+    return drawn
 
 
 def remaining_step(covariance: BlendCovariance, downhill: DoubleArray, n_band: int) -> DoubleArray:

@@ -101,6 +101,7 @@ class Value:
         axes: list[int] = []
         starts: list[int] = []
         stops: list[int] = []
+        steps: list[int] = []
         dropped: list[int] = []
         added: list[int] = []
         axis = result_axis = 0
@@ -118,10 +119,11 @@ class Value:
                 axes.append(axis)
                 starts.append(part.start or 0)
                 stops.append(np.iinfo(np.int64).max if part.stop is None else part.stop)
+                steps.append(part.step or 1)
             axis += 1
         result = self
         if axes:
-            result = self.b.node("Slice", result, *(self.b.ints(a) for a in (starts, stops, axes)))
+            result = self.b.node("Slice", result, *(self.b.ints(a) for a in (starts, stops, axes, steps)))
         if dropped:
             result = self.b.node("Squeeze", result, self.b.ints(dropped))
         return self.b.node("Unsqueeze", result, self.b.ints(added)) if added else result

@@ -12,8 +12,8 @@ from deblendrt.engine import curvature as engine_curvature
 from deblendrt.engine import rounds as further_rounds
 from deblendrt.engine import solver
 from deblendrt.export.graph_builder import Value
+from deblendrt.export.graph_coupling import Coupling, by_latent
 from deblendrt.export.graph_drawing import Groups
-from deblendrt.export.graph_linear import diagonal, eye, inverse
 from deblendrt.export.graph_objective import Blends, Objective, Point, total
 
 
@@ -33,6 +33,7 @@ class Descent:
         self.bundle, self.scene = objective.bundle, objective.scene
         self.n, self.n_band = objective.n_source, objective.n_band
         self.n_latent = self.bundle.n_latent
+        self.coupling = Coupling(self.draw, 1 + objective.n_move)
         shares = further_rounds.FURTHER if n_iteration and rounds else ()
         further = [max(int(share * n_iteration), 1) for share in shares]
         tempers = [further_rounds.temper(i, n_iteration) for i in range(n_iteration)]
@@ -103,7 +104,7 @@ class Descent:
         going = active & (total(blends, ((left > further_rounds.MOVING) | outgrown).cast(np.float64)) > 0.0)
         active = (select & going) | (~select & active)  # ONNX Runtime has no Where of bool
         following = b.where(redraw, wanted, b.where(select & outgrown & active, wanted, extent))
-        kept = ~(~better & self.scene.fitted).any() & ~(redraw | select)
+        kept = ~(~better & active).any() & ~(redraw | select)
         model = b.branch(kept, lambda: trial_model, lambda: o.render(chosen, self.draw.groups(following)))
         return [active.any(), *chosen, model, damping, curvature, following, left, active, i + 1]
 
@@ -113,79 +114,26 @@ class Descent:
 
     def newton_step(self, blends: Blends, point: Point, groups: Groups, extent: Value, weight: Value, downhill: Value,
                     damping: Value, curvature: Value, active: Value) -> Value:
-        """See `deblendrt.engine.solver.newton_step`; float64 (n_source, n_latent)."""
-        b, o, n_band = self.b, self.o, self.n_band
-        block, outskirts = self.blocks(point, groups, weight, curvature)
-        own = diagonal(b, block, self.n_latent)
-        added = damping[:, None] * own * np.array([0.0] * n_band + [1.0] * (self.n_latent - n_band))
-        inverted = self.inverse(block + added[:, :, None] * np.eye(self.n_latent))
-        step = apply(inverted, downhill)
-        joint = blends.several & active
-        near = self.draw.groups(extent, joint, wide=False)  # the outskirts of single sources are in their blocks alone
-        alone = curvature + outskirts
+        """See `deblendrt.engine.solver.newton_step`; float64 (n_source, n_latent), zero where not active."""
+        columns = self.columns(point)
+        alone = curvature if groups.wide is None else curvature + self.outskirts(columns, weight, groups.wide)
+        return self.coupling.joint_step(blends, columns, extent, weight, downhill, alone, damping, active)
 
-        def matrix(v: Value) -> Value:
-            image = self.draw.render(o.push(point, v).transpose(1, 0, 2), near)
-            pulled = o.pull(point, o.project(image * weight, near))
-            return pulled + apply(alone, v) + added * v
+    def outskirts(self, columns: Value, weight: Value, wide: Value) -> Value:
+        """See `deblendrt.engine.curvature.outskirts`; float64 (n_source, n_latent, n_latent)."""
+        b, draw, n_band, n_column = self.b, self.draw, self.n_band, 1 + self.o.n_move
+        gram = b.constant((draw.folded.full_gram - draw.folded.gram).astype(np.float32))
 
-        def ratio(a: Value, c: Value) -> Value:
-            safe = c > 0.0
-            return b.where(safe, a / b.where(safe, c, 1.0), 0.0)[:, None]
+        def products() -> Value:
+            mine = columns.take(wide).transpose(1, 0, 2, 3)  # (n_band, m, n_column, n_basis)
+            through = (mine.reshape(0, -1, self.bundle.n_basis) @ gram).reshape(0, -1, n_column, self.bundle.n_basis)
+            inner = (through @ mine.transpose(0, 1, 3, 2)).reshape(0, -1, n_column**2)
+            inner = (inner * self.rim_weight(weight, wide)).transpose(1, 0, 2)
+            block = by_latent(b, inner.reshape(-1, n_band, n_column, n_column).cast(np.float64), n_band)
+            return b.node("ScatterND", nothing, wide[:, None], block)
 
-        def dot(a: Value, c: Value) -> Value:
-            return total(blends, (a * c).sum(1))
-
-        def iteration(i: Value, solution: Value, rest: Value, direction: Value, rz: Value) -> list[Value]:
-            image = matrix(direction)
-            alpha = ratio(rz, dot(direction, image))
-            solution, rest = solution + alpha * direction, rest - alpha * image
-            z = apply(inverted, rest)
-            following = dot(rest, z)
-            return [solution, rest, z + ratio(following, rz) * direction, following]
-
-        def conjugate_gradient() -> Value:
-            start = [b.zeros(self.n, self.n_latent), downhill, step, dot(downhill, step)]
-            return b.where(joint[:, None], b.loop(solver.N_CONJUGATE, start, iteration)[0], step)
-
-        return b.branch(joint.any(), conjugate_gradient, lambda: step)
-
-    def blocks(self, point: Point, groups: Groups, weight: Value, curvature: Value) -> tuple[Value, Value]:
-        """See `deblendrt.engine.curvature.blocks`."""
-        b, draw, n_band, folded = self.b, self.draw, self.n_band, self.draw.folded
-        rows = self.columns(point).transpose(1, 0, 2, 3)  # (n_band, n_source, n_column, n_basis)
-        n_column = 1 + self.o.n_move
-
-        def products(chosen: Value, gram: np.ndarray) -> Value:
-            used = gram.shape[-1]
-            mine = rows.take(chosen, 1)[:, :, :, :used]
-            through = mine.reshape(n_band, -1, used) @ b.constant(gram.astype(np.float32))
-            inner = through.reshape(n_band, -1, n_column, used) @ mine.transpose(0, 1, 3, 2)
-            return inner.reshape(n_band, -1, n_column**2)
-
-        def by_latent(inner: Value, mean: Value) -> Value:
-            inner = inner.transpose(1, 0, 2).cast(np.float64) * mean[:, :, None]
-            return self.by_latent(inner.reshape(self.n, n_band, n_column, n_column))
-
-        used = [draw.levels[k].n_used for k in range(len(draw.levels))]
-        inner = draw.by_group(groups.windows, lambda group: products(
-            group.rows, folded.at(-group.level).gram[:, : used[group.level], : used[group.level]]), n_column**2)
-        block = curvature + by_latent(inner, self.o.mean_weight(weight, groups))
-        wide = groups.wide
-        if wide is None:
-            return block, b.zeros(self.n, self.n_latent, self.n_latent)
-        inner = draw.if_any(wide, lambda: draw.spread_rows(products(wide, folded.full_gram - folded.gram), wide),
-                            b.zeros(n_band, self.n, n_column**2, dtype=np.float32))
-        outskirts = by_latent(inner, self.rim_weight(weight, wide))
-        return block + outskirts, outskirts
-
-    def by_latent(self, inner: Value) -> Value:
-        """See `deblendrt.engine.curvature.by_latent`; (n, n_band, n_column, n_column) to (n, n_latent, n_latent)."""
-        fluxes = inner[:, :, 0, 0][:, :, None] * np.eye(self.n_band)
-        cross = inner[:, :, 0, 1:]
-        rest = inner[:, :, 1:, 1:].sum(1)
-        left = self.b.concat([fluxes, inner[:, :, 1:, 0].transpose(0, 2, 1)], 1)
-        return self.b.concat([left, self.b.concat([cross, rest], 1)], 2)
+        nothing = b.zeros(self.n, self.n_latent, self.n_latent)
+        return draw.if_any(wide, products, nothing)
 
     def columns(self, point: Point) -> Value:
         """See `deblendrt.engine.curvature.columns`; float32 (n_source, n_band, n_column, n_basis)."""
@@ -199,22 +147,12 @@ class Descent:
         return b.concat([point.coefficients[:, :, None], moved], 2)
 
     def rim_weight(self, weight: Value, wide: Value) -> Value:
-        """See `deblendrt.engine.curvature.rim_weight`; float64 (n_source, n_band)."""
+        """See `deblendrt.engine.curvature.rim_weight`; float32 (n_band, m, 1)."""
         window, rim = self.draw.folded.window, engine_curvature.RIM
         mask = np.ones((window, window), np.float32)
         mask[rim : window - rim, rim : window - rim] = 0
         mask /= engine_curvature.rim_size(window)
-        found = self.draw.if_any(wide, lambda: self.draw.spread_rows(
-            self.draw.cuts(weight, wide, -self.draw.folded.half, window) @ self.b.constant(mask.reshape(-1, 1)), wide),
-            self.b.zeros(self.n_band, self.n, 1, dtype=np.float32))
-        return found[:, :, 0].transpose(1, 0).cast(np.float64)
-
-    def inverse(self, block: Value) -> Value:
-        """See `deblendrt.engine.curvature.inverse`."""
-        b, n = self.b, self.n_latent
-        scale = 1.0 / b.sqrt(diagonal(b, block, n))
-        scaled = block * scale[:, :, None] * scale[:, None] + 1e-6 * eye(b, n)
-        return inverse(b, scaled, n) * scale[:, :, None] * scale[:, None]
+        return self.draw.cuts(weight, wide, -self.draw.folded.half, window) @ self.b.constant(mask.reshape(-1, 1))
 
     def move(self, latent: Value, step: Value, floor: Value) -> Value:
         """See `deblendrt.engine.solver.move`."""

@@ -86,25 +86,17 @@ class Drawing:
             self.outer = b.constant(folded.outer)
             self.outer_t = self.outer.transpose(0, 2, 1)
 
-    def groups(self, extent: Value, among: Value | None = None, *, wide: bool = True) -> Groups:
+    def groups(self, extent: Value) -> Groups:
         """Sources by how far they are drawn.
 
         Parameters
         ----------
         extent : Value
             int64 (n_source,), see `deblendrt.engine.ops`.
-        among : Value, optional
-            bool (n_source,): the others are not drawn.
-        wide : bool
-            Draw outskirts.
         """
         drawn = self.b.minimum(extent, 0)
-
-        def rows(chosen: Value) -> Value:
-            return self.b.rows(chosen if among is None else chosen & among)
-
-        return Groups([Group(k, rows(drawn.equal(-k))) for k in range(len(self.levels))],
-                      rows(extent > 0) if wide and self.folded.margin else None)
+        return Groups([Group(k, self.b.rows(drawn.equal(-k))) for k in range(len(self.levels))],
+                      self.b.rows(extent > 0) if self.folded.margin else None)
 
     def stamps(self, coefficients: Value, group: Group, band: Value | None = None) -> Value:
         """Stamps of a group, float32 (n_band, m, size, size); `band` as in `placed`."""

@@ -75,6 +75,41 @@ def block_inverse(b: Builder, matrix: Value, n: int, size: int) -> Value:
     return -b.loop(n, [matrix], sweep)[0]
 
 
+def solve(b: Builder, matrix: Value, target: Value, rows: Value, n: int, size: int) -> Value:
+    """Solution of a symmetric positive definite system of blocks, by Gauss-Jordan elimination of one after the other.
+
+    Parameters
+    ----------
+    b : Builder
+    matrix : Value
+        float64 (n, size, n, size).
+    target : Value
+        float64 (n, size).
+    rows : Value
+        int64 (m,), the blocks to eliminate; the others are coupled to none, and their solution is their target.
+    n, size : int
+        Number of blocks and their side.
+
+    Returns
+    -------
+    Value
+        float64 (n, size).
+    """
+    numbers = b.constant(np.arange(n))
+
+    def eliminate(i: Value, a: Value, rest: Value) -> list[Value]:
+        k = rows.take(i)
+        column = a.take(k, 2)  # (n, size, size)
+        inverted = inverse(b, column.take(k)[None], size)[0]
+        row = inverted @ a.take(k).reshape(size, -1)
+        unit = numbers.equal(k).cast(np.float64)[:, None, None] * eye(b, size)
+        column = column - unit
+        change = (column.reshape(-1, size) @ row).reshape(-1, size, n, size)
+        return [a - change, rest - column @ (inverted @ rest.take(k))]
+
+    return b.loop(b.node("Size", rows), [matrix, target[:, :, None]], eliminate)[1][:, :, 0]
+
+
 def positive_part(b: Builder, matrix: Value, n: int, n_iteration: int = 40) -> Value:
     """Symmetric matrices with their negative eigenvalues set to zero: (A + |A|) / 2, |A| = A sign(A).
 

@@ -53,14 +53,11 @@ class Blends(NamedTuple):
     ----------
     joined : Value
         float64 (n_source, n_source), 1 where two are of one blend.
-    several : Value
-        bool (n_source,): the blend has more than one.
     owned : Value
         float64 (n_source, n_y * n_x), 1 where the pixel is the source's.
     """
 
     joined: Value
-    several: Value
     owned: Value
 
 
@@ -175,17 +172,6 @@ class Objective:
         """L of every source's blend, float64 (n_source,)."""
         own = (blends.owned @ loss[:, None])[:, 0] - self.b.where(self.scene.fitted, point.log_prior, 0.0)
         return total(blends, own)
-
-    def push(self, point: Point, step: Value) -> Value:
-        """J v, float32 (n_source, n_band, n_basis); see `deblendrt.engine.objective.push`."""
-        b, n, n_band, n_move = self.b, self.n_source, self.n_band, self.n_move
-        m, k = self.bundle.n_component, self.bundle.n_basis
-        v = step.cast(np.float32)
-        flux = b.exp(point.latent[:, :n_band]).cast(np.float32) * self.present[:, :, 0]
-        along = (v[:, None, n_band:] @ point.d_maps.reshape(n, n_move, -1)).reshape(n, m, k)
-        along_mix = (v[:, None, n_band + 2 :] @ point.d_mix.reshape(n, n_move - 2, -1)).reshape(n, m, n_band)
-        change = point.mix.transpose(0, 2, 1) @ along + along_mix.transpose(0, 2, 1) @ point.maps
-        return point.coefficients * v[:, :n_band, None] + flux[:, :, None] * change
 
     def pull(self, point: Point, d_coefficients: Value) -> Value:
         """J^T g, float64 (n_source, n_latent)."""

@@ -12,6 +12,7 @@ from deblendrt.engine import objective as engine_objective
 from deblendrt.engine import quality, record, uncertainty
 from deblendrt.engine.flags import SUSPECT, Flag
 from deblendrt.export.graph_builder import Value
+from deblendrt.export.graph_coupling import by_latent
 from deblendrt.export.graph_descent import Descent
 from deblendrt.export.graph_drawing import Groups
 from deblendrt.export.graph_linear import block_inverse, diagonal, eye, inverse, positive_part
@@ -98,7 +99,7 @@ def posterior(o: Objective, descent: Descent, blends: Blends, point: Point, grou
 
     inner, = b.loop(n_band, [], products, scan=[(n * n_column, n * n_column)])
     inner = inner.reshape(n_band, n, n_column, n, n_column).transpose(1, 3, 0, 2, 4)
-    precision = descent.by_latent(inner.reshape(n * n, n_band, n_column, n_column).cast(np.float64))
+    precision = by_latent(b, inner.reshape(n * n, n_band, n_column, n_column).cast(np.float64), n_band)
     precision = precision.reshape(n, n, n_latent, n_latent) * blends.joined[:, :, None, None]
     precision = precision.transpose(0, 2, 1, 3)
     units = b.constant(np.eye(n)[:, None, :, None])

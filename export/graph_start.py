@@ -242,7 +242,7 @@ def divide(o: Objective, radius: Value, extent: Value) -> Blends:
     distance = distance.reshape(n, n_y * n_x)
     owner = b.node("ArgMin", distance, axis=0, keepdims=1, dtype=np.int64)
     owned = owner.equal(b.constant(np.arange(n)[:, None])) & inside.reshape(n, n_y * n_x)
-    return Blends(joined, (joined.sum(1) > 1.5) & o.scene.fitted, owned.cast(np.float64))
+    return Blends(joined, owned.cast(np.float64))
 
 
 def encoded_shapes(o: Objective, coefficients: Value | None, groups: Groups) -> tuple[Value, Value]:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import DTypeLike, NDArray
 
-from deblendrt.engine import ops
+from deblendrt.engine import ops, solver
 from deblendrt.engine.blends import MAX_BLEND
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.deblender import fold_bundle
@@ -34,6 +34,7 @@ from deblendrt.export.graph_record import measure
 from deblendrt.export.graph_start import anchors, read_pixels, scene_of, start_latents
 
 CENTER_SIGMA = 0.2  # pixel, as `Deblender.deblend_batch`
+ITERATIONS = solver.ITERATIONS["gauss_newton"]
 
 # name to type and shape: B bands, N sources, L latents
 INPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
@@ -49,7 +50,7 @@ OUTPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
 }
 
 
-def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_iteration: int = 12,
+def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_iteration: int = ITERATIONS,
                  psf: NDArray[np.floating] | None = None, start: str = "encoder", rounds: bool = True,
                  center_sigma: float = CENTER_SIGMA) -> onnx.ModelProto:
     """Write the solver of a bundle as one graph; inputs and outputs are `INPUTS` and `OUTPUTS`.
@@ -66,7 +67,7 @@ def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_ite
         Default: the bundle's nominal PSFs.
     start : {"encoder", "linear"}
     rounds : bool
-        Let blends that are still moving go on, for at most 1.25 times as many iterations, or so, again.
+        Let blends that are still moving go on, for at most five times as many iterations again.
     center_sigma : float [pixel]
 
     Returns

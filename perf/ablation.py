@@ -23,7 +23,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import curvature, decoding, ops, solver, start, unlisted
+from deblendrt.engine import curvature, decoding, ops, rounds, solver, start, unlisted
 from deblendrt.engine import deblender as engine_deblender
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.folded import FoldedBasis
@@ -210,7 +210,7 @@ def start_at(latents: FloatArray) -> Iterator[None]:
         return start.divide(problem, start.light_radius(problem, coefficients)), latent, floor
 
     with mock.patch.object(engine_deblender, "start_latents", given), \
-            mock.patch.object(solver, "temper", return_value=0.0), \
+            mock.patch.object(rounds, "temper", return_value=0.0), \
             mock.patch.object(unlisted, "peaks", return_value=[]):
         yield
     if done != len(latents):
@@ -300,7 +300,7 @@ def measure(bundle: str, tests: scenes.SceneSet) -> dict[str, Any]:
         "30 iterations": lambda: run(n_iteration=30),
     }
     one = mock.patch.object(start, "ENCODINGS", 1)
-    no_further = mock.patch.object(solver, "FURTHER", ())
+    no_further = mock.patch.object(rounds, "FURTHER", ())
     changed: dict[str, tuple[contextlib.AbstractContextManager[Any], ...]] = {
         "started at the truth": (start_at(truth),), "one encoding": (one,),
         "no further iterations for moving blends": (no_further,), "neither": (one, no_further),

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 from deblendrt.engine import apertures
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.flags import Flag
+from deblendrt.engine.solver import ITERATIONS
 from deblendrt.training import population, render, simulate
 from perf import calibration_figure, metrics, report, scenes, uncertainty
 
 FloatArray = NDArray[np.float64]
-SOLVERS = {"gauss_newton": 12, "adam": 200}
+SOLVERS = ITERATIONS
 SHAPE_BAND = "r"  # of SNR, blendedness, cosine and SSIM
 REFERENCE_BAND = "i"  # of the pulls by SNR and blendedness, and of moments
 APERTURE_STAMP = 11  # pixel, holds the aperture

@@ -21,7 +21,7 @@ from perf.scaling import (
     Workload,
 )
 
-ITERATIONS = 15.0  # a source, of 12 and what blends that still move get: see perf.roofline
+ITERATIONS = 10.5  # a source, of 8 and what blends that still move get, in 60 test scenes
 CORES = ((96.0, 6.0, "32 operations a cycle (two 256-bit multiply-adds) at 3 GHz"),
          (192.0, 6.0, "64 operations a cycle (two 512-bit multiply-adds) at 3 GHz"))  # GFLOP/s, GB/s of a core's share
 GPU = (67.0, 3000.0)  # TFLOP/s in float32 and GB/s of an H100, as in perf/results/gpu.md

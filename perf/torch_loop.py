@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deblendrt.engine import objective, solver
+from deblendrt.engine import conjugate, objective, solver
 from deblendrt.engine.curvature import prior_curvature
 from deblendrt.engine.folded import FoldedBasis
 from deblendrt.engine.problem import DoubleArray, Problem
@@ -311,7 +311,7 @@ def inverse(block: Tensor) -> Tensor:
 
 
 def newton_step(p: Loaded, place: Place, weights: Tensor, downhill: Tensor) -> Tensor:
-    """See `solver.newton_step`."""
+    """See `conjugate.newton_step`."""
     state, n_band = place.state, len(p.phi)
     under = weights.index_select(1, p.window).view(n_band, len(downhill), -1)
     wbar = torch.bmm(under, p.profile)[:, :, 0].T.double()
@@ -334,7 +334,7 @@ def newton_step(p: Loaded, place: Place, weights: Tensor, downhill: Tensor) -> T
     solution = torch.zeros_like(rest)
     z = direction = (inverted @ rest[:, :, None])[:, :, 0]
     rz = dot(rest, z)
-    for _ in range(solver.N_CONJUGATE):
+    for _ in range(conjugate.N_CONJUGATE):
         image = render(p, push(p, tuple(jacobian), coefficients, latent, direction), p.joint_window) * weights
         pulled = pull(p, tuple(jacobian), coefficients, latent, project(p, image, p.joint_window))
         applied = pulled + (curvature @ direction[:, :, None])[:, :, 0] + added * direction

@@ -13,8 +13,8 @@ from shim import ShimDevice
 from deblendrt.cuda import reference_descent
 from deblendrt.cuda.conjugate import conjugate_start, conjugate_step
 from deblendrt.cuda.layout import Layout
+from deblendrt.engine import conjugate
 from deblendrt.engine import curvature as engine_curvature
-from deblendrt.engine import solver
 
 SIZES = [1, 3, 0, 2, 1, 17, 0]
 N_STEP = 4
@@ -77,7 +77,7 @@ class System:
             rest = engine_curvature.apply_blocks(self.curvature[rows], v) + self.added[rows] * v
             return np.asarray(self.pull(whole)[rows] + rest)
 
-        solution[rows] = solver.conjugate_gradient(
+        solution[rows] = conjugate.conjugate_gradient(
             matrix, lambda r: engine_curvature.apply_blocks(self.inverse[rows], r), self.target[rows],
             layout.blend[rows].astype(np.int64), N_STEP)
         return solution

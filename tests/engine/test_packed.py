@@ -67,15 +67,25 @@ def test_threads_share_a_table() -> None:
     assert len(set(results)) == 1
 
 
+def test_a_matrix_that_comes_several_times() -> None:
+    table, rows = Table(random(3, 20, 30)), random(5, 4, 20, seed=1)
+    chosen = [0, 2, 0, 0, 2]
+    part = table.part(chosen)
+    assert part is table.part(tuple(chosen))
+    for k, one in enumerate(chosen):
+        np.testing.assert_array_equal(part(rows)[k], table.part([one])(rows[k : k + 1])[0])
+    assert len(part.packed()[1]) == 2  # products
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_model_is_onnx(transposed: bool) -> None:
     onnx = pytest.importorskip("onnx")
-    model = onnx.load_from_string(packed._model((300, 5), transposed))
-    assert [node.op_type for node in model.graph.node] == ["Gemm" if transposed else "MatMul"]
-    assert [tuple(c.dims) for c in model.graph.initializer] == [(300, 5)]
+    model = onnx.load_from_string(packed._model(2, (300, 5), transposed))
+    assert [node.op_type for node in model.graph.node] == ["Gemm" if transposed else "MatMul"] * 2
+    assert [tuple(c.dims) for c in model.graph.initializer] == [(300, 5)] * 2
     i, j = (5, 300) if transposed else (300, 5)
     for values, size in ((model.graph.input, i), (model.graph.output, j)):
-        assert [v.type.tensor_type.shape.dim[1].dim_value for v in values] == [size]
+        assert [v.type.tensor_type.shape.dim[1].dim_value for v in values] == [size] * 2
     for constant in model.graph.initializer:  # the checker wants to see the file
         constant.ClearField("external_data")
         constant.data_location, constant.raw_data = onnx.TensorProto.DEFAULT, bytes(4 * 300 * 5)

@@ -10,7 +10,7 @@ import pytest
 from tolerances import CURVATURE, OBJECTIVE, relative_error
 from toy_model import N_BAND, N_SHAPE, ToyModel, add_noise, draw_latent, make_problem, paint
 
-from deblendrt.engine import curvature, objective, rounds, solver
+from deblendrt.engine import conjugate, coupling, curvature, objective, rounds, solver
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.problem import Problem, State
 
@@ -93,12 +93,12 @@ def test_conjugate_gradient_is_exact_after_as_many_iterations_as_unknowns(blocks
     target = np.random.default_rng(1).standard_normal((len(GROUP), 4)) * 10.0 ** np.arange(-2, 4)[:, None]
     precondition = systems.precondition if blocks else np.copy
     for n_iteration in (12, 40):  # the groups of 8 and 4 unknowns are done long before
-        result = solver.conjugate_gradient(systems.apply, precondition, target, GROUP, n_iteration)
+        result = conjugate.conjugate_gradient(systems.apply, precondition, target, GROUP, n_iteration)
         expected = systems.solve(target)
         for rows in systems.rows:
             assert relative_error(result[rows], expected[rows]) < 1e-7
     if blocks:  # a row alone is solved by its block at once
-        first = solver.conjugate_gradient(systems.apply, precondition, target, GROUP, 1)
+        first = conjugate.conjugate_gradient(systems.apply, precondition, target, GROUP, 1)
         np.testing.assert_allclose(first[3], systems.solve(target)[3], rtol=1e-10)
 
 
@@ -108,11 +108,11 @@ def test_groups_do_not_influence_each_other() -> None:
     others.matrix[0] = systems.matrix[0]
     changed = np.where((GROUP == 0)[:, None], target, -1e3 * target)
     for n_iteration in (1, 3, 12):
-        a = solver.conjugate_gradient(systems.apply, systems.precondition, target, GROUP, n_iteration)
-        b = solver.conjugate_gradient(others.apply, others.precondition, changed, GROUP, n_iteration)
+        a = conjugate.conjugate_gradient(systems.apply, systems.precondition, target, GROUP, n_iteration)
+        b = conjugate.conjugate_gradient(others.apply, others.precondition, changed, GROUP, n_iteration)
         np.testing.assert_array_equal(a[GROUP == 0], b[GROUP == 0])
     still = np.where((GROUP == 0)[:, None], target, 0.0)  # nothing to solve: zero, not NaN
-    result = solver.conjugate_gradient(systems.apply, systems.precondition, still, GROUP, 12)
+    result = conjugate.conjugate_gradient(systems.apply, systems.precondition, still, GROUP, 12)
     assert not result[GROUP != 0].any()
 
 
@@ -167,10 +167,15 @@ def test_mean_weight(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     np.testing.assert_allclose(masked[2], mean[2])
 
 
-def test_newton_step_solves_the_joint_system(toy_deblender: Deblender, toy_model: ToyModel,
+@pytest.mark.parametrize("way", ["at once", "conjugate gradients on the blocks", "conjugate gradients through pixels"])
+def test_newton_step_solves_the_joint_system(toy_deblender: Deblender, toy_model: ToyModel, way: str,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    """With conjugate gradients run to the end, against one dense solve for all sources."""
-    monkeypatch.setattr(solver, "N_CONJUGATE", 60)
+    """Against one dense solve for all sources with every pixel; conjugate gradients run to the end."""
+    monkeypatch.setattr(conjugate, "N_CONJUGATE", 60)
+    monkeypatch.setattr(coupling, "N_CONJUGATE", 60)
+    if way == "conjugate gradients on the blocks":
+        monkeypatch.setattr(coupling, "LARGEST", 1)
+    module = conjugate if way == "conjugate gradients through pixels" else solver
     problem, latent, _, _ = make(toy_deblender, toy_model)
     # one blend for all, so that the solver leaves no coupling out
     problem = dataclasses.replace(problem, blend=np.zeros(len(latent), np.int64), n_blend=1)
@@ -178,7 +183,7 @@ def test_newton_step_solves_the_joint_system(toy_deblender: Deblender, toy_model
     likely = objective.likelihood(problem, state.model)
     weights, residual = objective.weighted_residual(problem, likely, state.model)
     downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
-    step = solver.newton_step(problem, state, weights, downhill, np.zeros(len(latent)),
+    step = module.newton_step(problem, state, weights, downhill, np.zeros(len(latent)),
                               curvature.prior_curvature(problem))
     design = dense_design(toy_model, problem, state.latent)
     matrix = (design * weights[0].ravel()[:, None].astype(np.float64)).T @ design
@@ -190,20 +195,21 @@ def test_newton_step_solves_the_joint_system(toy_deblender: Deblender, toy_model
     error, scale = (step - expected).ravel(), expected.ravel()
     # in the system's own norm: the size of an error is what it costs
     assert error @ matrix @ error < 1e-4 * (scale @ matrix @ scale)
-    assert np.abs(error).max() < 0.02 * np.abs(scale).max()
+    assert np.abs(error).max() < (0.02 if module is conjugate else 0.05) * np.abs(scale).max()  # every second pixel
 
 
 def test_a_source_alone_takes_its_block(toy_deblender: Deblender, toy_model: ToyModel) -> None:
+    """As a device does; the host's step of a source alone comes from its pixels."""
     problem, latent, _, _ = make(toy_deblender, toy_model)
     state = objective.evaluate(problem, latent + 0.05)
     downhill = np.random.default_rng(0).standard_normal(latent.shape)
-    step = solver.newton_step(problem, state, problem.weight, downhill, np.zeros(len(latent)),
-                              curvature.prior_curvature(problem))
+    arguments = (problem, state, problem.weight, downhill, np.zeros(len(latent)), curvature.prior_curvature(problem))
     wbar = curvature.mean_weight(problem, problem.weight)
     block = curvature.blocks(problem, state, wbar, np.zeros_like(wbar), curvature.prior_curvature(problem))[0][2]
     expected = np.linalg.solve(block, downhill[2])
-    error = step[2] - expected
-    assert error @ block @ error < 1e-6 * (expected @ block @ expected)
+    for module, tolerance in ((conjugate, 1e-6), (solver, 0.1)):
+        error = module.newton_step(*arguments)[2] - expected
+        assert error @ block @ error < tolerance * (expected @ block @ expected)
 
 
 def test_damping_shortens_the_shape_step(toy_deblender: Deblender, toy_model: ToyModel) -> None:

@@ -218,7 +218,9 @@ def test_cross_blocks_vanish_where_windows_do_not_meet(toy_deblender: Deblender,
     problem, solution = make(toy_deblender, toy_model, far)
     assert toy_deblender.window < 36
     unit = uncertainty.unit_columns(solution.state)
-    precision = uncertainty.likelihood_precision(problem, solution.weights, unit, np.arange(3))
+    rows = np.arange(3)
+    drawn = uncertainty.derivative_images(problem, unit, rows)
+    precision = uncertainty.likelihood_precision(problem, solution.weights[0], drawn, rows)
     assert not precision[0, :, 1].any()
     assert not precision[1, :, 2].any()
     assert precision[0, :, 2].any()

@@ -101,7 +101,8 @@ def check_agreement(found: Arrays, expected: DeblendResult) -> None:
     assert abs(found["objective"][0] - expected.objective[0]) < SOLVER_GRAPH
     assert abs(found["scene_chi2"][0] - expected.scene_chi2[0]) < 0.1
     np.testing.assert_array_equal(found["n_pixel"], expected.n_pixel)
-    np.testing.assert_allclose(found["log_prior"], expected.log_prior, atol=SOLVER_GRAPH)
+    # not stationary at the solution, as the objective is: a latent off by SOLVER_GRAPH changes it by z times that
+    np.testing.assert_allclose(found["log_prior"], expected.log_prior, atol=3 * SOLVER_GRAPH)
     np.testing.assert_array_equal(found["flags"], expected.flags)
     np.testing.assert_array_equal(found["blend"], expected.blend)
 

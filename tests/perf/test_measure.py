@@ -39,14 +39,14 @@ def test_the_order_of_a_pair_alternates():
 
 def test_timers_find_their_functions_and_leave_no_trace():
     before = {name: stages._find(name) for names in stages.STAGES.values() for name in names}
-    held = solver.blocks
+    held = solver.joint_step
     with stages.Probe().installed() as probe:
-        assert solver.blocks is not held  # a name that another module imported
+        assert solver.joint_step is not held  # a name that another module imported
         late = types.ModuleType("deblendrt.engine.late")
         late.render = ops.render  # as a module would hold it that is imported meanwhile
         sys.modules[late.__name__] = late
     del sys.modules[late.__name__]
-    assert solver.blocks is held
+    assert solver.joint_step is held
     assert late.render is ops.render
     assert {name: stages._find(name) for name in before} == before
     assert probe.skipped == sorted(name for name, found in before.items() if found is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ pytest.importorskip("onnx")
 
 import torch
 
-from deblendrt.engine import objective, solver
+from deblendrt.engine import conjugate, objective, solver
 from deblendrt.engine.bundle import load_bundle
 from deblendrt.engine.curvature import blocks, inverse, mean_weight, prior_curvature
 from deblendrt.engine.deblender import Deblender
@@ -35,6 +36,14 @@ def start(toy_deblender: Deblender, toy_model: Any) -> Start:
     images, centers, _ = zip(*(make_scene(toy_deblender, toy_model, p, SHAPE, seed=k) for k, p in enumerate(places)),
                              strict=True)
     return make_start(toy_deblender, list(images), list(centers), VARIANCE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_steps() -> Iterator[None]:
+    """The host takes its steps as a device does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solver, "newton_step", conjugate.newton_step)
+        yield
 
 
 @pytest.fixture(scope="module")
