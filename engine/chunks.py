@@ -13,8 +13,9 @@ from deblendrt.engine.scene import Scene
 
 CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
 BYTES_PER_PIXEL, BYTES_PER_SOURCE = 80.0, 1.0e5  # per band, measured: see `memory`
-# What a folded basis takes, in units of its functions in the window: smaller windows, outskirts, packed copies
-FOLDED_TABLES = 8.0
+# What a folded basis takes, in units of its functions in the window: smaller windows, outskirts, every second pixel,
+# and packed copies of all; measured as 175 MB for each new PSF of the LSST model
+FOLDED_TABLES = 16.0
 
 
 @dataclasses.dataclass(frozen=True)

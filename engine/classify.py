@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops, solver, uncertainty
+from deblendrt.engine import ops, placing, solver, uncertainty
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
@@ -155,12 +155,12 @@ def scenes_alone(result: DeblendResult, rows: NDArray[np.int64], model: Callable
         distance = np.hypot(*(np.mgrid[:size, :size] - center[0, ::-1, None, None]))
         inside = slice(folded.half - half, folded.half + half + 1)
         own = ops.stamps(result.coefficients[[i]], folded)[0][:, inside, inside]
-        others = ops.window_of(model(int(result.scene_index[i])), x, y, size) - own
-        w = ops.window_of(scene.inverse_variance, x, y, size)
+        others = placing.window_of(model(int(result.scene_index[i])), x, y, size) - own
+        w = placing.window_of(scene.inverse_variance, x, y, size)
         w = w / (1 + w * ((np.float32(MODEL_ERROR) * own) ** 2 + (np.float32(NEIGHBOUR_ERROR) * others) ** 2))
         w[:, distance > RADIUS * folded.fwhm.mean()] = 0
         scenes.append(dataclasses.replace(
-            scene, image=np.where(w > 0, ops.window_of(scene.image, x, y, size) - others, np.float32(0)),
+            scene, image=np.where(w > 0, placing.window_of(scene.image, x, y, size) - others, np.float32(0)),
             inverse_variance=w, centers=center, flags=np.zeros(1, np.int64), star=np.zeros(1, bool),
             auto=np.zeros(1, bool)))
     return scenes

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops
+from deblendrt.engine import placing
 from deblendrt.engine.conjugate import conjugate_gradient
 from deblendrt.engine.curvature import apply_blocks, by_latent, inverse
 from deblendrt.engine.matmul import matmul
@@ -169,7 +169,7 @@ def couplings(problem: Problem, columns: FloatArray, weights: Canvases,
     return Couplings(first, second, block)
 
 
-def inner_products(members: NDArray[np.int64], drawn: dict[int, ops.Placed],
+def inner_products(members: NDArray[np.int64], drawn: dict[int, placing.Placed],
                    weight: FloatArray) -> Iterator[tuple[int, int, FloatArray]]:
     """Weighted products of the images of sources that overlap, each with itself among them.
 
@@ -219,9 +219,9 @@ def _summed(weight: FloatArray) -> FloatArray:
     return rows[:, :, ::2] + rows[:, :, 1::2]
 
 
-def _drawn(problem: Problem, columns: FloatArray, rows: NDArray[np.int64]) -> dict[int, ops.Placed]:
+def _drawn(problem: Problem, columns: FloatArray, rows: NDArray[np.int64]) -> dict[int, placing.Placed]:
     """Derivative images (n_used, n_column, height, width) of sources at pixels of even row and column, by source."""
-    drawn: dict[int, ops.Placed] = {}
+    drawn: dict[int, placing.Placed] = {}
     n_column = columns.shape[2]
     extent = np.minimum(problem.extent[rows], 0)  # outskirts are in the blocks of single sources alone
     for members, basis in problem.folded.take(rows).groups(len(rows)):
@@ -238,5 +238,5 @@ def _drawn(problem: Problem, columns: FloatArray, rows: NDArray[np.int64]) -> di
                 first = ((corner[here] + 1) // 2).tolist()
                 for i, image, (u, v) in zip(of_size[here].tolist(), images.swapaxes(0, 1), first, strict=True):
                     n_y, n_x = problem.data[problem.scene[i]].shape[1:]
-                    drawn[i] = ops.place(image, u, v, (n_y // 2, n_x // 2))
+                    drawn[i] = placing.place(image, u, v, (n_y // 2, n_x // 2))
     return drawn

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops, rubin_exposure, rubin_psf
+from deblendrt.engine import placing, rubin_exposure, rubin_psf
 from deblendrt.engine.fits import BAD_PLANES
 from deblendrt.engine.psf_field import CELL, CellPsf
 from deblendrt.engine.rubin_exposure import Sources
@@ -172,12 +172,12 @@ class RubinScene:
         stamp, (x, y) = result.stamps(row)
         light = result.redistributed(row)[0] if redistributed else stamp
         scene = result.scenes[0]
-        placed = ops.place(stamp, x, y, scene.image.shape)
+        placed = placing.place(stamp, x, y, scene.image.shape)
         inside = np.zeros(placed.image.shape[1:], bool)
         if result.fitted[row] and inside.size:
             inside = footprint(placed.image, placed.cut(scene.inverse_variance))
         values = placed.cut(np.zeros(scene.image.shape, np.float32)) if not inside.any() else (
-            ops.place(light, x, y, scene.image.shape).image)
+            placing.place(light, x, y, scene.image.shape).image)
         at = result.position[row] if result.fitted[row] else np.nan_to_num(result.center[row])
         return HeavyFootprint(
             _spans(inside, placed.x.start + self.x0, placed.y.start + self.y0),

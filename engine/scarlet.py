@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops
+from deblendrt.engine import ops, placing
 from deblendrt.engine.arguments import NJY_ZERO_POINT
 from deblendrt.engine.flags import NOT_FITTED, Flag
 from deblendrt.engine.output import in_place_of
@@ -237,7 +237,7 @@ def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: i
     covered = []
     for row in members:
         stamp, (x, y) = result.stamps(row)
-        placed = ops.place(stamp[own], x, y, scene.image[own].shape)
+        placed = placing.place(stamp[own], x, y, scene.image[own].shape)
         weight = placed.cut(scene.inverse_variance[own])
         if not result.has_images:  # read from a file without them: as deep as the survey
             weight = np.broadcast_to((bundle.sky_sigma[own] ** -2.0)[:, None, None].astype(np.float32), weight.shape)

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops
+from deblendrt.engine import ops, placing
 from deblendrt.engine.problem import Canvases, DoubleArray, FloatArray, Problem
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.start import SIGNIFICANT
@@ -130,7 +130,7 @@ def _model_and_light(problem: Problem, coefficients: FloatArray) -> tuple[Canvas
     return model, light
 
 
-def _placed(problem: Problem, coefficients: FloatArray) -> Iterator[ops.Placed]:
+def _placed(problem: Problem, coefficients: FloatArray) -> Iterator[placing.Placed]:
     shape = [problem.data[s].shape for s in problem.scene]
     return ops.placed(coefficients, problem.folded, problem.corner, problem.extent, shape)
 
@@ -170,13 +170,13 @@ def redistributed_image(result: DeblendResult, i_source: int) -> tuple[FloatArra
     rows = result.sources(int(result.scene_index[i]))
     for j in rows.start + np.flatnonzero(result.fitted[rows]):
         stamp, (x, y) = result.stamps(int(j))
-        here = ops.place(stamp, x - x0, y - y0, own.shape)
+        here = placing.place(stamp, x - x0, y - y0, own.shape)
         if here.image.size:
-            inside = footprint(stamp, ops.window_of(scene.inverse_variance, x, y, stamp.shape[1]))
+            inside = footprint(stamp, placing.window_of(scene.inverse_variance, x, y, stamp.shape[1]))
             model[:, here.y, here.x] += here.image
             light[:, here.y, here.x] += np.maximum(here.image, 0)
-            covered[here.y, here.x] |= ops.place(inside, x - x0, y - y0, own.shape).image
-    weight = ops.window_of(scene.inverse_variance, x0, y0, own.shape[1])
+            covered[here.y, here.x] |= placing.place(inside, x - x0, y - y0, own.shape).image
+    weight = placing.window_of(scene.inverse_variance, x0, y0, own.shape[1])
     light[~(covered & (weight > 0) & (light > 0))] = np.inf
-    residual = ops.window_of(scene.image, x0, y0, own.shape[1]) - model
+    residual = placing.window_of(scene.image, x0, y0, own.shape[1]) - model
     return own + np.maximum(own, 0) / light * residual, (x0, y0)

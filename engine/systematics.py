@@ -27,7 +27,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops, sharing
+from deblendrt.engine import ops, placing, sharing
 from deblendrt.engine.bundle import Bundle
 from deblendrt.engine.problem import DoubleArray, Problem
 from deblendrt.engine.solver import Solution
@@ -86,7 +86,7 @@ def misfit(problem: Problem, solution: Solution) -> Misfit:
         x, y = (problem.corner[i] + folded.half - half).tolist()
         here = (slice(None), slice(y, y + 2 * half), slice(x, x + 2 * half))  # a canvas holds every window
         own = np.zeros((n_band, 2 * half, 2 * half), np.float32)
-        seen = ops.place(placed.image, placed.x.start - x, placed.y.start - y, own.shape)
+        seen = placing.place(placed.image, placed.x.start - x, placed.y.start - y, own.shape)
         np.maximum(seen.image, 0, out=seen.cut(own))
         model = state.model[s][here]
         light = own * np.divide(own, np.maximum(model, own), out=np.zeros_like(own), where=own > 0)

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import decoding, ops, photometry
+from deblendrt.engine import decoding, ops, photometry, placing
 from deblendrt.engine.coupling import inner_products
 from deblendrt.engine.curvature import by_latent, columns
 from deblendrt.engine.problem import DoubleArray, FloatArray, Problem, State, where_measured
@@ -137,7 +137,7 @@ def likelihood_precisions(problem: Problem, solution: Solution,
             yield rows, likelihood_precision(measured, weights[measured.scene[rows[0]]], drawn, rows)
 
 
-def likelihood_precision(problem: Problem, weight: FloatArray, drawn: dict[int, ops.Placed],
+def likelihood_precision(problem: Problem, weight: FloatArray, drawn: dict[int, placing.Placed],
                          rows: NDArray[np.int64]) -> DoubleArray:
     """D' W D of one blend.
 
@@ -167,7 +167,7 @@ def likelihood_precision(problem: Problem, weight: FloatArray, drawn: dict[int, 
     return precision
 
 
-def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64]) -> dict[int, ops.Placed]:
+def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64]) -> dict[int, placing.Placed]:
     """Derivatives of the model image by each source's parameters, where there may be weight.
 
     Parameters
@@ -183,7 +183,7 @@ def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64
     dict of int to Placed
         By source; images (n_used, n_column, height, width).
     """
-    drawn: dict[int, ops.Placed] = {}
+    drawn: dict[int, placing.Placed] = {}
     extent = problem.extent[rows]
     first = ops.corners(problem.folded, problem.corner[rows], extent)
     for members, basis in problem.folded.take(rows).groups(len(rows)):
@@ -198,7 +198,7 @@ def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64
                 1, 2) if k > 0 else [None] * len(here)
             for i, image, outer, (x, y) in zip(rows[here].tolist(), images, cells, first[here].tolist(), strict=True):
                 shape = problem.data[problem.scene[i]].shape
-                drawn[i] = ops.place(image, x, y, shape) if outer is None else ops.on_canvas(
+                drawn[i] = placing.place(image, x, y, shape) if outer is None else placing.on_canvas(
                     image, outer, basis, x, y, shape, problem.folded.half)
     return drawn
 

@@ -14,7 +14,7 @@ from tolerances import ADJOINT, FLOAT32, relative_error
 from toy_model import gaussian_psf
 
 from deblendrt.engine import matmul as matmul_module
-from deblendrt.engine import ops
+from deblendrt.engine import ops, placing
 from deblendrt.engine.folded import FoldedBasis
 from deblendrt.engine.psf import fold
 
@@ -111,16 +111,16 @@ def test_the_full_gram_is_that_of_the_stamps(folded: FoldedBasis) -> None:
 
 
 def test_placed_images_overlap_where_they_should() -> None:
-    a = ops.place(np.arange(20.0).reshape(1, 4, 5), -2, 1, (1, 30, 30))
+    a = placing.place(np.arange(20.0).reshape(1, 4, 5), -2, 1, (1, 30, 30))
     assert (a.y, a.x, a.image.shape) == (slice(1, 5), slice(0, 3), (1, 4, 3))
     np.testing.assert_array_equal(a.image[0, 0], [2, 3, 4])
-    b = ops.place(np.ones((1, 2, 2)), 2, 4, (1, 30, 30))
+    b = placing.place(np.ones((1, 2, 2)), 2, 4, (1, 30, 30))
     both = a.common(b)
     assert both is not None
     np.testing.assert_array_equal(both[0], [[[19.0]]])
     np.testing.assert_array_equal(both[1], [[[1.0]]])
-    assert a.common(ops.place(np.ones((1, 2, 2)), 3, 4, (1, 30, 30))) is None
-    assert ops.place(np.ones((1, 2, 2)), 40, 4, (1, 30, 30)).image.size == 0
+    assert a.common(placing.place(np.ones((1, 2, 2)), 3, 4, (1, 30, 30))) is None
+    assert placing.place(np.ones((1, 2, 2)), 40, 4, (1, 30, 30)).image.size == 0
 
 
 @pytest.mark.parametrize("n", [1, 7, 2 * ops.TILE + 3])

@@ -11,7 +11,7 @@ from tolerances import LEAST_SQUARES, SAMPLE_SIGMA
 from toy_model import N_BAND, N_SHAPE, ToyModel, add_noise, draw_latent, make_problem, paint
 from toy_scenes import CONVERGED, VARIANCE
 
-from deblendrt.engine import apertures, objective, ops, photometry, shapes, solver, uncertainty
+from deblendrt.engine import apertures, objective, ops, photometry, placing, shapes, solver, uncertainty
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.problem import Problem
 from deblendrt.engine.result import DeblendResult
@@ -58,7 +58,7 @@ def dense_design(model: ToyModel, problem: Problem, latent: np.ndarray) -> np.nd
             image = np.einsum("jbk,bkp->jbp", jacobian[i], folded.phi.astype(np.float64))
             image = image.reshape(N_LATENT, N_BAND, folded.window, folded.window)
             x, y = corner.tolist()
-        here = ops.place(image, x, y, canvas.shape)
+        here = placing.place(image, x, y, canvas.shape)
         design[i][..., here.y, here.x] = here.image
     return design.reshape(len(latent) * N_LATENT, -1).T
 
