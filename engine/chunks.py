@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
+
 from deblendrt.engine import patches
 from deblendrt.engine.patches import Part
 from deblendrt.engine.psf_field import PsfField
 from deblendrt.engine.result import DeblendResult
 from deblendrt.engine.scene import Scene
 
+CHUNK = 512  # sources solved together
+LEAST_CHUNK = 48  # fewer are not divided among threads
 CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
-BYTES_PER_PIXEL, BYTES_PER_SOURCE = 80.0, 1.0e5  # per band, measured: see `memory`
+BYTES_PER_PIXEL, BYTES_PER_SOURCE = 50.0, 1.0e5  # per band, measured: see `memory`
 # What a folded basis takes, in units of its functions in the window: smaller windows, outskirts, every second pixel,
 # and packed copies of all; measured as 175 MB for each new PSF of the LSST model
 FOLDED_TABLES = 16.0
@@ -47,15 +51,56 @@ def together(result: DeblendResult, among: list[int], n_source: int) -> Iterator
         yield held
 
 
+def divide(result: DeblendResult, among: list[int], n_threads: int, memory_limit: float | None) -> list[Chunk]:
+    """Scenes as chunks, so small that every thread has work and that the memory holds a chunk of each.
+
+    Parameters
+    ----------
+    result : DeblendResult
+    among : list of int
+        Scenes to solve.
+    n_threads : int
+    memory_limit : float or None [byte]
+
+    Returns
+    -------
+    list of Chunk
+    """
+    parts = [Chunk([i], part) for i in among for part in patches.divide(result.scenes[i])]
+    share = -(-sum(result.scenes[i].n_source for i in among) // n_threads)
+    size = min(max(share, LEAST_CHUNK), CHUNK)
+    while True:
+        chunks = [Chunk(members) for members in together(result, among, size)] + parts
+        # rather a thread without work than chunks of a few sources, which waste more; but one of them has to fit
+        if held(chunks, result, memory_limit) >= (n_threads if size > LEAST_CHUNK else 1) or size == 1:
+            return chunks
+        size //= 2
+
+
+def held(chunks: list[Chunk], result: DeblendResult, memory_limit: float | None) -> float:
+    """How many chunks the memory holds at a time."""
+    return np.inf if memory_limit is None or not chunks else memory_limit // _largest(chunks, result)
+
+
 def most_workers(chunks: list[Chunk], result: DeblendResult, memory_limit: float | None) -> int:
-    """How many chunks may be solved at a time."""
-    if memory_limit is None or not chunks:
-        return max(len(chunks), 1)
-    needed = max(memory([chunk.part.scene] if chunk.part else [result.scenes[i] for i in chunk.members], result)
-                 for chunk in chunks)
-    if needed > memory_limit:
-        raise ValueError(f"memory_limit: expected at least {needed:.3g} bytes for these images, got {memory_limit:.3g}")
-    return int(memory_limit // needed)
+    """How many chunks may be solved at a time.
+
+    Raises
+    ------
+    ValueError
+        The memory does not hold the largest.
+    """
+    n_held = held(chunks, result, memory_limit)
+    if n_held < 1:
+        raise ValueError(f"memory_limit: expected at least {_largest(chunks, result):.3g} bytes for these images, got "
+                         f"{memory_limit:.3g}")
+    return int(min(n_held, max(len(chunks), 1)))
+
+
+def _largest(chunks: list[Chunk], result: DeblendResult) -> float:
+    """Bytes that the largest chunk takes."""
+    return max(memory([chunk.part.scene] if chunk.part else [result.scenes[i] for i in chunk.members], result)
+               for chunk in chunks)
 
 
 def memory(scenes: list[Scene], result: DeblendResult) -> float:

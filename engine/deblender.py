@@ -21,7 +21,7 @@ from deblendrt.cuda import interop
 from deblendrt.cuda.device import DeviceArray, DeviceError, OutOfDeviceMemory
 from deblendrt.engine import classify, ops, patches, psf, solver, unlisted
 from deblendrt.engine.bundle import Bundle, load_bundle
-from deblendrt.engine.chunks import Chunk, most_workers, together
+from deblendrt.engine.chunks import Chunk, divide, most_workers
 from deblendrt.engine.flags import NOT_FITTED, Flag
 from deblendrt.engine.folded import FoldedBasis
 from deblendrt.engine.mixed import FoldedBases
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     from deblendrt.engine.device_pool import DevicePool, SharedDevice
 
 PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
-CHUNK = 512  # sources solved together: about 25 kB each
-LEAST_CHUNK = 48  # fewer are not divided among threads
-FOLDED_CACHE = 16  # folded bases kept, 95 MB each at 6 bands of 63 x 63 pixels once they have drawn
+FOLDED_CACHE = 16  # folded bases kept, 175 MB each at 6 bands of 63 x 63 pixels once they have drawn, 100 MB at one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,12 +342,9 @@ class Deblender:
         result = self._empty_result(scenes, settings)
         covariances: dict[int, NDArray[np.float32]] = {} if before is None else keep(result, before)
         new = [i for i, scene in enumerate(scenes) if before is None or before.scenes[i] is not scene]
-        n_source = sum(scenes[i].n_source for i in new)
-        share = -(-n_source // settings.n_threads) if self.pool is None else CHUNK
-        chunks = [Chunk(members) for members in together(result, new, min(max(share, LEAST_CHUNK), CHUNK))]
-        chunks += [Chunk([i], part) for i in new for part in patches.divide(scenes[i])]
         host_limit = settings.memory_limit if self.pool is None else None
-        n_worker = min(settings.n_threads, most_workers(chunks, result, host_limit), max(len(chunks), 1))
+        chunks = divide(result, new, settings.n_threads if self.pool is None else 1, host_limit)
+        n_worker = min(settings.n_threads, most_workers(chunks, result, host_limit))
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
         def run(chunk: Chunk) -> _Solved:

@@ -2,7 +2,7 @@
 
 Everything that draws sources takes one `FoldedBasis`, for all of them, or a `MixedBasis`, which says which basis each
 source has. Consecutive sources of equal basis are drawn together. `FoldedBases` makes the bases of a result as they are
-asked for: a patch may have hundreds of PSFs, and a basis takes 95 MB.
+asked for: a patch may have hundreds of PSFs, and a basis takes 175 MB.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ from toy_model import ToyModel, gaussian_psf
 from toy_scenes import FIELDS, VARIANCE, make_scene
 
 from deblendrt.cuda.device import DeviceError, OutOfDeviceMemory
-from deblendrt.engine import conjugate, solver
-from deblendrt.engine import deblender as deblender_module
+from deblendrt.engine import chunks, conjugate, solver
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.device_pool import DevicePool, device_runtime
 from deblendrt.engine.device_work import DeviceWork
@@ -92,7 +91,7 @@ def test_threads_share_streams(on_device: Callable[..., Deblender], toy_deblende
                                monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than streams, several chunks each: the same bits."""
     images, centers = batch
-    monkeypatch.setattr(deblender_module, "CHUNK", 4)
+    monkeypatch.setattr(chunks, "CHUNK", 4)
     deblender = on_device(toy_deblender, n_stream=2)
     one, four = (deblender.deblend_batch(images, centers, variance=VARIANCE, n_iteration=2, n_threads=n)
                  for n in (1, 4))

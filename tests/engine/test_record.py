@@ -10,8 +10,7 @@ import pytest
 from toy_model import N_BAND, ToyModel, gaussian_psf, make_problem
 from toy_scenes import CONVERGED, VARIANCE, make_scene
 
-from deblendrt.engine import apertures, psf, quality, shapes, solver, uncertainty
-from deblendrt.engine import deblender as deblender_module
+from deblendrt.engine import apertures, chunks, psf, quality, shapes, solver, uncertainty
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.flags import SUSPECT, Flag
 from deblendrt.engine.result import DeblendResult
@@ -145,7 +144,7 @@ def test_blends_are_the_same_whatever_chunks_and_threads(toy_deblender: Deblende
     assert_blends(whole)
     assert content(run(3)) == content(whole)
     for chunk in (1, 4):
-        monkeypatch.setattr(deblender_module, "CHUNK", chunk)
+        monkeypatch.setattr(chunks, "CHUNK", chunk)
         for n_threads in (1, 3):
             assert content(run(n_threads)) == content(whole)
     # and of a scene alone
