@@ -140,7 +140,7 @@ def _roofline(ms: float, bundle: str, gflops: float, jobs: Sequence[Workload]) -
                  "–", report.percent(flop / gflops / 1e6 / ms)])
     rate = bound_per_second(bundle, *GPU)
     survey = jobs[-1]
-    return [f"The descent of a source, {ITERATIONS:g} iterations as `perf.roofline` counts them: "
+    return [f"The descent of a source, {ITERATIONS:g} iterations as a device takes them (`perf.roofline`): "
             f"{flop / 1e9:.2f} GFLOP, {byte / 1e6:.0f} MB if every array of every step goes through memory once (on a "
             "CPU most stay in caches). Start, photometry and errors are not counted; the measured time has them.",
             report.markdown_table(["a core", "GFLOP/s", "arithmetic [ms per source]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from toy_scenes import VARIANCE, rows, star_field
 
 from deblendrt.engine import classify
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.fits import read_image
 from deblendrt.engine.flags import Flag
 from deblendrt.engine.result import DeblendResult
 
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 Field = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -45,6 +48,30 @@ def test_stars_and_galaxies_are_told_apart(deblender: Deblender, field: Field) -
     told = deblend(deblender, field, kind=np.where(star, "star", "galaxy"))
     np.testing.assert_array_equal(told.star_probability, star)
     assert rows(found, 0) == rows(told, 0)  # solved again as if it had been told
+
+
+def test_a_shape_that_no_galaxy_has_does_not_beat_a_star(toy_deblender: Deblender, toy_field: Field,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the evidences say, unless the star explains much less."""
+    monkeypatch.setattr(classify, "log_evidence", lambda problem, solution, _: np.where(problem.star, -100.0, 0.0))
+    for percentile, convincing, all_stars in ((np.inf, np.inf, True), (np.inf, 0.0, False), (-np.inf, np.inf, False)):
+        monkeypatch.setitem(toy_deblender.bundle.log_prob_percentiles, "0.1", percentile)
+        monkeypatch.setattr(classify, "CONVINCING", convincing)
+        found = deblend(toy_deblender, toy_field, kind="auto", n_iteration=2)
+        assert (found.star_probability > 0.99).all() == all_stars
+        assert (found.star_probability < 0.01).all() != all_stars
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real images are not in the repository (../shared/data)")
+@pytest.mark.parametrize(("name", "place"), [("dc2_field_1", (56, 178)), ("dc2_field_2", (31, 224))])
+def test_bright_unlisted_stars_of_coadds(deblender: Deblender, name: str, place: tuple[int, int]) -> None:
+    """Their PSF images, Moffat fits, are wrong by more than the noise by far."""
+    file = read_image(SHARED / f"{name}.fits")
+    result = deblender.deblend_batch(file.image, file.centers, variance=file.variance, mask=file.mask, psf=file.psf,
+                                     bands=file.bands, zero_point=file.zero_point, kind="auto", find_missed=True)
+    (found,) = np.flatnonzero(np.hypot(*(result.position - place).T) < 1.5)
+    assert result.star[found]
+    assert result.flags[found] & Flag.FOUND
 
 
 @pytest.mark.parametrize("star_fraction", [0.1, 0.5])
