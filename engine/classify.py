@@ -26,8 +26,7 @@ would make the wrong reason certain:
   Without this and h the unlisted star of a DC2 coadd (S/N 33,000), whose PSF image has other wings, was a galaxy.
 - A shape that no galaxy of the population has, less probable than 99.9% of them, can be anything, as the decoder never
   saw it, and may follow the wrong PSF image of a bright star better than the star does. Such a galaxy is one only if it
-  leaves less than a third of the star's objective. (That DC2 star: 1 / 1.7.) With a PSF 3% too wide, 94% of sources
-  are called what they are, not 90%.
+  leaves less than a third of the star's objective. (That DC2 star: 1 / 1.7.)
 
 The likelihood is the robust one of `objective`, with those weights. Of g, the part of the fluxes is the likelihood's:
 they are linear, and a source at the floor of its ln(flux) would be pulled there by a slope of the flow that is none in

@@ -18,6 +18,7 @@ from deblendrt.engine.problem import Canvases, DoubleArray, Problem, State
 
 N_CONJUGATE = 4  # iterations per step of a device
 
+
 def conjugate_gradient(matrix: Callable[[DoubleArray], DoubleArray], precondition: Callable[[DoubleArray], DoubleArray],
                        target: DoubleArray, group: NDArray[np.int64], n_iteration: int) -> DoubleArray:
     """Preconditioned conjugate gradient from zero, with scalars of their own for each group of rows.

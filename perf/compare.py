@@ -41,8 +41,9 @@ def tree(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """
     folder = Path(name)
     if (folder / "engine").is_dir():
-        yield folder, {"name": name, "commit": _git("describe", "--always", "--dirty", "--abbrev=12", at=folder),
-                       "sha256": tree_hash(folder)}
+        own = folder.resolve() == ROOT.resolve()  # a record is kept, and names no folder of the machine
+        yield folder, {"name": "this tree" if own else name, "sha256": tree_hash(folder),
+                       "commit": _git("describe", "--always", "--dirty", "--abbrev=12", at=folder)}
         return
     commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", at=ROOT)
     if commit is None:

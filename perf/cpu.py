@@ -87,7 +87,6 @@ QUICK = Sizes(n_scene=4, n_peer_scene=4, counts=(2, 6, 12), adam=(50,), referenc
 def versions(base: str | None, names: tuple[str, ...], pairs: int, size: str = "short") -> dict[str, Any]:
     """A record of `perf.compare` of this tree, and of a base beside it, without paths of this machine."""
     record = compare.compare(base, str(ROOT), names, size=size, pairs=pairs)
-    record["sources"]["candidate"]["name"] = "this tree"
     del record["command"]  # the part's own is stored
     return record
 
