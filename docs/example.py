@@ -19,10 +19,10 @@ def run(app: Sphinx, _config: Any) -> None:
     if all(path.exists() and path.stat().st_mtime > newest for path in pictures):
         return
     os.environ.setdefault("MPLBACKEND", "agg")
-    from deblendrt.engine import cli
+    from deblendrt.engine.adapters.cli import main
 
     image = ROOT / "examples" / "lsst_blend.fits"
-    if cli.main(["run", str(image), "--out", str(out), "--overwrite", "--quiet"]):
+    if main.main(["run", str(image), "--out", str(out), "--overwrite", "--quiet"]):
         raise RuntimeError(f"deblendrt run {image} failed")
 
 

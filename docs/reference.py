@@ -28,7 +28,7 @@ MARKER = re.compile(r"^<!-- (flags|command-line|modules)(?:: (.*?))? -->$", re.M
 
 def flags_table(_: str) -> str:
     """Bit, value, name and meaning of every flag, and whose errors it makes doubtful."""
-    from deblendrt.engine.flags import DESCRIPTIONS, NOT_FITTED, SUSPECT, Flag
+    from deblendrt.engine.scene.flags import DESCRIPTIONS, NOT_FITTED, SUSPECT, Flag
 
     rows = ["| bit | value | name | meaning | |", "|---:|---:|---|---|---|"]
     for flag in Flag:

@@ -12,17 +12,21 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deblendrt.cuda.device import DeviceError
-    from deblendrt.engine.dask_cluster import deblend_dask
+    from deblendrt.cuda.driver.device import DeviceError
+    from deblendrt.engine.adapters.dask.cluster import deblend_dask
     from deblendrt.engine.deblender import Deblender
-    from deblendrt.engine.flags import Flag
-    from deblendrt.engine.psf_field import CellPsf
-    from deblendrt.engine.result import DeblendResult
+    from deblendrt.engine.files.fits import ImageFile, read_image
+    from deblendrt.engine.result.result import DeblendResult
+    from deblendrt.engine.scene.flags import Flag
+    from deblendrt.engine.scene.psf_field import CellPsf
 
-__all__ = ["CellPsf", "DeblendResult", "Deblender", "DeviceError", "Flag", "deblend_batch", "deblend_dask"]
+__all__ = ["CellPsf", "DeblendResult", "Deblender", "DeviceError", "Flag", "ImageFile", "deblend_batch", "deblend_dask",
+           "read_image"]
 
-_HOMES = {"CellPsf": "engine.psf_field", "Deblender": "engine.deblender", "DeblendResult": "engine.result",
-          "DeviceError": "cuda.device", "Flag": "engine.flags", "deblend_dask": "engine.dask_cluster"}
+_HOMES = {"CellPsf": "engine.scene.psf_field", "Deblender": "engine.deblender",
+          "DeblendResult": "engine.result.result", "DeviceError": "cuda.driver.device", "Flag": "engine.scene.flags",
+          "ImageFile": "engine.files.fits", "deblend_dask": "engine.adapters.dask.cluster",
+          "read_image": "engine.files.fits"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,26 +17,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.cuda import interop
-from deblendrt.cuda.device import DeviceArray, DeviceError, OutOfDeviceMemory
-from deblendrt.engine import classify, ops, patches, psf, solver, unlisted
-from deblendrt.engine.bundle import Bundle, load_bundle
-from deblendrt.engine.chunks import Chunk, divide, most_workers
-from deblendrt.engine.flags import NOT_FITTED, Flag
-from deblendrt.engine.folded import FoldedBasis
-from deblendrt.engine.mixed import FoldedBases
-from deblendrt.engine.patches import Part
-from deblendrt.engine.psf_field import PsfField
-from deblendrt.engine.record import keep, record
-from deblendrt.engine.result import DeblendResult
-from deblendrt.engine.runtime import Runtime
-from deblendrt.engine.runtime_ort import OrtRuntime
-from deblendrt.engine.scene import Scene, make_scenes, with_sources, with_stars
-from deblendrt.engine.settings import Settings, checked_settings
-from deblendrt.engine.start import build_problem, start_latents
+from deblendrt.cuda.driver import interop
+from deblendrt.cuda.driver.device import DeviceArray, DeviceError, OutOfDeviceMemory
+from deblendrt.engine.compute import drawing, folding
+from deblendrt.engine.compute.folded_bases import FoldedBases
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.measure import star_or_galaxy
+from deblendrt.engine.measure.catalogue_rows import keep, record
+from deblendrt.engine.model.bundle import Bundle, load_bundle
+from deblendrt.engine.model.networks import Runtime
+from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene import patches, psf
+from deblendrt.engine.scene.batches import Chunk, divide, most_workers
+from deblendrt.engine.scene.flags import NOT_FITTED, Flag
+from deblendrt.engine.scene.patches import Part
+from deblendrt.engine.scene.psf_field import PsfField
+from deblendrt.engine.scene.scene import Scene, make_scenes, with_sources, with_stars
+from deblendrt.engine.scene.settings import Settings, checked_settings
+from deblendrt.engine.solve import descent, unlisted
+from deblendrt.engine.solve.start import build_problem, start_latents
 
 if TYPE_CHECKING:
-    from deblendrt.engine.device_pool import DevicePool, SharedDevice
+    from deblendrt.engine.compute.cuda.streams import DevicePool, SharedDevice
 
 PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
 FOLDED_CACHE = 16  # folded bases kept, 175 MB each at 6 bands of 63 x 63 pixels once they have drawn, 100 MB at one
@@ -60,7 +63,7 @@ def fold_bundle(bundle: Bundle, images: NDArray[np.float64]) -> FoldedBasis:
     """A bundle's basis folded with PSF images (n_band, q, q), as every result of that bundle uses it."""
     # bands that are not there have the PSF of those that are: an alert's own PSF is folded once, not six times
     first, same = np.unique([psf.psf_key(image) for image in images], return_index=True, return_inverse=True)[1:]
-    folded = psf.fold(bundle.full_basis, images[first], bundle.reference_psf_sigma, PAD, window=window(bundle),
+    folded = folding.fold(bundle.full_basis, images[first], bundle.reference_psf_sigma, PAD, window=window(bundle),
                       binning=bundle.outskirts_binning)
     return folded.in_bands(same)
 
@@ -129,8 +132,8 @@ class Deblender:
         bundle = load_bundle(model)
         if name == "cpu":
             return cls(bundle, OrtRuntime(bundle))
-        from deblendrt.cuda.cuda_device import open_device
-        from deblendrt.engine.device_pool import STREAMS, DevicePool, device_runtime
+        from deblendrt.cuda.driver.cuda_device import open_device
+        from deblendrt.engine.compute.cuda.streams import STREAMS, DevicePool, device_runtime
 
         pool = DevicePool.open(bundle, partial(open_device, int(ordinal or 0), stream),
                                1 if stream is not None else STREAMS, name=device, runtime=device_runtime(runtime))
@@ -141,7 +144,7 @@ class Deblender:
         """Side of a source's window [pixel]; the few that are extended have a larger one."""
         return window(self.bundle)
 
-    def warmup(self, n_sources: int = ops.TILE) -> None:
+    def warmup(self, n_sources: int = drawing.TILE) -> None:
         """Create sessions, fold the nominal PSF and run once, so that the first real call is as fast as the rest.
 
         Parameters
@@ -328,7 +331,7 @@ class Deblender:
         if not len(rows):
             return result
         probability = result.star_probability.copy()
-        probability[rows] = classify.star_probability(
+        probability[rows] = star_or_galaxy.star_probability(
             result, rows, self.runtime, self.bundle, self.device(settings.memory_limit),
             n_threads=settings.n_threads, center_sigma=settings.center_sigma, star_fraction=settings.star_fraction)
         scenes = [with_stars(s, probability[result.sources(k)] > 0.5) for k, s in enumerate(result.scenes)]
@@ -467,7 +470,7 @@ class Deblender:
         # some source of hundreds starts badly enough to leave a peak: every part of a patch would be solved twice
         search = search and settings.robust and (part is None or bool(part.own.all()))
         found = unlisted.peaks(scenes, problem, latent) if search else []
-        solution = solver.solve(problem, latent, floor, settings.solver, settings.n_iteration)
+        solution = descent.solve(problem, latent, floor, settings.solver, settings.n_iteration)
         blends = record(result, members, per_scene, solution)
         if settings.robust:
             unlisted.flag_near(result, members, unlisted.left(scenes, solution), self.bundle.pixel_scale)

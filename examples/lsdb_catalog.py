@@ -17,8 +17,8 @@ import pandas as pd
 from astropy.wcs import WCS
 from distributed import Client
 
-from deblendrt.engine.dask_cluster import PartitionDeblender
-from deblendrt.engine.fits import ImageFile, read_image
+from deblendrt.engine.adapters.dask.cluster import PartitionDeblender
+from deblendrt.engine.files.fits import ImageFile, read_image
 
 IMAGE = Path(__file__).resolve().parent / "lsst_blend.fits"
 HALF = 30  # pixel: a cutout holds the object's own stamp and the neighbours that reach into it

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import outskirts
-from deblendrt.engine.bundle import verify_bundle
-from deblendrt.engine.manifest import FORMAT_REVISION, GOLDEN, GRAPHS, MANIFEST
+from deblendrt.engine.model import outskirts
+from deblendrt.engine.model.bundle import verify_bundle
+from deblendrt.engine.model.manifest import FORMAT_REVISION, GOLDEN, GRAPHS, MANIFEST
 from deblendrt.export.graphs import MINIMUM_ONNXRUNTIME, OPSET, export_graphs, narrow
 from deblendrt.export.parity import check_parity, example_inputs, reference_outputs
 
@@ -108,7 +108,7 @@ def bundle_files(model: Model) -> tuple[dict[str, bytes], dict[str, dict[str, fl
 
 def manifest_of(model: Model, files: dict[str, bytes], parity: dict[str, dict[str, float]], *, model_version: str,
                 licence: str) -> dict[str, Any]:
-    """The manifest, as `deblendrt.engine.manifest` reads it."""
+    """The manifest, as `deblendrt.engine.model.manifest` reads it."""
     config, decoder = model.config, model.decoder
     return {
         "format_revision": FORMAT_REVISION,

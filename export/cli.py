@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deblendrt.engine.rounds import FURTHER
-from deblendrt.engine.solver import ITERATIONS
+from deblendrt.engine.solve.descent import ITERATIONS
+from deblendrt.engine.solve.moving_blends import FURTHER
 
 # Exit codes. argparse itself leaves with 2 on a wrong argument.
 FAILED, NO_INPUT, UNAVAILABLE = 1, 3, 4
@@ -64,8 +64,8 @@ def _export_bundle(arguments: argparse.Namespace) -> int:
     if missing := [name for name in ("torch", "zuko", "galsim", "galcheat", "onnx", "onnxscript")
                    if importlib.util.find_spec(name) is None]:
         return _fail(f"not installed: {', '.join(missing)} (pip install 'deblendrt[train]')", UNAVAILABLE)
-    from deblendrt.engine.bundle import BundleError
-    from deblendrt.engine.manifest import GRAPHS
+    from deblendrt.engine.model.bundle import BundleError
+    from deblendrt.engine.model.manifest import GRAPHS
     from deblendrt.export.bundle import check_target, write_bundle
     from deblendrt.export.graphs import ExportError
     from deblendrt.export.tensorrt import TensorRTError, check_graph, unavailable
@@ -95,8 +95,8 @@ def _export_bundle(arguments: argparse.Namespace) -> int:
 def _export_solver(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("onnx") is None:
         return _fail("not installed: onnx (pip install 'deblendrt[export]')", UNAVAILABLE)
-    from deblendrt.engine.bundle import load_bundle
-    from deblendrt.engine.fits import read_psf
+    from deblendrt.engine.files.fits import read_psf
+    from deblendrt.engine.model.bundle import load_bundle
     from deblendrt.export.solver_graph import solver_graph, write_solver
     from deblendrt.export.triton import write_repository
 

@@ -1,4 +1,4 @@
-"""The step of whole blends in a graph: `deblendrt.engine.coupling` for one scene.
+"""The step of whole blends in a graph: `deblendrt.engine.solve.joint_step` for one scene.
 
 Every source has a frame of S x S pixels, every second one along both axes, that holds its largest window; two frames
 overlap at a shift of whole pixels. So the derivative images take the same room however large the image is.
@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from deblendrt.engine.coupling import FLUX_DAMPED, RIDGE
+from deblendrt.engine.solve.joint_step import FLUX_DAMPED, RIDGE
 from deblendrt.export.graph_builder import Builder, Value
 from deblendrt.export.graph_drawing import Drawing
 from deblendrt.export.graph_linear import diagonal, solve
@@ -41,7 +41,7 @@ class Coupling:
 
     def joint_step(self, blends: Blends, columns: Value, extent: Value, weight: Value, downhill: Value, alone: Value,
                    damping: Value, active: Value) -> Value:
-        """See `deblendrt.engine.coupling.joint_step`.
+        """See `deblendrt.engine.solve.joint_step.joint_step`.
 
         Parameters
         ----------
@@ -193,7 +193,7 @@ class Coupling:
 
 
 def by_latent(b: Builder, inner: Value, n_band: int) -> Value:
-    """See `deblendrt.engine.curvature.by_latent`; (n, n_band, n_column, n_column) to (n, n_latent, n_latent)."""
+    """See `deblendrt.engine.solve.curvature.by_latent`; (n, n_band, n_column, n_column) to (n, n_latent, n_latent)."""
     fluxes = inner[:, :, 0, 0][:, :, None] * np.eye(n_band)
     cross = inner[:, :, 0, 1:]
     rest = inner[:, :, 1:, 1:].sum(1)

@@ -1,4 +1,5 @@
-"""The descent in a graph: `deblendrt.engine.solver.gauss_newton` and `deblendrt.engine.curvature` for one scene.
+"""The descent in a graph: `deblendrt.engine.solve.descent.gauss_newton` and `deblendrt.engine.solve.curvature` for one
+scene.
 
 One loop runs all iterations, those of the further rounds included. Blends that are not moving any more keep their
 place; where none is, the loop ends.
@@ -8,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from deblendrt.engine import curvature as engine_curvature
-from deblendrt.engine import rounds as further_rounds
-from deblendrt.engine import solver
+from deblendrt.engine.solve import curvature as engine_curvature
+from deblendrt.engine.solve import descent
+from deblendrt.engine.solve import moving_blends as further_rounds
 from deblendrt.export.graph_builder import Value
 from deblendrt.export.graph_coupling import Coupling, by_latent
 from deblendrt.export.graph_drawing import Groups
@@ -69,7 +70,7 @@ class Descent:
         b, n = self.b, self.n
         point = self.o.evaluate(latent)
         model = self.o.render(point, self.draw.groups(extent))
-        damping = b.constant(np.full(n, solver.FIRST_DAMPING))
+        damping = b.constant(np.full(n, descent.FIRST_DAMPING))
         nothing = b.zeros(n)
         start = [*point, model, damping, self.prior_curvature(), extent, nothing, self.scene.fitted,
                  b.constant(np.array(0))]
@@ -114,13 +115,13 @@ class Descent:
 
     def newton_step(self, blends: Blends, point: Point, groups: Groups, extent: Value, weight: Value, downhill: Value,
                     damping: Value, curvature: Value, active: Value) -> Value:
-        """See `deblendrt.engine.solver.newton_step`; float64 (n_source, n_latent), zero where not active."""
+        """See `deblendrt.engine.solve.descent.newton_step`; float64 (n_source, n_latent), zero where not active."""
         columns = self.columns(point)
         alone = curvature if groups.wide is None else curvature + self.outskirts(columns, weight, groups.wide)
         return self.coupling.joint_step(blends, columns, extent, weight, downhill, alone, damping, active)
 
     def outskirts(self, columns: Value, weight: Value, wide: Value) -> Value:
-        """See `deblendrt.engine.curvature.outskirts`; float64 (n_source, n_latent, n_latent)."""
+        """See `deblendrt.engine.solve.curvature.outskirts`; float64 (n_source, n_latent, n_latent)."""
         b, draw, n_band, n_column = self.b, self.draw, self.n_band, 1 + self.o.n_move
         gram = b.constant((draw.folded.full_gram - draw.folded.gram).astype(np.float32))
 
@@ -136,7 +137,7 @@ class Descent:
         return draw.if_any(wide, products, nothing)
 
     def columns(self, point: Point) -> Value:
-        """See `deblendrt.engine.curvature.columns`; float32 (n_source, n_band, n_column, n_basis)."""
+        """See `deblendrt.engine.solve.curvature.columns`; float32 (n_source, n_band, n_column, n_basis)."""
         b, n, n_band, n_move = self.b, self.n, self.n_band, self.o.n_move
         m, k = self.bundle.n_component, self.bundle.n_basis
         flux = b.exp(point.latent[:, :n_band]).cast(np.float32) * self.o.present[:, :, 0]
@@ -147,7 +148,7 @@ class Descent:
         return b.concat([point.coefficients[:, :, None], moved], 2)
 
     def rim_weight(self, weight: Value, wide: Value) -> Value:
-        """See `deblendrt.engine.curvature.rim_weight`; float32 (n_band, m, 1)."""
+        """See `deblendrt.engine.solve.curvature.rim_weight`; float32 (n_band, m, 1)."""
         window, rim = self.draw.folded.window, engine_curvature.RIM
         mask = np.ones((window, window), np.float32)
         mask[rim : window - rim, rim : window - rim] = 0
@@ -155,29 +156,29 @@ class Descent:
         return self.draw.cuts(weight, wide, -self.draw.folded.half, window) @ self.b.constant(mask.reshape(-1, 1))
 
     def move(self, latent: Value, step: Value, floor: Value) -> Value:
-        """See `deblendrt.engine.solver.move`."""
+        """See `deblendrt.engine.solve.descent.move`."""
         b, n_band = self.b, self.n_band
-        factor = b.clip(step[:, :n_band] + 1.0, solver.MIN_FLUX_FACTOR, solver.MAX_FLUX_FACTOR)
+        factor = b.clip(step[:, :n_band] + 1.0, descent.MIN_FLUX_FACTOR, descent.MAX_FLUX_FACTOR)
         fluxes = b.maximum(latent[:, :n_band] + b.log(factor), floor)
         moved = slice(n_band, n_band + 2)
-        offset = latent[:, moved] + b.clip(step[:, moved], -solver.MAX_OFFSET_STEP, solver.MAX_OFFSET_STEP)
+        offset = latent[:, moved] + b.clip(step[:, moved], -descent.MAX_OFFSET_STEP, descent.MAX_OFFSET_STEP)
         offset0 = self.scene.offset0
-        offset = b.clip(offset, offset0 - solver.MAX_DRIFT, offset0 + solver.MAX_DRIFT)
+        offset = b.clip(offset, offset0 - descent.MAX_DRIFT, offset0 + descent.MAX_DRIFT)
         shape = step[:, n_band + 2 :]
         length = b.maximum(b.sqrt((shape * shape).sum(1, keep=True)), 1e-12)
-        shape = latent[:, n_band + 2 :] + shape * b.minimum(solver.MAX_SHAPE_STEP / length, 1.0)
+        shape = latent[:, n_band + 2 :] + shape * b.minimum(descent.MAX_SHAPE_STEP / length, 1.0)
         return b.concat([fluxes, offset, shape], 1)
 
     def damped(self, damping: Value, decrease: Value, expected: Value) -> Value:
-        """See `deblendrt.engine.solver.damped`."""
+        """See `deblendrt.engine.solve.descent.damped`."""
         b = self.b
         following = b.where(decrease < expected * 0.5, damping, damping * 0.25)
         following = b.where(decrease < expected * 0.25, damping * 4.0, following)
-        following = b.where(decrease > 0.0, following, b.maximum(damping * 8.0, solver.REJECTED_DAMPING))
-        return b.clip(following, solver.MIN_DAMPING, solver.MAX_DAMPING)
+        following = b.where(decrease > 0.0, following, b.maximum(damping * 8.0, descent.REJECTED_DAMPING))
+        return b.clip(following, descent.MIN_DAMPING, descent.MAX_DAMPING)
 
     def secant(self, curvature: Value, step: Value, change: Value) -> Value:
-        """See `deblendrt.engine.curvature.secant`."""
+        """See `deblendrt.engine.solve.curvature.secant`."""
         b = self.b
         expected = apply(curvature, step)
         before, after = (step * expected).sum(1), (step * change).sum(1)
@@ -187,7 +188,7 @@ class Descent:
         return b.where(good[:, None, None], curvature - removed + added, curvature)
 
     def extents(self, coefficients: Value, extent: Value, groups: Groups) -> Value:
-        """See `deblendrt.engine.curvature.extents`; int64 (n_source,)."""
+        """See `deblendrt.engine.solve.curvature.extents`; int64 (n_source,)."""
         b, folded = self.b, self.draw.folded
         weight = self.o.mean_weight(self.scene.weight, groups).transpose(1, 0)
         by_band = coefficients.transpose(1, 0, 2)
@@ -198,7 +199,7 @@ class Descent:
         return b.maximum(result, self.scene.smallest)
 
     def prior_curvature(self) -> Value:
-        """See `deblendrt.engine.curvature.prior_curvature`; float64 (n_source, n_latent, n_latent)."""
+        """See `deblendrt.engine.solve.curvature.prior_curvature`; float64 (n_source, n_latent, n_latent)."""
         b, n_band, bundle = self.b, self.n_band, self.bundle
         fixed = np.zeros((self.n_latent, self.n_latent))
         fixed[n_band + 2 :, n_band + 2 :] = bundle.prior_curvature

@@ -1,4 +1,4 @@
-"""Sources on images, in a graph: the products of `deblendrt.engine.ops` for one scene of a fixed size.
+"""Sources on images, in a graph: the products of `deblendrt.engine.compute.drawing` for one scene of a fixed size.
 
 Coefficients are bands first here, (n_band, n_source, n_basis). Sources are drawn in groups of one window each, the
 smaller ones with fewer functions as in the engine; how many are in a group is known only at run time, and may be none.
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deblendrt.engine.outskirts import interpolate
-from deblendrt.engine.psf import FoldedBasis
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.model.outskirts import interpolate
 from deblendrt.export.graph_builder import Builder, Value
 
 
@@ -92,7 +92,7 @@ class Drawing:
         Parameters
         ----------
         extent : Value
-            int64 (n_source,), see `deblendrt.engine.ops`.
+            int64 (n_source,), see `deblendrt.engine.compute.drawing`.
         """
         drawn = self.b.minimum(extent, 0)
         return Groups([Group(k, self.b.rows(drawn.equal(-k))) for k in range(len(self.levels))],

@@ -1,4 +1,4 @@
-"""The objective and its derivatives in a graph: `deblendrt.engine.objective` for one scene, line by line.
+"""The objective and its derivatives in a graph: `deblendrt.engine.solve.objective` for one scene, line by line.
 
 What the engine has per blend is per source here, equal for all sources of a blend: with `joined` the matrix of who
 shares a blend with whom, a sum over a blend is a product with it. Latents and sums are float64, images float32.
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from deblendrt.engine.bundle import Bundle
-from deblendrt.engine.objective import CLIP, MODEL_ERROR
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.solve.objective import CLIP, MODEL_ERROR
 from deblendrt.export.graph_builder import Builder, Value
 from deblendrt.export.graph_drawing import Drawing, Groups
 
@@ -32,7 +32,7 @@ class Scene(NamedTuple):
     measured : Value
         bool (n_source, n_band).
     smallest : Value
-        int64 (n_source,), see `deblendrt.engine.objective.Problem`.
+        int64 (n_source,), see `deblendrt.engine.solve.objective.Problem`.
     profile : list of Value
         float32 (n_band, size^2, 1), of each window: what mean weights are weighted by.
     """
@@ -62,7 +62,7 @@ class Blends(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point Z: the fields of `deblendrt.engine.objective.State` but the model; coefficients (n_source, n_band, K)."""
+    """A point Z: the fields of `State` but the model; coefficients (n_source, n_band, n_basis)."""
 
     latent: Value
     maps: Value
@@ -132,7 +132,7 @@ class Objective:
         return log_prob, b.concat([gradient[:, : n_band + 2] + added, gradient[:, n_band + 2 :]], 1)
 
     def missing_color(self, latent: Value) -> tuple[Value, Value]:
-        """See `deblendrt.engine.objective.missing_color`."""
+        """See `deblendrt.engine.solve.objective.missing_color`."""
         b, measured, color = self.b, self.scene.measured, self.bundle.mean_color
         log_flux = latent[:, : self.n_band]
         level = b.where(measured, log_flux - color, 0.0).sum(1, keep=True) / self.n_measured

@@ -1,4 +1,5 @@
-"""What a solved scene is measured by, in a graph: `deblendrt.engine.record`, `uncertainty` and `quality` for one scene.
+"""What a solved scene is measured by, in a graph: `deblendrt.engine.measure.catalogue_rows`, `uncertainty` and
+`fit_quality` for one scene.
 
 Errors are those of the engine: the Laplace approximation around the solution, blend by blend. Left out are apertures,
 ellipticities and systematic errors, with what POOR_FIT knows from the latter.
@@ -8,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from deblendrt.engine import objective as engine_objective
-from deblendrt.engine import quality, record, uncertainty
-from deblendrt.engine.flags import SUSPECT, Flag
+from deblendrt.engine.measure import catalogue_rows, fit_quality, uncertainty
+from deblendrt.engine.scene.flags import SUSPECT, Flag
+from deblendrt.engine.solve import objective as engine_objective
 from deblendrt.export.graph_builder import Value
 from deblendrt.export.graph_coupling import by_latent
 from deblendrt.export.graph_descent import Descent
@@ -30,7 +31,9 @@ def measure(o: Objective, descent: Descent, blends: Blends, point: Point, extent
     downhill = o.pull(point, o.project(residual, groups)) + point.gradient
     map_flux = b.exp(point.latent[:, :n_band])
     unit = point.mix.transpose(0, 2, 1) @ point.maps
-    flux, _ = linear_fluxes(o, unit, map_flux, groups, blends.joined, record.SWEEPS, engine_objective.MODEL_ERROR)
+    flux, _ = linear_fluxes(
+        o, unit, map_flux, groups, blends.joined, catalogue_rows.SWEEPS, engine_objective.MODEL_ERROR
+    )
     covariance, own = posterior(o, descent, blends, point, groups, weight, unit)
     remaining = remaining_step(o, covariance, own, b.concat(
         [downhill[:, :n_band] / map_flux, downhill[:, n_band:]], 1))
@@ -65,18 +68,18 @@ def measure(o: Objective, descent: Descent, blends: Blends, point: Point, extent
 
 
 def near_center(o: Objective) -> Value:
-    """Pixels within `quality.CORE_RADIUS` of the given centres, float64 (n_source, n_y * n_x)."""
+    """Pixels within `fit_quality.CORE_RADIUS` of the given centres, float64 (n_source, n_y * n_x)."""
     b, (n_y, n_x) = o.b, o.draw.shape
     place = o.draw.anchor.cast(np.float64) + o.scene.offset0
     x, y = (b.constant(np.arange(size, dtype=np.float64))[None] - place[:, axis][:, None]
             for axis, size in enumerate((n_x, n_y)))
     distance = (y * y)[:, :, None] + (x * x)[:, None]
-    return (distance <= quality.CORE_RADIUS**2).reshape(o.n_source, -1).cast(np.float64)
+    return (distance <= fit_quality.CORE_RADIUS**2).reshape(o.n_source, -1).cast(np.float64)
 
 
 def posterior(o: Objective, descent: Descent, blends: Blends, point: Point, groups: Groups, weight: Value,
               unit: Value) -> tuple[Value, Value]:
-    """See `deblendrt.engine.uncertainty.laplace`.
+    """See `deblendrt.engine.measure.uncertainty.laplace`.
 
     Returns
     -------
@@ -113,7 +116,7 @@ def posterior(o: Objective, descent: Descent, blends: Blends, point: Point, grou
 
 
 def prior_precision(o: Objective, latent: Value, n_latent: int) -> Value:
-    """See `deblendrt.engine.uncertainty.prior_precision`; float64 (n_source, n_latent, n_latent)."""
+    """See `deblendrt.engine.measure.uncertainty.prior_precision`; float64 (n_source, n_latent, n_latent)."""
     b, n, n_band, n_shape = o.b, o.n_source, o.n_band, o.bundle.n_shape
     steps = np.zeros((2 * n_shape, n_latent))
     steps[:n_shape, n_band + 2 :] = uncertainty.STEP * np.eye(n_shape)
@@ -133,7 +136,7 @@ def prior_precision(o: Objective, latent: Value, n_latent: int) -> Value:
 
 
 def remaining_step(o: Objective, covariance: Value, own: Value, downhill: Value) -> Value:
-    """See `deblendrt.engine.uncertainty.remaining_step`; float64 (n_source,)."""
+    """See `deblendrt.engine.measure.uncertainty.remaining_step`; float64 (n_source,)."""
     b, n, n_band = o.b, o.n_source, o.n_band
     step = (covariance @ downhill.reshape(-1, 1)).reshape(n, -1)[:, n_band:]
     block = own[:, n_band:, n_band:]
@@ -145,17 +148,17 @@ def remaining_step(o: Objective, covariance: Value, own: Value, downhill: Value)
 
 def all_flags(o: Objective, blends: Blends, flags: Value, chi2: Value, n_pixel: Value, n_lost: Value,
               remaining: Value, log_prior: Value, map_flux: Value) -> Value:
-    """The flags of the input and those that follow from the fit, see `deblendrt.engine.quality`; int64 (n_source,)."""
+    """The flags of the input and those that follow from the fit, see `fit_quality`; int64 (n_source,)."""
     b, bundle = o.b, o.bundle
     count = b.maximum(n_pixel, 1.0)
     reduced = chi2 / count
-    poor = ((reduced > b.sqrt(2.0 / count) * quality.POOR_FIT_SIGMA + 1.0) & (reduced > quality.POOR_FIT_RATIO))
+    poor = ((reduced > b.sqrt(2.0 / count) * fit_quality.POOR_FIT_SIGMA + 1.0) & (reduced > fit_quality.POOR_FIT_RATIO))
     magnitude = b.log(map_flux[:, bundle.reference_index]) * (-2.5 / np.log(10.0)) + 31.4
     limits = bundle.training["population"]
     conditions = {
         Flag.POOR_FIT: poor,
-        Flag.UNMODELLED_FLUX: n_lost >= quality.UNMODELLED_PIXELS,
-        Flag.NOT_CONVERGED: ~(remaining < quality.CONVERGED),
+        Flag.UNMODELLED_FLUX: n_lost >= fit_quality.UNMODELLED_PIXELS,
+        Flag.NOT_CONVERGED: ~(remaining < fit_quality.CONVERGED),
         Flag.PRIOR_OUTLIER: log_prior < bundle.log_prob_percentiles["0.1"],
         Flag.OUTSIDE_PRIOR_FLUX: (magnitude < limits["magnitude_min"]) | (magnitude > limits["magnitude_max"]),
     }

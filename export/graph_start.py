@@ -1,5 +1,5 @@
-"""From an image and a list of centres to the start of the descent: `deblendrt.engine.scene`, `start` and `photometry`
-in a graph, for one scene."""
+"""From an image and a list of centres to the start of the descent: `deblendrt.engine.scene.scene`, `start` and
+`photometry` in a graph, for one scene."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import start
-from deblendrt.engine.blends import MIN_RADIUS
-from deblendrt.engine.bundle import Bundle
-from deblendrt.engine.flags import Flag
-from deblendrt.engine.photometry import RIDGE
-from deblendrt.engine.scene import FILL_SIGMA
-from deblendrt.engine.windows import MIN_SEPARATION
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.scene.blends import MIN_RADIUS
+from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.scene.scene import FILL_SIGMA
+from deblendrt.engine.scene.windows import MIN_SEPARATION
+from deblendrt.engine.solve import start
+from deblendrt.engine.solve.joint_fluxes import RIDGE
 from deblendrt.export.graph_builder import Builder, Value
 from deblendrt.export.graph_descent import Descent
 from deblendrt.export.graph_drawing import Drawing, Group, Groups
@@ -32,7 +32,7 @@ class Pixels(NamedTuple):
 
 
 def read_pixels(b: Builder, image: Value, variance: Value) -> Pixels:
-    """See `deblendrt.engine.scene`: infinite variance is a mask, and no fault."""
+    """See `deblendrt.engine.scene.scene`: infinite variance is a mask, and no fault."""
     finite = (image - image).equal(0.0)  # of NaN and infinity the difference is NaN
     inverse_variance = 1.0 / variance
     known = (variance > 0.0) & (inverse_variance - inverse_variance).equal(0.0)
@@ -98,7 +98,7 @@ def scene_of(b: Builder, draw: Drawing, pixels: Pixels, centers: Value, finite: 
 
 def linear_fluxes(o: Objective, unit: Value, flux: Value, groups: Groups, joined: Value, n_sweep: int,
                   error: float | None) -> tuple[Value, Value]:
-    """See `deblendrt.engine.photometry.linear_fluxes`.
+    """See `deblendrt.engine.solve.joint_fluxes.linear_fluxes`.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def linear_fluxes(o: Objective, unit: Value, flux: Value, groups: Groups, joined
 
 
 def start_latents(o: Objective, descent: Descent, kind: str) -> tuple[Blends, Value, Value, Value]:
-    """See `deblendrt.engine.start.start_latents`.
+    """See `deblendrt.engine.solve.start.start_latents`.
 
     Returns
     -------
@@ -204,7 +204,7 @@ def connected(o: Objective, radius: Value) -> Value:
 
 
 def light_radius(o: Objective, coefficients: Value, extent: Value) -> Value:
-    """See `deblendrt.engine.start.light_radius`; float64 (n_source,)."""
+    """See `deblendrt.engine.solve.start.light_radius`; float64 (n_source,)."""
     b, draw, folded = o.b, o.draw, o.draw.folded
     groups = draw.groups(extent)
     by_band = coefficients.transpose(1, 0, 2)
@@ -223,7 +223,7 @@ def light_radius(o: Objective, coefficients: Value, extent: Value) -> Value:
 
 
 def divide(o: Objective, radius: Value, extent: Value) -> Blends:
-    """See `deblendrt.engine.blends.partition`: blends, and the owner of every pixel."""
+    """See `deblendrt.engine.scene.blends.partition`: blends, and the owner of every pixel."""
     b, draw, n = o.b, o.draw, o.n_source
     n_y, n_x = draw.shape
     joined = connected(o, radius)
@@ -246,7 +246,7 @@ def divide(o: Objective, radius: Value, extent: Value) -> Blends:
 
 
 def encoded_shapes(o: Objective, coefficients: Value | None, groups: Groups) -> tuple[Value, Value]:
-    """See `deblendrt.engine.start.encoded_shapes`.
+    """See `deblendrt.engine.solve.start.encoded_shapes`.
 
     Returns
     -------
@@ -277,7 +277,7 @@ def encoded_shapes(o: Objective, coefficients: Value | None, groups: Groups) -> 
 
 
 def filled_cutouts(b: Builder, bundle: Bundle, n: int, data: Value, weight: Value) -> tuple[Value, Value, Value]:
-    """See `deblendrt.engine.start.filled_cutout`.
+    """See `deblendrt.engine.solve.start.filled_cutout`.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ handed its intermediates: no second pair of graphs to keep in step, for 0.03 ms 
 does not trace with a symbolic number of sources and is written out in `export.jacobian`.
 
 Every graph is then stripped of what is not mathematics (the exporter stores stack traces with the paths of source
-files), given the shapes of `deblendrt.engine.manifest.GRAPHS`, and checked.
+files), given the shapes of `deblendrt.engine.model.manifest.GRAPHS`, and checked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import zuko
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from deblendrt.engine.manifest import GRAPHS, Graph, graph_sizes
+from deblendrt.engine.model.manifest import GRAPHS, Graph, graph_sizes
 from deblendrt.export.jacobian import Jacobian
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from deblendrt.engine.golden import golden_error
-from deblendrt.engine.manifest import GRAPHS
+from deblendrt.engine.model.agreement import golden_error
+from deblendrt.engine.model.manifest import GRAPHS
 from deblendrt.export.graphs import functions, model_sizes
 
 if TYPE_CHECKING:

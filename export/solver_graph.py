@@ -18,14 +18,15 @@ import numpy as np
 import onnx
 from numpy.typing import DTypeLike, NDArray
 
-from deblendrt.engine import ops, solver
-from deblendrt.engine.blends import MAX_BLEND
-from deblendrt.engine.bundle import Bundle
+from deblendrt.engine.compute import drawing
+from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.deblender import fold_bundle
-from deblendrt.engine.flags import DESCRIPTIONS
-from deblendrt.engine.output import in_place_of
-from deblendrt.engine.psf import FoldedBasis
-from deblendrt.engine.runtime_ort import OrtRuntime
+from deblendrt.engine.files.output import in_place_of
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
+from deblendrt.engine.scene.blends import MAX_BLEND
+from deblendrt.engine.scene.flags import DESCRIPTIONS
+from deblendrt.engine.solve.descent import ITERATIONS
 from deblendrt.export.graph_builder import Builder
 from deblendrt.export.graph_descent import Descent
 from deblendrt.export.graph_drawing import Drawing
@@ -34,7 +35,7 @@ from deblendrt.export.graph_record import measure
 from deblendrt.export.graph_start import anchors, read_pixels, scene_of, start_latents
 
 CENTER_SIGMA = 0.2  # pixel, as `Deblender.deblend_batch`
-ITERATIONS = solver.ITERATIONS["gauss_newton"]
+N_ITERATION = ITERATIONS["gauss_newton"]
 
 # name to type and shape: B bands, N sources, L latents
 INPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
@@ -50,7 +51,7 @@ OUTPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
 }
 
 
-def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_iteration: int = ITERATIONS,
+def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_iteration: int = N_ITERATION,
                  psf: NDArray[np.floating] | None = None, start: str = "encoder", rounds: bool = True,
                  center_sigma: float = CENTER_SIGMA) -> onnx.ModelProto:
     """Write the solver of a bundle as one graph; inputs and outputs are `INPUTS` and `OUTPUTS`.
@@ -119,7 +120,7 @@ def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_ite
 def _profiles(bundle: Bundle, folded: FoldedBasis) -> list[NDArray[np.float32]]:
     """What mean weights are weighted by in each window, float32 (n_band, size^2, 1); see `start.build_problem`."""
     mean_galaxy = np.concatenate([np.zeros(folded.n_band + 2), bundle.start_shape])[None]
-    square = ops.stamps(OrtRuntime(bundle).decode(mean_galaxy), folded)[0].astype(np.float64) ** 2
+    square = drawing.stamps(OrtRuntime(bundle).decode(mean_galaxy), folded)[0].astype(np.float64) ** 2
     profile = (square / square.sum((1, 2), keepdims=True)).astype(np.float32)
     result = []
     for inset in (0, *folded.insets):

@@ -6,8 +6,8 @@ export can be checked where it is made. Plans are never shipped: they are built 
 
 from __future__ import annotations
 
-from deblendrt.engine import runtime_trt
-from deblendrt.engine.runtime_trt import TensorRTError
+from deblendrt.engine.model import tensorrt
+from deblendrt.engine.model.tensorrt import TensorRTError
 
 __all__ = ["TensorRTError", "TensorRTUnavailable", "check_graph", "unavailable"]
 
@@ -20,7 +20,7 @@ class TensorRTUnavailable(RuntimeError):
 
 def unavailable() -> str | None:
     """Why the check cannot run here, or None if it can."""
-    return runtime_trt.unavailable(PACKAGE)
+    return tensorrt.unavailable(PACKAGE)
 
 
 def check_graph(content: bytes, *, max_sources: int = 4096) -> int:
@@ -46,4 +46,4 @@ def check_graph(content: bytes, *, max_sources: int = 4096) -> int:
     """
     if reason := unavailable():
         raise TensorRTUnavailable(reason)
-    return len(runtime_trt.build_plan(content, PACKAGE, (1, max_sources // 4, max_sources)))
+    return len(tensorrt.build_plan(content, PACKAGE, (1, max_sources // 4, max_sources)))

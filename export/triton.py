@@ -18,8 +18,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from deblendrt.engine.bundle import Bundle
-from deblendrt.engine.manifest import GRAPHS
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.model.manifest import GRAPHS
 
 # Rows: at more the graphs gain no speed; and how long the server may wait for others
 MAX_BATCH, QUEUE_DELAY = 512, 200  # rows, microseconds

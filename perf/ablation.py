@@ -23,12 +23,13 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import curvature, decoding, ops, rounds, solver, start, unlisted
 from deblendrt.engine import deblender as engine_deblender
+from deblendrt.engine.compute import decoding, drawing
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.folded import FoldedBasis
-from deblendrt.engine.problem import Problem
-from deblendrt.engine.runtime import Runtime
+from deblendrt.engine.model.networks import Runtime
+from deblendrt.engine.solve import curvature, descent, moving_blends, start, unlisted
 from perf import metrics, report, scenes
 
 FloatArray = NDArray[np.float64]
@@ -147,7 +148,7 @@ def drawn(folded: FoldedBasis, unit: NDArray[np.float32], centers: FloatArray,
     reach = folded.half + folded.margin
     corners = np.rint(centers).astype(int) - reach
     return np.stack([metrics.place(stamp, (x, y), shape) for stamp, (x, y) in
-                     zip(ops.extended_stamps(unit, folded), corners.tolist(), strict=True)])
+                     zip(drawing.extended_stamps(unit, folded), corners.tolist(), strict=True)])
 
 
 def projected(deblender: Deblender, folded: FoldedBasis, scene: Any) -> NDArray[np.float32]:
@@ -210,7 +211,7 @@ def start_at(latents: FloatArray) -> Iterator[None]:
         return start.divide(problem, start.light_radius(problem, coefficients)), latent, floor
 
     with mock.patch.object(engine_deblender, "start_latents", given), \
-            mock.patch.object(rounds, "temper", return_value=0.0), \
+            mock.patch.object(moving_blends, "temper", return_value=0.0), \
             mock.patch.object(unlisted, "peaks", return_value=[]):
         yield
     if done != len(latents):
@@ -223,7 +224,7 @@ def without_outskirts() -> Iterator[None]:
     def none(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
         return np.minimum(curvature.extents(problem, coefficients), 0)
 
-    with mock.patch.object(start, "extents", none), mock.patch.object(solver, "extents", none):
+    with mock.patch.object(start, "extents", none), mock.patch.object(descent, "extents", none):
         yield
 
 
@@ -300,7 +301,7 @@ def measure(bundle: str, tests: scenes.SceneSet) -> dict[str, Any]:
         "30 iterations": lambda: run(n_iteration=30),
     }
     one = mock.patch.object(start, "ENCODINGS", 1)
-    no_further = mock.patch.object(rounds, "FURTHER", ())
+    no_further = mock.patch.object(moving_blends, "FURTHER", ())
     changed: dict[str, tuple[contextlib.AbstractContextManager[Any], ...]] = {
         "started at the truth": (start_at(truth),), "one encoding": (one,),
         "no further iterations for moving blends": (no_further,), "neither": (one, no_further),

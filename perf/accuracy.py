@@ -22,10 +22,10 @@ import galsim
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import apertures
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import Flag
-from deblendrt.engine.solver import ITERATIONS
+from deblendrt.engine.measure import apertures
+from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.solve.descent import ITERATIONS
 from deblendrt.training import population, render, simulate
 from perf import calibration_figure, metrics, report, scenes, uncertainty
 

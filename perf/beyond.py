@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import quality, systematics
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import Flag
-from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.measure import fit_quality, systematic_error
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import Flag
 from perf import beyond_cases, beyond_figure, beyond_report, metrics, report, uncertainty
 from perf.beyond_cases import CASES, Case, Field
 
@@ -121,10 +121,20 @@ def measure(bundle: str, scale: float) -> tuple[dict[str, Any], list[beyond_figu
         print(f"{case.name}: width {row['width']:.2f}, total {row['width_total']:.2f}, flagged {row['flagged']:.2f}, "
               f"caught {row['caught']:.2f}, false alarms {row['false_alarm']:.2f}", file=sys.stderr)
     every = {name: np.concatenate([found[name] for found in pooled]) for name in pooled[0]}
-    return {"bundle": bundle, "n_source": len(pooled[0]["snr"]), "band": BAND, "wrong": WRONG, "cases": summary,
-            "all_cases": groups(every), "scale": systematics.SCALE, "hidden": systematics.HIDDEN,
-            "floor": systematics.FLOOR, "misfit_sigma": quality.MISFIT_SIGMA, "deblending_cpu_seconds": seconds,
-            "environment": report.environment()}, examples
+    return {
+        "bundle": bundle,
+        "n_source": len(pooled[0]["snr"]),
+        "band": BAND,
+        "wrong": WRONG,
+        "cases": summary,
+        "all_cases": groups(every),
+        "scale": systematic_error.SCALE,
+        "hidden": systematic_error.HIDDEN,
+        "floor": systematic_error.FLOOR,
+        "misfit_sigma": fit_quality.MISFIT_SIGMA,
+        "deblending_cpu_seconds": seconds,
+        "environment": report.environment(),
+    }, examples
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from deblendrt.engine.flags import SUSPECT, Flag
-from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import SUSPECT, Flag
 from perf.beyond_cases import Field, Layout, sky
 
 SHOWN = ("control", "Sersic n = 0.5", "Sersic n = 6", "clumpy", "ring", "spiral arms", "colour gradient",

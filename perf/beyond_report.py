@@ -60,23 +60,43 @@ def page(figures: Mapping[str, Any]) -> str:
         "beyond 3 sigma. *Wrong and silent*: off by more than 10% and 3 sigma without a flag, of all. *False alarms*: "
         "flagged, of those within 3 sigma.",
         "![Examples: data, model, residual in sigma](beyond.png)",
-        "## In plain words", *_words(cases),
+        "## In plain words",
+        *_words(cases),
         f"`flux_sys_err`^2 = ({figures['scale']:g} e F)^2 + ({figures['hidden']:g} h)^2 + ({figures['floor']:g} F)^2 "
         "with F the MAP flux, e the relative misfit in the source's own residual and h the light of its model that "
-        "lies below the noise, on masked pixels or off the image (`deblendrt.engine.systematics`). What no residual "
+        "lies below the noise, on masked pixels or off the image. What no residual "
         "shows it cannot know: outskirts below the noise that differ from the prior's, a background that is off, an "
         "unlisted neighbour that the source's model has swallowed. The three factors and the flag's threshold were "
         "chosen on these cases and galaxies, so the widths below are those of the sample that they were fitted to.",
-        "## The cases", report.markdown_table(("case", "what it is"), [(n, str(c["about"])) for n, c in cases.items()]),
-        "## All sources", *(_section(cases, "all", title, keys) for title, keys in
-                            (("Fluxes and colours", ACCURACY), ("Errors", ERRORS), ("Flags", FLAGS))),
-        "## By S/N", *(_by_snr(cases, snr, title, key) for title, key in (
-            ("Median flux error", "flux_error"), ("Width of the pulls", "width"),
-            ("Width with flux_sys_err", "width_total"), ("Flagged", "flagged"), ("Caught", "caught"),
-            ("False alarms", "false_alarm"))),
-        "## Alone and in blends", *(_by_snr(cases, ["alone", "blends"], title, key) for title, key in (
-            ("Median flux error", "flux_error"), ("Width with flux_sys_err", "width_total"), ("Flagged", "flagged"),
-            ("Caught", "caught"))),
+        "## The cases",
+        report.markdown_table(("case", "what it is"), [(n, str(c["about"])) for n, c in cases.items()]),
+        "## All sources",
+        *(
+            _section(cases, "all", title, keys)
+            for title, keys in (("Fluxes and colours", ACCURACY), ("Errors", ERRORS), ("Flags", FLAGS))
+        ),
+        "## By S/N",
+        *(
+            _by_snr(cases, snr, title, key)
+            for title, key in (
+                ("Median flux error", "flux_error"),
+                ("Width of the pulls", "width"),
+                ("Width with flux_sys_err", "width_total"),
+                ("Flagged", "flagged"),
+                ("Caught", "caught"),
+                ("False alarms", "false_alarm"),
+            )
+        ),
+        "## Alone and in blends",
+        *(
+            _by_snr(cases, ["alone", "blends"], title, key)
+            for title, key in (
+                ("Median flux error", "flux_error"),
+                ("Width with flux_sys_err", "width_total"),
+                ("Flagged", "flagged"),
+                ("Caught", "caught"),
+            )
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from deblendrt.engine import rounds, solver
+from deblendrt.engine.compute.cuda.descent import Descent
+from deblendrt.engine.compute.cuda.layouts import make_layout
+from deblendrt.engine.compute.cuda.work import DeviceWork
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.compute.problem import DoubleArray, Problem
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.device_work import DeviceWork
-from deblendrt.engine.folded import FoldedBasis
-from deblendrt.engine.layouts import make_layout
-from deblendrt.engine.problem import DoubleArray, Problem
-from deblendrt.engine.scene import make_scenes
-from deblendrt.engine.solver_cuda import Descent
-from deblendrt.engine.start import build_problem, start_latents
+from deblendrt.engine.scene.scene import make_scenes
+from deblendrt.engine.solve import moving_blends
+from deblendrt.engine.solve.descent import ITERATIONS
+from deblendrt.engine.solve.start import build_problem, start_latents
 from perf.drawn_scenes import DrawnScenes
 
-N_ITERATION = solver.ITERATIONS["gauss_newton"]
-TEMPERS = tuple(rounds.temper(i, N_ITERATION) for i in range(N_ITERATION))
+N_ITERATION = ITERATIONS["gauss_newton"]
+TEMPERS = tuple(moving_blends.temper(i, N_ITERATION) for i in range(N_ITERATION))
 REPEATS = 5
 VARIANTS: dict[str, dict[str, bool]] = {"eager": {}, "graph": {"recorded": True},
                                         "compile": {"compiled": True, "recorded": True}}

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import ops
+from deblendrt.engine.compute import drawing
 from deblendrt.engine.deblender import Deblender
 
 SIDE, SPREAD, MARGIN = 101, 12.0, 13  # pixel
@@ -74,7 +74,7 @@ def draw_scenes(deblender: Deblender, n_scene: int, seed: int = 0) -> DrawnScene
         shape = np.asarray(bundle.start_shape) + 0.7 * rng.standard_normal((n, bundle.n_shape))
         coefficients = deblender.runtime.decode(np.concatenate([log_flux, center - anchor, shape], 1))
         canvas = np.zeros((n_band, SIDE + 2 * half, SIDE + 2 * half), np.float32)
-        ops.render(coefficients, folded, anchor, np.zeros(n, bool), [canvas], np.zeros(n, np.int64))
+        drawing.render(coefficients, folded, anchor, np.zeros(n, bool), [canvas], np.zeros(n, np.int64))
         noise = sigma[:, None, None] * rng.standard_normal((n_band, SIDE, SIDE))
         image[k] = canvas[:, half:-half, half:-half] + noise
         centers.append(center)

@@ -31,14 +31,14 @@ from typing import Any
 
 import numpy as np
 
-from deblendrt.cuda.cuda_device import CudaDevice, open_device
-from deblendrt.cuda.device import Argument, Device
+from deblendrt.cuda.driver.cuda_device import CudaDevice, open_device
+from deblendrt.cuda.driver.device import Argument, Device
+from deblendrt.engine.compute.cuda.model import DeviceModel
+from deblendrt.engine.compute.cuda.streams import DevicePool
+from deblendrt.engine.compute.cuda.work import DeviceWork
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.device_model import DeviceModel
-from deblendrt.engine.device_pool import DevicePool
-from deblendrt.engine.device_work import DeviceWork
-from deblendrt.engine.result import DeblendResult
-from deblendrt.engine.runtime_cuda import CudaRuntime
+from deblendrt.engine.model.kernel_networks import CudaRuntime
+from deblendrt.engine.result.result import DeblendResult
 from perf import descent_alone
 from perf.drawn_scenes import DrawnScenes, draw_scenes
 from perf.gpu_report import Report

@@ -47,13 +47,13 @@ mkdir -p "$work/site"
 ln -sfn "$PWD" "$work/site/deblendrt"  # as the package installs, without what a build leaves in the tree
 export PYTHONPATH="$work/site:$PWD"
 
-one='said=$(nvcc -arch=sm_90 -std=c++17 -Xptxas -v -cubin -Icuda "$1" -o "$0/$(basename "$1").cubin" 2>&1); status=$?
+one='said=$(nvcc -arch=sm_90 -std=c++17 -Xptxas -v -cubin -Icuda/math "$1" -o "$0/$(basename "$1").cubin" 2>&1); status=$?
      printf "%s\n%s\n" "$1" "$said"; exit $status'
 
 step machine 60 nvidia-smi
-step doctor 120 "$python" -m deblendrt.engine.cli doctor
-step ptxas 300 bash -c 'ls cuda/*.cu | xargs -P "$(nproc)" -I{} bash -c "$0" "$1" {}' "$one" "$work"
-step tests 300 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/cuda tests/engine/test_cuda_engine.py
+step doctor 120 "$python" -m deblendrt.engine.adapters.cli.main doctor
+step ptxas 300 bash -c 'ls cuda/kernels/*/*.cu | xargs -P "$(nproc)" -I{} bash -c "$0" "$1" {}' "$one" "$work"
+step tests 300 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/cuda tests/engine/compute/test_cuda_engine.py
 for tool in memcheck racecheck; do
     step "$tool" 200 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m perf.gpu_smoke
 done

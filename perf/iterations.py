@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import rounds, solver
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.solve import descent, moving_blends
 from perf import accuracy, cpu_figures, report, scenes
 
 FloatArray = NDArray[np.float64]
@@ -173,7 +173,7 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
     Returns
     -------
     dict
-        Plain values: ``rows``, each with ``solver``, ``n_iteration``, ``ms_per_source`` (processor time of one
+        Plain values: ``rows``, each with ``descent``, ``n_iteration``, ``ms_per_source`` (processor time of one
         thread), ``errors`` and ``gap``; ``saturation`` by sources; and what the figures belong to.
     """
     truth = np.concatenate([tests.field("flux", k) for k in range(len(tests))])
@@ -206,7 +206,7 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
             for name, n_iteration in entries]
     own = [row for row in rows if row["solver"] == "gauss_newton"]
     return {"n_scene": len(tests), "n_source": len(truth), "scenes_sha256": tests.sha256, "reference": reference,
-            "default": solver.ITERATIONS["gauss_newton"], "rows": rows,
+            "default": descent.ITERATIONS["gauss_newton"], "rows": rows,
             "noise_floor": errors(known["floor"], truth, tests.bands, blended),
             "saturation": {"all": saturation(own, reference, ("all",)),
                            "all and blended": saturation(own, reference)}}
@@ -260,7 +260,7 @@ def verdict(figures: Mapping[str, Any]) -> str:
             f"all sources {count(found['all'])}; {count(found['all and blended'])} if the {n_blended} at blendedness "
             f"above {BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, "
             f"blends that "
-            f"still move get up to {sum(rounds.FURTHER):g} times as many again, which is in the times.")
+            f"still move get up to {sum(moving_blends.FURTHER):g} times as many again, which is in the times.")
 
 
 def main(argv: list[str] | None = None) -> int:

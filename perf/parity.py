@@ -16,11 +16,11 @@ from unittest import mock
 
 import numpy as np
 
-from deblendrt.engine import start
+from deblendrt.engine.compute.cuda.streams import DevicePool
+from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.device_pool import DevicePool
-from deblendrt.engine.problem import DoubleArray, FloatArray, Problem
-from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.solve import start
 from perf.scenes import load_scenes
 
 SHIM = Path(__file__).parents[1] / "tests" / "shim"

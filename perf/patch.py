@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import Deblender, DeblendResult, patches
-from deblendrt.engine.flags import SUSPECT, Flag
+from deblendrt.engine import Deblender, DeblendResult
+from deblendrt.engine.scene import patches
+from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.training import config, population, simulate, survey
 from perf.report import environment, markdown_table
 from perf.scenes import RECIPE

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from deblendrt.engine.colors import palette, reference_band
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.fits import read_image
-from deblendrt.engine.flags import Flag
-from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.files.fits import read_image
+from deblendrt.engine.result.colors import palette, reference_band
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import Flag
 from perf.real import CENTER_SIGMA
 
 BEYOND = 5.0  # sigma

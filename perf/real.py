@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.fits import read_image
-from deblendrt.engine.flags import Flag
+from deblendrt.engine.files.fits import read_image
+from deblendrt.engine.scene.flags import Flag
 from perf.report import environment, markdown_table, number
 
 # pixel: the DC2 lists are offset from their images by up to 0.5 pixel as a whole, the HSC list has integer centres
@@ -47,9 +47,9 @@ def run_field(deblender: Deblender, path: Path, out: Path | None, **options: Any
                                      psf=image.psf, bands=image.bands, zero_point=image.zero_point,
                                      center_sigma=CENTER_SIGMA, **options)
     if out is not None:
-        from deblendrt.engine import plot
+        from deblendrt.engine.result.figures import plot_overview, save
 
-        plot.save(plot.plot_overview(result, 0, title=path.stem), out / f"{path.stem}.png")
+        save(plot_overview(result, 0, title=path.stem), out / f"{path.stem}.png")
     fitted = result.fitted
     listed = slice(0, len(image.centers))
     radius = np.sqrt((result.latent[fitted, len(result.bands) + 2 :] ** 2).sum(1))

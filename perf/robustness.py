@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import SUSPECT, Flag
-from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.training import simulate
 from perf import scenes
 

@@ -2,8 +2,8 @@
 
     python -m perf.roofline --bundle lsst --tflops 67 --gbps 3000
 
-Counts the least that the algorithm of `engine/solver_cuda.py` can do with its kernels as they are cut: every array that
-a kernel reads or writes once, two operations for a multiply-add. No measurement is in it.
+Counts the least that the algorithm of `engine/compute/cuda/descent.py` can do with its kernels as they are cut: every
+array that a kernel reads or writes once, two operations for a multiply-add. No measurement is in it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 
-from deblendrt.engine import conjugate
-from deblendrt.engine.bundle import Bundle, load_bundle
 from deblendrt.engine.deblender import window
+from deblendrt.engine.model.bundle import Bundle, load_bundle
+from deblendrt.engine.solve import conjugate_gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def stages(bundle: Bundle, *, scene_side: int = 101, per_scene: float = 4.8, joi
     moves = n_shape + 2
     push = 2.0 * (moves * n_component * n_basis + 2 * n_component * n_band * n_basis)
     block = 8.0 * n_latent**2
-    n_conjugate = conjugate.N_CONJUGATE
+    n_conjugate = conjugate_gradient.N_CONJUGATE
     yield Stage("decode_jacobian, log_prior", 1, network_flop, d_maps)
     yield Stage("stamps: coefficients x basis", 2, product, coefficients + stamp)
     yield Stage("render: stamps to scenes", 2, n_band * n_pixel, stamp + canvas)

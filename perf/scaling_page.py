@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from deblendrt.engine.bundle import load_bundle
+from deblendrt.engine.model.bundle import load_bundle
 from perf import report, roofline
 from perf.scaling import (
     DENSITY_SCATTER,

@@ -17,8 +17,8 @@ import galsim
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import shapes
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.measure import adaptive_moments
 from perf import metrics
 from perf import shear_scenes as ring
 
@@ -44,12 +44,12 @@ def moments(images: NDArray[Any], center: FloatArray) -> FloatArray:
         xx, yy, xy; NaN where not converged.
     """
     no_basis = np.zeros((1, *images.shape[1:]), np.float32)  # derivatives are not needed
-    return shapes.adaptive_moments(images, center, no_basis).moments
+    return adaptive_moments.adaptive_moments(images, center, no_basis).moments
 
 
 def first_ellipticity(moments: FloatArray, psf_variance: float = 0.0) -> FloatArray:
     """e1 = (xx - yy) / (xx + yy) of moments (n, 3), less those of a round PSF; float64 (n,)."""
-    return shapes.ellipticity(np.asarray(moments - [psf_variance, psf_variance, 0.0]))[:, 0]
+    return adaptive_moments.ellipticity(np.asarray(moments - [psf_variance, psf_variance, 0.0]))[:, 0]
 
 
 def reference_image(pairs: ring.Pairs, row: int, offset: FloatArray, angle: int, shear: float, psf_sigma: float,

@@ -13,6 +13,7 @@ solver) are not seen.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import importlib
 import inspect
@@ -25,33 +26,102 @@ from typing import Any
 
 PACKAGE = "deblendrt.engine"
 STAGES: dict[str, tuple[str, ...]] = {
-    "fold": ("psf.fold", "deblender.fold_bundle"),
-    "encode": ("start.encoded_shapes", "start.filled_cutout", "runtime.GraphRuntime.encode"),
-    "decode": ("decoding.decode", "decoding.decode_jacobian", "decoding.decode_pullback", "decoding.log_prior",
-               "objective.mix_coefficients", "runtime.GraphRuntime.decode", "runtime.GraphRuntime.decode_jacobian",
-               "runtime.GraphRuntime.decode_pullback", "runtime.GraphRuntime.log_prior"),
-    "render": ("objective.render", "ops.render", "ops.placed", "ops.stamps", "ops.extended_stamps",
-               "ops.whole_stamps", "ops.window_stamps", "ops.each_stamp"),
-    "residual": ("objective.likelihood", "objective.weighted_residual", "objective.weigh",
-                 "objective.by_blend", "objective.by_scene"),
-    "project": ("objective.project", "ops.project"),
-    "solve": ("solver.newton_step", "solver.gauss_newton", "rounds.in_rounds", "solver.descend", "solver.solve",
-              "coupling.joint_step", "curvature.outskirts", "curvature.columns", "curvature.blocks",
-              "curvature.mean_weight", "curvature.rim_weight", "curvature.extents",
-              "curvature.secant", "objective.push", "objective.pull"),
-    "photometry": ("photometry.linear_fluxes", "photometry.normal_matrices"),
-    "record": ("record.record", "quality.core_statistics", "quality.enclosed_fraction", "sharing.share",
-               "systematics.misfit", "uncertainty.laplace", "shapes.adaptive_moments", "apertures.aperture_functional",
-               "unlisted.peaks", "unlisted.left"),
+    "fold": ("compute.folding.fold", "deblender.fold_bundle"),
+    "encode": ("solve.start.encoded_shapes", "solve.start.filled_cutout", "model.networks.GraphRuntime.encode"),
+    "decode": (
+        "compute.decoding.decode",
+        "compute.decoding.decode_jacobian",
+        "compute.decoding.decode_pullback",
+        "compute.decoding.log_prior",
+        "solve.objective.mix_coefficients",
+        "model.networks.GraphRuntime.decode",
+        "model.networks.GraphRuntime.decode_jacobian",
+        "model.networks.GraphRuntime.decode_pullback",
+        "model.networks.GraphRuntime.log_prior",
+    ),
+    "render": (
+        "solve.objective.render",
+        "compute.drawing.render",
+        "compute.drawing.placed",
+        "compute.drawing.stamps",
+        "compute.drawing.extended_stamps",
+        "compute.drawing.whole_stamps",
+        "compute.drawing.window_stamps",
+        "compute.drawing.each_stamp",
+    ),
+    "residual": (
+        "solve.objective.likelihood",
+        "solve.objective.weighted_residual",
+        "solve.objective.weigh",
+        "solve.objective.by_blend",
+        "solve.objective.by_scene",
+    ),
+    "project": ("solve.objective.project", "compute.drawing.project"),
+    "solve": (
+        "solve.descent.newton_step",
+        "solve.descent.gauss_newton",
+        "solve.moving_blends.in_rounds",
+        "solve.descent.descend",
+        "solve.descent.solve",
+        "solve.joint_step.joint_step",
+        "solve.curvature.outskirts",
+        "solve.curvature.columns",
+        "solve.curvature.blocks",
+        "solve.curvature.mean_weight",
+        "solve.curvature.rim_weight",
+        "solve.curvature.extents",
+        "solve.curvature.secant",
+        "solve.objective.push",
+        "solve.objective.pull",
+    ),
+    "photometry": ("solve.joint_fluxes.linear_fluxes", "solve.joint_fluxes.normal_matrices"),
+    "record": (
+        "measure.catalogue_rows.record",
+        "measure.fit_quality.core_statistics",
+        "measure.fit_quality.enclosed_fraction",
+        "measure.light_shares.share",
+        "measure.systematic_error.misfit",
+        "measure.uncertainty.laplace",
+        "measure.adaptive_moments.adaptive_moments",
+        "measure.apertures.aperture_functional",
+        "solve.unlisted.peaks",
+        "solve.unlisted.left",
+    ),
 }
 CALLS: dict[str, tuple[str, ...]] = {  # the first name that a version has is counted
-    "render": ("ops.render",),
-    "project": ("ops.project",),
-    "photometry": ("photometry.linear_fluxes",),
-    "iteration": ("solver.newton_step",),
+    "render": ("compute.drawing.render",),
+    "project": ("compute.drawing.project",),
+    "photometry": ("solve.joint_fluxes.linear_fluxes",),
+    "iteration": ("solve.descent.newton_step",),
 }
-PRODUCTS = ("matmul.matmul", "packed.multiply")  # functions of two operands (..., i, j) and (..., j, k)
-ITERATION = ("solver.newton_step",)  # functions of a problem, whose `scene` has a number per source
+# functions of two operands (..., i, j) and (..., j, k)
+PRODUCTS = ("compute.matmul.matmul", "compute.packed_tables.multiply")
+ITERATION = ("solve.descent.newton_step",)  # functions of a problem, whose `scene` has a number per source
+# modules of versions whose engine was one flat folder
+FORMER = {
+    "compute.decoding": "decoding",
+    "compute.drawing": "ops",
+    "compute.folding": "psf",
+    "compute.matmul": "matmul",
+    "compute.packed_tables": "packed",
+    "measure.adaptive_moments": "shapes",
+    "measure.apertures": "apertures",
+    "measure.catalogue_rows": "record",
+    "measure.fit_quality": "quality",
+    "measure.light_shares": "sharing",
+    "measure.systematic_error": "systematics",
+    "measure.uncertainty": "uncertainty",
+    "model.manifest": "manifest",
+    "model.networks": "runtime",
+    "solve.curvature": "curvature",
+    "solve.descent": "solver",
+    "solve.joint_fluxes": "photometry",
+    "solve.joint_step": "coupling",
+    "solve.moving_blends": "rounds",
+    "solve.objective": "objective",
+    "solve.start": "start",
+    "solve.unlisted": "unlisted",
+}
 
 
 class Probe:
@@ -214,18 +284,21 @@ def _modules() -> list[Any]:
 
 def _find(name: str) -> tuple[Any, str, Any] | None:
     """Owner, last name and function of a dotted name in the engine; None if it lacks it."""
-    module_name, *parts = name.split(".")
-    try:
-        owner: Any = importlib.import_module(f"{PACKAGE}.{module_name}")
-    except ImportError:
-        return None
+    words = name.split(".")
+    n_module = 1 if words[0] == "deblender" else 2
+    module, parts = ".".join(words[:n_module]), words[n_module:]
+    owner: Any = None
+    for known in (module, FORMER.get(module, module)):
+        with contextlib.suppress(ImportError):
+            owner = importlib.import_module(f"{PACKAGE}.{known}")
+            break
     for part in parts[:-1]:
         owner = getattr(owner, part, None)
-    function = getattr(owner, parts[-1], None)
+    function = getattr(owner, parts[-1], None)  # None has no such name either
     return None if function is None else (owner, parts[-1], function)
 
 
 def _graphs() -> dict[tuple[str, ...], str]:
     """Names of the bundle's graphs by their outputs."""
-    found = _find("manifest.GRAPHS")
+    found = _find("model.manifest.GRAPHS")
     return {} if found is None else {tuple(graph.outputs): name for name, graph in found[2].items()}

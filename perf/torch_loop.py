@@ -1,4 +1,4 @@
-"""The descent of `solver.descend` as a competent user of PyTorch would write it for a GPU: ours is compared with it.
+"""The descent of `descent.descend` as a competent user of PyTorch would write it for a GPU: ours is compared with it.
 
 The same steps in the same precisions: float32 for coefficients, images and products (PyTorch's default, no TF32),
 float64 for latents, blocks and sums. Scenes are equally large and lie behind one another, sources in one flat batch;
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deblendrt.engine import conjugate, objective, solver
-from deblendrt.engine.curvature import prior_curvature
-from deblendrt.engine.folded import FoldedBasis
-from deblendrt.engine.problem import DoubleArray, Problem
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.compute.problem import DoubleArray, Problem
+from deblendrt.engine.solve import conjugate_gradient, descent, objective
+from deblendrt.engine.solve.curvature import prior_curvature
 from perf.torch_graph import TorchGraph
 
 
@@ -151,7 +151,7 @@ def load(problem: Problem, floor: DoubleArray, device: Any) -> Loaded:
 
 
 class TorchDescent:
-    """`solver.descend`, ready to be run and run again.
+    """`descent.descend`, ready to be run and run again.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ class TorchDescent:
     @torch.no_grad()
     def _descend(self) -> Place:
         loaded = self.loaded
-        damping = torch.full((loaded.n_blend,), solver.FIRST_DAMPING, dtype=torch.float64, device=self.latent.device)
+        damping = torch.full((loaded.n_blend,), descent.FIRST_DAMPING, dtype=torch.float64, device=self.latent.device)
         place = Place(self._evaluate(self.latent), damping, torch.zeros_like(damping), loaded.curvature)
         for tau in self.tempers:
             place = self._iterate(place, tau)
@@ -311,7 +311,7 @@ def inverse(block: Tensor) -> Tensor:
 
 
 def newton_step(p: Loaded, place: Place, weights: Tensor, downhill: Tensor) -> Tensor:
-    """See `conjugate.newton_step`."""
+    """See `conjugate_gradient.newton_step`."""
     state, n_band = place.state, len(p.phi)
     under = weights.index_select(1, p.window).view(n_band, len(downhill), -1)
     wbar = torch.bmm(under, p.profile)[:, :, 0].T.double()
@@ -334,7 +334,7 @@ def newton_step(p: Loaded, place: Place, weights: Tensor, downhill: Tensor) -> T
     solution = torch.zeros_like(rest)
     z = direction = (inverted @ rest[:, :, None])[:, :, 0]
     rz = dot(rest, z)
-    for _ in range(conjugate.N_CONJUGATE):
+    for _ in range(conjugate_gradient.N_CONJUGATE):
         image = render(p, push(p, tuple(jacobian), coefficients, latent, direction), p.joint_window) * weights
         pulled = pull(p, tuple(jacobian), coefficients, latent, project(p, image, p.joint_window))
         applied = pulled + (curvature @ direction[:, :, None])[:, :, 0] + added * direction
@@ -347,24 +347,26 @@ def newton_step(p: Loaded, place: Place, weights: Tensor, downhill: Tensor) -> T
 
 
 def move(p: Loaded, latent: Tensor, step: Tensor) -> Tensor:
-    """See `solver.move`."""
+    """See `descent.move`."""
     n_band = len(p.phi)
-    factor = (1 + step[:, :n_band]).clamp(solver.MIN_FLUX_FACTOR, solver.MAX_FLUX_FACTOR)
+    factor = (1 + step[:, :n_band]).clamp(descent.MIN_FLUX_FACTOR, descent.MAX_FLUX_FACTOR)
     flux = torch.maximum(latent[:, :n_band] + factor.log(), p.floor)
-    offset = latent[:, n_band : n_band + 2] + step[:, n_band : n_band + 2].clamp(-solver.MAX_OFFSET_STEP,
-                                                                                 solver.MAX_OFFSET_STEP)
-    offset = torch.clamp(offset, p.offset0 - solver.MAX_DRIFT, p.offset0 + solver.MAX_DRIFT)
+    offset = latent[:, n_band : n_band + 2] + step[:, n_band : n_band + 2].clamp(-descent.MAX_OFFSET_STEP,
+                                                                                 descent.MAX_OFFSET_STEP)
+    offset = torch.clamp(offset, p.offset0 - descent.MAX_DRIFT, p.offset0 + descent.MAX_DRIFT)
     shape = step[:, n_band + 2 :]
     length = (shape**2).sum(1, keepdim=True).sqrt().clamp(min=1e-12)
-    return torch.cat([flux, offset, latent[:, n_band + 2 :] + shape * (solver.MAX_SHAPE_STEP / length).clamp(max=1)], 1)
+    return torch.cat(
+        [flux, offset, latent[:, n_band + 2 :] + shape * (descent.MAX_SHAPE_STEP / length).clamp(max=1)], 1
+    )
 
 
 def damped(damping: Tensor, decrease: Tensor, expected: Tensor) -> Tensor:
-    """See `solver.damped`."""
+    """See `descent.damped`."""
     following = torch.where(decrease < 0.25 * expected, damping * 4,
                             torch.where(decrease < 0.5 * expected, damping, damping * 0.25))
-    rejected = (damping * 8).clamp(min=solver.REJECTED_DAMPING)
-    return torch.where(decrease > 0, following, rejected).clamp(min=solver.MIN_DAMPING)
+    rejected = (damping * 8).clamp(min=descent.REJECTED_DAMPING)
+    return torch.where(decrease > 0, following, rejected).clamp(min=descent.MIN_DAMPING)
 
 
 def secant(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:
@@ -378,7 +380,7 @@ def secant(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:
 
 
 def iterate(p: Loaded, place: Place, tau: Tensor) -> Place:
-    """One iteration of `solver.descend`."""
+    """One iteration of `descent.descend`."""
     state = place.state
     weight, c2 = likelihood(p, state.model, tau)
     residual = p.data - state.model

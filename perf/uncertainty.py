@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.flags import NOT_FITTED, SUSPECT, Flag
+from deblendrt.engine.scene.flags import NOT_FITTED, SUSPECT, Flag
 from deblendrt.training import population, simulate, survey
 from perf import metrics, report
 

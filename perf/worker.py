@@ -55,7 +55,9 @@ class Server:
             raise ImportError(f"deblendrt.engine came from {engine.__file__}, not from {tree}")
         self.deblender = engine.Deblender.load()
         self.deblender.warmup()
-        self.suspect = int(getattr(importlib.import_module("deblendrt.engine.flags"), "SUSPECT", 0))
+        home = "engine.scene" if (tree / "engine" / "scene").is_dir() else "engine"
+        flags = importlib.import_module(f"deblendrt.{home}.flags")
+        self.suspect = int(getattr(flags, "SUSPECT", 0))
         self.counter = Counter()
         self._scenes: dict[tuple[str, int], list[list[cases.Scene]]] = {}
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from deblendrt.engine.alert_scenes import AlertDeblender, blank
-from deblendrt.engine.alert_settings import read_settings
-from deblendrt.engine.alerts import Worker
+from deblendrt.engine.adapters.alerts.scenes import AlertDeblender, blank
+from deblendrt.engine.adapters.alerts.settings import read_settings
+from deblendrt.engine.adapters.alerts.worker import Worker
 from perf.embedding import alert_samples
 
 

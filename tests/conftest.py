@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from toy_model import ToyModel
 
-from deblendrt.cuda.cuda_device import open_device
-from deblendrt.cuda.device import DeviceError
-from deblendrt.engine.bundle import load_bundle
+from deblendrt.cuda.driver.cuda_device import open_device
+from deblendrt.cuda.driver.device import DeviceError
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.manifest import FORMAT_REVISION, GRAPHS, Graph, graph_sizes
-from deblendrt.engine.runtime_ort import OrtRuntime
+from deblendrt.engine.model.bundle import load_bundle
+from deblendrt.engine.model.manifest import FORMAT_REVISION, GRAPHS, Graph, graph_sizes
+from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 
 # perf/ is not installed, and the repository's root on sys.path would shadow NVIDIA's `cuda`: a package by its path
 if "perf" not in sys.modules:

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.folded import FoldedBasis
-from deblendrt.engine.manifest import FORMAT_REVISION, GRAPHS, graph_sizes
-from deblendrt.engine.outskirts import expand, split
-from deblendrt.engine.problem import Problem
-from deblendrt.engine.scene import make_scenes
-from deblendrt.engine.start import build_problem, start_latents
+from deblendrt.engine.model.manifest import FORMAT_REVISION, GRAPHS, graph_sizes
+from deblendrt.engine.model.outskirts import expand, split
+from deblendrt.engine.scene.scene import make_scenes
+from deblendrt.engine.solve.start import build_problem, start_latents
 
 Array = NDArray[np.float64]
 
@@ -71,7 +71,7 @@ def gaussian_psf(fwhm: float, size: int = 25) -> Array:
 
 
 class ToyModel:
-    """The definition, in float64. Methods and shapes as those of `deblendrt.engine.runtime.Runtime`."""
+    """The definition, in float64. Methods and shapes as those of `deblendrt.engine.model.networks.Runtime`."""
 
     def __init__(self, seed: int = 0, *, wide: bool = False) -> None:
         rng = np.random.default_rng(seed)

@@ -9,9 +9,9 @@ import numpy as np
 from tolerances import REORDERED
 from toy_model import N_BAND, SKY_SIGMA, ToyModel, add_noise, draw_latent, paint
 
-from deblendrt.engine import decoding, ops
+from deblendrt.engine.compute import decoding, drawing
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.result.result import DeblendResult
 
 VARIANCE = np.array(SKY_SIGMA) ** 2
 CONVERGED = 40  # iterations
@@ -60,6 +60,6 @@ def star_field(deblender: Deblender, seed: int = 0) -> tuple[np.ndarray, np.ndar
     star = np.array([True, False, True, False])
     coefficients[star] = flux[star, :, None] * decoding.point_sources(bundle, offset[star])[0][:, None]
     image = np.zeros((bundle.n_band, 120, 110), np.float32)
-    ops.render(coefficients, folded, anchor - folded.half, np.zeros(4, bool), [image], np.zeros(4, np.int64))
+    drawing.render(coefficients, folded, anchor - folded.half, np.zeros(4, bool), [image], np.zeros(4, np.int64))
     noisy = image + np.asarray(bundle.sky_sigma)[:, None, None] * rng.standard_normal(image.shape)
     return noisy, anchor + offset, flux, star

@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine import outskirts
+from deblendrt.engine.model import outskirts
 from deblendrt.training import config
 from deblendrt.training.config import Config
 from deblendrt.training.population import draw

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deblendrt.engine.manifest import PERCENTILES
+from deblendrt.engine.model.manifest import PERCENTILES
 from deblendrt.training import config as config_module
 from deblendrt.training import survey
 from deblendrt.training.config import Config

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deblendrt.engine import psf
-from deblendrt.engine.folded import FoldedBasis
+from deblendrt.engine.compute import folding
+from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.training import misfit_figure, population, population_figure, simulate, survey, vae
 from deblendrt.training.checkpoint import Model
 
@@ -67,7 +67,7 @@ def draw_sample(model: Model, n: int = N_GALAXY) -> Sample:
     data = vae.training_set(galaxies, np.asarray(model.basis, np.float32), settings)
     target, log_flux = data.total(torch.arange(n))
     shape, sigma = vae.posterior(model.galaxy_encoder, data, _sky_sigma(model))
-    folded = psf.fold(model.basis, model.nominal_psf, settings.basis.reference_psf_sigma)
+    folded = folding.fold(model.basis, model.nominal_psf, settings.basis.reference_psf_sigma)
     return Sample(galaxies, target, log_flux, shape, sigma, _decode(model, shape), folded)
 
 

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deblendrt.engine import ops, outskirts, psf
-from deblendrt.engine.folded import FoldedBasis
+from deblendrt.engine.compute import drawing, folding
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.model import outskirts
+from deblendrt.engine.scene import psf
 from deblendrt.training import survey
 from deblendrt.training.config import Config
 from deblendrt.training.decoder import SHIFT_ORDER
@@ -88,7 +90,7 @@ def make_blends(data: TrainingSet, settings: Config, folded: FoldedBasis, fwhm: 
     coefficients = shift_coefficients(coefficients, shift, offsets)
     margin = folded.half + 6 + size // 2
     canvas = [np.zeros((len(depth.bands), 2 * margin + 1, 2 * margin + 1), np.float32) for _ in range(n)]
-    ops.render(coefficients, folded, margin + place - folded.half, np.zeros(len(owner), bool), canvas, owner)
+    drawing.render(coefficients, folded, margin + place - folded.half, np.zeros(len(owner), bool), canvas, owner)
     clean = np.array(canvas)[:, :, margin - size // 2 : margin + size // 2 + 1,
                              margin - size // 2 : margin + size // 2 + 1]
     noise = depth.sky_sigma * np.exp(rng.normal(0, 0.3, (n, 1)))  # deeper and shallower coadds
@@ -130,7 +132,7 @@ def train_encoder(encoder: DeblendingEncoder, galaxy_encoder: GalaxyEncoder, dat
     core, _ = outskirts.split(phi, settings.basis.core_size, settings.basis.binning)  # enough for a start
     for _ in tqdm(range(N_PSF), "blends", disable=None):
         drawn = survey.random_psf(depth, rng)
-        folded = psf.fold(core, drawn.image, settings.basis.reference_psf_sigma)
+        folded = folding.fold(core, drawn.image, settings.basis.reference_psf_sigma)
         fwhm = np.array([psf.psf_fwhm(image) for image in drawn.image], np.float32)
         chunks += [make_blends(data, settings, folded, fwhm, shift, min(500, per_psf - a), rng)
                    for a in range(0, per_psf, 500)]

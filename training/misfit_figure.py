@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from deblendrt.engine import psf
+from deblendrt.engine.compute import folding
 from deblendrt.training import population, render, vae
 from deblendrt.training.checkpoint import Model
 
@@ -73,7 +73,7 @@ def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
     data = vae.training_set(galaxies, np.asarray(model.basis, np.float32), settings)
     target, log_flux = data.total(torch.arange(n))
     sky = torch.tensor(model.sky_sigma, dtype=torch.float32)
-    folded = psf.fold(model.basis, model.nominal_psf, settings.basis.reference_psf_sigma)
+    folded = folding.fold(model.basis, model.nominal_psf, settings.basis.reference_psf_sigma)
     gram = torch.tensor(folded.gram, dtype=torch.float32)
     start, _ = vae.posterior(model.galaxy_encoder, data, sky)
     with torch.no_grad():

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deblendrt.engine import psf as psf_module
-from deblendrt.engine.manifest import PERCENTILES
+from deblendrt.engine.compute.folding import fold
+from deblendrt.engine.model.manifest import PERCENTILES
 from deblendrt.training import basis, checkpoint, config, encoder_data, population, survey, vae
 from deblendrt.training.flow import train_flow
 
@@ -138,7 +138,7 @@ def metric_grams(settings: config.Config, phi: np.ndarray, rng: np.random.Genera
     depth = survey.depth(settings.survey)
     psfs = [survey.nominal_psf(depth)] + [survey.random_psf(depth, rng) for _ in range(N_METRIC_PSF - 1)]
     sigma = settings.basis.reference_psf_sigma
-    return torch.tensor(np.array([psf_module.fold(phi, p.image, sigma).gram for p in psfs]), dtype=torch.float32)
+    return torch.tensor(np.array([fold(phi, p.image, sigma).gram for p in psfs]), dtype=torch.float32)
 
 
 def _torch_generator(settings: config.Config, stage: str) -> torch.Generator:

@@ -32,8 +32,8 @@ SCHEMA_ID = 1100
 NO_ENGINE = """
 import sys
 from deblendrt.engine import alerts
-from deblendrt.engine.alert_scenes import AlertDeblender, blank
-from deblendrt.engine.alert_settings import read_settings
+from deblendrt.engine.adapters.alerts.scenes import AlertDeblender, blank
+from deblendrt.engine.adapters.alerts.settings import read_settings
 class Nothing(AlertDeblender):
     def answer(self, found):
         return [blank(a, "science", "no_cutout", None) for a in found]
@@ -76,7 +76,7 @@ class Stream:
     @contextlib.contextmanager
     def worker(self, engine: bool = True, ready: bool = True) -> Iterator[subprocess.Popen[bytes]]:
         """A worker process; on leaving it is asked to stop."""
-        command = [sys.executable, "-m", "deblendrt.engine.cli", "alerts", "--config"] if engine else [
+        command = [sys.executable, "-m", "deblendrt.engine.adapters.cli.main", "alerts", "--config"] if engine else [
             sys.executable, "-c", NO_ENGINE]
         with self.log.open("ab") as log:
             process = subprocess.Popen([*command, str(self.config)], stdout=log, stderr=log)

@@ -13,7 +13,7 @@ import btk
 import numpy as np
 from astropy.table import Table
 
-from deblendrt.engine.btk import DeblendRt, sky_variance
+from deblendrt.engine.adapters.btk import DeblendRt, sky_variance
 
 BAND = "i"
 APERTURE = 5.0  # pixel

@@ -26,10 +26,10 @@ import dask
 import numpy as np
 from distributed import Client, KilledWorker, LocalCluster, SchedulerPlugin
 
-from deblendrt.engine.dask_cluster import deblend_dask
+from deblendrt.engine.adapters.dask.cluster import deblend_dask
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.output import in_place_of
-from deblendrt.engine.table import entries
+from deblendrt.engine.files.output import in_place_of
+from deblendrt.engine.result.tables import entries
 from perf import cases
 from perf.report import environment
 

@@ -1,4 +1,5 @@
-"""The real lsst.images goes in and out of `deblendrt.engine.rubin`; run by `perf.embedding.rubin`.
+"""The real lsst.images goes in and out of `deblendrt.engine.adapters.rubin.exposure_scenes`; run by
+`perf.embedding.rubin`.
 
 Called with ``REQUEST.json ANSWER.json``, in an environment of its own: lsst.images needs Python 3.12.
 """
@@ -18,10 +19,10 @@ from astropy.wcs import WCS
 from lsst.images import YX, Box, Image, MaskPlane, MaskSchema, SkyProjection, TractFrame
 from lsst.images.cells import CellCoadd, CellGrid, CellGridBounds, CellIJ, CellPointSpreadFunction
 
-from deblendrt.engine import rubin
+from deblendrt.engine.adapters.rubin import exposure_scenes
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.fits import read_image
-from deblendrt.engine.flags import Flag
+from deblendrt.engine.files.fits import read_image
+from deblendrt.engine.scene.flags import Flag
 
 XY0 = (9000, 12030)  # inside a tract; the second is no multiple of a cell
 CELL = 50
@@ -68,7 +69,7 @@ def main(asked: str, answered: str) -> None:
     made["r"].mask.set("SAT", mask[1])
     sky = made["r"].sky_projection.pixel_to_sky(x=centers[:, 0] + XY0[0], y=centers[:, 1] + XY0[1])
     table = Table({"id": 1000 + np.arange(len(centers)), "coord_ra": sky.ra.to(u.rad), "coord_dec": sky.dec.to(u.rad)})
-    taken = rubin.read_exposures(list(made.values()), table)
+    taken = exposure_scenes.read_exposures(list(made.values()), table)
     result = taken.deblend(deblender)
     own = [list(scene.bands).index(band) for band in BANDS]
     plain = deblender.deblend_batch(np.asarray(scene.image)[own], centers, variance=np.asarray(scene.variance)[own],
@@ -78,7 +79,7 @@ def main(asked: str, answered: str) -> None:
     models["i"].write(str(path))
     back = Image.read(str(path))
     faults = []
-    broken = rubin.read_exposures(coadds(scene, {"r": [(1, 1), (0, 0)], "g": [(0, 0)], "i": [(0, 0)]}), table)
+    broken = exposure_scenes.read_exposures(coadds(scene, {"r": [(1, 1), (0, 0)], "g": [(0, 0)], "i": [(0, 0)]}), table)
     found = broken.deblend(deblender, n_iteration=4)
     flagged = int(((found.flags & Flag.PSF_MISSING) != 0).sum())
     note = (f"{flagged} flagged PSF_MISSING, {int(found.fitted.sum())} fitted,"

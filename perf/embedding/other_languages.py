@@ -22,8 +22,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import SUSPECT, Flag
-from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.export.solver_graph import solver_graph, write_solver
 from perf import cases, report
 

@@ -22,7 +22,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from deblendrt.engine.merge import merge
+from deblendrt.engine.adapters.shards.merge import merge
 from perf import cases, report
 
 RESULTS = Path(__file__).parents[1] / "results" / "embedding"

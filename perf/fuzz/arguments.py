@@ -36,7 +36,7 @@ ODD: tuple[Any, ...] = (
 
 def call(data: bytes) -> object:
     """`make_scenes` with arguments that these bytes decide."""
-    from deblendrt.engine.scene import make_scenes
+    from deblendrt.engine.scene.scene import make_scenes
 
     rng = random.Random(data)
     numbers = np.random.default_rng(rng.randrange(2**32))

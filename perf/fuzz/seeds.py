@@ -101,7 +101,7 @@ def arrays() -> list[bytes]:
 
 @functools.cache
 def _shipped(name: str) -> bytes:
-    from deblendrt.engine.bundle import load_bundle
+    from deblendrt.engine.model.bundle import load_bundle
 
     bundle = load_bundle("lsst")
     return (bundle.path / "manifest.json").read_bytes() if name == "manifest.json" else bundle.read(name)

@@ -120,9 +120,9 @@ def _bomb(folder: Path) -> None:
 
 def _forged(folder: Path) -> None:
     """Another model: weights, golden vectors and hashes that agree."""
-    from deblendrt.engine.bundle import load_bundle
-    from deblendrt.engine.manifest import GRAPHS
-    from deblendrt.engine.runtime_ort import OrtRuntime
+    from deblendrt.engine.model.bundle import load_bundle
+    from deblendrt.engine.model.manifest import GRAPHS
+    from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 
     with np.load(folder / "golden.npz", allow_pickle=False) as stored:
         golden = dict(stored)
@@ -198,8 +198,8 @@ def tamper(name: str, source: Path) -> dict[str, Any]:
     dict
         A row of the table of faults; ``refused`` is "at load", "at verify" or "".
     """
-    from deblendrt.engine.bundle import load_bundle, verify_bundle
-    from deblendrt.engine.manifest import BundleError
+    from deblendrt.engine.model.bundle import load_bundle, verify_bundle
+    from deblendrt.engine.model.manifest import BundleError
 
     how, damage = KINDS[name]
     with tempfile.TemporaryDirectory() as temporary:
@@ -232,7 +232,7 @@ def write(out: Path = RESULTS) -> Path:
     Path
         Of the JSON file.
     """
-    from deblendrt.engine.bundle import load_bundle, verify_bundle
+    from deblendrt.engine.model.bundle import load_bundle, verify_bundle
 
     source = load_bundle("lsst").path
     verify_bundle(source)  # what a first use takes is not the tampering's

@@ -75,19 +75,19 @@ def _by_path(read: Callable[[Path], object], name: str) -> Read:
 
 
 def _manifest() -> Read:
-    from deblendrt.engine.manifest import parse_manifest
+    from deblendrt.engine.model.manifest import parse_manifest
 
     return lambda data: parse_manifest(data, "manifest.json")
 
 
 def _onnx() -> Read:
-    from deblendrt.engine.onnx_check import check_onnx
+    from deblendrt.engine.model.onnx_check import check_onnx
 
     return lambda data: check_onnx(data, "x.onnx")
 
 
 def _arrays() -> Read:
-    from deblendrt.engine.array_file import read_archive, read_array
+    from deblendrt.engine.model.array_file import read_archive, read_array
 
     names = seeds.ARCHIVE_NAMES
     return lambda data: read_archive(data, names, 10**6, "x.npz") if data[:2] == b"PK" else read_array(data, "x.npy")
@@ -97,7 +97,7 @@ def _session() -> Read:
     import numpy
     import onnxruntime
 
-    from deblendrt.engine.onnx_check import check_onnx
+    from deblendrt.engine.model.onnx_check import check_onnx
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -120,7 +120,7 @@ def _bundle() -> Read:
     """One file of a bundle replaced, its hash made right; the first byte says which."""
     import json
 
-    from deblendrt.engine.bundle import load_bundle
+    from deblendrt.engine.model.bundle import load_bundle
 
     folder = _folder() / "bundle"
     contents = seeds.bundle_files()
@@ -146,7 +146,7 @@ def _bundle() -> Read:
 def _header() -> Read:
     from astropy.io import fits
 
-    from deblendrt.engine import fits_header
+    from deblendrt.engine.files import fits_header
 
     def read(data: bytes) -> object:
         try:
@@ -162,19 +162,19 @@ def _header() -> Read:
 
 
 def _fits() -> Read:
-    from deblendrt.engine.fits import read_image
+    from deblendrt.engine.files.fits import read_image
 
     return _by_path(read_image, "x.fits")
 
 
 def _psf() -> Read:
-    from deblendrt.engine.fits import read_psf
+    from deblendrt.engine.files.fits import read_psf
 
     return _by_path(lambda path: read_psf(path, 3), "psf.fits")
 
 
 def _catalog() -> Read:
-    from deblendrt.engine.catalog import read_catalog
+    from deblendrt.engine.files.catalogues import read_catalog
 
     places = {b"SIMPLE": "x.fits", b"# %ECS": "x.ecsv", b"# %ECV": "x.ecsv"}
     paths = {start: _folder() / name for start, name in places.items()}
@@ -190,7 +190,7 @@ def _catalog() -> Read:
 
 def _result() -> Read:
     from deblendrt.engine.deblender import Deblender
-    from deblendrt.engine.result import DeblendResult
+    from deblendrt.engine.result.result import DeblendResult
 
     deblender = Deblender.load("lsst")
 
@@ -202,7 +202,7 @@ def _result() -> Read:
 
 
 def _result_catalog() -> Read:
-    from deblendrt.engine.result import DeblendResult
+    from deblendrt.engine.result.result import DeblendResult
 
     return _by_path(DeblendResult.read_catalog, "r.fits")
 
@@ -214,7 +214,7 @@ def _scene() -> Read:
 
 
 def _alert() -> Read:
-    from deblendrt.engine.alert_packets import Schemas, load_schema, parse_alert
+    from deblendrt.engine.adapters.alerts.packets import Schemas, load_schema, parse_alert
 
     path = _folder() / "alert.avsc"
     path.write_text(seeds.alert_schema())
@@ -224,13 +224,13 @@ def _alert() -> Read:
 
 
 def _alert_schema() -> Read:
-    from deblendrt.engine.alert_packets import Schemas, parse_alert
+    from deblendrt.engine.adapters.alerts.packets import Schemas, parse_alert
 
     return lambda data: parse_alert(seeds.container(data, seeds.alert_record()), Schemas())
 
 
 def _stamp() -> Read:
-    from deblendrt.engine.alert_packets import read_stamp
+    from deblendrt.engine.adapters.alerts.packets import read_stamp
 
     return read_stamp
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from shim import ShimDevice
 
-from deblendrt.cuda.network import Network
+from deblendrt.cuda.network.network import Network
 
 Array = np.ndarray[Any, Any]
 Make = Callable[..., str]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from shim import ShimDevice, missing
 
-from deblendrt.cuda.device import Device
+from deblendrt.cuda.driver.device import Device
 from deblendrt.cuda.layout import Layout
 
 needs_shim = pytest.mark.skipif(missing() is not None, reason=str(missing()))

@@ -8,11 +8,11 @@ import numpy as np
 from toy_model import N_BAND, ToyModel, make_problem
 from toy_scenes import make_scene
 
+from deblendrt.cuda.kernels.linear.launch import source_pairs
 from deblendrt.cuda.layout import Layout
-from deblendrt.cuda.normal import source_pairs
-from deblendrt.engine import decoding, ops
+from deblendrt.engine.compute import decoding, drawing
+from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.problem import Problem
 
 N_PADDING = 3  # sources, and blends
 ANCHORS = [[14, 16], [19, 18], [24, 25], [41, 35]]  # a pair, a neighbour and a source alone
@@ -65,8 +65,8 @@ def unit_coefficients(problem: Problem, latent: np.ndarray) -> np.ndarray:
 
 def normal_arguments(problem: Problem, layout: Layout, unit: np.ndarray) -> tuple[np.ndarray, ...]:
     """What `normal` takes, as the CPU draws it: stamps, cells, extended, weights, pairs; two pairs of padding."""
-    stamps = ops.product(unit, problem.folded.phi)
-    cells = ops.product(unit, problem.folded.outer) if layout.n_cell else None
+    stamps = drawing.product(unit, problem.folded.phi)
+    cells = drawing.product(unit, problem.folded.outer) if layout.n_cell else None
     extended = pad(problem.extended.astype(np.int32))
     pairs, _ = source_pairs(layout, extended)
     pairs = np.concatenate([pairs, np.full((2, 2), -1, np.int32)])

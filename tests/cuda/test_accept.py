@@ -8,12 +8,12 @@ from kernels import both, needs_shim, run
 from problems import blends_only
 from shim import ShimDevice
 
-from deblendrt.cuda import reference_steps
-from deblendrt.cuda.accept import accept
+from deblendrt.cuda.kernels.steps.launch import accept
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import solver
+from deblendrt.engine.compute.reference import steps as reference_steps
+from deblendrt.engine.solve import descent
 
-CONSTANTS = {"rejected_damping": solver.REJECTED_DAMPING, "min_damping": solver.MIN_DAMPING}
+CONSTANTS = {"rejected_damping": descent.REJECTED_DAMPING, "min_damping": descent.MIN_DAMPING}
 SIZES = [1, 3, 0, 64, 2, 1, 33, 0]
 
 
@@ -38,7 +38,7 @@ def test_reference_is_the_solver() -> None:
     loss, log_prior, trial, downhill, step, damping, better, left = draw(layout, 8)
     total = [loss[:, k] - np.bincount(layout.blend, p) for k, p in enumerate((log_prior, trial))]
     expected = np.bincount(layout.blend, 0.5 * (downhill * step).sum(1))
-    following = solver.damped(damping, total[0] - total[1], expected)
+    following = descent.damped(damping, total[0] - total[1], expected)
     ratio = following / damping
     assert {0.25, 1.0, 4.0, 8.0} <= set(ratio.round(12))  # every outcome is here
     reference_steps.accept(layout, loss, log_prior, trial, downhill, step, damping, better, left, **CONSTANTS)

@@ -10,17 +10,18 @@ from kernels import both, needs_shim
 from problems import blends_only, layout_of, toy_problem
 from toy_model import ToyModel
 
-from deblendrt.cuda import reference_steps
-from deblendrt.cuda.adam import adam
-from deblendrt.engine import decoding, objective, rounds, solver
+from deblendrt.cuda.kernels.steps.launch import adam
+from deblendrt.engine.compute import decoding
+from deblendrt.engine.compute.problem import Problem
+from deblendrt.engine.compute.reference import steps as reference_steps
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.problem import Problem
+from deblendrt.engine.solve import descent, moving_blends, objective
 
 
 def options(iteration: int) -> dict:
     """The published constants."""
     return {"rate": 0.075 * 0.8 ** (iteration // 30), "share": (0.1, 0.001), "epsilon": 1e-8,
-            "correction": (1 - 0.9 ** (iteration + 1), 1 - 0.999 ** (iteration + 1)), "max_drift": solver.MAX_DRIFT}
+            "correction": (1 - 0.9 ** (iteration + 1), 1 - 0.999 ** (iteration + 1)), "max_drift": descent.MAX_DRIFT}
 
 
 def downhill(problem: Problem, latent: np.ndarray, tau: float) -> np.ndarray:
@@ -35,14 +36,14 @@ def downhill(problem: Problem, latent: np.ndarray, tau: float) -> np.ndarray:
 def test_reference_is_the_solver(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     """Over a dozen iterations; the floor and the limit of the drift are met."""
     problem, start, floor = toy_problem(toy_deblender, toy_model, 2)
-    start[:, 3:5] = problem.offset0 + solver.MAX_DRIFT - 0.05
+    start[:, 3:5] = problem.offset0 + descent.MAX_DRIFT - 0.05
     floor = np.where(np.arange(len(start))[:, None] % 2, start[:, :3] - 0.01, floor)
     n_iteration = 12
-    _, expected = solver.adam(problem, start, floor, n_iteration)
+    _, expected = descent.adam(problem, start, floor, n_iteration)
     layout = dataclasses.replace(layout_of(problem), n_source=len(start))
     latent, first, second = start.copy(), np.zeros_like(start), np.zeros_like(start)
     for k in range(n_iteration):
-        slope = downhill(problem, latent, rounds.temper(k, n_iteration))
+        slope = downhill(problem, latent, moving_blends.temper(k, n_iteration))
         reference_steps.adam(layout, slope, floor, problem.offset0, first, second, latent, **options(k))
     np.testing.assert_allclose(latent, expected.latent, rtol=1e-9)
 

@@ -8,8 +8,8 @@ from kernels import both, needs_shim
 from problems import blends_only
 from shim import ShimDevice
 
-from deblendrt.cuda import reference_steps
-from deblendrt.cuda.choose import choose
+from deblendrt.cuda.kernels.steps.launch import choose
+from deblendrt.engine.compute.reference import steps as reference_steps
 
 
 @needs_shim

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import shim
 
-from deblendrt.cuda import compile as kernel_compiler
-from deblendrt.cuda.device import DeviceError
+from deblendrt.cuda.driver import compile as kernel_compiler
+from deblendrt.cuda.driver.device import DeviceError
 
 PLANTED = Path(shim.__file__).parent
-KERNELS = [*sorted(kernel_compiler.SOURCE.glob("*.cu")), PLANTED / "planted.cu"]
+KERNELS = [*sorted(kernel_compiler.SOURCE.rglob("*.cu")), PLANTED / "planted.cu"]
 needs_compiler = pytest.mark.skipif(kernel_compiler.compiler() is None, reason="neither NVRTC nor nvcc is installed")
 
 

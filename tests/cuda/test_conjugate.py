@@ -10,11 +10,11 @@ from kernels import both, needs_shim, run
 from problems import blends_only
 from shim import ShimDevice
 
-from deblendrt.cuda import reference_descent
-from deblendrt.cuda.conjugate import conjugate_start, conjugate_step
+from deblendrt.cuda.kernels.linear.launch import conjugate_start, conjugate_step
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import conjugate
-from deblendrt.engine import curvature as engine_curvature
+from deblendrt.engine.compute.reference import linear as reference_linear
+from deblendrt.engine.solve import conjugate_gradient
+from deblendrt.engine.solve import curvature as engine_curvature
 
 SIZES = [1, 3, 0, 2, 1, 17, 0]
 N_STEP = 4
@@ -77,7 +77,7 @@ class System:
             rest = engine_curvature.apply_blocks(self.curvature[rows], v) + self.added[rows] * v
             return np.asarray(self.pull(whole)[rows] + rest)
 
-        solution[rows] = conjugate.conjugate_gradient(
+        solution[rows] = conjugate_gradient.conjugate_gradient(
             matrix, lambda r: engine_curvature.apply_blocks(self.inverse[rows], r), self.target[rows],
             layout.blend[rows].astype(np.int64), N_STEP)
         return solution
@@ -86,9 +86,9 @@ class System:
 def state(system: System, n_step: int) -> list[np.ndarray]:
     """Arguments of a step after so many: pulled, and the four vectors."""
     vectors = system.room()
-    reference_descent.conjugate_start(system.layout, system.inverse, system.target, *vectors)
+    reference_linear.conjugate_start(system.layout, system.inverse, system.target, *vectors)
     for _ in range(n_step):
-        reference_descent.conjugate_step(system.layout, system.inverse, system.curvature, system.added,
+        reference_linear.conjugate_step(system.layout, system.inverse, system.curvature, system.added,
                                          system.pull(vectors[2]), *vectors)
     return [system.pull(vectors[2]), *vectors]
 
@@ -110,12 +110,12 @@ def test_reference_is_the_solver() -> None:
 def test_kernels(sizes: list[int], n_latent: int) -> None:
     system = System(blends_only(sizes), n_latent)
     arguments: list[Any] = [system.inverse, system.target, *system.room()]
-    for result, expected in both(conjugate_start, reference_descent.conjugate_start, system.layout, *arguments,
+    for result, expected in both(conjugate_start, reference_linear.conjugate_start, system.layout, *arguments,
                                  outputs=(2, 3, 4, 5)):
         close(result, expected, 1e-12)
     for n_step in (0, 2):
         arguments = [system.inverse, system.curvature, system.added, *state(system, n_step)]
-        for result, expected in both(conjugate_step, reference_descent.conjugate_step, system.layout, *arguments,
+        for result, expected in both(conjugate_step, reference_linear.conjugate_step, system.layout, *arguments,
                                      outputs=(3, 4, 5, 6, 7)):
             close(result, expected)
 

@@ -6,8 +6,8 @@ import numpy as np
 from kernels import needs_shim
 from shim import ShimDevice
 
-from deblendrt.cuda.crop import crop
-from deblendrt.cuda.narrow import narrow
+from deblendrt.cuda.kernels.pixels.launch import crop
+from deblendrt.cuda.kernels.steps.launch import narrow
 
 
 @needs_shim

@@ -8,10 +8,10 @@ from kernels import both, needs_shim, run
 from problems import blends_only
 from shim import ShimDevice
 
-from deblendrt.cuda import reference_descent
-from deblendrt.cuda.damped_inverse import damped_inverse
+from deblendrt.cuda.kernels.linear.launch import damped_inverse
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import curvature
+from deblendrt.engine.compute.reference import linear as reference_linear
+from deblendrt.engine.solve import curvature
 
 N_BAND = 3
 OUTPUTS = 3, 4
@@ -47,7 +47,7 @@ def test_reference_is_the_solver() -> None:
     added[:, :N_BAND] = 0.0
     expected = curvature.inverse(block + added[:, :, None] * np.eye(8))
     out = room(layout, 8)
-    reference_descent.damped_inverse(layout, block, damping, N_BAND, *out)
+    reference_linear.damped_inverse(layout, block, damping, N_BAND, *out)
     check(out[0], expected, block)
     np.testing.assert_array_equal(out[1], added)
 
@@ -57,7 +57,7 @@ def test_reference_is_the_solver() -> None:
 def test_kernel(n_latent: int) -> None:
     layout = blends_only(SIZES)
     block, damping = draw(layout, n_latent)
-    (inverse, expected), added = both(damped_inverse, reference_descent.damped_inverse, layout, block, damping, N_BAND,
+    (inverse, expected), added = both(damped_inverse, reference_linear.damped_inverse, layout, block, damping, N_BAND,
                                       *room(layout, n_latent), outputs=OUTPUTS)
     check(inverse, expected, block)
     np.testing.assert_array_equal(*added)
@@ -75,7 +75,7 @@ def test_blocks_that_are_not_positive() -> None:
     block[3, 6, 7] = block[3, 7, 6] = 3 * np.sqrt(block[3, 6, 6] * block[3, 7, 7])
     block[4, 0, 0] = np.nan
     block[5, 0, 1] = block[5, 1, 0] = 3 * np.sqrt(block[5, 0, 0] * block[5, 1, 1])
-    (inverse, expected), _ = both(damped_inverse, reference_descent.damped_inverse, layout, block, damping * 0.1,
+    (inverse, expected), _ = both(damped_inverse, reference_linear.damped_inverse, layout, block, damping * 0.1,
                                   N_BAND, *room(layout, 8), outputs=OUTPUTS)
     np.testing.assert_array_equal(np.isnan(inverse).all((1, 2)), np.arange(6) > 0)
     np.testing.assert_array_equal(np.isnan(expected).all((1, 2)), np.arange(6) > 0)

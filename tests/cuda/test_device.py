@@ -18,10 +18,10 @@ import pytest
 import shim
 import standin
 
-from deblendrt.cuda import compile as kernel_compiler
-from deblendrt.cuda.cuda_device import CudaDevice, open_device, pack, stream_handle
-from deblendrt.cuda.device import DeviceArray, DeviceError, OutOfDeviceMemory
-from deblendrt.cuda.staging import N_BYTE, N_SLOT
+from deblendrt.cuda.driver import compile as kernel_compiler
+from deblendrt.cuda.driver.cuda_device import CudaDevice, open_device, pack, stream_handle
+from deblendrt.cuda.driver.device import DeviceArray, DeviceError, OutOfDeviceMemory
+from deblendrt.cuda.driver.staging import N_BYTE, N_SLOT
 
 PLANTED = Path(shim.__file__).parent
 ON_STAND_IN = "DEBLENDRT_STAND_IN" in os.environ
@@ -369,8 +369,8 @@ def test_no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
 LOSE = """
 import sys
 import numpy as np
-from deblendrt.cuda.cuda_device import CudaDevice
-from deblendrt.cuda.device import DeviceArray, DeviceError
+from deblendrt.cuda.driver.cuda_device import CudaDevice
+from deblendrt.cuda.driver.device import DeviceArray, DeviceError
 
 device = CudaDevice()
 good = device.empty(8, np.float32)

@@ -11,13 +11,12 @@ from problems import blends_only, layout_of, normal_arguments, pad, toy_problem,
 from shim import ShimDevice
 from toy_model import N_BAND, ToyModel
 
-from deblendrt.cuda import reference_photometry
-from deblendrt.cuda.flux_solve import flux_coefficients, flux_solve, flux_target
+from deblendrt.cuda.kernels.linear.launch import flux_coefficients, flux_solve, flux_target, normal, source_pairs
 from deblendrt.cuda.layout import Layout
-from deblendrt.cuda.normal import normal, source_pairs
-from deblendrt.engine import objective
+from deblendrt.engine.compute.reference import linear as reference_linear
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.photometry import RIDGE, linear_fluxes
+from deblendrt.engine.solve import objective
+from deblendrt.engine.solve.joint_fluxes import RIDGE, linear_fluxes
 
 SIZES = [1, 4, 0, 64, 2, 1, 17]
 
@@ -46,7 +45,7 @@ def draw(layout: Layout, seed: int = 0) -> list[np.ndarray]:
 def test_kernel(sizes: list[int]) -> None:
     layout = blends_only(sizes)
     arguments, largest = draw(layout), max(sizes)
-    results = both(flux_solve, reference_photometry.flux_solve, layout, *arguments, outputs=(4, 5), ridge=RIDGE,
+    results = both(flux_solve, reference_linear.flux_solve, layout, *arguments, outputs=(4, 5), ridge=RIDGE,
                    largest=largest)
     real = layout.scene >= 0
     (flux, expected_flux), (sigma, expected_sigma) = results
@@ -101,8 +100,8 @@ def test_coefficients_and_target(shape: tuple[int, ...]) -> None:
     unit, projected = rng.standard_normal((2, *shape)).astype(np.float32)
     flux = rng.standard_normal(shape[:2])
     expected, out = np.empty_like(unit), np.empty(shape[:2])
-    reference_photometry.flux_coefficients(unit, flux, expected)
-    reference_photometry.flux_target(unit, projected, out)
+    reference_linear.flux_coefficients(unit, flux, expected)
+    reference_linear.flux_target(unit, projected, out)
     for reverse in (False, True):
         device = ShimDevice(reverse=reverse)
         result, target = device.empty(shape, np.float32), device.empty(shape[:2], np.float64)
@@ -138,19 +137,19 @@ def test_sweeps_are_the_engine(toy_deblender: Deblender, toy_model: ToyModel, er
     if on_shim:
         [values] = run(ShimDevice(), normal, layout, *arguments, values, outputs=(5,))
     else:
-        reference_photometry.normal(layout, *arguments, values)
+        reference_linear.normal(layout, *arguments, values)
     for _ in range(2):
         scaled = np.empty_like(unit)
-        reference_photometry.flux_coefficients(unit, flux[:n], scaled)
+        reference_linear.flux_coefficients(unit, flux[:n], scaled)
         model = objective.render(problem, scaled)
         residual = [w * (y - m) for w, y, m in zip(weights, problem.data, model, strict=True)]
         target = np.zeros_like(flux)
-        reference_photometry.flux_target(unit, objective.project(problem, residual), target[:n])
+        reference_linear.flux_target(unit, objective.project(problem, residual), target[:n])
         solve = values[: len(pairs)], pairs, start, target, flux, sigma
         if on_shim:
             flux, sigma = run(ShimDevice(), flux_solve, layout, *solve, outputs=(4, 5), **options)
         else:
-            reference_photometry.flux_solve(layout, *solve, **options)
+            reference_linear.flux_solve(layout, *solve, **options)
     known = np.isfinite(expected[1])
     assert not known.all()
     np.testing.assert_array_equal(np.isfinite(sigma[:n]), known)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import shim
 
-from deblendrt.cuda import interop
-from deblendrt.cuda.cuda_device import CudaDevice, open_device
-from deblendrt.cuda.device import DeviceArray, DeviceError
+from deblendrt.cuda.driver import interop
+from deblendrt.cuda.driver.cuda_device import CudaDevice, open_device
+from deblendrt.cuda.driver.device import DeviceArray, DeviceError
 
 ON_STAND_IN = "DEBLENDRT_STAND_IN" in os.environ
 
@@ -30,7 +30,7 @@ def device() -> shim.ShimDevice:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaDevice]:
     """A `CudaDevice`."""
     if ON_STAND_IN:
-        from deblendrt.cuda import compile as kernel_compiler
+        from deblendrt.cuda.driver import compile as kernel_compiler
 
         monkeypatch.setattr(kernel_compiler, "compiler", lambda: None)
         monkeypatch.setattr(kernel_compiler, "prepare", lambda architecture: None)

@@ -9,14 +9,19 @@ import pytest
 from kernels import needs_shim
 from shim import ShimDevice
 
-from deblendrt.cuda import blocks, columns, combine, pull, push
-from deblendrt.cuda import reference_latents as reference
+from deblendrt.cuda.kernels.latents import launch as latents_launch
+from deblendrt.cuda.kernels.linear import launch as linear_launch
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import curvature, objective, uncertainty
-from deblendrt.engine.layouts import row_tiles
-from deblendrt.engine.problem import State
-from deblendrt.engine.runtime import Jacobian
+from deblendrt.engine.compute.cuda.layouts import row_tiles
+from deblendrt.engine.compute.problem import State
+from deblendrt.engine.compute.reference import latents as reference_latents
+from deblendrt.engine.compute.reference import linear as reference_linear
+from deblendrt.engine.measure import uncertainty
+from deblendrt.engine.model.networks import Jacobian
+from deblendrt.engine.solve import curvature, objective
 
+SPECIFICATION = {"combine": reference_latents, "push": reference_latents, "pull": reference_latents,
+                 "columns": reference_latents, "blocks": reference_linear}
 FLOAT32 = 3e-6  # of the largest value of a row
 
 
@@ -96,7 +101,7 @@ def test_references_are_the_engine(case: Case) -> None:
                 "pull": objective.pull(state, case.g) + prepared["pull"][-2], "pull alone":
                 objective.pull(state, case.g), "columns": curvature.columns(state)}
     for name, every in prepared.items():
-        getattr(reference, name.split()[0])(*every)
+        getattr(SPECIFICATION[name.split()[0]], name.split()[0])(*every)
         close(every[-1], expected[name])
 
 
@@ -105,7 +110,7 @@ def check(case: Case, kernel: Any, name: str) -> None:
     every = arguments(case)[name]
     layout, rest = (every[0], every[1:]) if isinstance(every[0], Layout) else (None, every)
     result = on_shim(kernel, layout, *rest)
-    getattr(reference, name.split()[0])(*every)
+    getattr(SPECIFICATION[name.split()[0]], name.split()[0])(*every)
     close(result, every[-1])
     if layout is not None:
         alone = on_shim(kernel, case.few, *rest[:-1], np.full_like(every[-1], -7))
@@ -115,30 +120,30 @@ def check(case: Case, kernel: Any, name: str) -> None:
 
 @needs_shim
 def test_combine(case: Case) -> None:
-    check(case, combine.combine, "combine")
+    check(case, latents_launch.combine, "combine")
 
 
 @needs_shim
 def test_push(case: Case) -> None:
-    check(case, push.push, "push")
+    check(case, latents_launch.push, "push")
 
 
 @needs_shim
 def test_pull(case: Case) -> None:
-    check(case, pull.pull, "pull")
-    check(case, pull.pull, "pull alone")
+    check(case, latents_launch.pull, "pull")
+    check(case, latents_launch.pull, "pull alone")
 
 
 @needs_shim
 def test_columns(case: Case) -> None:
-    check(case, columns.columns, "columns")
+    check(case, latents_launch.columns, "columns")
 
 
 @needs_shim
 def test_pull_is_the_adjoint_of_push(case: Case) -> None:
     prepared = arguments(case)
-    pushed = on_shim(push.push, case.layout, *prepared["push"][1:])
-    pulled = on_shim(pull.pull, case.layout, *prepared["pull alone"][1:])
+    pushed = on_shim(latents_launch.push, case.layout, *prepared["push"][1:])
+    pulled = on_shim(latents_launch.pull, case.layout, *prepared["pull alone"][1:])
     left, right = (pushed.astype(np.float64) * case.g).sum((1, 2)), (case.step * pulled).sum(1)
     scale = np.linalg.norm(pushed, axis=(1, 2)) * np.linalg.norm(case.g, axis=(1, 2))
     assert (np.abs(left - right) < 1e-5 * scale).all()
@@ -153,10 +158,10 @@ def test_blocks(case: Case) -> None:
     through = (rows * rng.uniform(0.5, 1, rows.shape[3])).astype(np.float32)
     wbar, prior = rng.uniform(size=(n, n_band)), rng.normal(size=(n, n_latent, n_latent))
     out, expected = np.zeros_like(prior), np.zeros_like(prior)
-    reference.blocks(rows, through, wbar, prior, expected)
+    reference_linear.blocks(rows, through, wbar, prior, expected)
     inner = np.einsum("nbck,nbdk,nb->nbcd", through.astype(np.float64), rows, wbar)
     close(expected - prior, np.stack([uncertainty.by_latent(i) for i in inner]))
-    result = on_shim(blocks.blocks, None, rows, through, wbar, prior, out)
+    result = on_shim(linear_launch.blocks, None, rows, through, wbar, prior, out)
     close(result, expected)
     few = [a[:1] for a in (rows, through, wbar, prior, out)]
-    np.testing.assert_array_equal(on_shim(blocks.blocks, None, *few)[0], result[0])
+    np.testing.assert_array_equal(on_shim(linear_launch.blocks, None, *few)[0], result[0])

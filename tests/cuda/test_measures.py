@@ -1,4 +1,4 @@
-"""Measures of every source after a fit: kernels against references; tests/engine/test_measures_cuda.py has the rest."""
+"""Measures of every source after a fit: kernels against their references."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from kernels import both, needs_shim, run
 from layouts import random_layout
 from shim import ShimDevice
 
-from deblendrt.cuda import core_statistics, footprint, light_area, misfit, reference, share
-from deblendrt.cuda import reference_measures as measures
+from deblendrt.cuda.kernels.measures import launch
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import sharing
+from deblendrt.engine.compute.reference import measures as reference_measures
+from deblendrt.engine.compute.reference import pixels as reference
+from deblendrt.engine.measure import light_shares
 
 FLOAT32 = 2e-6  # of the largest value
-LIMITS = {"significant": sharing.SIGNIFICANT, "core": sharing.CORE}
+LIMITS = {"significant": light_shares.SIGNIFICANT, "core": light_shares.CORE}
 
 
 class Drawn(NamedTuple):
@@ -60,15 +61,15 @@ def drawn(request: pytest.FixtureRequest) -> Drawn:
 
 
 def footprints_of(drawn: Drawn) -> np.ndarray:
-    out = drawn.with_padding((footprint.n_word(drawn.layout),), np.int32)
-    measures.footprint(*drawn.images, drawn.weight, out, **LIMITS)
+    out = drawn.with_padding((launch.n_word(drawn.layout),), np.int32)
+    reference_measures.footprint(*drawn.images, drawn.weight, out, **LIMITS)
     return out
 
 
 @needs_shim
 def test_footprint(drawn: Drawn) -> None:
-    out = drawn.with_padding((footprint.n_word(drawn.layout),), np.int32)
-    [(result, expected)] = both(footprint.footprint, measures.footprint, *drawn.images, drawn.weight, out,
+    out = drawn.with_padding((launch.n_word(drawn.layout),), np.int32)
+    [(result, expected)] = both(launch.footprint, reference_measures.footprint, *drawn.images, drawn.weight, out,
                                 outputs=(4,), **LIMITS)
     np.testing.assert_array_equal(result, expected)
     bits = np.unpackbits(expected[drawn.rows].view(np.uint8))
@@ -80,7 +81,9 @@ def test_footprint(drawn: Drawn) -> None:
 def test_light(drawn: Drawn) -> None:
     inside = footprints_of(drawn)
     out = np.full(drawn.layout.n_pixel, -7, np.float32)
-    [(result, expected)] = both(share.light, measures.light, *drawn.images, inside, drawn.weight, out, outputs=(5,))
+    [(result, expected)] = both(
+        launch.light, reference_measures.light, *drawn.images, inside, drawn.weight, out, outputs=(5,)
+    )
     np.testing.assert_allclose(result, expected, rtol=FLOAT32)
     assert ((expected > 0).any(), (expected == 0).any()) == (True, True)
     assert (result == -7).sum() == 2  # padding
@@ -91,16 +94,16 @@ def test_share(drawn: Drawn) -> None:
     layout, inside = drawn.layout, footprints_of(drawn)
     model, bright = (np.zeros(layout.n_pixel, np.float32) for _ in range(2))
     reference.render(*drawn.images, None, None, model)
-    measures.light(*drawn.images, inside, drawn.weight, bright)
+    reference_measures.light(*drawn.images, inside, drawn.weight, bright)
     arguments = (*drawn.images[1:], inside, drawn.data, drawn.weight, model, bright)
     out = drawn.with_padding((3, 6), np.float64)
-    [(result, expected)] = both(share.share, measures.share, layout, *arguments, out, outputs=(8,))
+    [(result, expected)] = both(launch.share, reference_measures.share, layout, *arguments, out, outputs=(8,))
     scale = np.abs(expected[drawn.rows]).max((0, 1))
     assert (np.abs(result - expected)[drawn.rows] <= FLOAT32 * scale).all()
     assert (scale > 0).all()
     assert (result[~drawn.rows] == -7).all()
     alone = dataclasses.replace(layout, scene=np.where(np.arange(layout.n_source) == 8, layout.scene, -1))
-    [single] = run(ShimDevice(), share.share, alone, *arguments, out, outputs=(8,))
+    [single] = run(ShimDevice(), launch.share, alone, *arguments, out, outputs=(8,))
     np.testing.assert_array_equal(single[8], result[8])
 
 
@@ -115,20 +118,22 @@ def test_misfit(drawn: Drawn, square: int) -> None:
     edges = np.array([0.0, 1.0, 2.5, 4.0])
     out = drawn.with_padding((4,), np.float64)
     arguments = (drawn.stamps, latent, drawn.data, drawn.weight, model, edges)
-    [(result, expected)] = both(misfit.misfit, measures.misfit, layout, *arguments, out, outputs=(6,), half=half,
-                                square=square)
+    [(result, expected)] = both(
+        launch.misfit, reference_measures.misfit, layout, *arguments, out, outputs=(6,), half=half, square=square
+    )
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
     assert (result[~drawn.rows] == -7).all()
     alone = dataclasses.replace(layout, scene=np.where(np.arange(layout.n_source) == 8, layout.scene, -1))
-    [single] = run(ShimDevice(), misfit.misfit, alone, *arguments, out, outputs=(6,), half=half, square=square)
+    [single] = run(ShimDevice(), launch.misfit, alone, *arguments, out, outputs=(6,), half=half, square=square)
     np.testing.assert_array_equal(single[8], result[8])
 
 
 @needs_shim
 def test_visible(drawn: Drawn) -> None:
     out = drawn.with_padding((3,), np.float64)
-    [(result, expected)] = both(misfit.visible, measures.visible, *drawn.images, footprints_of(drawn), drawn.weight,
-                                out, outputs=(5,))
+    [(result, expected)] = both(
+        launch.visible, reference_measures.visible, *drawn.images, footprints_of(drawn), drawn.weight, out, outputs=(5,)
+    )
     np.testing.assert_allclose(result, expected, rtol=FLOAT32)
     assert (result[~drawn.rows] == -7).all()
 
@@ -143,7 +148,7 @@ def test_core_statistics(drawn: Drawn) -> None:
     model = rng.normal(size=layout.n_pixel).astype(np.float32)
     weights = drawn.weight * rng.uniform(0.3, 1.0, layout.n_pixel).astype(np.float32)
     arguments = (number, centre, owner, drawn.data, drawn.weight, weights, model)
-    [(result, expected)] = both(core_statistics.core_statistics, measures.core_statistics, layout, *arguments,
+    [(result, expected)] = both(launch.core_statistics, reference_measures.core_statistics, layout, *arguments,
                                 drawn.with_padding((3,), np.float64), outputs=(7,), radius=4.5)
     assert (expected[drawn.rows, 2] > 0).any()
     assert (expected[drawn.rows] == 0).all(1).any()  # owns nothing
@@ -156,8 +161,9 @@ def test_core_statistics(drawn: Drawn) -> None:
 def test_light_area(drawn: Drawn) -> None:
     weight = np.random.default_rng(2).uniform(0.1, 1.0, (drawn.layout.n_source, 3))
     out = drawn.with_padding((), np.int32)
-    [(result, expected)] = both(light_area.light_area, measures.light_area, *drawn.images, weight, out, outputs=(4,),
-                                threshold=1.0)
+    [(result, expected)] = both(
+        launch.light_area, reference_measures.light_area, *drawn.images, weight, out, outputs=(4,), threshold=1.0
+    )
     np.testing.assert_array_equal(result, expected)
     assert (result[~drawn.rows] == -7).all()
     assert len(np.unique(expected[drawn.rows])) > 3
@@ -171,5 +177,5 @@ def test_footprint_is_the_engines(drawn: Drawn) -> None:
         shape, start = (3, *layout.canvas_shape[s]), layout.canvas_start[s]
         weight = drawn.weight[start : start + np.prod(shape)].reshape(shape)
         stamp = drawn.stamps[i].reshape(3, layout.window, layout.window)
-        expected = sharing.footprint(stamp, weight[:, y : y + layout.window, x : x + layout.window])
-        np.testing.assert_array_equal(measures.unpacked(inside[i], expected.shape), expected)
+        expected = light_shares.footprint(stamp, weight[:, y : y + layout.window, x : x + layout.window])
+        np.testing.assert_array_equal(reference_measures.unpacked(inside[i], expected.shape), expected)

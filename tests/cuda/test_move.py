@@ -9,15 +9,15 @@ from problems import layout_of, pad, toy_problem
 from shim import ShimDevice
 from toy_model import N_BAND, ToyModel
 
-from deblendrt.cuda import reference_steps
-from deblendrt.cuda.move import move
-from deblendrt.engine import solver
+from deblendrt.cuda.kernels.steps.launch import move
+from deblendrt.engine.compute.problem import Problem
+from deblendrt.engine.compute.reference import steps as reference_steps
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.problem import Problem
+from deblendrt.engine.solve import descent
 
-LIMITS = {"min_flux_factor": solver.MIN_FLUX_FACTOR, "max_flux_factor": solver.MAX_FLUX_FACTOR,
-          "max_offset_step": solver.MAX_OFFSET_STEP, "max_drift": solver.MAX_DRIFT,
-          "max_shape_step": solver.MAX_SHAPE_STEP}
+LIMITS = {"min_flux_factor": descent.MIN_FLUX_FACTOR, "max_flux_factor": descent.MAX_FLUX_FACTOR,
+          "max_offset_step": descent.MAX_OFFSET_STEP, "max_drift": descent.MAX_DRIFT,
+          "max_shape_step": descent.MAX_SHAPE_STEP}
 
 Case = tuple[Problem, np.ndarray, np.ndarray, np.ndarray]
 
@@ -38,7 +38,7 @@ def test_reference_is_the_solver(case: Case) -> None:
     problem, latent, step, floor = case
     out = np.empty_like(latent)
     reference_steps.move(layout_of(problem), latent, step, floor, problem.offset0, out, **LIMITS)
-    np.testing.assert_array_equal(out, solver.move(problem, latent, step, floor))
+    np.testing.assert_array_equal(out, descent.move(problem, latent, step, floor))
 
 
 @needs_shim

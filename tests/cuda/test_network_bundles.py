@@ -12,14 +12,14 @@ import pytest
 from graphs import Make, graph, numbers, run
 from shim import ShimDevice, missing
 
-from deblendrt.cuda import reference_network
-from deblendrt.cuda.device import DeviceError
-from deblendrt.cuda.network import Network
-from deblendrt.cuda.network_plan import make_plan
-from deblendrt.engine.bundle import Bundle, load_bundle
+from deblendrt.cuda.driver.device import DeviceError
+from deblendrt.cuda.network.network import Network
+from deblendrt.cuda.network.plan import make_plan
+from deblendrt.engine.compute.reference import networks as reference_networks
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.golden import golden_error
-from deblendrt.engine.manifest import GRAPHS, BundleError
+from deblendrt.engine.model.agreement import golden_error
+from deblendrt.engine.model.bundle import Bundle, load_bundle
+from deblendrt.engine.model.manifest import GRAPHS, BundleError
 
 pytest.importorskip("onnx")
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -51,7 +51,7 @@ def golden(bundle: Bundle, name: str, kind: str) -> dict[str, Array]:
 def test_golden(bundle: Bundle, name: str) -> None:
     content = bundle.read(f"{name}.onnx")
     inputs, expected = ({key: value[:5] for key, value in golden(bundle, name, kind).items()} for kind in ("in", "out"))
-    reference = reference_network.run(make_plan(content, 5), inputs)
+    reference = reference_networks.run(make_plan(content, 5), inputs)
     outputs = run(content, inputs)
     for key, value in expected.items():
         assert golden_error(reference[key], value, **bundle.golden_tolerance[name]) < 1, key

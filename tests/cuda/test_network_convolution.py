@@ -9,8 +9,8 @@ import pytest
 from shim import ShimDevice, missing
 from tolerances import FLOAT32, relative_error
 
-from deblendrt.cuda import reference_network
-from deblendrt.cuda.network_convolution import network_convolution
+from deblendrt.cuda.kernels.networks.launch import network_convolution
+from deblendrt.engine.compute.reference import networks as reference_networks
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 Array = np.ndarray[Any, Any]
@@ -27,7 +27,7 @@ def test_convolution(n_source: int, n_in: int, side: int, n_out: int, size: int,
     shape = [(n + 2 * pad - size) // stride + 1 for n in (side, side + 1)]
     geometry = {"size": (size, size), "stride": (stride, stride), "pad": (pad, pad)}
     expected = np.empty((n_source, n_out, *shape))
-    reference_network.network_convolution(x.astype(np.float64), kernel, bias, out=expected, **geometry)
+    reference_networks.network_convolution(x.astype(np.float64), kernel, bias, out=expected, **geometry)
     results = []
     for reverse in (False, True):
         device = ShimDevice(reverse=reverse)

@@ -11,8 +11,8 @@ from graphs import Make, graph, numbers, run
 from shim import missing
 from tolerances import FLOAT32, relative_error
 
-from deblendrt.cuda import reference_network
-from deblendrt.cuda.network_plan import make_plan
+from deblendrt.cuda.network.plan import make_plan
+from deblendrt.engine.compute.reference import networks as reference_networks
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx.reference")
@@ -77,7 +77,7 @@ def check(case: str, build: Callable[[Make], Any], shape: tuple[int, ...], n_row
     if case in ("Neg", "Abs", "Sign", "Sigmoid"):
         x[0, 0] = [-40, 0, 1]
     expected = onnx.reference.ReferenceEvaluator(onnx.load_from_string(content)).run(None, {"x": x})[0]
-    assert relative_error(reference_network.run(make_plan(content, n_row), {"x": x})["y"], expected) < FLOAT32
+    assert relative_error(reference_networks.run(make_plan(content, n_row), {"x": x})["y"], expected) < FLOAT32
     assert relative_error(run(content, {"x": x})["y"], expected) < FLOAT32
 
 

@@ -9,10 +9,10 @@ import pytest
 from shim import ShimDevice, missing
 from tolerances import FLOAT32, relative_error
 
-from deblendrt.cuda import network_matmul as matmul_module
-from deblendrt.cuda import reference_network
-from deblendrt.cuda.device import DeviceArray
-from deblendrt.cuda.network_matmul import network_matmul
+from deblendrt.cuda.driver.device import DeviceArray
+from deblendrt.cuda.kernels.networks import launch as networks_launch
+from deblendrt.cuda.kernels.networks.launch import network_matmul
+from deblendrt.engine.compute.reference import networks as reference_networks
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 Array = np.ndarray[Any, Any]
@@ -53,7 +53,7 @@ def test_product(shape: tuple[int, int, int, int], transposed: str) -> None:
     if transposed == "w":
         w = draw(1, n_batch, n_column, n_sum).transpose(0, 2, 1)
     expected = np.empty((n_batch, n_row, n_column))
-    reference_network.network_matmul(a.astype(np.float64), w.astype(np.float64), bias, expected)
+    reference_networks.network_matmul(a.astype(np.float64), w.astype(np.float64), bias, expected)
     result = product(a, w, bias)
     assert relative_error(result, expected) < FLOAT32
     np.testing.assert_array_equal(result, product(a, w, bias, reverse=True))
@@ -62,6 +62,6 @@ def test_product(shape: tuple[int, int, int, int], transposed: str) -> None:
 def test_bits_of_a_product_do_not_depend_on_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     a, w = draw(0, 1, 300, 71), draw(1, 1, 71, 130)
     few = product(a, w, None)
-    monkeypatch.setattr(matmul_module, "ENOUGH_BLOCKS", 1)
+    monkeypatch.setattr(networks_launch, "ENOUGH_BLOCKS", 1)
     np.testing.assert_array_equal(few, product(a, w, None))  # large tiles
     np.testing.assert_array_equal(few[:, 7:10], product(a[:, 7:10].copy(), w, None))  # thin ones

@@ -10,8 +10,8 @@ import pytest
 from shim import ShimDevice, missing
 from tolerances import FLOAT32, relative_error
 
-from deblendrt.cuda import reference_network
-from deblendrt.cuda.network_reduce import network_softmax, network_sum
+from deblendrt.cuda.kernels.networks.launch import network_softmax, network_sum
+from deblendrt.engine.compute.reference import networks as reference_networks
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 Array = np.ndarray[Any, Any]
@@ -26,7 +26,7 @@ def draw(seed: int, *shape: int) -> Array:
 def test_reduce(function: str, shape: tuple[int, int, int]) -> None:
     x = 5 * draw(3, *shape)
     expected = np.empty((shape[0], 1 if function == "network_sum" else shape[1], shape[2]))
-    getattr(reference_network, function)(x.astype(np.float64), expected)
+    getattr(reference_networks, function)(x.astype(np.float64), expected)
     kernel: Callable[..., None] = {"network_sum": network_sum, "network_softmax": network_softmax}[function]
     results = []
     for reverse in (False, True):

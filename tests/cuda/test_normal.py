@@ -11,11 +11,11 @@ from problems import N_PADDING, layout_of, normal_arguments, pad, toy_problem, u
 from shim import ShimDevice
 from toy_model import N_BAND, ToyModel
 
-from deblendrt.cuda import reference_photometry
-from deblendrt.cuda.normal import normal, source_pairs
+from deblendrt.cuda.kernels.linear.launch import normal, source_pairs
+from deblendrt.engine.compute.problem import Problem
+from deblendrt.engine.compute.reference import linear as reference_linear
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.photometry import normal_matrices
-from deblendrt.engine.problem import Problem
+from deblendrt.engine.solve.joint_fluxes import normal_matrices
 
 FLOAT32 = 1e-6  # relative to the product of the diagonals' roots: stamps and products of three rounded to float32
 
@@ -43,7 +43,7 @@ def test_reference_is_the_engine(which: str, request: pytest.FixtureRequest) -> 
     arguments = normal_arguments(problem, layout, unit)
     pairs, start = source_pairs(layout, arguments[2])
     out = np.full((len(arguments[4]), N_BAND), np.nan)
-    reference_photometry.normal(layout, *arguments, out)
+    reference_linear.normal(layout, *arguments, out)
     blends = normal_matrices(problem, unit, problem.weight)
     assert max(len(rows) for rows, _ in blends) > 2
     for rows, matrix in blends:
@@ -63,7 +63,7 @@ def test_kernel(which: str, request: pytest.FixtureRequest) -> None:
     arguments = normal_arguments(problem, layout, unit)
     pairs = arguments[4]
     out = np.full((len(pairs), N_BAND), -7.0)
-    [(result, expected)] = both(normal, reference_photometry.normal, layout, *arguments, out, outputs=(5,))
+    [(result, expected)] = both(normal, reference_linear.normal, layout, *arguments, out, outputs=(5,))
     diagonal = np.zeros((layout.n_source, N_BAND))
     diagonal[pairs[:-2][pairs[:-2, 0] == pairs[:-2, 1], 0]] = expected[:-2][pairs[:-2, 0] == pairs[:-2, 1]]
     scale = np.sqrt(diagonal[pairs[:-2, 0]] * diagonal[pairs[:-2, 1]])
@@ -105,7 +105,7 @@ def test_windows_that_do_not_meet(compact: tuple[Problem, np.ndarray]) -> None:
     layout = layout_of(problem)
     arguments = normal_arguments(problem, layout, unit)[:4]
     pair = np.array([[0, 1]], np.int32)
-    [(result, expected)] = both(normal, reference_photometry.normal, layout, *arguments, pair, np.ones((1, N_BAND)),
+    [(result, expected)] = both(normal, reference_linear.normal, layout, *arguments, pair, np.ones((1, N_BAND)),
                                 outputs=(5,))
     assert not result.any()
     assert not expected.any()

@@ -10,8 +10,9 @@ from kernels import both, needs_shim, run
 from layouts import random_layout
 from shim import ShimDevice
 
-from deblendrt.cuda import loss, mean_weight, product, project, reference, render, residual
+from deblendrt.cuda.kernels.pixels import launch
 from deblendrt.cuda.layout import Layout
+from deblendrt.engine.compute.reference import pixels as reference
 
 FLOAT32 = 3e-6  # of the largest value: sums of some hundred products in float32
 SCENES = ((33, 20, 3), (17, 45, 0), (21, 19, 70))
@@ -58,7 +59,7 @@ def inset_of(layout: Layout) -> np.ndarray:
 def projected(layout: Layout, n_basis: int, image: np.ndarray) -> tuple[Any, ...]:
     """Arguments of `project`."""
     n_cell, out = layout.n_cell, numbers(layout, layout.n_source, layout.n_band, n_basis)
-    scratch = np.full((project.runs(layout.n_window_pixel, n_basis)[0], *out.shape), np.nan, np.float32)
+    scratch = np.full((launch.runs(layout.n_window_pixel, n_basis)[0], *out.shape), np.nan, np.float32)
     return (image, table(layout, layout.n_window_pixel, n_basis), table(layout, n_cell, n_basis) if n_cell else None,
             extended_of(layout), inset_of(layout), numbers(
                 layout, layout.n_source, layout.n_band, n_cell) if n_cell else None, scratch, out)
@@ -72,7 +73,7 @@ def test_product(case: tuple[Layout, int], n_row: int) -> None:
     for n_column in (n_basis, layout.n_window_pixel):
         rows = numbers(layout, n, layout.n_band, n_row, n_basis)
         out = numbers(layout, n, layout.n_band, n_row, n_column)
-        [(result, expected)] = both(product.product, reference.product, layout, rows, table(layout, n_basis, n_column),
+        [(result, expected)] = both(launch.product, reference.product, layout, rows, table(layout, n_basis, n_column),
                                     out, outputs=(2,))
         close(result, expected)
 
@@ -84,7 +85,7 @@ def test_render(case: tuple[Layout, int]) -> None:
     cells = numbers(layout, layout.n_source, layout.n_band, layout.n_cell) if layout.n_cell else None
     background, weight, out = numbers(layout, layout.n_pixel), numbers(layout, layout.n_pixel) ** 2, numbers(
         layout, layout.n_pixel)
-    [(result, expected)] = both(render.render, reference.render, layout, stamps, cells, extended_of(layout), background,
+    [(result, expected)] = both(launch.render, reference.render, layout, stamps, cells, extended_of(layout), background,
                                 weight, out, outputs=(5,))
     close(result, expected)
 
@@ -93,7 +94,7 @@ def test_render(case: tuple[Layout, int]) -> None:
 def test_project(case: tuple[Layout, int]) -> None:
     layout, n_basis = case
     arguments = projected(layout, n_basis, numbers(layout, layout.n_pixel))
-    [(result, expected)] = both(project.project, reference.project, layout, *arguments, outputs=(7,))
+    [(result, expected)] = both(launch.project, reference.project, layout, *arguments, outputs=(7,))
     close(result, expected)
 
 
@@ -104,15 +105,15 @@ def test_likelihood_and_mean_weight(case: tuple[Layout, int]) -> None:
     data, model, trial = (np.roll(3 * numbers(layout, n_pixel), k) for k in range(3))
     weight, out = numbers(layout, n_pixel) ** 2, numbers(layout, n_pixel)
     constants = (0.1, 0.2, 2.0, 1)
-    for result, expected in both(residual.residual, reference.residual, layout, data, weight, model, *constants, out,
+    for result, expected in both(launch.residual, reference.residual, layout, data, weight, model, *constants, out,
                                  out, outputs=(7, 8)):
         close(result, expected, 1e-5)
     losses = np.full((layout.n_blend, 2), np.nan)
     finite = (np.nan_to_num(image) for image in (data, weight, model, trial))
-    [(result, expected)] = both(loss.loss, reference.loss, layout, *finite, *constants, losses, outputs=(8,))
+    [(result, expected)] = both(launch.loss, reference.loss, layout, *finite, *constants, losses, outputs=(8,))
     close(result, expected, 1e-5)
     profile, wbar = table(layout, layout.n_window_pixel) ** 2, np.full((layout.n_source, layout.n_band), np.nan)
-    [(result, expected)] = both(mean_weight.mean_weight, reference.mean_weight, layout, weight, profile,
+    [(result, expected)] = both(launch.mean_weight, reference.mean_weight, layout, weight, profile,
                                 inset_of(layout), wbar, outputs=(3,))
     close(result, expected)
 
@@ -133,11 +134,11 @@ def test_bits_do_not_depend_on_the_batch() -> None:
         arguments[3][first : first + n : 2] = 1
         arguments[4] = np.zeros_like(arguments[4])
         arguments[4][first + 1 : first + n : 2] = 3
-        [rows] = run(ShimDevice(), project.project, layout, *arguments, outputs=(7,))
+        [rows] = run(ShimDevice(), launch.project, layout, *arguments, outputs=(7,))
         stamps = np.zeros((layout.n_source, layout.n_band, 1, layout.n_window_pixel), np.float32)
-        [stamps] = run(ShimDevice(), product.product, layout, rows[:, :, None], table(layout, n_basis,
+        [stamps] = run(ShimDevice(), launch.product, layout, rows[:, :, None], table(layout, n_basis,
                        layout.n_window_pixel), stamps, outputs=(2,))
-        [drawn] = run(ShimDevice(), render.render, layout, stamps[:, :, 0], None, arguments[3], None, None, image,
+        [drawn] = run(ShimDevice(), launch.render, layout, stamps[:, :, 0], None, arguments[3], None, None, image,
                       outputs=(5,))
         results.append((rows[first : first + n], stamps[first : first + n], drawn[start : start + n_canvas]))
     for alone, together in zip(*results, strict=True):

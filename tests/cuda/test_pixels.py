@@ -12,12 +12,14 @@ from problems import toy_problem
 from shim import ShimDevice
 from toy_model import N_BAND, ToyModel
 
-from deblendrt.cuda import loss, mean_weight, product, project, reference, reference_trim, render, residual
+from deblendrt.cuda.kernels.pixels import launch
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import curvature, decoding, objective, ops
+from deblendrt.engine.compute import decoding, drawing
+from deblendrt.engine.compute.cuda.layouts import make_layout, row_tiles
+from deblendrt.engine.compute.problem import Problem, State
+from deblendrt.engine.compute.reference import pixels as reference
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.layouts import make_layout, row_tiles
-from deblendrt.engine.problem import Problem, State
+from deblendrt.engine.solve import curvature, objective
 
 FLOAT32 = 2e-6  # of the largest value: sums of some hundred products in float32
 CLIP = objective.CLIP
@@ -91,7 +93,7 @@ def stamps_of(case: Case) -> tuple[np.ndarray, np.ndarray | None]:
     rows = case.padded(case.coefficients)[:, :, None]
     stamps = np.zeros((*rows.shape[:3], case.layout.n_window_pixel), np.float32)
     reference.product(case.layout, rows, case.tables("phi"), stamps)
-    reference_trim.trim_stamps(case.layout, case.inset, stamps)
+    reference.trim_stamps(case.layout, case.inset, stamps)
     cells = case.cells
     if cells is not None:
         cells = np.zeros_like(cells)[:, :, None]
@@ -104,7 +106,7 @@ def test_references_are_the_engine(case: Case) -> None:
     problem, layout = case.problem, case.layout
     stamps, cells = stamps_of(case)
     whole = problem.extent >= 0
-    close(stamps[: case.n][whole], ops.stamps(case.coefficients[whole], problem.folded.of(0)).reshape(
+    close(stamps[: case.n][whole], drawing.stamps(case.coefficients[whole], problem.folded.of(0)).reshape(
         whole.sum(), N_BAND, -1))
     image = np.zeros(layout.n_pixel, np.float32)
     reference.render(layout, stamps, cells, case.extended, None, None, image)
@@ -155,7 +157,7 @@ def test_product(case: Case) -> None:
             device_options = {k: ShimDevice().upload(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
             expected = out.copy()
             reference.product(case.layout, rows, table, expected, **options)
-            results = [run(ShimDevice(reverse=r), product.product, case.layout, rows, table, out, outputs=(2,),
+            results = [run(ShimDevice(reverse=r), launch.product, case.layout, rows, table, out, outputs=(2,),
                            **device_options)[0] for r in (False, True)]
             np.testing.assert_array_equal(*results)
             close(results[0], expected)
@@ -174,9 +176,9 @@ def test_product_of_several_bases_and_rows_alone() -> None:
     out = np.full((n, 2, 1, n_column), np.nan, np.float32)
     expected = out.copy()
     reference.product(every, rows, table, expected)
-    [result] = run(ShimDevice(), product.product, every, rows, table, out, outputs=(2,))
+    [result] = run(ShimDevice(), launch.product, every, rows, table, out, outputs=(2,))
     close(result, expected)
-    [alone] = run(ShimDevice(), product.product, few, rows, table, out, outputs=(2,))
+    [alone] = run(ShimDevice(), launch.product, few, rows, table, out, outputs=(2,))
     np.testing.assert_array_equal(alone[[3, 77]], result[[3, 77]])
     assert np.isnan(np.delete(alone, [3, 77], 0)).all()
 
@@ -194,7 +196,7 @@ def test_render(case: Case) -> None:
     out = np.zeros(case.layout.n_pixel, np.float32)
     for layout in (case.layout, case.joint):
         for options in ((None, None), (background, None), (None, weight), (background, weight)):
-            [(result, expected)] = both(render.render, reference.render, layout, stamps, cells, case.extended, *options,
+            [(result, expected)] = both(launch.render, reference.render, layout, stamps, cells, case.extended, *options,
                                         out, outputs=(5,))
             close(result, expected)
 
@@ -206,7 +208,7 @@ def test_project(case: Case) -> None:
     tables = case.tables("phi_t"), case.tables("outer_t")
     stamps, _ = stamps_of(case)
     for layout in (case.layout, case.joint):
-        [(result, expected)] = both(project.project, reference.project, layout, image, *tables, case.extended,
+        [(result, expected)] = both(launch.project, reference.project, layout, image, *tables, case.extended,
                                     case.inset, case.cells, stamps, out, outputs=(7,))
         close(result, expected)
 
@@ -221,14 +223,14 @@ def test_project_is_the_adjoint_of_render(case: Case) -> None:
     put, extended = device.upload, device.upload(case.extended)
     stamps = device.empty((layout.n_source, N_BAND, 1, layout.n_window_pixel), np.float32)
     cells = None if case.cells is None else device.empty((layout.n_source, N_BAND, 1, layout.n_cell), np.float32)
-    product.product(device, on_device, put(rows[:, :, None]), put(case.tables("phi")), stamps)
+    launch.product(device, on_device, put(rows[:, :, None]), put(case.tables("phi")), stamps)
     if cells is not None:
-        product.product(device, on_device, put(rows[:, :, None]), put(case.tables("outer")), cells, chosen=extended)
+        launch.product(device, on_device, put(rows[:, :, None]), put(case.tables("outer")), cells, chosen=extended)
     drawn = put(np.zeros(layout.n_pixel, np.float32))
-    render.render(device, on_device, stamps, cells, extended, None, None, drawn)
+    launch.render(device, on_device, stamps, cells, extended, None, None, drawn)
     back = put(np.zeros_like(rows))
     outer_t = case.tables("outer_t")
-    project.project(device, on_device, put(image), put(case.tables("phi_t")), None if outer_t is None else put(outer_t),
+    launch.project(device, on_device, put(image), put(case.tables("phi_t")), None if outer_t is None else put(outer_t),
                     extended, put(case.inset), cells, stamps, back)
     left = (device.download(drawn).astype(np.float64) * image).sum()
     right = (rows.astype(np.float64) * device.download(back)).sum()
@@ -244,12 +246,13 @@ def test_residual_and_loss(case: Case, temper: float, robust: int) -> None:
     data[::97] += 50  # light that no source explains
     options = (temper, max(temper, 0.05), CLIP, robust)
     out = np.zeros_like(data)
-    for result, expected in both(residual.residual, reference.residual, layout, data, weight, image, *options, out, out,
+    for result, expected in both(launch.residual, reference.residual, layout, data, weight, image, *options, out, out,
                                  outputs=(7, 8)):
         close(result, expected, 1e-5)
     losses = np.full((layout.n_blend, 2), -7.0)
-    [(result, expected)] = both(loss.loss, reference.loss, layout, data, weight, image, (0.9 * image), *options, losses,
-                                outputs=(8,))
+    [(result, expected)] = both(
+        launch.loss, reference.loss, layout, data, weight, image, (0.9 * image), *options, losses, outputs=(8,)
+    )
     close(result, expected, 1e-5)
     assert (result[problem.n_blend :] == -7).all()
 
@@ -258,7 +261,7 @@ def test_residual_and_loss(case: Case, temper: float, robust: int) -> None:
 def test_mean_weight(case: Case) -> None:
     profile = np.stack(case.problem.profile).reshape(1, N_BAND, -1)
     out = np.full((case.layout.n_source, N_BAND), -7.0)
-    [(result, expected)] = both(mean_weight.mean_weight, reference.mean_weight, case.layout,
+    [(result, expected)] = both(launch.mean_weight, reference.mean_weight, case.layout,
                                 case.flat(case.problem.weight), profile, case.inset, out, outputs=(3,))
     close(result, expected)
     assert (result[case.n :] == -7).all()

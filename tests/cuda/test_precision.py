@@ -9,8 +9,8 @@ from problems import layout_of, normal_arguments, toy_problem, unit_coefficients
 from shim import ShimDevice
 from toy_model import ToyModel
 
-from deblendrt.cuda import reference_photometry
-from deblendrt.cuda.precision import precision
+from deblendrt.cuda.kernels.linear.launch import precision
+from deblendrt.engine.compute.reference import linear as reference_linear
 from deblendrt.engine.deblender import Deblender
 
 FLOAT32 = 1e-6  # relative to the product of the norms: stamps, products and sums of 64 are rounded to float32
@@ -38,8 +38,8 @@ def arguments(request: pytest.FixtureRequest, toy_deblender: Deblender, wide_toy
 def test_reference_is_the_normal_matrix(arguments: tuple) -> None:
     layout, columns, plain, factor = arguments
     matrix = np.zeros((len(plain[-1]), layout.n_band))
-    reference_photometry.normal(layout, *plain, matrix)
-    reference_photometry.precision(layout, *columns)
+    reference_linear.normal(layout, *plain, matrix)
+    reference_linear.precision(layout, *columns)
     i, j = plain[-1][:-2].T
     factors = factor[i, 0, :, 0][:, :, None] * factor[j, 0, :, 0][:, None].astype(np.float64)
     expected = matrix[:-2, :, None, None] * factors[:, None]
@@ -50,7 +50,7 @@ def test_reference_is_the_normal_matrix(arguments: tuple) -> None:
 def test_kernel(arguments: tuple) -> None:
     layout, columns, _, _ = arguments
     pairs = columns[5]
-    [(result, expected)] = both(precision, reference_photometry.precision, layout, *columns, outputs=(6,))
+    [(result, expected)] = both(precision, reference_linear.precision, layout, *columns, outputs=(6,))
     own = {int(i): expected[p].diagonal(axis1=1, axis2=2) for p, (i, j) in enumerate(pairs[:-2]) if i == j}
     for p, (i, j) in enumerate(pairs[:-2]):
         scale = np.sqrt(own[int(i)][:, :, None] * own[int(j)][:, None])

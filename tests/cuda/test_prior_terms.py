@@ -12,11 +12,11 @@ from problems import blends_only, layout_of, pad, toy_problem
 from shim import ShimDevice
 from toy_model import ToyModel
 
-from deblendrt.cuda import reference_descent
+from deblendrt.cuda.kernels.prior.launch import prior_terms
 from deblendrt.cuda.layout import Layout
-from deblendrt.cuda.prior_terms import prior_terms
-from deblendrt.engine import objective
+from deblendrt.engine.compute.reference import prior as reference_prior
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.solve import objective
 
 OUTPUTS = 9, 10
 
@@ -43,7 +43,7 @@ def test_reference_is_the_objective(toy_deblender: Deblender, toy_model: ToyMode
     problem = dataclasses.replace(problem, measured=measured, star=rng.random(n) < 0.4)
     flow = [pad(a) for a in problem.runtime.log_prior(latent)]
     out = pad(np.full(n, 7.0), 7.0), pad(np.full(latent.shape, 7.0), 7.0)
-    reference_descent.prior_terms(
+    reference_prior.prior_terms(
         layout_of(problem), pad(latent), *flow, pad(measured.astype(np.int32)), pad(problem.offset0),
         pad(problem.star.astype(np.int32)), np.asarray(problem.bundle.mean_color),
         np.asarray(problem.bundle.color_sigma), np.float64(problem.center_sigma), *out)
@@ -56,7 +56,7 @@ def test_reference_is_the_objective(toy_deblender: Deblender, toy_model: ToyMode
 @pytest.mark.parametrize(("n_band", "n_latent"), [(3, 8), (6, 18), (5, 43)])
 def test_kernel(n_band: int, n_latent: int) -> None:
     layout = dataclasses.replace(blends_only([5, 0, 30, 1]), n_band=n_band)
-    results = both(prior_terms, reference_descent.prior_terms, layout, *draw(layout, n_latent), outputs=OUTPUTS)
+    results = both(prior_terms, reference_prior.prior_terms, layout, *draw(layout, n_latent), outputs=OUTPUTS)
     for result, expected in results:
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
         assert (result[layout.scene < 0] == 7.0).all()

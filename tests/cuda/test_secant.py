@@ -8,10 +8,10 @@ from kernels import both, needs_shim, run
 from problems import blends_only
 from shim import ShimDevice
 
-from deblendrt.cuda import reference_steps
+from deblendrt.cuda.kernels.prior.launch import secant
 from deblendrt.cuda.layout import Layout
-from deblendrt.cuda.secant import secant
-from deblendrt.engine import curvature
+from deblendrt.engine.compute.reference import prior as reference_prior
+from deblendrt.engine.solve import curvature
 
 
 def draw(layout: Layout, n_latent: int, seed: int = 0) -> list[np.ndarray]:
@@ -36,7 +36,7 @@ def test_reference_is_the_engine() -> None:
     assert updated.any()
     assert not updated.all()
     result = matrix.copy()
-    reference_steps.secant(layout, latent, trial, gradient, trial_gradient, result)
+    reference_prior.secant(layout, latent, trial, gradient, trial_gradient, result)
     np.testing.assert_array_equal(result[~updated], matrix[~updated])
     np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12 * np.abs(matrix).max())
 
@@ -45,7 +45,7 @@ def test_reference_is_the_engine() -> None:
 @pytest.mark.parametrize("n_latent", [8, 18, 43])
 def test_kernel(n_latent: int) -> None:
     layout = blends_only([3, 1, 0, 9, 1])
-    [(result, expected)] = both(secant, reference_steps.secant, layout, *draw(layout, n_latent), outputs=(4,))
+    [(result, expected)] = both(secant, reference_prior.secant, layout, *draw(layout, n_latent), outputs=(4,))
     np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-12 * np.abs(expected).max())
     np.testing.assert_array_equal(result == draw(layout, n_latent)[4], expected == draw(layout, n_latent)[4])
 

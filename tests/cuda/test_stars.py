@@ -12,10 +12,10 @@ from problems import blends_only, layout_of, pad, toy_problem
 from shim import ShimDevice
 from toy_model import ToyModel
 
-from deblendrt.cuda import reference_descent
+from deblendrt.cuda.kernels.latents.launch import stars
 from deblendrt.cuda.layout import Layout
-from deblendrt.cuda.stars import stars
-from deblendrt.engine import decoding
+from deblendrt.engine.compute import decoding
+from deblendrt.engine.compute.reference import latents as reference_latents
 from deblendrt.engine.deblender import Deblender
 
 OUTPUTS = 5, 6, 7, 8
@@ -42,7 +42,7 @@ def test_reference_is_the_engine(toy_deblender: Deblender, toy_model: ToyModel) 
     assert 0 < problem.star.sum() < len(latent)
     core, sums = decoding.star_core(problem.bundle)
     results = [pad(a) for a in problem.runtime.decode_jacobian(latent)]
-    reference_descent.stars(layout_of(problem), pad(latent), pad(problem.star.astype(np.int32)), core, sums,
+    reference_latents.stars(layout_of(problem), pad(latent), pad(problem.star.astype(np.int32)), core, sums,
                             np.float64(problem.bundle.reference_psf_sigma), *results)
     for result, expected in zip(results, decoding.decode_jacobian(problem, latent), strict=True):
         np.testing.assert_allclose(result[: len(latent)], expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
@@ -55,7 +55,7 @@ def test_reference_is_the_engine(toy_deblender: Deblender, toy_model: ToyModel) 
 def test_kernel(n_band: int, n_component: int, n_basis: int, n_shape: int, side: int) -> None:
     layout = dataclasses.replace(blends_only([5, 0, 6]), n_band=n_band)
     arguments = draw(layout, n_component, n_basis, n_shape, side)
-    results = both(stars, reference_descent.stars, layout, *arguments, outputs=OUTPUTS)
+    results = both(stars, reference_latents.stars, layout, *arguments, outputs=OUTPUTS)
     others = (arguments[1] == 0) | (layout.scene < 0)
     for (result, expected), before in zip(results, arguments[5:], strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-7)

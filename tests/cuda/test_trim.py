@@ -11,9 +11,10 @@ from layouts import random_layout
 from problems import toy_problem
 from toy_model import N_BAND, ToyModel
 
-from deblendrt.cuda import reference_trim, trim
+from deblendrt.cuda.kernels.pixels import launch
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine import decoding, ops
+from deblendrt.engine.compute import decoding, drawing
+from deblendrt.engine.compute.reference import pixels as reference
 from deblendrt.engine.deblender import Deblender
 
 SIZES = {"one row": (7, (2, 5)), "some rows": (31, (3, 2, 15)), "many functions": (13, (2, 131))}
@@ -35,7 +36,7 @@ def test_reach(layout: Layout, n_window: int) -> None:
     extent = np.random.default_rng(0).integers(1 - n_window, 2, n).astype(np.int32)
     insets, used = np.arange(n_window, dtype=np.int32) * 5, 128 - 32 * np.arange(n_window, dtype=np.int32)
     nothing = [np.full(n, -7, np.int32) for _ in range(3)]
-    for result, expected in both(trim.reach, reference_trim.reach, layout, extent, insets, used, *nothing,
+    for result, expected in both(launch.reach, reference.reach, layout, extent, insets, used, *nothing,
                                  np.full((n_window, n), -7, np.int32), outputs=(3, 4, 5, 6)):
         np.testing.assert_array_equal(result, expected)
 
@@ -47,7 +48,7 @@ def test_trim_basis(layout: Layout, size: str) -> None:
     rows = np.random.default_rng(0).normal(size=(layout.n_source, *shape)).astype(np.float32)
     rows[-1] = np.nan
     used = (np.arange(layout.n_source) * 7 % (shape[-1] + 1)).astype(np.int32)
-    [(result, expected)] = both(trim.trim_basis, reference_trim.trim_basis, layout, used, rows, np.full_like(rows, -7),
+    [(result, expected)] = both(launch.trim_basis, reference.trim_basis, layout, used, rows, np.full_like(rows, -7),
                                 outputs=(2,))
     np.testing.assert_array_equal(result, expected)
     assert (result == 0).any()
@@ -60,7 +61,7 @@ def test_trim_stamps(layout: Layout, size: str) -> None:
     sized = dataclasses.replace(layout, window=window)
     stamps = np.random.default_rng(0).normal(size=(layout.n_source, *shape[:-1], window**2)).astype(np.float32)
     inset = insets_of(layout.n_source, window)
-    [(result, expected)] = both(trim.trim_stamps, reference_trim.trim_stamps, sized, inset, stamps, outputs=(1,))
+    [(result, expected)] = both(launch.trim_stamps, reference.trim_stamps, sized, inset, stamps, outputs=(1,))
     np.testing.assert_array_equal(result, expected)
     np.testing.assert_array_equal((result != 0).sum(-1).max(axis=tuple(range(1, result.ndim - 1))),
                                   (window - 2 * inset) ** 2)
@@ -73,10 +74,10 @@ def test_references_are_the_engine(toy_deblender: Deblender, toy_model: ToyModel
     n, window = len(coefficients), basis.at(-1)
     layout = dataclasses.replace(random_layout(0, [(40, 45, n)], n_padding=0), window=basis.window)
     trimmed = np.empty_like(coefficients)
-    reference_trim.trim_basis(layout, np.full(n, window.n_used, np.int32), coefficients, trimmed)
-    stamps = np.ascontiguousarray(ops.product(trimmed, basis.phi))
-    reference_trim.trim_stamps(layout, np.full(n, window.inset, np.int32), stamps)
+    reference.trim_basis(layout, np.full(n, window.n_used, np.int32), coefficients, trimmed)
+    stamps = np.ascontiguousarray(drawing.product(trimmed, basis.phi))
+    reference.trim_stamps(layout, np.full(n, window.inset, np.int32), stamps)
     expected = np.zeros((n, N_BAND, basis.window, basis.window), np.float32)
     inside = slice(window.inset, window.inset + window.size)
-    expected[:, :, inside, inside] = ops.window_stamps(coefficients, window)
+    expected[:, :, inside, inside] = drawing.window_stamps(coefficients, window)
     np.testing.assert_allclose(stamps.reshape(expected.shape), expected, atol=2e-6 * np.abs(expected).max())

@@ -11,9 +11,10 @@ from problems import blends_only, layout_of, pad, toy_problem
 from shim import ShimDevice
 from toy_model import N_BAND
 
-from deblendrt.cuda import reference_steps
-from deblendrt.cuda.wide import wide
-from deblendrt.engine import curvature, decoding, ops
+from deblendrt.cuda.kernels.pixels.launch import wide
+from deblendrt.engine.compute import decoding, drawing
+from deblendrt.engine.compute.reference import pixels as reference_pixels
+from deblendrt.engine.solve import curvature
 
 
 @pytest.mark.parametrize("prefix", ["", "wide_"])
@@ -28,8 +29,8 @@ def test_reference_is_the_engine(request: pytest.FixtureRequest, prefix: str) ->
     wbar = curvature.mean_weight(problem, problem.weight)
     out = np.full(len(pad(expected)), -7, np.int32)
     for window in range(1 + len(problem.folded.insets)):
-        through = ops.product(coefficients, problem.folded.of(0).at(-window).missed)
-        reference_steps.wide(layout_of(problem), *map(pad, (through, coefficients, wbar, smallest)), out,
+        through = drawing.product(coefficients, problem.folded.of(0).at(-window).missed)
+        reference_pixels.wide(layout_of(problem), *map(pad, (through, coefficients, wbar, smallest)), out,
                              window=window, threshold=curvature.EXTENDED**2)
     np.testing.assert_array_equal(out, pad(expected.astype(np.int32), -7))
 
@@ -44,7 +45,7 @@ def test_kernel(n_band: int, n_basis: int, window: int) -> None:
     wbar = rng.uniform(0, 1, (layout.n_source, n_band))
     smallest, before = -rng.integers(0, 4, layout.n_source, np.int32), np.full(layout.n_source, -7, np.int32)
     arguments = through, coefficients, wbar, smallest, before
-    [(result, expected)] = both(wide, reference_steps.wide, layout, *arguments, outputs=(4,), window=window,
+    [(result, expected)] = both(wide, reference_pixels.wide, layout, *arguments, outputs=(4,), window=window,
                                 threshold=2.0)
     np.testing.assert_array_equal(result, expected)
     assert set(result.tolist()) == ({-7, 0, 1} if window == 0 else {-7, -2, -1, 0})

@@ -11,14 +11,14 @@ import pytest
 from toy_model import ToyModel, gaussian_psf
 from toy_scenes import make_scene
 
-from deblendrt.engine.bundle import Bundle, load_bundle
+from deblendrt.engine.compute.drawing import TILE
+from deblendrt.engine.compute.folded_bases import FoldedBases
+from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.deblender import Deblender, fold_bundle
-from deblendrt.engine.flags import NOT_FITTED, Flag
-from deblendrt.engine.folded import FoldedBasis
-from deblendrt.engine.mixed import FoldedBases
-from deblendrt.engine.ops import TILE
-from deblendrt.engine.result import DeblendResult
-from deblendrt.engine.scene import Scene, make_scenes
+from deblendrt.engine.model.bundle import Bundle, load_bundle
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import NOT_FITTED, Flag
+from deblendrt.engine.scene.scene import Scene, make_scenes
 
 WINDOW = 41
 

@@ -12,11 +12,12 @@ from toy_model import BANDS, N_BAND, SKY_SIGMA, gaussian_psf
 from toy_scenes import CONVERGED, FIELDS, VARIANCE, assert_close, digest
 
 from deblendrt import engine
-from deblendrt.cuda.device import DeviceError
-from deblendrt.engine import photometry, solver, uncertainty
+from deblendrt.cuda.driver.device import DeviceError
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import NOT_FITTED, Flag
-from deblendrt.engine.start import filled_cutout
+from deblendrt.engine.measure import uncertainty
+from deblendrt.engine.scene.flags import NOT_FITTED, Flag
+from deblendrt.engine.solve import descent, joint_fluxes
+from deblendrt.engine.solve.start import filled_cutout
 
 # --- what it finds
 
@@ -323,7 +324,7 @@ def test_leaving_out_bands_without_data_changes_no_bit(toy_deblender: Deblender,
     masked = np.where(np.arange(N_BAND)[:, None, None] == 1, image, np.nan)
     result = toy_deblender.deblend_batch(masked, centers, variance=VARIANCE, **options)
     assert np.isfinite(result.flux[:, 1]).all()
-    for module in (photometry, solver, uncertainty):
+    for module in (joint_fluxes, descent, uncertainty):
         monkeypatch.setattr(module, "where_measured", lambda problem: problem)
     whole = toy_deblender.deblend_batch(masked, centers, variance=VARIANCE, **options)
     assert digest(result) == digest(whole)

@@ -17,10 +17,10 @@ from toy_model import N_BAND, ToyModel, gaussian_psf
 from toy_scenes import CONVERGED, VARIANCE, assert_close, digest, make_scene, rows
 
 from deblendrt import engine
-from deblendrt.engine import chunks
 from deblendrt.engine import deblender as deblender_module
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import Flag
+from deblendrt.engine.scene import batches
+from deblendrt.engine.scene.flags import Flag
 
 # --- what a result may depend on
 
@@ -45,7 +45,7 @@ def test_chunks_and_threads_change_nothing(toy_deblender: Deblender, batch: Any,
     images, centers = batch
     whole = digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE))
     assert digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE, n_threads=2)) == whole
-    monkeypatch.setattr(chunks, "CHUNK", 4)
+    monkeypatch.setattr(batches, "CHUNK", 4)
     for n_threads in (1, 2, 5):
         assert digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE, n_threads=n_threads)) == whole
 

@@ -12,9 +12,9 @@ from toy_model import BANDS, N_BAND, SKY_SIGMA, ToyModel
 from toy_scenes import CONVERGED, VARIANCE, assert_close, make_scene
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import NOT_FITTED, Flag
-from deblendrt.engine.result import DeblendResult
-from deblendrt.engine.windows import MIN_SEPARATION
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import NOT_FITTED, Flag
+from deblendrt.engine.scene.windows import MIN_SEPARATION
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deblendrt.engine import ops
+from deblendrt.engine.compute import drawing
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import Flag
-from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import Flag
 
 SHAPE = (101, 111)
 CENTERS = np.array([[50.2, 49.7], [33.6, 60.1], [66.0, 40.3], [58.4, 68.8]])
@@ -48,7 +48,7 @@ def draw(deblender: Deblender, centers: np.ndarray, flux: np.ndarray,
     latent = np.concatenate([log_flux, centers - anchor, shape], 1)
     coefficients = deblender.runtime.decode(latent)
     canvas = [np.zeros((len(bundle.bands), *(n + 2 * folded.half for n in SHAPE)), np.float32)]
-    ops.render(coefficients, folded, anchor, np.zeros(len(centers), bool), canvas, np.zeros(len(centers), np.int64))
+    drawing.render(coefficients, folded, anchor, np.zeros(len(centers), bool), canvas, np.zeros(len(centers), np.int64))
     sigma = np.asarray(bundle.sky_sigma)[:, None, None]
     image = canvas[0][:, folded.half : -folded.half, folded.half : -folded.half]
     image = image + sigma * rng.standard_normal(image.shape)

@@ -15,11 +15,11 @@ onnx = pytest.importorskip("onnx")
 for name in ("zuko", "galsim", "galcheat", "onnxscript"):
     pytest.importorskip(name)
 
-from deblendrt.engine.bundle import load_bundle, verify_bundle  # noqa: E402
-from deblendrt.engine.golden import golden_error  # noqa: E402
-from deblendrt.engine.manifest import GRAPHS, BundleError  # noqa: E402
-from deblendrt.engine.runtime import TILE  # noqa: E402
-from deblendrt.engine.runtime_ort import OrtRuntime  # noqa: E402
+from deblendrt.engine.model.agreement import golden_error  # noqa: E402
+from deblendrt.engine.model.bundle import load_bundle, verify_bundle  # noqa: E402
+from deblendrt.engine.model.manifest import GRAPHS, BundleError  # noqa: E402
+from deblendrt.engine.model.networks import TILE  # noqa: E402
+from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime  # noqa: E402
 from deblendrt.export import bundle as export_bundle  # noqa: E402
 from deblendrt.export import cli, graphs, parity, tensorrt  # noqa: E402
 from deblendrt.training import checkpoint, config  # noqa: E402

@@ -10,7 +10,7 @@ pytest.importorskip("onnx")
 
 import dataclasses  # noqa: E402
 
-from deblendrt.engine.manifest import GRAPHS  # noqa: E402
+from deblendrt.engine.model.manifest import GRAPHS  # noqa: E402
 from deblendrt.export import graphs, jacobian  # noqa: E402
 from deblendrt.training import config  # noqa: E402
 from deblendrt.training.decoder import SHIFT_ORDER, Decoder  # noqa: E402

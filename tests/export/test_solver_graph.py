@@ -17,10 +17,10 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from tolerances import FLOAT32, SOLVER_GRAPH, relative_error
 
-from deblendrt.engine import ops
+from deblendrt.engine.compute import drawing
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.flags import Flag
-from deblendrt.engine.result import DeblendResult
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import Flag
 from perf import cases
 
 onnx = pytest.importorskip("onnx")
@@ -228,10 +228,10 @@ def test_drawing(deblender: Deblender, extent: list[int]) -> None:
     half, reach, first = folded.half, np.array(extent, np.int8), np.zeros(5, np.int64)
     border = ((0, 0), (half, half), (half, half))
     canvas = [np.pad(np.zeros_like(image), border)]
-    ops.render(coefficients, folded, anchor, reach, canvas, first)
+    drawing.render(coefficients, folded, anchor, reach, canvas, first)
     assert relative_error(drawn, canvas[0][:, half:-half, half:-half]) < FLOAT32
     assert relative_error(each.sum(1).reshape(drawn.shape), drawn) < FLOAT32
-    assert relative_error(projected, ops.project([np.pad(image, border)], folded, anchor, reach, first)) < FLOAT32
+    assert relative_error(projected, drawing.project([np.pad(image, border)], folded, anchor, reach, first)) < FLOAT32
 
 
 def test_node(deblender: Deblender, graph_file: Path, tmp_path: Path) -> None:

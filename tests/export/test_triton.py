@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deblendrt.engine.bundle import load_bundle
-from deblendrt.engine.manifest import GRAPHS
+from deblendrt.engine.model.bundle import load_bundle
+from deblendrt.engine.model.manifest import GRAPHS
 
 onnx = pytest.importorskip("onnx")
 

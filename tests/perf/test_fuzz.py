@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deblendrt.engine.bundle import SHIPPED
+from deblendrt.engine.model.bundle import SHIPPED
 from perf.fuzz import campaign, child, mutations, page, seeds, tampering, targets, wire
 
 

@@ -12,8 +12,8 @@ from shim import ShimDevice, missing
 
 pytest.importorskip("onnx")
 
+from deblendrt.engine.compute.cuda.streams import DevicePool
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.device_pool import DevicePool
 from perf import descent_alone, drawn_scenes, gpu
 from perf.gpu_report import Report
 

@@ -11,8 +11,9 @@ import types
 import numpy as np
 import pytest
 
-from deblendrt.engine import ops, solver
-from deblendrt.engine.matmul import matmul
+from deblendrt.engine.compute import drawing
+from deblendrt.engine.compute.matmul import matmul
+from deblendrt.engine.solve import descent
 from perf import cases, measure, runs, schema, stages
 from perf.instructions import SOFTWARE, TASK_CLOCK, Counter
 
@@ -39,15 +40,15 @@ def test_the_order_of_a_pair_alternates():
 
 def test_timers_find_their_functions_and_leave_no_trace():
     before = {name: stages._find(name) for names in stages.STAGES.values() for name in names}
-    held = solver.joint_step
+    held = descent.joint_step
     with stages.Probe().installed() as probe:
-        assert solver.joint_step is not held  # a name that another module imported
+        assert descent.joint_step is not held  # a name that another module imported
         late = types.ModuleType("deblendrt.engine.late")
-        late.render = ops.render  # as a module would hold it that is imported meanwhile
+        late.render = drawing.render  # as a module would hold it that is imported meanwhile
         sys.modules[late.__name__] = late
     del sys.modules[late.__name__]
-    assert solver.joint_step is held
-    assert late.render is ops.render
+    assert descent.joint_step is held
+    assert late.render is drawing.render
     assert {name: stages._find(name) for name in before} == before
     assert probe.skipped == sorted(name for name, found in before.items() if found is None)
 
@@ -55,8 +56,8 @@ def test_timers_find_their_functions_and_leave_no_trace():
 def test_multiply_adds_are_counted_and_generators_timed():
     a, b = np.ones((2, 8, 5), np.float32), np.ones((2, 5, 3), np.float32)
     with stages.Probe().installed() as probe:
-        importlib.import_module("deblendrt.engine.matmul").matmul(a, b)
-        ops.product(np.ones((3, 2, 5), np.float32), b)  # padded to 8 rows
+        importlib.import_module("deblendrt.engine.compute.matmul").matmul(a, b)
+        drawing.product(np.ones((3, 2, 5), np.float32), b)  # padded to 8 rows
     assert probe.counts == {"multiply_adds": 2 * (2 * 8 * 5 * 3)}
     assert np.array_equal(matmul(a, b), a @ b)
 

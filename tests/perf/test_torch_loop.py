@@ -16,11 +16,12 @@ pytest.importorskip("onnx")
 
 import torch
 
-from deblendrt.engine import conjugate, objective, solver
-from deblendrt.engine.bundle import load_bundle
-from deblendrt.engine.curvature import blocks, inverse, mean_weight, prior_curvature
+from deblendrt.engine.compute.cuda.streams import DevicePool
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.device_pool import DevicePool
+from deblendrt.engine.model.bundle import load_bundle
+from deblendrt.engine.solve import conjugate_gradient, objective
+from deblendrt.engine.solve import descent as engine_descent
+from deblendrt.engine.solve.curvature import blocks, inverse, mean_weight, prior_curvature
 from perf import descent_alone
 from perf.descent_alone import TEMPERS, Start, make_start, repeated
 from perf.torch_graph import TorchGraph
@@ -42,14 +43,14 @@ def start(toy_deblender: Deblender, toy_model: Any) -> Start:
 def same_steps() -> Iterator[None]:
     """The host takes its steps as a device does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(solver, "newton_step", conjugate.newton_step)
+        patch.setattr(engine_descent, "newton_step", conjugate_gradient.newton_step)
         yield
 
 
 @pytest.fixture(scope="module")
 def expected(start: Start) -> tuple[Any, np.ndarray, np.ndarray]:
     """State and objective of the CPU's descent, and what the posterior allows each log flux."""
-    problem, state, _ = solver.descend(start.problem, start.latent, start.floor, list(TEMPERS))
+    problem, state, _ = engine_descent.descend(start.problem, start.latent, start.floor, list(TEMPERS))
     likely = objective.likelihood(problem, state.model)
     weights, _ = objective.weighted_residual(problem, likely, state.model)
     wbar = mean_weight(problem, weights)
@@ -86,7 +87,7 @@ def test_same_answers(start: Start, expected: Any) -> None:
 
 def test_not_robust(start: Start) -> None:
     problem = dataclasses.replace(start.problem, robust=False)
-    _, state, progress = solver.descend(problem, start.latent, start.floor, list(TEMPERS[:4]))
+    _, state, progress = engine_descent.descend(problem, start.latent, start.floor, list(TEMPERS[:4]))
     place = TorchDescent(problem, start.latent, start.floor, list(TEMPERS[:4]), "cpu").run()
     np.testing.assert_allclose(place.state.latent.numpy(), state.latent, atol=1e-3)
     np.testing.assert_allclose(place.left.numpy(), progress.left, rtol=1e-2, atol=1e-3)

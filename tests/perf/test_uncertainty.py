@@ -11,7 +11,7 @@ from tolerances import SAMPLE_SIGMA
 pytest.importorskip("galsim")
 pytest.importorskip("matplotlib")
 
-from deblendrt.engine.flags import Flag
+from deblendrt.engine.scene.flags import Flag
 from perf import calibration_figure, metrics, uncertainty
 
 N = 4000

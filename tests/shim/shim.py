@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from deblendrt.cuda import device as device_module
-from deblendrt.cuda.device import Argument, DeviceArray, DeviceError, OutOfDeviceMemory, split_name
+from deblendrt.cuda.driver.compile import HEADERS, SOURCE, kernel_path
+from deblendrt.cuda.driver.device import Argument, DeviceArray, DeviceError, OutOfDeviceMemory, split_name
 
-SOURCE = Path(device_module.__file__).parent
 HERE = Path(__file__).parent
 FLAGS = {
     "fibers": ["-O2", "-march=native", "-ffp-contract=off"],
@@ -52,8 +51,9 @@ def build(file: str, mode: str = "fibers", folder: Path = SOURCE) -> Path:
     Path
         Shared library.
     """
-    source = (folder / f"{file}.cu").read_text()
-    headers = [*sorted(SOURCE.glob("*.cuh")), HERE / "shim.h"]
+    path = kernel_path(file, folder)
+    source = path.read_text()
+    headers = [*sorted(HEADERS.glob("*.cuh")), HERE / "shim.h"]
     content = "\0".join([source, *(h.read_text() for h in headers), *FLAGS[mode]])
     digest = hashlib.sha256(content.encode()).hexdigest()[:20]
     cache = Path(os.environ.get("DEBLENDRT_SHIM_CACHE", Path(tempfile.gettempdir()) / f"deblendrt-shim-{os.getuid()}"))
@@ -69,9 +69,9 @@ extern "C" int signature_{n}(int* out, int room) {{ return shim::signature({n}, 
     entries += '\nextern "C" void shim_reverse(int on) { shim::reverse = on; }\n'
     with tempfile.TemporaryDirectory() as temporary:
         wrapped = Path(temporary) / f"{file}.cpp"
-        wrapped.write_text(f'#define DEBLENDRT_SHIM\n#line 1 "{folder / file}.cu"\n{source}\n{entries}')
+        wrapped.write_text(f'#define DEBLENDRT_SHIM\n#line 1 "{path}"\n{source}\n{entries}')
         built = Path(temporary) / "built.so"
-        command = ["g++", "-std=c++20", "-shared", "-fPIC", "-w", "-pthread", *FLAGS[mode], f"-I{SOURCE}", f"-I{HERE}",
+        command = ["g++", "-std=c++20", "-shared", "-fPIC", "-w", "-pthread", *FLAGS[mode], f"-I{HEADERS}", f"-I{HERE}",
                    str(wrapped), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

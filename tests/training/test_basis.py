@@ -12,7 +12,7 @@ pytest.importorskip("tqdm")
 
 from toy_model import STAMP, gauss_hermite
 
-from deblendrt.engine import outskirts
+from deblendrt.engine.model import outskirts
 from deblendrt.training import basis, config
 
 N_BASIS = 24

@@ -15,7 +15,7 @@ pytest.importorskip("galcheat")
 from tolerances import SAMPLE_SIGMA  # noqa: E402
 from toy_model import gauss_hermite  # noqa: E402
 
-from deblendrt.engine import psf  # noqa: E402
+from deblendrt.engine.compute import folding  # noqa: E402
 from deblendrt.training import config, encoder_data, survey, vae  # noqa: E402
 from deblendrt.training.encoder import DeblendingEncoder  # noqa: E402
 
@@ -69,7 +69,7 @@ def make_blends(brightness: float) -> tuple[encoder_data.Blends, vae.TrainingSet
     settings = dataclasses.replace(settings, encoder=dataclasses.replace(settings.encoder, cutout_size=SIZE))
     phi, shift = gauss_hermite()
     depth = survey.depth(settings.survey)
-    folded = psf.fold(phi, survey.nominal_psf(depth).image)
+    folded = folding.fold(phi, survey.nominal_psf(depth).image)
     rng = np.random.default_rng(0)
     maps = np.zeros((50, 2, len(phi)), np.float32)
     maps[:, :, 0] = 1 / phi[0].sum()

@@ -16,7 +16,7 @@ for module in ("zuko", "galsim", "galcheat", "tqdm"):
     pytest.importorskip(module)
 
 from deblendrt.engine.deblender import Deblender  # noqa: E402
-from deblendrt.engine.flags import NOT_FITTED  # noqa: E402
+from deblendrt.engine.scene.flags import NOT_FITTED  # noqa: E402
 from deblendrt.training import checkpoint, config, simulate, survey, train, vae  # noqa: E402
 
 

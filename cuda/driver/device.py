@@ -1,0 +1,173 @@
+"""What kernels are launched on: memory, launches in order, recordings of launches.
+
+Two things are a `Device`: `cuda_device.CudaDevice`, a stream on a GPU, and the shim of the tests, which runs the very
+same kernels on the host. Everything above this file is written against the protocol, so that it is tested without a
+GPU, driver calls excepted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+class DeviceError(RuntimeError):
+    """The device cannot do what was asked; the message says what is missing and what to do about it."""
+
+
+class OutOfDeviceMemory(DeviceError):
+    """The device's memory, or the limit that the caller set, is exhausted."""
+
+
+class DeviceArray:
+    """A C-contiguous array in a device's memory.
+
+    Parameters
+    ----------
+    pointer : int
+        Address of the first element.
+    shape : tuple of int
+    dtype : dtype
+    owner : object
+        Kept alive with the array: the allocation, or whatever the caller's array came from.
+
+    Attributes
+    ----------
+    pointer, shape, dtype, owner
+    """
+
+    __slots__ = ("dtype", "owner", "pointer", "shape")
+
+    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: DTypeLike, owner: Any) -> None:
+        self.pointer, self.shape, self.dtype, self.owner = int(pointer), tuple(shape), np.dtype(dtype), owner
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def reshape(self, *shape: int) -> DeviceArray:
+        """A view of another shape with as many elements; one length may be -1."""
+        if -1 in shape:
+            known = -math.prod(shape)
+            shape = tuple(self.size // max(known, 1) if n == -1 else n for n in shape)
+        if math.prod(shape) != self.size:
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
+        return DeviceArray(self.pointer, shape, self.dtype, self.owner)
+
+    def rows(self, start: int, stop: int) -> DeviceArray:
+        """A view of rows start to stop along the first axis."""
+        if not 0 <= start <= stop <= self.shape[0]:
+            raise IndexError(f"rows {start}:{stop} of {self.shape[0]}")
+        step = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return DeviceArray(self.pointer + start * step, (stop - start, *self.shape[1:]), self.dtype, self.owner)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        from deblendrt.cuda.driver import interop
+
+        return {"version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False),
+                "strides": None, "stream": interop.interface_stream(self)}
+
+    def __dlpack__(self, *, stream: int | None = None, max_version: tuple[int, int] | None = None,
+                   dl_device: tuple[int, int] | None = None, copy: bool | None = None) -> Any:
+        from deblendrt.cuda.driver import interop
+
+        return interop.to_dlpack(self, stream, dl_device, copy)  # takers of any version take the first one's capsules
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        from deblendrt.cuda.driver import interop
+
+        return interop.dlpack_device(self)
+
+
+Argument = DeviceArray | None | int | float | np.generic
+"""Of a kernel: arrays pass their pointer, None a null pointer, int as int32, float as float32, NumPy scalars as they
+are (np.int64, np.float64). Kernels' parameters must have exactly these types."""
+
+
+class Device(Protocol):
+    """Memory and an order of work, as of one stream. One thread at a time."""
+
+    name: str
+
+    def empty(self, shape: tuple[int, ...] | int, dtype: DTypeLike) -> DeviceArray:
+        """Memory of any content. Raises OutOfDeviceMemory."""
+        ...
+
+    def upload(self, array: NDArray[Any], out: DeviceArray | None = None) -> DeviceArray:
+        """Copy a host array (any strides) to the device; `out` of equal shape and dtype is filled and returned."""
+        ...
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """Copy to a new host array; waits for all work before it."""
+        ...
+
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
+        """Copy between arrays of the same number of bytes, on the device."""
+        ...
+
+    def clear(self, array: DeviceArray) -> None:
+        """Set all bytes to zero."""
+        ...
+
+    def launch(self, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Argument,
+               shared: int = 0) -> None:
+        """Queue a kernel.
+
+        Parameters
+        ----------
+        kernel : str
+            "file:function": the function of ``cuda/file.cu``; "file" alone: the function of the same name.
+        grid, block : tuple of int
+            Up to three numbers each. A grid with a zero launches nothing.
+        *arguments : Argument
+        shared : int [byte]
+            Dynamic shared memory, what `SHARED_MEMORY` of kernel.cuh declares.
+        """
+        ...
+
+    def record(self, work: Callable[[], None]) -> Recording:
+        """Record the launches, copies and clears that `work` queues, without running them; `work` must not allocate,
+        upload or download."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for all work."""
+        ...
+
+    def limit(self, n_byte: float | None) -> AbstractContextManager[None]:
+        """Within the context, allocations beyond so many bytes in all raise OutOfDeviceMemory."""
+        ...
+
+
+class Recording(Protocol):
+    """Recorded work; a CUDA graph."""
+
+    def replay(self) -> None:
+        """Queue it all once."""
+        ...
+
+
+def split_name(kernel: str) -> tuple[str, str]:
+    """File (without .cu) and function of a kernel's name."""
+    file, _, function = kernel.partition(":")
+    return file, function or file
+
+
+def blocks_for(n: int, block: int = 256) -> tuple[int]:
+    """A grid that covers n threads."""
+    return (-(-n // block),)

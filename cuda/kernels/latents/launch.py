@@ -1,0 +1,81 @@
+"""Launchers of the kernels between latents and coefficients."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deblendrt.cuda.driver.device import Device, DeviceArray
+from deblendrt.cuda.layout import Layout
+
+MOST_COMPONENTS = 4
+
+
+def combine(device: Device, latent: DeviceArray, maps: DeviceArray, mix: DeviceArray, out: DeviceArray) -> None:
+    """Coefficients from component maps, their mix and the fluxes: 4 n_basis (n_component + n_band) bytes a source.
+
+    Specification: `reference.latents.combine`.
+    """
+    n_source, n_band, n_basis = out.shape
+    device.launch("combine", (n_source, n_band), (128,), latent, maps, mix, n_band, latent.shape[1], maps.shape[1],
+                  n_basis, out)
+
+
+def push(device: Device, layout: Layout, maps: DeviceArray, d_maps: DeviceArray, mix: DeviceArray, d_mix: DeviceArray,
+         coefficients: DeviceArray, latent: DeviceArray, step: DeviceArray, out: DeviceArray) -> None:
+    """J v, the change of the coefficients along a step: reads the 4 (n_shape + 2) n_component n_basis bytes of
+    derivatives of each source once, and two rows of coefficients.
+
+    Specification: `reference.latents.push`.
+    """
+    _, n_component, n_basis = maps.shape
+    n_band, n_shape, n_latent = mix.shape[2], d_mix.shape[1], latent.shape[1]
+    if n_component > MOST_COMPONENTS:
+        raise ValueError(f"push: at most {MOST_COMPONENTS} components, got {n_component}")
+    device.launch("push", (layout.row_tile.size,), (128,), layout.row_tile, maps, d_maps, mix, d_mix, coefficients,
+                  latent, step, n_band, n_shape, n_component, n_basis, out,
+                  shared=4 * (n_latent + n_band + 2 * n_component * n_band))
+
+
+def pull(device: Device, layout: Layout, maps: DeviceArray, d_maps: DeviceArray, mix: DeviceArray, d_mix: DeviceArray,
+         coefficients: DeviceArray, latent: DeviceArray, d_coefficients: DeviceArray, add: DeviceArray | None,
+         out: DeviceArray) -> None:
+    """J^T g, the adjoint of `push`: reads each source's derivatives once, its coefficients and g.
+
+    Specification: `reference.latents.pull`.
+    """
+    _, n_component, n_basis = maps.shape
+    n_band, n_shape, n_latent = mix.shape[2], d_mix.shape[1], latent.shape[1]
+    if n_component > MOST_COMPONENTS:
+        raise ValueError(f"pull: at most {MOST_COMPONENTS} components, got {n_component}")
+    device.launch("pull", (layout.row_tile.size,), (128,), layout.row_tile, maps, d_maps, mix, d_mix, coefficients,
+                  latent, d_coefficients, add, n_band, n_shape, n_component, n_basis, out,
+                  shared=4 * (n_band + 2 * n_component * n_band + n_latent))
+
+
+def columns(device: Device, maps: DeviceArray, d_maps: DeviceArray, mix: DeviceArray, d_mix: DeviceArray,
+            coefficients: DeviceArray, latent: DeviceArray, out: DeviceArray) -> None:
+    """Derivatives of the coefficients: writes 4 n_band (n_shape + 3) n_basis bytes a source, reads its factored ones.
+
+    Specification: `reference.latents.columns`.
+    """
+    n_source, n_component, n_basis = maps.shape
+    n_band, n_shape = mix.shape[2], d_mix.shape[1]
+    device.launch("columns", (n_source, n_band), (128,), maps, d_maps, mix, d_mix, coefficients, latent, n_band,
+                  n_shape, n_component, n_basis, out)
+
+
+def stars(device: Device, layout: Layout, latent: DeviceArray, star: DeviceArray, core: DeviceArray, sums: DeviceArray,
+          psf_sigma: np.float64, out_maps: DeviceArray, out_d_maps: DeviceArray, out_mix: DeviceArray,
+          out_d_mix: DeviceArray) -> None:
+    """Coefficients of point sources and their derivatives, over those of galaxies.
+
+    Moves 8 bytes a source, and of a star the n_basis side^2 + n_basis doubles of the basis, which stay in the cache,
+    and the (3 + n_shape) n_component (n_basis + n_band) floats of its rows, less those of two offsets by band.
+
+    Specification: `reference.latents.stars`.
+    """
+    n_source, n_move, n_component, n_basis = out_d_maps.shape
+    side, n_shape = core.shape[1], out_d_mix.shape[1]
+    device.launch("stars", (n_source,), (32, 8), layout.scene, latent, star, core, sums, np.float64(psf_sigma), side,
+                  out_mix.shape[2], latent.shape[1], n_component, n_basis, n_move, n_shape, out_maps, out_d_maps,
+                  out_mix, out_d_mix, shared=8 * (4 * side + 3 * n_basis))

@@ -1,0 +1,155 @@
+"""Launchers of the linear algebra of blends: blocks, inverses, conjugate gradients, joint fluxes, precisions."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.cuda.driver.device import Device, DeviceArray, blocks_for
+from deblendrt.cuda.layout import Layout
+
+BLOCKS_TILE = 32  # coefficients, as in blocks.cu
+RIDGE = 1e-6  # that of `engine.curvature.inverse`
+IntArray = NDArray[np.int32]
+SHARED = 48 * 1024  # byte: what a block has without asking
+PRECISION_TILE = 64  # pixels, as in precision.cu
+
+
+def blocks(device: Device, columns: DeviceArray, through: DeviceArray, wbar: DeviceArray, curvature: DeviceArray,
+           out: DeviceArray) -> None:
+    """Gauss-Newton blocks of single sources: 8 n_band n_column n_basis bytes, 2 n_band n_column^2 n_basis flops.
+
+    Specification: `reference.linear.blocks`.
+    """
+    n_source, n_band, n_column, n_basis = columns.shape
+    device.launch("blocks", (n_source,), (256,), columns, through, wbar, curvature, n_band, n_column, n_basis, out,
+                  shared=8 * n_column * (BLOCKS_TILE + 1))
+
+
+def damped_inverse(device: Device, layout: Layout, block: DeviceArray, damping: DeviceArray, n_band: int,
+                   out_inverse: DeviceArray, out_added: DeviceArray, *, ridge: float = RIDGE) -> None:
+    """Inverse of the damped block of every source.
+
+    Moves 2 n_latent^2 + 2 n_latent doubles a source.
+
+    Specification: `reference.linear.damped_inverse`.
+    """
+    n_source, n_latent, _ = block.shape
+    device.launch("damped_inverse", (n_source,), (64,), layout.blend, block, damping, n_band, n_latent,
+                  np.float64(ridge), out_inverse, out_added, shared=8 * n_latent * (n_latent + 2))
+
+
+def conjugate_start(device: Device, layout: Layout, inverse: DeviceArray, target: DeviceArray,
+                    out_solution: DeviceArray, out_rest: DeviceArray, out_direction: DeviceArray,
+                    out_rz: DeviceArray) -> None:
+    """Preconditioned conjugate gradient, with scalars of its own for each blend.
+
+    The start moves n_latent^2 + 4 n_latent doubles a source; a step, of sources in blends of several, 2 n_latent^2 +
+    12 n_latent.
+
+    Specification: `reference.linear.conjugate_start`.
+    """
+    device.launch("conjugate:conjugate_start", (layout.n_blend,), (256,), layout.blend_start, layout.blend_source,
+                  inverse, target, target.shape[1], out_solution, out_rest, out_direction, out_rz)
+
+
+def conjugate_step(device: Device, layout: Layout, inverse: DeviceArray, curvature: DeviceArray, added: DeviceArray,
+                   out_pulled: DeviceArray, out_solution: DeviceArray, out_rest: DeviceArray,
+                   out_direction: DeviceArray, out_rz: DeviceArray) -> None:
+    """Specification: `reference.linear.conjugate_step`."""
+    device.launch("conjugate:conjugate_step", (layout.n_blend,), (256,), layout.blend_start, layout.blend_source,
+                  inverse, curvature, added, added.shape[1], out_pulled, out_solution, out_rest, out_direction, out_rz)
+
+
+def source_pairs(layout: Layout, extended: IntArray) -> tuple[IntArray, IntArray]:
+    """Pairs of sources of one blend whose windows overlap, each source with itself among them.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of NumPy arrays.
+    extended : int32 (n_source,)
+        Sources whose full window counts; ones throughout serve whatever becomes extended later.
+
+    Returns
+    -------
+    pairs : int32 (n_pair, 2)
+        By blend, then by first source; the first is not after the second.
+    pair_start : int32 (n_blend + 1,)
+        Where the pairs of each blend begin.
+    """
+    start = np.asarray(layout.blend_start, np.int64)
+    place = np.arange(start[-1])  # in blend_source
+    source = np.asarray(layout.blend_source)[place]
+    blend = np.repeat(np.arange(len(start) - 1), np.diff(start))
+    count = start[blend + 1] - place  # of partners at or after each source
+    first = np.repeat(place, count)
+    second = first + np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
+    margin = np.where(extended[source] != 0, layout.margin, 0)
+    low = layout.corner[source] - margin[:, None]
+    high = low + (layout.window + 2 * margin)[:, None]
+    both = ((low[first] < high[second]) & (low[second] < high[first])).all(1)
+    first, second = first[both], second[both]
+    pair_start = np.searchsorted(blend[first], np.arange(len(start)))
+    return np.stack([source[first], source[second]], 1).astype(np.int32), pair_start.astype(np.int32)
+
+
+def normal(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArray | None, extended: DeviceArray,
+           weights: DeviceArray, pairs: DeviceArray, out: DeviceArray) -> None:
+    """Entries of the normal matrices of joint fluxes.
+
+    A pair reads both stamps and the weights where their windows overlap: 12 bytes and 3 flops per pixel and band; a
+    source with itself 8 bytes.
+
+    Specification: `reference.linear.normal`.
+    """
+    device.launch("normal", (len(pairs), layout.n_band), (256,), pairs, layout.scene, layout.corner, extended,
+                  layout.canvas_start, layout.canvas_shape, stamps, cells, weights, layout.n_band, layout.window,
+                  layout.margin, layout.binning, layout.n_cell, out)
+
+
+def flux_solve(device: Device, layout: Layout, values: DeviceArray, pairs: DeviceArray, pair_start: DeviceArray,
+               target: DeviceArray, out_flux: DeviceArray, out_sigma: DeviceArray, *, ridge: float,
+               largest: int) -> None:
+    """Joint linear fluxes: one sweep is `flux_coefficients`, render, residual, project, `flux_target`, `flux_solve`.
+
+    `flux_solve` moves 8 bytes per pair and 32 per source, and band, and takes n^3 flops of a blend of n; the others
+    read or write two rows of coefficients.
+
+    Specification: `reference.linear.flux_solve`; `largest` is the number of members of the largest blend, at most 76.
+    """
+    shared = 8 * largest * (largest + 4)
+    if shared > SHARED:
+        raise ValueError(f"flux_solve: a blend of {largest} sources")
+    device.launch("flux_solve", (layout.n_blend, layout.n_band), (64,), layout.blend_start, layout.blend_source,
+                  pair_start, pairs, values, target, layout.n_band, np.float64(ridge), out_flux, out_sigma,
+                  shared=shared)
+
+
+def flux_target(device: Device, unit: DeviceArray, projected: DeviceArray, out: DeviceArray) -> None:
+    """Specification: `reference.linear.flux_target`."""
+    n_source, n_band, n_basis = unit.shape
+    device.launch("flux_solve:flux_target", blocks_for(n_source * n_band, 8), (32, 8), unit, projected,
+                  n_source * n_band, n_basis, out)
+
+
+def flux_coefficients(device: Device, unit: DeviceArray, flux: DeviceArray, out: DeviceArray) -> None:
+    """Specification: `reference.linear.flux_coefficients`."""
+    n_source, n_band, n_basis = unit.shape
+    device.launch("flux_solve:flux_coefficients", blocks_for(n_source * n_band, 8), (32, 8), unit, flux,
+                  n_source * n_band, n_basis, out)
+
+
+def precision(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArray | None, extended: DeviceArray,
+              slot: DeviceArray, weights: DeviceArray, pairs: DeviceArray, out: DeviceArray) -> None:
+    """Inner products of the derivative images of pairs of sources: the blocks of a blend's precision matrix.
+
+    A pair reads 4 (2 n_column + 1) bytes per common pixel and band, for 2 n_column^2 flops.
+
+    Specification: `reference.linear.precision`.
+    """
+    n_column = stamps.shape[2]
+    device.launch("precision", (len(pairs), layout.n_band), (256,), pairs, slot, layout.scene, layout.corner, extended,
+                  layout.canvas_start, layout.canvas_shape, stamps, cells, weights, layout.n_band, n_column,
+                  layout.window, layout.margin, layout.binning, layout.n_cell, out,
+                  shared=8 * n_column * (PRECISION_TILE + 1))

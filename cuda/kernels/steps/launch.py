@@ -1,0 +1,100 @@
+"""Launchers of the kernels that take a step, judge it and keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from deblendrt.cuda.driver.device import Argument, Device, DeviceArray, blocks_for
+from deblendrt.cuda.layout import Layout
+
+AT_ONCE = 8  # arrays per launch: as many as a state has
+
+
+def move(device: Device, layout: Layout, latent: DeviceArray, step: DeviceArray, floor: DeviceArray,
+         offset0: DeviceArray, out: DeviceArray, *, min_flux_factor: float, max_flux_factor: float,
+         max_offset_step: float, max_drift: float, max_shape_step: float) -> None:
+    """Take a step, shortened to its limits.
+
+    Moves 3 n_latent + n_band + 2 doubles a source; the arithmetic is nothing beside them.
+
+    Specification: `reference.steps.move`; `out` may be `latent`.
+    """
+    n_source, n_latent = latent.shape
+    limits = (min_flux_factor, max_flux_factor, max_offset_step, max_drift, max_shape_step)
+    device.launch("move", blocks_for(n_source * n_latent), (256,), layout.scene, latent, step, floor, offset0,
+                  n_source, layout.n_band, n_latent, *map(np.float64, limits), out)
+
+
+def accept(device: Device, layout: Layout, loss: DeviceArray, log_prior: DeviceArray, trial_log_prior: DeviceArray,
+           downhill: DeviceArray, step: DeviceArray, damping: DeviceArray, out_better: DeviceArray,
+           out_left: DeviceArray, *, rejected_damping: float, min_damping: float) -> None:
+    """Judge a step, blend by blend, and choose the next damping.
+
+    Moves 2 n_latent + 2 doubles a source and 6 a blend.
+
+    Specification: `reference.steps.accept`.
+    """
+    # not named accept: a library's own symbol of that name loses to the C library's
+    device.launch("accept:accept_step", (layout.n_blend,), (32,), layout.blend_start, layout.blend_source, loss,
+                  log_prior, trial_log_prior, downhill, step, step.shape[1], np.float64(rejected_damping),
+                  np.float64(min_damping), damping, out_better, out_left)
+
+
+def choose(device: Device, layout: Layout, better: DeviceArray, sources: Sequence[DeviceArray],
+           targets: Sequence[DeviceArray]) -> None:
+    """Keep the rows of blends that got better.
+
+    Moves twice the bytes of the chosen rows.
+
+    Specification: `reference.steps.choose`.
+    """
+    pairs = list(zip(sources, targets, strict=True))
+    for start in range(0, len(pairs), AT_ONCE):
+        arguments: list[Argument] = []
+        for source, target in pairs[start : start + AT_ONCE]:
+            if source.shape != target.shape or source.dtype != target.dtype or len(source) != layout.n_source:
+                raise ValueError(f"choose: {source.shape} {source.dtype} to {target.shape} {target.dtype}")
+            arguments += [source, target, _words(source, target)]
+        missing = AT_ONCE - len(arguments) // 3
+        device.launch("choose", (layout.n_source,), (128,), layout.blend, better, *arguments,
+                      *[None, None, 0] * missing)
+
+
+def _words(source: DeviceArray, target: DeviceArray) -> int:
+    """Words of a row: of 16 bytes, or, negative, of 4."""
+    row = source.nbytes // max(len(source), 1)
+    if row % 16 == 0 and source.pointer % 16 == 0 and target.pointer % 16 == 0:
+        return row // 16
+    if row % 4:
+        raise ValueError(f"choose: rows of {row} bytes")
+    return -(row // 4)
+
+
+def adam(device: Device, layout: Layout, downhill: DeviceArray, floor: DeviceArray, offset0: DeviceArray,
+         out_first: DeviceArray, out_second: DeviceArray, out_latent: DeviceArray, *, rate: float,
+         share: tuple[float, float], correction: tuple[float, float], epsilon: float, max_drift: float) -> None:
+    """One step of Adam.
+
+    Moves 7 n_latent + n_band + 2 doubles a source.
+
+    Specification: `reference.steps.adam`.
+    """
+    n_source, n_latent = downhill.shape
+    constants = (rate, *share, *correction, epsilon, max_drift)
+    device.launch("adam", blocks_for(n_source * n_latent), (256,), layout.scene, downhill, floor, offset0, n_source,
+                  layout.n_band, n_latent, *map(np.float64, constants), out_first, out_second, out_latent)
+
+
+def narrow(device: Device, values: DeviceArray, out: DeviceArray) -> None:
+    """Round to float32.
+
+    Parameters
+    ----------
+    device : Device
+    values : float64
+    out : float32
+        Of the same shape.
+    """
+    device.launch("narrow", blocks_for(values.size), (256,), values, out, np.int64(values.size))

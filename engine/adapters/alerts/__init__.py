@@ -1,0 +1,1 @@
+"""Alert streams: Kafka in, Kafka out."""

@@ -1,0 +1,196 @@
+"""The job of ``deblendrt run``: files in, catalogue, images and figures out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from astropy import units as u
+
+from deblendrt.engine.files import fits, fits_header, output
+from deblendrt.engine.files.catalogues import Catalog, read_catalog
+from deblendrt.engine.result.result_file import tables
+from deblendrt.engine.scene.flags import Flag
+
+if TYPE_CHECKING:
+    from deblendrt.engine.result.result import DeblendResult
+
+CATALOG, IMAGES, STAMPS, OVERVIEW, SOURCES = "catalog.fits", "images.fits", "stamps.fits", "overview.png", "sources.png"
+MAX_SOURCE_PANELS = 40
+STAGES = ("read", "load model", "deblend", "write", "plot")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Deblend the image that the command line names; see `deblendrt.engine.adapters.cli.main`."""
+    say: Callable[[str], None] = (lambda line: None) if arguments.quiet else print
+    plotting = not arguments.no_plot and importlib.util.find_spec("matplotlib") is not None
+    targets = [CATALOG, IMAGES, *([STAMPS] if arguments.stamps else []), *([OVERVIEW, SOURCES] if plotting else [])]
+    _claim(arguments.out, targets, arguments.overwrite)
+    started = time.perf_counter()
+    with _progress(arguments.quiet) as stage:
+        stage("read")
+        image, catalog, notes = read(arguments)
+        stage("load model")
+        from deblendrt.engine.deblender import Deblender
+
+        deblender = Deblender.load(arguments.model, device=arguments.device)
+        stage("deblend")
+        clock = time.perf_counter()
+        result = deblender.deblend_batch(
+            image.image,
+            catalog.centers,
+            variance=image.variance,
+            mask=image.mask,
+            psf=image.psf,
+            bands=image.bands,
+            kind=arguments.kind or catalog.kinds,
+            zero_point=image.zero_point,
+            pixel_scale=image.pixel_scale,
+            **options(arguments),
+        )
+        deblending = time.perf_counter() - clock
+        stage("write")
+        _write(arguments, result, catalog, image)
+        if plotting:
+            stage("plot")
+            notes += _plot(arguments.out, result, image.path.name)
+    if not plotting and not arguments.no_plot:
+        notes.append('no figures: pip install "deblendrt[plot]"')
+    for line in summary(result, deblending, time.perf_counter() - started):
+        say(line)
+    for note in notes:
+        say(f"note: {note}")
+    say(f"wrote {', '.join(targets)} in {arguments.out}")
+
+
+def _claim(out: Path, targets: list[str], overwrite: bool) -> None:
+    existing = [name for name in targets if (out / name).exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{out} already holds {', '.join(existing)}: use another --out, or --overwrite")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How to deblend: arguments of `Deblender.deblend_batch`."""
+    return {"solver": arguments.solver, "n_iteration": arguments.iterations, "start": arguments.start,
+            "robust": not arguments.no_robust, "center_sigma": arguments.center_sigma,
+            "aperture_diameter": arguments.aperture, "find_missed": arguments.find_missed,
+            "star_fraction": arguments.star_fraction, "n_threads": arguments.threads}
+
+
+def read(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[str]]:
+    """The image, its list of sources, and what was assumed."""
+    bands = fits_header.parse_bands(arguments.bands) if arguments.bands else None
+    image = fits.read_image(arguments.image, bands=bands, bad_bits=arguments.bad_bits)
+    notes = list(image.notes)
+    if image.bands is None:
+        raise ValueError(
+            f"{image.path}: no band names in the file: say --bands, such as gri, for its {len(image.image)}"
+        )
+    zero_point = arguments.zero_point if arguments.zero_point is not None else image.zero_point
+    if zero_point is None:
+        found = f"BUNIT {image.unit!r}" if image.unit else "no BUNIT"
+        raise ValueError(f"{image.path}: {found} and no zero point in the header: say --zero-point (31.4 means nJy)")
+    if image.zero_point is not None and zero_point != image.zero_point:
+        notes.append(f"zero point {zero_point} as told; the file says {image.zero_point:g}")
+    image = dataclasses.replace(image, zero_point=zero_point, pixel_scale=arguments.pixel_scale or image.pixel_scale)
+    if image.pixel_scale is None:
+        notes.append("no pixel scale in the header: taken to be the model's")
+    if image.variance is None:
+        notes.append("no variance in the file: estimated from the image (sky noise only)")
+    if arguments.psf is not None:
+        image = dataclasses.replace(image, psf=fits.read_psf(arguments.psf, len(image.image)))
+    elif image.psf is None:
+        notes.append("no PSF in the file: taken to be the model's nominal PSF; give --psf for the true one")
+
+    if arguments.catalog is not None and arguments.detect:
+        raise ValueError("--catalog and --detect exclude each other")
+    if arguments.catalog is not None:
+        catalog = read_catalog(arguments.catalog, image.wcs, arguments.one_based)
+    elif arguments.detect:
+        from deblendrt.engine.files.detection import detect
+
+        catalog = Catalog(detect(image.image, image.variance, image.mask, threshold=arguments.threshold))
+        notes.append(f"{len(catalog.centers)} sources detected above {arguments.threshold:g} sigma")
+    elif image.centers is not None:
+        catalog = Catalog(image.centers)
+    else:
+        raise ValueError(f"{image.path}: no CENTERS in the file: give --catalog CAT or --detect")
+    if not len(catalog.centers):
+        raise ValueError("no sources: " + ("nothing detected" if arguments.detect else "the catalogue has no row"))
+    return image, catalog, notes
+
+
+def _write(arguments: argparse.Namespace, result: DeblendResult, catalog: Catalog, image: fits.ImageFile) -> None:
+    table = result.to_table()
+    if catalog.ids is not None:
+        found = np.full(len(table) - len(catalog.ids), -1).astype(catalog.ids.dtype)
+        table.add_column(np.concatenate([catalog.ids, found]), name="catalog_id", index=1)  # -1: not in the catalogue
+    if image.wcs is not None:
+        sky = np.full((len(table), 2), np.nan)
+        sky[result.fitted] = np.column_stack(image.wcs.all_pix2world(*result.position[result.fitted].T, 0))
+        table["ra"], table["dec"] = sky.T * u.deg
+    with output.in_place_of(arguments.out / CATALOG) as partial:
+        tables(result, table).writeto(partial, overwrite=True)
+    output.write_images(arguments.out / IMAGES, result, wcs=image.wcs)
+    if arguments.stamps:
+        output.write_stamps(arguments.out / STAMPS, result)
+
+
+def _plot(out: Path, result: DeblendResult, name: str) -> list[str]:
+    from deblendrt.engine.result import figures
+
+    figures.save(figures.plot_overview(result, title=name), out / OVERVIEW)
+    chosen = figures.brightest(result, limit=MAX_SOURCE_PANELS)
+    n_source = result.n_source
+    title = name if len(chosen) == n_source else f"{name}: the {len(chosen)} brightest of {n_source} sources"
+    figures.save(figures.plot_sources(result, chosen, title=title), out / SOURCES)
+    if len(chosen) == n_source:
+        return []
+    return [f"{SOURCES} shows the {len(chosen)} brightest of {n_source} sources"]
+
+
+def summary(result: DeblendResult, deblending: float, total: float) -> Iterator[str]:
+    """Lines for a person: how many sources, how well, what was flagged, how long."""
+    flags = np.asarray(result.flags)
+    yield (
+        f"{len(flags)} sources, {result.fitted.sum()} fitted, bands {''.join(result.bands)}, "
+        f"{deblending:.2f} s to deblend, {total:.2f} s in all"
+    )
+    reduced = result.reduced_chi2[np.isfinite(result.reduced_chi2)]
+    if reduced.size:
+        low, median, high = np.percentile(reduced, [10, 50, 90])
+        yield f"reduced chi2 per source: median {median:.2f} (10-90%: {low:.2f}-{high:.2f})"
+    counts = Counter({flag.name: int(np.count_nonzero(flags & flag.value)) for flag in Flag})
+    raised = [f"{name} {count}" for name, count in counts.most_common() if count]
+    yield f"flags: {', '.join(raised) or 'none'}" + ("   (`deblendrt flags` explains)" if raised else "")
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A function to call with the name of each stage as it begins."""
+    if quiet:
+        yield lambda stage: None
+    elif sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
+        from tqdm import tqdm
+
+        with tqdm(total=len(STAGES), bar_format="{desc:<12}|{bar:30}| {elapsed}", leave=False) as bar:
+
+            def show(stage: str) -> None:
+                bar.n = STAGES.index(stage)
+                bar.set_description_str(stage)
+
+            yield show
+            bar.n = len(STAGES)
+            bar.refresh()
+    else:
+        yield lambda stage: print(f"{stage} ...", file=sys.stderr, flush=True)

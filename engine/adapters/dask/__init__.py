@@ -1,0 +1,1 @@
+"""Deblending on a Dask cluster."""

@@ -1,0 +1,33 @@
+"""What brings a bundle to every worker of a dask cluster (extra ``dask``), also to those that join or restart later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distributed import Worker, WorkerPlugin
+
+from deblendrt.engine.adapters.dask.worker_engine import receive
+
+
+class BundlePlugin(WorkerPlugin):
+    """Writes a bundle to the local folder of each worker before the worker's first task.
+
+    The scheduler keeps it and sends it once to each worker process, whenever that starts.
+
+    Parameters
+    ----------
+    contents : mapping of str to bytes
+        The bundle's files.
+    sha256 : str
+        The bundle's identity.
+    """
+
+    idempotent = True
+
+    def __init__(self, contents: Mapping[str, bytes], sha256: str) -> None:
+        self.contents = contents
+        self.name = f"deblendrt-{sha256}"
+
+    def setup(self, worker: Worker) -> None:
+        """Called by dask on the worker."""
+        receive(self.contents, worker.local_directory)

@@ -1,0 +1,196 @@
+"""One engine a process: what a worker of a cluster keeps between its tasks.
+
+A task carries a `Model`: a name, a hash and a device. The first task of a process that needs the model loads it, under
+a lock; every later one, of any thread, finds it here. A model that does not ship with the package is brought by whoever
+runs the cluster, as the contents of the bundle's files: they are written to the worker's own folder, and `load_bundle`
+checks each against the manifest, whose hash the task names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.model import bundle as shipping
+from deblendrt.engine.model.bundle import Bundle, load_bundle
+from deblendrt.engine.model.manifest import MANIFEST, BundleError
+
+_engines: dict[tuple[str, str], Deblender] = {}
+_received: dict[str, Path] = {}
+_lock = threading.RLock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which engine a task needs.
+
+    Attributes
+    ----------
+    name : str
+        Of a bundle that ships with the package, or the folder that it has on the caller's machine.
+    sha256 : str
+        The bundle's identity: a process that finds another one under that name refuses it.
+    device : str
+        "cpu", "cuda" (the first GPU that the process sees) or "cuda:N".
+    """
+
+    name: str
+    sha256: str
+    device: str = "cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """Folds PSFs with the process's engine of a model: what a result holds where it must travel without its engine."""
+
+    model: Model
+
+    def __call__(self, images: NDArray[Any] | None) -> FoldedBasis:
+        """See `Deblender.fold`."""
+        return engine(self.model, any_device=True).fold(images)
+
+
+def find_model(name_or_path: str | Path, device: str = "cpu") -> tuple[Model, Bundle]:
+    """The model that a caller names, checked on the caller's machine.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+    device : str
+        Of the workers; nothing is opened here.
+
+    Returns
+    -------
+    Model, Bundle
+
+    Raises
+    ------
+    BundleError
+        As `load_bundle`.
+    ValueError
+        Unknown device.
+    """
+    kind, _, ordinal = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind not in ("cpu", "cuda") or (ordinal and (kind == "cpu" or not ordinal.isdecimal())):
+        raise ValueError(f'device: expected "cpu", "cuda" or "cuda:N", got {device!r}')
+    bundle = load_bundle(name_or_path)
+    name = str(name_or_path) if ships(bundle) else str(bundle.path.resolve())
+    return Model(name, bundle.sha256, device), bundle
+
+
+def ships(bundle: Bundle) -> bool:
+    """Whether a bundle is one of the package's own, which every worker has."""
+    return bundle.path.parent == Path(shipping.__file__).parents[1] / "bundles"
+
+
+def bundle_contents(bundle: Bundle) -> dict[str, bytes]:
+    """Contents of a bundle's files, by name, their hashes checked."""
+    return {MANIFEST: (bundle.path / MANIFEST).read_bytes(), **{name: bundle.read(name) for name in bundle.files}}
+
+
+def receive(contents: Mapping[str, bytes], folder: str | Path) -> Path:
+    """Write a bundle that came over the network, and remember where it is.
+
+    Parameters
+    ----------
+    contents : mapping of str to bytes
+        As from `bundle_contents`.
+    folder : str or Path
+        Of the worker; the bundle's own folder is made in it, whole or not at all.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    BundleError
+        Not a bundle, damaged on its way, or a name that is not a plain file's.
+    """
+    sha256 = hashlib.sha256(contents.get(MANIFEST, b"")).hexdigest()
+    place = Path(folder) / f"deblendrt-{sha256[:16]}"
+    if unsafe := [name for name in contents if name in ("", ".", "..") or Path(name).name != name]:
+        raise BundleError(f"a bundle's files lie in one folder: refused {unsafe}")
+    with _lock:
+        if not _is_bundle(place, sha256):
+            partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                partial.mkdir(parents=True)
+                for name, content in contents.items():
+                    (partial / name).write_bytes(content)
+                load_bundle(partial)
+                shutil.rmtree(place, ignore_errors=True)  # what a worker that was killed left half-way
+                with contextlib.suppress(OSError):  # another process was first
+                    partial.rename(place)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        _received[sha256] = place
+        return place
+
+
+def engine(model: Model, *, any_device: bool = False) -> Deblender:
+    """This process's engine of a model, loaded at the first call.
+
+    Parameters
+    ----------
+    model : Model
+    any_device : bool
+        An engine on another device serves as well; else, if there is none, one on the CPU.
+
+    Returns
+    -------
+    Deblender
+
+    Raises
+    ------
+    BundleError
+        The model is not here, or another one is under its name; the message says what to do.
+    DeviceError
+        No usable GPU.
+    """
+    with _lock:
+        if any_device:
+            for (sha256, _), loaded in _engines.items():
+                if sha256 == model.sha256:
+                    return loaded
+            model = dataclasses.replace(model, device="cpu")
+        key = model.sha256, model.device
+        if key not in _engines:
+            _engines[key] = Deblender.load(_locate(model), device=model.device)
+        return _engines[key]
+
+
+def _locate(model: Model) -> Path:
+    """Folder of a model on this machine."""
+    if model.sha256 in _received:
+        return _received[model.sha256]
+    try:
+        found = load_bundle(model.name)
+    except BundleError as error:
+        raise BundleError(
+            f"this worker lacks the model: {error}. Make the tasks while a dask Client is active, or "
+            "send the model: deblendrt.engine.adapters.dask.cluster.send_model(client, folder)"
+        ) from error
+    if found.sha256 != model.sha256:
+        raise BundleError(f"model {model.name!r}: this worker has {found.model_version} ({found.sha256[:12]}), the "
+                          f"tasks were made for {model.sha256[:12]}: install the same deblendrt everywhere")
+    return found.path
+
+
+def _is_bundle(place: Path, sha256: str) -> bool:
+    try:
+        return load_bundle(place).sha256 == sha256
+    except BundleError:
+        return False

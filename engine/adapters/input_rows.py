@@ -1,0 +1,260 @@
+"""Inputs of a pipeline, some of which are bad, to rows: every input has one for each of its sources, whatever it holds.
+
+An input is a scene as a mapping: `image` and `centers`, and what else `Deblender.deblend_batch` takes for one scene.
+All good scenes of a list are deblended in few calls; a call that the engine refuses is made half by half, so that a bad
+input's reason is its own and its neighbours never notice. A failed input keeps its rows, with NaN results, the flag
+NO_DATA and the reason in the column `error`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.cuda.driver.device import DeviceError
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.model.manifest import BundleError
+from deblendrt.engine.result.one_scene import scene_result
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.result.tables import entries
+from deblendrt.engine.scene.arguments import band_names
+from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.scene.psf_field import CellPsf
+
+PER_SCENE = ("variance", "mask", "psf", "kind", "background")
+PER_CALL = ("bands", "zero_point", "pixel_scale")
+SCENE_KEYS = ("image", "centers", *PER_SCENE, *PER_CALL, "id")
+# Not the input's fault: whoever runs the cluster has to hear of it, and a second try elsewhere may succeed.
+NOT_THE_INPUT = (MemoryError, DeviceError, BundleError, ImportError)
+_OF_THE_BATCH = ("id", "scene", "blend")  # columns that depend on what else is in a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one input.
+
+    Attributes
+    ----------
+    id : str
+        As given, else empty.
+    centers : float64 (n_source, 2) [pixel]
+        As given; empty where they could not be read.
+    result : DeblendResult, optional
+        Of the call that the scene was in; None: it failed.
+    i_scene : int
+        The scene's place in that call.
+    error : str
+        Why it failed, else empty.
+    """
+
+    id: str
+    centers: NDArray[np.float64]
+    result: DeblendResult | None = None
+    i_scene: int = 0
+    error: str = ""
+
+    def alone(self, fold: Callable[[NDArray[np.float64] | None], FoldedBasis]) -> DeblendResult | FailedInput:
+        """The input's own result."""
+        if self.result is None:
+            return FailedInput(self.error, self.id, self.centers)
+        return scene_result(self.result, self.i_scene, fold)
+
+
+@dataclasses.dataclass(frozen=True)
+class FailedInput:
+    """In place of a result: an input that could not be deblended.
+
+    Attributes
+    ----------
+    error : str
+        Why.
+    id : str
+    center : float64 (n_source, 2) [pixel]
+    """
+
+    error: str
+    id: str
+    center: NDArray[np.float64]
+
+
+def deblend_inputs(deblender: Deblender, inputs: Iterable[Any], options: Mapping[str, Any]) -> list[Outcome]:
+    """Deblend scenes, of which any may be bad.
+
+    Parameters
+    ----------
+    deblender : Deblender
+    inputs : iterable
+        Mappings with keys of `SCENE_KEYS`; None, an exception or anything else stands for an input that failed earlier.
+    options : mapping
+        Of `Deblender.deblend_batch`, for all scenes; what a scene says itself goes before.
+
+    Returns
+    -------
+    list of Outcome
+        One per input, in order.
+
+    Raises
+    ------
+    DeviceError, MemoryError, BundleError, ImportError
+        What is no input's fault.
+    """
+    outcomes: dict[int, Outcome] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    scenes: dict[int, dict[str, Any]] = {}
+    for i, given in enumerate(inputs):
+        if isinstance(given, BaseException):
+            outcomes[i] = failed(None, given)
+            continue
+        try:
+            scenes[i] = _scene(given, deblender.bundle, options)
+        except NOT_THE_INPUT:
+            raise
+        except Exception as error:  # an input may hold objects of any kind, which raise what they please
+            outcomes[i] = failed(given, error)
+        else:
+            shared = tuple(repr(scenes[i].get(key)) for key in PER_CALL)
+            groups.setdefault((tuple(sorted(scenes[i])), *shared), []).append(i)
+    for members in groups.values():
+        outcomes.update(_solve(deblender, [(i, scenes[i]) for i in members], options))
+    return [outcomes[i] for i in range(len(outcomes))]
+
+
+def _solve(deblender: Deblender, scenes: list[tuple[int, dict[str, Any]]],
+           options: Mapping[str, Any]) -> dict[int, Outcome]:
+    """Deblend scenes in one call; if that is refused, half by half, down to the bad one."""
+    group = [scene for _, scene in scenes]
+    call = dict(options) | {key: group[0][key] for key in PER_CALL if key in group[0]}
+    call |= {key: [scene[key] for scene in group] for key in PER_SCENE if key in group[0]}
+    try:
+        result = deblender.deblend_batch([s["image"] for s in group], [s["centers"] for s in group], **call)
+    except NOT_THE_INPUT:
+        raise
+    except Exception as error:
+        if len(scenes) == 1:
+            return {scenes[0][0]: failed(group[0], error)}
+        middle = len(scenes) // 2
+        return _solve(deblender, scenes[:middle], options) | _solve(deblender, scenes[middle:], options)
+    return {i: Outcome(_id(scene), result.center[result.sources(k)], result, k) for k, (i, scene) in enumerate(scenes)}
+
+
+def _scene(given: Any, bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A scene whose arrays cannot be mistaken for a whole batch's when several are handed over together."""
+    if not isinstance(given, Mapping):
+        raise ValueError("no image" if given is None else
+                         f"a scene: expected a mapping with {', '.join(SCENE_KEYS)}, got {type(given).__name__}")
+    scene = {key: value for key, value in given.items() if value is not None}
+    if unknown := sorted(str(key) for key in scene if key not in SCENE_KEYS):
+        raise ValueError(f"a scene: unknown {', '.join(unknown)}; known are {', '.join(SCENE_KEYS)}")
+    if missing := [key for key in ("image", "centers") if key not in scene]:
+        raise ValueError(f"a scene: no {' and no '.join(missing)}")
+    names = band_names(scene.get("bands", options.get("bands")), bundle.bands)
+    image = scene["image"] = np.asanyarray(scene["image"])
+    if image.ndim == 2 and len(names) == 1:
+        image = scene["image"] = image[None]
+    if image.ndim != 3:
+        raise ValueError(f"image: expected shape ({len(names)}, n_y, n_x), got {image.shape}")
+    for key in ("variance", "background"):
+        if key in scene:
+            value = np.asanyarray(scene[key])
+            if value.shape in ((), image.shape[:1]):
+                value = np.broadcast_to(value.reshape(-1, 1, 1), image.shape, subok=True)
+            scene[key] = value
+    if "mask" in scene:
+        scene["mask"] = np.asanyarray(scene["mask"])
+    psf = scene.get("psf")
+    if psf is not None and not (callable(psf) or isinstance(psf, CellPsf)):
+        planes = [np.asarray(psf)] if len(names) == 1 and np.ndim(psf) == 2 else [np.asarray(plane) for plane in psf]
+        if len(planes) != len(names) or any(plane.ndim != 2 for plane in planes):
+            raise ValueError(f"psf: expected images ({len(names)}, q, q) for the bands {', '.join(names)}, got shapes "
+                             f"{[plane.shape for plane in planes]}")
+        scene["psf"] = planes
+    return scene
+
+
+def _id(given: Any) -> str:
+    return str(given["id"]) if isinstance(given, Mapping) and given.get("id") is not None else ""
+
+
+def failed(given: Any, error: BaseException) -> Outcome:
+    """The outcome of an input, whatever it is, that could not be deblended; of a ValueError the text is the reason."""
+    try:
+        centers = np.array(given["centers"], np.float64)
+        centers = centers if centers.ndim == 2 and centers.shape[1] == 2 else np.zeros((0, 2))
+    except Exception:  # whatever it is, it holds no positions
+        centers = np.zeros((0, 2))
+    try:
+        name = _id(given)
+    except Exception:  # an object that cannot say its name
+        name = ""
+    plain = type(error) is ValueError
+    return Outcome(name, centers, error=str(error) if plain else f"{type(error).__name__}: {error}")
+
+
+def columns(outcomes: Sequence[Outcome], empty: DeblendResult) -> dict[str, NDArray[Any]]:
+    """Rows of some inputs, as columns.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+    empty : DeblendResult
+        Of no scene: gives the bands and the columns' types.
+
+    Returns
+    -------
+    dict of str to array (n_row,)
+        scene (number of the input, int64), source (its row in the scene, int64; -1: the input has none), id, error
+        (objects of str), blend (counted within the scene), then the catalogue's columns as from
+        `DeblendResult.to_table`. In order; an input without a source has one row.
+    """
+    results = list({id(outcome.result): outcome.result for outcome in outcomes if outcome.result is not None}.values())
+    low = dict(zip(map(id, results), np.cumsum([0, *(result.n_source for result in results)]), strict=False))
+    unfitted = sum(result.n_source for result in results)  # one row after all of theirs stands for what failed
+    take, source, blend, error = [], [], [], []
+    for outcome in outcomes:
+        result, n = outcome.result, len(outcome.centers)
+        reason = outcome.error
+        if result is not None and (n := result.sources(outcome.i_scene).stop - result.sources(outcome.i_scene).start):
+            rows = result.sources(outcome.i_scene)
+            take.append(low[id(result)] + np.arange(rows.start, rows.stop))
+            blend.append(_within(result.blend[rows]))
+        else:
+            take.append(np.full(max(n, 1), unfitted))
+            blend.append(np.full(max(n, 1), -1))
+            reason = reason or "no sources"
+        source.append(np.arange(n) if n else np.array([-1]))
+        error.append(reason)
+    count = np.array([len(rows) for rows in take], np.int64)
+    index, number = _joined(take), np.repeat(np.arange(len(outcomes)), count)
+    found: dict[str, NDArray[Any]] = {
+        "scene": number, "source": _joined(source), "id": np.array([o.id for o in outcomes], object)[number],
+        "error": np.array(error, object)[number], "blend": _joined(blend)}
+    for entry in entries(empty.bands):
+        if entry.column not in _OF_THE_BATCH:
+            values = [getattr(result, entry.field) for result in (*results, empty)]
+            values = values if entry.component is None else [value[:, entry.component] for value in values]
+            found[entry.column] = np.concatenate([*values, _unfitted(entry.column, values[-1].dtype)])[index]
+    for axis, name in enumerate(("x_input", "y_input")):
+        given = [o.centers[:, axis] if len(o.centers) else np.array([np.nan]) for o in outcomes]
+        found[name] = np.where(index == unfitted, np.concatenate([np.zeros(0), *given]), found[name])
+    return found
+
+
+def _within(blend: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of a scene's blends from 0: they follow one another, for they count their first members."""
+    fitted = blend >= 0
+    return np.where(fitted, blend - blend[fitted].min(initial=np.iinfo(np.int64).max), -1)
+
+
+def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+
+
+def _unfitted(name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The value of a column where there is no fit."""
+    return np.array([int(Flag.NO_DATA) if name == "flags" else np.nan if dtype.kind == "f" else 0], dtype)

@@ -1,0 +1,266 @@
+"""Rubin's exposures and catalogues in, their words and shapes out; needs nothing of Rubin's software.
+
+    from deblendrt.engine import rubin
+    scene = rubin.read_exposures(mexposure, catalog)     # afw MultibandExposure, or {"g": exposure, ...}, and a list
+    result = scene.deblend(deblender, kind="auto")
+    table = scene.table(result)                          # Rubin's columns and ids, parent coordinates
+    images = scene.model_images(result)                  # band -> image of the kind that came in
+    heavy = scene.heavy_footprint(result, 0)             # spans and pixel values: what an afw HeavyFootprint holds
+
+What the objects must have is in `deblendrt.engine.adapters.rubin.attributes`. What can not be used is left out, said in
+`RubinScene.lost`, and shows in the sources' flags: a band without an exposure or a PSF, the pixels of a band where its
+PSF raised though another band's did not (`deblendrt.engine.adapters.rubin.exposure_psf`). A source never loses its row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.adapters.rubin import attributes, exposure_psf
+from deblendrt.engine.adapters.rubin.attributes import Sources
+from deblendrt.engine.compute import canvases
+from deblendrt.engine.files.fits import BAD_PLANES
+from deblendrt.engine.measure.light_shares import footprint
+from deblendrt.engine.scene.psf_field import CELL, CellPsf
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from deblendrt.engine.deblender import Deblender
+    from deblendrt.engine.result.result import DeblendResult
+
+
+@dataclass(frozen=True)
+class BandImage:
+    """An image with its place.
+
+    Attributes
+    ----------
+    array : float32 (n_y, n_x) [unit of the exposure's image]
+    x0, y0 : int [pixel]
+        Of its first pixel in the parent image.
+    """
+
+    array: NDArray[np.float32]
+    x0: int
+    y0: int
+
+    @property
+    def bbox(self) -> tuple[int, int, int, int]:
+        """minX, minY, maxX, maxY, the latter inclusive, as `lsst.geom.Box2I` has them."""
+        return self.x0, self.y0, self.x0 + self.array.shape[1] - 1, self.y0 + self.array.shape[0] - 1
+
+
+@dataclass(frozen=True)
+class HeavyFootprint:
+    """Pixels of a source and its light in them.
+
+    Attributes
+    ----------
+    spans : int64 (n_span, 3) [pixel]
+        y, first x, last x (inclusive) in the parent image, in afw's order: by y, then x.
+    values : dict of str to float32 (n_pixel,) [unit of the exposure's image]
+        By band, in the order of the spans.
+    peak : tuple of int [pixel]
+        (x, y).
+    """
+
+    spans: NDArray[np.int64]
+    values: dict[str, NDArray[np.float32]]
+    peak: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class RubinScene:
+    """Exposures of one piece of sky, and the sources in it.
+
+    Attributes
+    ----------
+    bands : tuple of str
+        That can be used.
+    image, variance : number (n_band, n_y, n_x)
+        As in the exposures.
+    mask : bool (n_band, n_y, n_x)
+        True means bad.
+    factor : float64 (n_band,) [nJy]
+        Of one image unit.
+    psf : CellPsf or None
+        None: there is no usable pixel.
+    x0, y0 : int [pixel]
+        Of the first pixel in the parent image.
+    sources : Sources
+    exposures : dict of str to exposure
+    lost : list of str
+        What could not be used, and why.
+    """
+
+    bands: tuple[str, ...]
+    image: NDArray[Any]
+    variance: NDArray[Any]
+    mask: NDArray[np.bool_]
+    factor: NDArray[np.float64]
+    psf: CellPsf | None
+    x0: int
+    y0: int
+    sources: Sources
+    exposures: dict[str, Any]
+    lost: list[str]
+
+    def arguments(self) -> dict[str, Any]:
+        """What `Deblender.deblend_batch` takes."""
+        return {"cutouts": self.image, "centers": self.sources.center - (self.x0, self.y0), "variance": self.variance,
+                "mask": self.mask, "bands": self.bands, "psf": self.psf, "kind": self.sources.kind,
+                "zero_point": 31.4 - 2.5 * np.log10(self.factor)}
+
+    def deblend(self, deblender: Deblender, **options: Any) -> DeblendResult:
+        """Deblend; `options` as for `Deblender.deblend_batch`, and before what the catalogue says."""
+        return deblender.deblend_batch(**{**self.arguments(), **options})
+
+    def ids(self, result: DeblendResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids of the sources and of their parents, int64 (n_source,); -1, -2, ... and 0 for those that were found."""
+        n_found = result.n_source - len(self.sources.source_id)
+        return (np.concatenate([self.sources.source_id, -1 - np.arange(n_found)]),
+                np.concatenate([self.sources.parent_id, np.zeros(n_found, np.int64)]))
+
+    def table(self, result: DeblendResult) -> Table:
+        """Catalogue in Rubin's words, with the ids of the list and positions in the parent image."""
+        table = result.to_table("rubin")
+        source_id, parent_id = self.ids(result)
+        table["id"][:], table["deblend_peakId"][:] = source_id, source_id
+        table["parent"][:] = parent_id
+        table["parent"].description = "of the list; 0: none, or found by the engine"
+        known = np.isfinite(result.center).all(1)
+        for axis, first in (("x", self.x0), ("y", self.y0)):
+            table[axis] += first
+            table[f"deblend_peak_center_{axis}"][known] += first
+            table[axis].description = f"{axis} of the fit in the parent image; integer = pixel centre"
+        return table
+
+    def model_images(self, result: DeblendResult) -> dict[str, Any]:
+        """Models of the whole scene by band, as images of the kind that the exposures have, in their units."""
+        model = result.model(0)
+        return {band: _like(self.exposures[band].image, model[result.bands.index(band)] / self.factor[b])
+                for b, band in enumerate(self.bands)}
+
+    def source_images(self, result: DeblendResult, i_source: int, redistributed: bool = False) -> dict[str, BandImage]:
+        """A source's own model, or its share of the observed light, by band."""
+        stamp, (x, y) = result.redistributed(i_source) if redistributed else result.stamps(i_source)
+        return {band: BandImage((stamp[result.bands.index(band)] / self.factor[b]).astype(np.float32),
+                                x + self.x0, y + self.y0) for b, band in enumerate(self.bands)}
+
+    def heavy_footprint(self, result: DeblendResult, i_source: int, redistributed: bool = True) -> HeavyFootprint:
+        """A source's significant pixels on the image, and its light there.
+
+        Parameters
+        ----------
+        result : DeblendResult
+        i_source : int
+        redistributed : bool
+            The image's own light, shared in proportion to the models, as Rubin's pipelines have it; else the model.
+
+        Returns
+        -------
+        HeavyFootprint
+            Without spans for a source that was not fitted.
+        """
+        row = range(result.n_source)[i_source]
+        stamp, (x, y) = result.stamps(row)
+        light = result.redistributed(row)[0] if redistributed else stamp
+        scene = result.scenes[0]
+        placed = canvases.place(stamp, x, y, scene.image.shape)
+        inside = np.zeros(placed.image.shape[1:], bool)
+        if result.fitted[row] and inside.size:
+            inside = footprint(placed.image, placed.cut(scene.inverse_variance))
+        values = placed.cut(np.zeros(scene.image.shape, np.float32)) if not inside.any() else (
+            canvases.place(light, x, y, scene.image.shape).image)
+        at = result.position[row] if result.fitted[row] else np.nan_to_num(result.center[row])
+        return HeavyFootprint(
+            _spans(inside, placed.x.start + self.x0, placed.y.start + self.y0),
+            {band: (values[result.bands.index(band)][inside] / self.factor[b]).astype(np.float32)
+             for b, band in enumerate(self.bands)},
+            (int(np.rint(at[0])) + self.x0, int(np.rint(at[1])) + self.y0))
+
+
+def read_exposures(exposures: Any, catalog: Any, *, bands: Sequence[str] | None = None,
+                   zero_point: float | Mapping[str, float] | None = None, bad_planes: Sequence[str] = BAD_PLANES,
+                   by: str = "auto", cell: float = CELL) -> RubinScene:
+    """Take exposures and a catalogue of Rubin's for the deblender.
+
+    Parameters
+    ----------
+    exposures : `MultibandExposure`, mapping of band to exposure, or sequence of exposures
+        All of one bounding box. None stands for a band that is missing.
+    catalog : afw `SourceCatalog`, Table or float (n, 2)
+        Positions in the parent image, see `deblendrt.engine.adapters.rubin.attributes.read_sources`.
+    bands : sequence of str, optional
+        Which to use; default: all.
+    zero_point : float or mapping of band to float, optional [AB mag]
+        Of one unit of the images; default: their unit, or their calibration.
+    bad_planes : sequence of str
+        Of the mask, whose pixels count as bad.
+    by : {"auto", "peaks", "records"}
+        What a source is in an afw catalogue.
+    cell : float [pixel]
+        In which the PSF counts as constant; a coadd of cells says its own.
+
+    Returns
+    -------
+    RubinScene
+
+    Raises
+    ------
+    ValueError
+        What the arguments lack; the message says where. Exposures of different boxes.
+    """
+    given = attributes.singles(exposures)
+    names = list(given) if bands is None else list(bands)
+    lost = [f"{band}: no exposure" for band in names if given.get(band) is None]
+    used = {band: given[band] for band in names if given.get(band) is not None}
+    if not used:
+        raise ValueError(f"exposures: expected at least one exposure, got none in {', '.join(names) or 'no band'}")
+    images: list[NDArray[Any]] = []
+    variances, masks, factors = [], [], []
+    first = next(iter(used))
+    x0, y0 = attributes.corner(used[first], first)
+    for band, exposure in used.items():
+        image = attributes.pixels(exposure.image, f"{band}.image")
+        variance = attributes.pixels(exposure.variance, f"{band}.variance")
+        place = attributes.corner(exposure, band)
+        if place != (x0, y0) or image.shape != variance.shape or (images and image.shape != images[0].shape):
+            expected = images[0].shape if images else image.shape
+            raise ValueError(f"{band}: expected the box of {first}, {expected} pixels from {(x0, y0)}, got "
+                             f"{image.shape} from {place}, variance {variance.shape}")
+        bad = attributes.bad_pixels(exposure.mask, bad_planes)
+        images.append(image)
+        variances.append(variance)
+        masks.append(np.zeros(image.shape, bool) if bad is None else bad)
+        factors.append(attributes.njy_per_unit(exposure, band, zero_point))
+    mask = np.stack(masks)
+    sources = attributes.read_sources(catalog, used[first], by)
+    psf = exposure_psf.sample_psf(used, sources.center, (x0, y0), mask, cell, lost)
+    return RubinScene(tuple(used), np.stack(images), np.stack(variances), mask, np.array(factors), psf, x0, y0, sources,
+                      used, lost)
+
+
+def _spans(inside: NDArray[np.bool_], x0: int, y0: int) -> NDArray[np.int64]:
+    """Runs of pixels, int64 (n_span, 3): y, first x, last x."""
+    step = np.diff(inside.astype(np.int8), axis=1, prepend=0, append=0)
+    y, start = np.nonzero(step == 1)
+    stop = np.nonzero(step == -1)[1] - 1
+    return np.column_stack([y + y0, start + x0, stop + x0]).astype(np.int64)
+
+
+def _like(image: Any, array: NDArray[Any]) -> Any:
+    """An image of the same kind and place with other pixels."""
+    if hasattr(image, "clone"):
+        twin = image.clone()
+    else:
+        twin = image.copy() if hasattr(image, "copy") else copy.deepcopy(image)
+    twin.array[...] = array
+    return twin

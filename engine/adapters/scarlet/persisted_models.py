@@ -1,0 +1,307 @@
+"""Results as scarlet_lite's persisted models: plain JSON and NumPy, without scarlet_lite.
+
+scarlet_lite (Moolekamp et al., Rubin's deblender) persists a blend as its sources' components in a PSF-free frame: a
+component is a spectrum times a morphology under a narrow circular *model PSF*, and whoever loads it convolves with the
+difference kernel to the observed PSF. That is this engine's frame too: its sources are few component maps with a flux
+per band under a Gaussian *reference PSF*. A result is therefore written without approximation but the windows that
+sources are drawn in: model PSF = reference PSF, and the coefficients of a source (n_band, n_basis), whose rank is the
+model's number of maps, taken apart as
+
+    coefficients[b] = sum_m spectrum[m, b] map[m]
+
+with the maps of those bands that differ most, which makes spectra of positive fluxes positive (the other bands lie
+between them), and morphologies images of the source in a band.
+
+Two containers hold the same blends: ``ScarletModelData`` of scarlet_lite (one JSON text), and ``LsstScarletModelData``
+of Rubin's meas_extensions_scarlet (a zip file ``.scarlet``, a JSON text per parent), which its catalogues' heavy
+footprints are made from. Written are the schemas "1.0.0", which later readers migrate. Facts from
+lsst/scarlet_lite (w.2025.43) python/lsst/scarlet/lite/io/*.py and lsst/meas_extensions_scarlet
+python/lsst/meas/extensions/scarlet/io/*.py; how models are read is in `deblendrt.engine.adapters.scarlet.model_reader`.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.adapters.scarlet.model_reader import ScarletModel, read_model
+from deblendrt.engine.compute import canvases, drawing
+from deblendrt.engine.files.output import in_place_of
+from deblendrt.engine.measure.light_shares import footprint
+from deblendrt.engine.scene.arguments import NJY_ZERO_POINT
+from deblendrt.engine.scene.flags import NOT_FITTED, Flag
+
+if TYPE_CHECKING:
+    from deblendrt.engine.model.bundle import Bundle
+    from deblendrt.engine.result.result import DeblendResult
+
+__all__ = ["ScarletModel", "components", "model_data", "read_model", "write_model"]
+
+VERSION = "1.0.0"  # of all schemas: the oldest that hold what is written; readers refuse later ones than their own
+RANK_TOLERANCE = 1e-4  # of a source's brightest band: float32 coefficients are of the model's rank to 1e-6
+BORDER = 8  # pixel around the significant light of a blend
+DECIMALS = 9  # of morphologies of unit sum: a ten-millionth of their peak, and half the size of the file
+
+
+def components(coefficients: NDArray[np.float32], n_max: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Take the coefficients of a source apart into spectra and maps.
+
+    Bands are picked one after the other, that one whose map is farthest from the span of those before it.
+
+    Parameters
+    ----------
+    coefficients : float32 (n_band, n_basis) [nJy]
+    n_max : int
+        The model's number of maps, which the rank does not exceed.
+
+    Returns
+    -------
+    spectra : float64 (n_component, n_band)
+        In units of the picked bands.
+    maps : float64 (n_component, n_basis)
+        Coefficients of the picked bands, of unit norm.
+    """
+    rows = coefficients.astype(np.float64)
+    norm = np.linalg.norm(rows, axis=1)
+    usable = norm > RANK_TOLERANCE**2 * norm.max(initial=0.0)
+    unit = np.divide(rows, norm[:, None], out=np.zeros_like(rows), where=usable[:, None])
+    rest = unit.copy()
+    picked: list[int] = []
+    for _ in range(n_max):
+        length = np.linalg.norm(rest, axis=1)
+        best = int(np.argmax(length))
+        if length[best] <= RANK_TOLERANCE:
+            break
+        # the first of all would be any: the one that differs most from the mean starts at an end of the range
+        if not picked:
+            best = int(np.argmax(np.where(usable, np.linalg.norm(unit - unit[usable].mean(0), axis=1), -1)))
+        picked.append(best)
+        direction = rest[best] / np.linalg.norm(rest[best])
+        rest -= np.outer(rest @ direction, direction)
+    maps = unit[picked]
+    spectra = np.linalg.lstsq(maps.T, rows.T, rcond=None)[0] if picked else np.zeros((0, len(rows)))
+    return spectra, maps
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One source as scarlet_lite has it; boxes in the pixels of the parent image."""
+
+    entry: dict[str, Any]
+    row: int
+
+
+def model_data(result: DeblendResult, bundle: Bundle, *, source_ids: Sequence[int] | None = None,
+               parent_ids: Sequence[int] | None = None, xy0: tuple[int, int] = (0, 0), i_scene: int = 0,
+               bands: Sequence[str] | None = None, zero_point: float = NJY_ZERO_POINT,
+               container: str = "scarlet_lite") -> dict[str, Any]:
+    """A scene of a result as scarlet_lite's model data, ready for JSON.
+
+    Parameters
+    ----------
+    result : DeblendResult
+    bundle : Bundle
+        That it was made with: ``deblender.bundle``.
+    source_ids, parent_ids : sequence of int (n_source,), optional
+        Of the scene's sources and of the blends to write them in; default: rows of the result, and its blends (a
+        source that was not fitted is one of its own).
+    xy0 : tuple of int [pixel]
+        (x, y) of the image's first pixel in the parent image.
+    i_scene : int
+    bands : sequence of str, optional
+        Default: those in which the scene has data.
+    zero_point : float [AB mag]
+        Of the unit of the spectra; default nJy.
+    container : {"scarlet_lite", "lsst"}
+        Of `ScarletModelData`, whose blends carry their PSFs, or of `LsstScarletModelData`, where one PSF serves all:
+        the one that most sources have.
+
+    Returns
+    -------
+    dict
+        For `write_model` or ``ScarletModelData.parse_obj``. Every source is in it: one that was not fitted as a pixel
+        of zero flux with ``deblend_failed`` and ``deblend_error`` in its metadata, which Rubin's catalogues flag as
+        ``deblend_zeroFlux``.
+
+    Raises
+    ------
+    ValueError
+        A mistake in the arguments.
+    """
+    if container not in ("scarlet_lite", "lsst"):
+        raise ValueError(f'container: expected "scarlet_lite" or "lsst", got {container!r}')
+    rows, scene = result.sources(i_scene), result.scenes[i_scene]
+    n = rows.stop - rows.start
+    names = tuple(bands) if bands is not None else tuple(
+        band for band, present in zip(result.bands, scene.band_present, strict=True) if present)
+    if any(name not in result.bands for name in names):
+        raise ValueError(f"bands: expected some of {', '.join(result.bands)}, got {bands!r}")
+    own = [result.bands.index(name) for name in names]
+    ids = _numbers(source_ids, np.arange(rows.start, rows.stop), n, "source_ids")
+    if len(np.unique(ids)) != n:
+        raise ValueError("source_ids: expected distinct numbers")
+    blend = result.blend[rows]
+    alone = int(blend.max(initial=-1)) + 1 + np.arange(n)
+    parents = _numbers(parent_ids, np.where(blend < 0, alone, blend), n, "parent_ids")
+    drawn = _draw(result, bundle, rows, own, ids, xy0, 10 ** ((zero_point - NJY_ZERO_POINT) / 2.5))
+    reference = _reference_image(bundle)
+    blends: dict[str, Any] = {}
+    for parent in dict.fromkeys(parents.tolist()):
+        members = [drawn[k] for k in np.flatnonzero(parents == parent)]
+        origin, spans = _spans(result, bundle, [member.row for member in members], i_scene, own, xy0)
+        entry: dict[str, Any] = {
+            "blend_type": "blend", "origin": list(origin), "shape": list(spans.shape), "version": VERSION,
+            "sources": {str(ids[member.row - rows.start]): member.entry for member in members}}
+        if container == "lsst":
+            blends[str(parent)] = {"blend_type": "hierarchical", "version": VERSION, "children": {str(parent): entry},
+                                   "metadata": _encode({"spans": spans, "origin": list(origin)})}
+        else:
+            psf = result.folded.images[result.folded_index[members[0].row]][own] if len(result.folded) else None
+            blends[str(parent)] = entry | {"metadata": _encode(
+                {"bands": list(names), "model_psf": reference[None]} | ({} if psf is None else {"psf": psf}))}
+    model: dict[str, Any] = {"bands": list(names), "model_psf": reference if container == "lsst" else reference[None]}
+    if len(result.folded) and n:
+        commonest = int(np.bincount(result.folded_index[rows]).argmax())
+        model["psf"] = result.folded.images[commonest][own]
+    if container == "lsst":
+        return {"model_type": "lsst", "version": VERSION, "blends": blends, "isolated": {}, "metadata": _encode(model)}
+    return {"model_type": "scarlet_model", "version": VERSION, "blends": blends, "metadata": _encode(model)}
+
+
+def _numbers(given: Sequence[int] | None, default: NDArray[np.int64], n: int, name: str) -> NDArray[np.int64]:
+    values = default if given is None else np.asarray(given)
+    if values.shape != (n,) or values.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected {n} whole numbers, got {values.shape} of {values.dtype}")
+    return values.astype(np.int64)
+
+
+def _reference_image(bundle: Bundle) -> NDArray[np.float64]:
+    """The reference PSF: a Gaussian, float64 (q, q), of sum one; what lies outside is below 1e-8 of the peak."""
+    half = int(np.ceil(6.1 * bundle.reference_psf_sigma))
+    profile = np.exp(-0.5 * (np.arange(-half, half + 1) / bundle.reference_psf_sigma) ** 2)
+    image = np.outer(profile, profile)
+    return np.asarray(image / image.sum())
+
+
+def _draw(result: DeblendResult, bundle: Bundle, rows: slice, own: list[int], ids: NDArray[np.int64],
+          xy0: tuple[int, int], scale: float) -> list[_Drawn]:
+    """Sources of a scene, their components drawn under the reference PSF."""
+    from deblendrt.engine.deblender import fold_bundle  # it imports half of the engine
+
+    basis = fold_bundle(bundle, _reference_image(bundle)[None])
+    height, width = result.scenes[int(result.scene_index[rows.start])].shape if rows.start < rows.stop else (1, 1)
+    drawn = []
+    for k, row in enumerate(range(rows.start, rows.stop)):
+        extent = result.extent[[row]]
+        parts, peak = [], result.position[row]
+        if result.fitted[row]:
+            x, y = drawing.corners(basis, result.anchor[[row]] - basis.half, extent)[0].tolist()
+            spectra, maps = components(result.coefficients[row][own], bundle.n_component)
+            maps32 = maps[:, None].astype(np.float32)
+            stamps = drawing.each_stamp(maps32, basis, np.repeat(extent, len(maps)))
+            for spectrum, stamp in zip(spectra * scale, stamps, strict=True):
+                total = float(stamp.sum(dtype=np.float64)) or 1.0
+                parts.append((spectrum * total, stamp[0].astype(np.float64) / total, (y + xy0[1], x + xy0[0])))
+        if not parts:
+            given = np.where(np.isfinite(result.center[row]), result.center[row], 0.0)
+            peak = np.clip(given, 0, (width - 1, height - 1))
+            corner = (int(np.rint(peak[1])) + xy0[1], int(np.rint(peak[0])) + xy0[0])
+            parts.append((np.zeros(len(own)), np.zeros((1, 1)), corner))
+        pixel = [int(np.rint(peak[1])) + xy0[1], int(np.rint(peak[0])) + xy0[0]]
+        about: dict[str, Any] = {"id": int(ids[k]), "flags": int(result.flags[row])}
+        if result.fitted[row]:
+            about |= {"x": float(peak[0]) + xy0[0], "y": float(peak[1]) + xy0[1]}
+        else:
+            causes = [str(flag.name) for flag in Flag if flag & NOT_FITTED and int(result.flags[row]) & flag]
+            about |= {"deblend_failed": True, "deblend_error": ", ".join(causes)}
+        drawn.append(_Drawn({
+            "source_type": "source", "version": VERSION, "metadata": about,
+            "components": [{
+                "component_type": "factorized", "version": VERSION, "origin": list(origin), "peak": pixel,
+                "shape": list(morph.shape), "spectrum": spectrum.tolist(),
+                "morph": np.round(morph, DECIMALS).ravel().tolist()} for spectrum, morph, origin in parts]}, row))
+    return drawn
+
+
+def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: int, own: list[int],
+           xy0: tuple[int, int]) -> tuple[tuple[int, int], NDArray[np.bool_]]:
+    """Pixels of the image where a blend has significant light: (y, x) of their box in the parent image, and the box."""
+    scene = result.scenes[i_scene]
+    covered = []
+    for row in members:
+        stamp, (x, y) = result.stamps(row)
+        placed = canvases.place(stamp[own], x, y, scene.image[own].shape)
+        weight = placed.cut(scene.inverse_variance[own])
+        if not result.has_images:  # read from a file without them: as deep as the survey
+            weight = np.broadcast_to((bundle.sky_sigma[own] ** -2.0)[:, None, None].astype(np.float32), weight.shape)
+        inside = footprint(placed.image, weight) if result.fitted[row] and placed.image.size else np.zeros(0, bool)
+        if inside.any():
+            ys, xs = np.nonzero(inside)
+            covered.append(np.column_stack([ys + placed.y.start, xs + placed.x.start]))
+        # its own pixel in any case: a blend without light has a box all the same
+        place = np.where(np.isfinite(result.center[row]), result.center[row], 0.0)
+        covered.append(np.clip(np.rint(place[::-1]), 0, np.array(scene.shape) - 1).astype(np.int64)[None])
+    pixels = np.concatenate(covered)
+    # whoever loads it convolves inside the box: light that the PSF brings in from outside would be missed
+    low = np.maximum(pixels.min(0) - BORDER, 0)
+    high = np.minimum(pixels.max(0) + BORDER, np.array(scene.shape) - 1)
+    box = np.zeros(tuple(high - low + 1), bool)
+    box[tuple((pixels - low).T)] = True
+    return (int(low[0]) + xy0[1], int(low[1]) + xy0[0]), box
+
+
+def _encode(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with its arrays as lists, their shapes and types beside them, as scarlet_lite encodes them."""
+    encoded: dict[str, Any] = {}
+    keys = []
+    for key, value in metadata.items():
+        if isinstance(value, np.ndarray):
+            array = value.astype(np.float32) if value.dtype.kind == "f" else value
+            encoded |= {key: array.ravel().tolist(), f"{key}_shape": list(array.shape),
+                        f"{key}_dtype": str(array.dtype)}
+            keys.append(key)
+        else:
+            encoded[key] = value
+    return encoded | ({"array_keys": keys} if keys else {})
+
+
+def write_model(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Write model data; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.scarlet``: the zip file of Rubin's butler, for `container` "lsst"; else one JSON text.
+    data : mapping
+        From `model_data`.
+    overwrite : bool
+
+    Raises
+    ------
+    FileExistsError
+        The file exists and `overwrite` is False.
+    ValueError
+        A ``.scarlet`` file of data that are not in the container "lsst".
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"path: {path} exists; overwrite=True replaces it")
+    if path.suffix != ".scarlet":
+        with in_place_of(path) as partial:
+            partial.write_text(json.dumps(data, allow_nan=False))
+        return
+    if data.get("model_type") != "lsst":
+        raise ValueError('data: expected container="lsst" for a .scarlet file')
+    with in_place_of(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key in ("blends", "isolated"):
+            for name, entry in data[key].items():
+                archive.writestr(name, json.dumps(entry, allow_nan=False))
+        for name in ("metadata", "version"):
+            archive.writestr(name, json.dumps(data[name], allow_nan=False))

@@ -1,0 +1,1 @@
+"""Long lists of inputs, divided among processes."""

@@ -1,0 +1,1 @@
+"""Operations on batches of sources: stamps drawn, images projected, the basis folded with PSFs."""

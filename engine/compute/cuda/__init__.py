@@ -1,0 +1,1 @@
+"""Operations and the descent on a GPU."""

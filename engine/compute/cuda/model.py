@@ -1,0 +1,110 @@
+"""A bundle on a device: folded bases as tables, graphs, and the constants that kernels read."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.cuda.driver.device import DeviceArray
+from deblendrt.engine.compute.decoding import star_core
+from deblendrt.engine.compute.problem import Problem
+from deblendrt.engine.model.device_networks import DeviceRuntime
+from deblendrt.engine.solve import curvature
+
+KEPT_TABLES = 8  # sets of folded bases on the device, some 50 MB for each PSF
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Folded bases of a problem.
+
+    Attributes
+    ----------
+    phi, phi_t, outer, outer_t : float32 (n_psf, ...)
+        As in `FoldedBasis`; outer ones None where the basis has no outskirts.
+    gram, missed : tuple of float32 (n_psf, n_band, n_basis, n_basis)
+        Of the basis' own window and of each smaller one, see `Window`.
+    insets, used : int32 (n_window,)
+        By how much each of these windows is smaller [pixel], and the number of functions in it.
+    profile : float32 (n_psf, n_band, n_pixel)
+        See `Problem`.
+    rim : float32 (n_psf, n_band, n_pixel)
+        One over the number of pixels in the window's rim there, see `curvature.rim_weight`.
+    key : tuple
+        Of the folded bases.
+    """
+
+    phi: DeviceArray
+    phi_t: DeviceArray
+    outer: DeviceArray | None
+    outer_t: DeviceArray | None
+    gram: tuple[DeviceArray, ...]
+    missed: tuple[DeviceArray, ...]
+    insets: DeviceArray
+    used: DeviceArray
+    profile: DeviceArray
+    rim: DeviceArray
+    key: tuple[Any, ...]
+
+
+class DeviceModel:
+    """A bundle on a device. One thread at a time.
+
+    Parameters
+    ----------
+    runtime : DeviceRuntime
+        Of the bundle, on the device.
+
+    Attributes
+    ----------
+    runtime, bundle, device
+    """
+
+    def __init__(self, runtime: DeviceRuntime) -> None:
+        self.runtime, self.bundle, self.device = runtime, runtime.bundle, runtime.device
+        bundle, device = self.bundle, self.device
+        self._tables: collections.OrderedDict[tuple[Any, ...], tuple[Tables, Any]] = collections.OrderedDict()
+        self.mean_color = device.upload(np.asarray(bundle.mean_color, np.float64))
+        self.color_sigma = device.upload(np.asarray(bundle.color_sigma, np.float64))
+        core, sums = star_core(bundle)
+        self.star_basis = device.upload(core), device.upload(sums)
+
+    def tables(self, problem: Problem) -> Tables:
+        """The folded bases of a problem, uploaded once."""
+        bases = [basis for _, basis in problem.folded.groups(len(problem.scene))]
+        key = tuple(id(basis) for basis in bases)
+        if key in self._tables:
+            self._tables.move_to_end(key)
+            return self._tables[key][0]
+        while len(self._tables) >= KEPT_TABLES:
+            self._tables.popitem(last=False)
+
+        def stack(arrays: list[NDArray[Any]]) -> Any:
+            return self.device.upload(np.stack(arrays).astype(np.float32)) if arrays[0].size else None
+
+        def of(name: str) -> list[NDArray[Any]]:
+            return [getattr(basis, name) for basis in bases]
+
+        rim = np.zeros((problem.n_band, problem.folded.window, problem.folded.window))
+        rim[:] = 1 / curvature.rim_size(problem.folded.window)
+        rim[:, curvature.RIM : -curvature.RIM, curvature.RIM : -curvature.RIM] = 0
+        n_window = 1 + len(problem.folded.insets)
+        tables = Tables(
+            **{name: stack(of(name)) for name in ("phi", "phi_t", "outer", "outer_t")},
+            gram=tuple(stack([basis.at(-k).gram for basis in bases]) for k in range(n_window)),
+            missed=tuple(stack([basis.at(-k).missed for basis in bases]) for k in range(n_window)),
+            insets=self.device.upload(np.array([0, *problem.folded.insets], np.int32)),
+            used=self.device.upload(np.array([bases[0].at(-k).n_used for k in range(n_window)], np.int32)),
+            profile=stack([p.reshape(problem.n_band, -1) for p in problem.profile]),
+            rim=stack([rim.reshape(problem.n_band, -1)] * len(bases)), key=key)
+        self._tables[key] = tables, bases  # the bases stay alive, so that no other has their id
+        return tables
+
+    def clear(self) -> None:
+        """Give memory back that is made anew when needed."""
+        self._tables.clear()
+        self.runtime.clear()

@@ -1,0 +1,1 @@
+"""The specification of every kernel: NumPy, written to be read."""

@@ -1,0 +1,90 @@
+r"""The specification, in NumPy, of the prior's terms and curvature.
+
+Each function has the name and arguments of its launcher, less the device; arrays are NumPy's, outputs are written in
+place. Rows of padding mean nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.cuda.layout import Layout
+
+DoubleArray = NDArray[np.float64]
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int32]
+
+
+def prior_terms(layout: Layout, latent: DoubleArray, log_prob: FloatArray, flow_gradient: FloatArray,
+                measured: IntArray, offset0: DoubleArray, star: IntArray, mean_color: DoubleArray,
+                color_sigma: DoubleArray, center_sigma: np.float64, out_log_prior: DoubleArray,
+                out_gradient: DoubleArray, *, slack: float = 0.1) -> None:
+    """Log prior of every source, up to constants, and its gradient: `engine.objective.prior`.
+
+    Parameters
+    ----------
+    layout : Layout
+    latent : float64 (n_source, n_latent)
+    log_prob : float32 (n_source,)
+        Of the shapes of galaxies, from the flow.
+    flow_gradient : float32 (n_source, n_latent)
+        Of `log_prob` by the latents.
+    measured : int32 (n_source, n_band)
+        Whether the source has any weight in the band.
+    offset0 : float64 (n_source, 2) [pixel]
+        The caller's centre relative to the anchor pixel.
+    star : int32 (n_source,)
+        Whose shapes are idle, under N(0, 1), whatever the flow says.
+    mean_color, color_sigma : float64 (n_band,) [ln nJy]
+        Of the population, for bands that are not measured.
+    center_sigma : float64 [pixel]
+    out_log_prior : float64 (n_source,)
+    out_gradient : float64 (n_source, n_latent)
+    slack : float
+        Added to `color_sigma`.
+    """
+    n_band = layout.n_band
+    rows = np.flatnonzero(layout.scene >= 0)
+    z, has, is_star = latent[rows], measured[rows] != 0, star[rows] != 0
+    idle = z[:, n_band + 2 :]
+    value = np.where(is_star, -0.5 * (idle**2).sum(1), log_prob[rows].astype(np.float64))
+    gradient = np.where(is_star[:, None], 0.0, flow_gradient[rows].astype(np.float64))
+    gradient[is_star, n_band + 2 :] = -idle[is_star]
+
+    offset = (z[:, n_band : n_band + 2] - offset0[rows]) / center_sigma
+    value -= 0.5 * (offset**2).sum(1)
+    gradient[:, n_band : n_band + 2] -= offset / center_sigma
+
+    count = np.maximum(has.sum(1, keepdims=True), 1)
+    level = np.where(has, z[:, :n_band] - mean_color, 0.0).sum(1, keepdims=True) / count
+    color = np.where(has, 0.0, z[:, :n_band] - (level + mean_color))
+    sigma = color_sigma + slack
+    value -= 0.5 * ((color / sigma) ** 2).sum(1)
+    through = (color / sigma**2).sum(1, keepdims=True) / count  # the expectation moves with the measured bands
+    gradient[:, :n_band] += np.where(has, through, -color / sigma**2)
+    out_log_prior[rows], out_gradient[rows] = value, gradient
+
+
+def secant(layout: Layout, latent: DoubleArray, trial_latent: DoubleArray, prior_gradient: DoubleArray,
+           trial_gradient: DoubleArray, out_curvature: DoubleArray) -> None:
+    """BFGS update of the prior's curvature from what its gradient did along a step.
+
+    Parameters
+    ----------
+    layout : Layout
+    latent, trial_latent : float64 (n_source, n_latent)
+        Before the step, and after it.
+    prior_gradient, trial_gradient : float64 (n_source, n_latent)
+        Of log p, there.
+    out_curvature : float64 (n_source, n_latent, n_latent)
+        Symmetric, positive definite; updated, but not where the curvature along the step is negative or out of
+        proportion.
+    """
+    step, change = trial_latent - latent, prior_gradient - trial_gradient
+    expected = (out_curvature @ step[:, :, None])[:, :, 0]
+    before, after = (step * expected).sum(1), (step * change).sum(1)
+    good = (after > 0.1 * before) & (after < 100 * before) & (before > 1e-10) & (layout.scene >= 0)
+    for i in np.flatnonzero(good):
+        out_curvature[i] += (np.outer(change[i], change[i]) / after[i]
+                             - np.outer(expected[i], expected[i]) / before[i])

@@ -1,0 +1,1 @@
+"""Images and catalogues in and out, checked before memory is taken."""

@@ -1,0 +1,1 @@
+"""What is reported of a solution: errors, fit quality, photometry, moments, star or galaxy."""

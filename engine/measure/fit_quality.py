@@ -1,0 +1,123 @@
+"""Quality of a fit: chi2 of every source's own pixels, enclosed light, flags."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import SUSPECT, Flag
+from deblendrt.engine.solve import objective
+from deblendrt.engine.solve.descent import Solution
+
+CORE_RADIUS = 7.0  # pixel: chi2 of a source is taken over the pixels it owns within this radius
+POOR_FIT_SIGMA, POOR_FIT_RATIO = 5.0, 1.2  # chi2 / n beyond 1 + 5 sqrt(2 / n), and beyond 1.2
+MISFIT_SIGMA = 5.0  # of a misfit in proportion to the source's light, far smaller under bright galaxies
+CONVERGED = 0.5  # expected decrease of the objective: no parameter is then off by more than its error
+UNMODELLED_PIXELS = 8  # core pixels that lost more than half of their weight
+
+
+def flag(result: DeblendResult, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.int64],
+         remaining: DoubleArray, misfit: DoubleArray) -> None:
+    """Set the flags that follow from the fit, in a result that holds everything else.
+
+    Parameters
+    ----------
+    result : DeblendResult
+        Changed in place.
+    row : int64 (n_source,)
+        Of the result.
+    bundle : Bundle
+    n_lost : int64 (n_source,)
+        See `core_statistics`.
+    remaining : float64 (n_source,)
+        Expected decrease of the objective, see `uncertainty.remaining_step`.
+    misfit : float64 (n_source,)
+        Significance, see `systematics.misfit`.
+    """
+    count = np.maximum(result.n_pixel[row], 1)
+    reduced = result.chi2[row] / count
+    conditions = {
+        Flag.POOR_FIT: ((reduced > 1 + POOR_FIT_SIGMA * np.sqrt(2 / count)) & (reduced > POOR_FIT_RATIO)
+                        | (misfit > MISFIT_SIGMA)),
+        Flag.UNMODELLED_FLUX: n_lost >= UNMODELLED_PIXELS,
+        Flag.NOT_CONVERGED: ~(remaining < CONVERGED),
+        Flag.PRIOR_OUTLIER: result.log_prior[row] < bundle.log_prob_percentiles["0.1"],
+        Flag.OUTSIDE_PRIOR_FLUX: outside_population(bundle, result.map_flux[row]),
+    }
+    conditions[Flag.OUTSIDE_PRIOR_FLUX] &= ~result.star[row]  # of galaxies
+    for flag, condition in conditions.items():
+        result.flags[row] |= np.where(condition, int(flag), 0)
+    suspect = (result.flags[row] & SUSPECT) > 0
+    _, blend = np.unique(result.blend[row], return_inverse=True)
+    others = np.bincount(blend, weights=suspect)[blend] > suspect
+    result.flags[row] |= np.where(others, int(Flag.NEIGHBOUR_SUSPECT), 0)
+
+
+def enclosed_fraction(problem: Problem, unit: FloatArray) -> DoubleArray:
+    """Fraction of each source's flux inside its window and on the image, float64 (n_source, n_band)."""
+    half = problem.folded.half
+    on_image = []
+    for d in problem.data:
+        inside = np.zeros_like(d)
+        inside[:, half : d.shape[1] - half, half : d.shape[2] - half] = 1
+        on_image.append(inside)
+    return (unit.astype(np.float64) * objective.project(problem, on_image)).sum(2)
+
+
+def core_statistics(problem: Problem, solution: Solution) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
+    """chi2 of the pixels that each source owns within `CORE_RADIUS`.
+
+    Returns
+    -------
+    chi2 : float64 (n_source,)
+        All bands, full weights.
+    n_pixel : int64 (n_source,)
+        Pixels with weight, all bands.
+    n_lost : int64 (n_source,)
+        Pixels where the robust bound took more than half of the weight in some band.
+    """
+    if problem.device is not None:
+        return problem.device.core_statistics(problem, solution.state)
+    chi2, n_pixel, n_lost = [], [], []
+    for s in range(len(problem.data)):
+        here = np.flatnonzero(problem.scene == s)
+        owner = _core_owner(problem, s, here)
+        inside = owner >= 0
+        lost = np.asarray((solution.weights[s] < 0.5 * problem.weight[s]).any(0))
+        weighted = (problem.weight[s] > 0).sum(0)
+
+        def total(image: NDArray, owner: NDArray = owner, inside: NDArray = inside, n: int = len(here)) -> NDArray:
+            return np.bincount(owner[inside], weights=image[inside], minlength=n)
+
+        chi2.append(total(chi2_image(problem, solution, s)))
+        n_pixel.append(total(weighted))
+        n_lost.append(total(lost))
+    return (np.concatenate(chi2), np.concatenate(n_pixel).astype(np.int64), np.concatenate(n_lost).astype(np.int64))
+
+
+def chi2_image(problem: Problem, solution: Solution, s: int) -> DoubleArray:
+    """chi2 per pixel of a scene, summed over bands."""
+    t2 = problem.weight[s] * (problem.data[s] - solution.state.model[s]) ** 2
+    return t2.sum(0, dtype=np.float64)
+
+
+def _core_owner(problem: Problem, s: int, here: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Owner of each pixel of a scene within `CORE_RADIUS` of its owner's centre, else -1."""
+    owner = problem.partition[s].owner
+    x, y = (problem.corner[here] + problem.folded.half + problem.offset0[here]).T
+    iy, ix = np.nonzero(owner >= 0)
+    own = owner[iy, ix]
+    near = (iy - y[own]) ** 2 + (ix - x[own]) ** 2 <= CORE_RADIUS**2
+    core = np.full(owner.shape, -1, np.int32)
+    core[iy[near], ix[near]] = own[near]
+    return core
+
+
+def outside_population(bundle: Bundle, map_flux: DoubleArray) -> NDArray[np.bool_]:
+    """Whether the reference magnitude lies outside the training population's range, bool (n_source,)."""
+    magnitude = 31.4 - 2.5 * np.log10(map_flux[:, bundle.reference_index])
+    limits = bundle.training["population"]
+    return np.asarray((magnitude < limits["magnitude_min"]) | (magnitude > limits["magnitude_max"]))

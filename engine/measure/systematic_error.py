@@ -1,0 +1,171 @@
+r"""Systematic errors: how far the model itself is from a source's light, and how much of its light nobody has seen.
+
+`flux_err` is the error of a model that can draw the galaxy. With r the residual, w the inverse variance and m the part
+of a source's model that is its own (its model times its share of all models), each group of pixels has
+
+    u = sum_{b,p} w m r,        v = sum_{b,p} w m^2
+
+where bands add up, because what a model cannot draw it cannot draw in most bands. Under noise alone u^2 has the
+expectation v, less what the fit has taken; with a model wrong by a relative error e of random sign per group, v + e^2
+v^2. Hence the moment estimator and its significance
+
+    e^2 = sum (u^2 - v) / sum v^2,        z = sum (u^2 - v) / sqrt(2 sum v^2)
+
+over squares of 2 x 2 pixels, which see clumps, arms and centres, and again over rings about the source, which see wrong
+profiles and PSFs. The larger one counts. Light far below the noise, on masked pixels or off the image shows no misfit:
+with F the MAP flux, h is the part of it outside the source's footprint (`light_shares.footprint`) or without weight,
+and
+
+    flux_sys_err^2 = (c e F)^2 + (q h)^2 + (floor F)^2,        e = 0 unless z > 3
+
+with c, q and floor calibrated on galaxies and data that the model was not trained on (`perf/results/beyond.md`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute import canvases, drawing
+from deblendrt.engine.compute.problem import DoubleArray, Problem
+from deblendrt.engine.measure import light_shares
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.solve.descent import Solution
+
+HALF = 24  # pixel: half the side of the square around a source that is looked at
+SQUARE = 2  # pixel: with 3 or more, misfits of a PSF's size average out
+RING_EDGES = (0.0, 1.5, 3.0, 4.5, 6.5, 9.0, 13.0, 18.0, 24.0)  # pixel
+SIGNIFICANT = 3.0  # z from which a misfit counts as an error
+SCALE = 1.0  # c
+HIDDEN = 0.1  # q
+FLOOR = 0.002  # error of the bundled model on bright isolated galaxies of its own population, flux_err taken out
+
+
+@dataclasses.dataclass(frozen=True)
+class Misfit:
+    """What `misfit` finds.
+
+    Attributes
+    ----------
+    error : float64 (n_source,)
+        e, relative to the source's light; 0 where it is not significant.
+    significance : float64 (n_source,)
+        z; 0 for a source without light or weight.
+    hidden : float64 (n_source, n_band) [nJy]
+        h.
+    """
+
+    error: DoubleArray
+    significance: DoubleArray
+    hidden: DoubleArray
+
+
+def misfit(problem: Problem, solution: Solution) -> Misfit:
+    """Measure every source's misfit and hidden light.
+
+    Parameters
+    ----------
+    problem : Problem
+    solution : Solution
+        Of the problem.
+
+    Returns
+    -------
+    Misfit
+    """
+    state, folded, n_band = solution.state, problem.folded, problem.n_band
+    if problem.device is not None:
+        return problem.device.misfit(problem, state)
+    half = min(HALF, folded.half) // SQUARE * SQUARE
+    grid = np.arange(-half, half)
+    shape = [problem.data[s].shape for s in problem.scene]
+    images = drawing.placed(state.coefficients, folded, problem.corner, problem.extent, shape)
+    square, significance = np.empty((len(shape), 2)), np.empty((len(shape), 2))
+    hidden = np.exp(state.latent[:, :n_band])
+    for i, (s, placed) in enumerate(zip(problem.scene, images, strict=True)):
+        x, y = (problem.corner[i] + folded.half - half).tolist()
+        here = (slice(None), slice(y, y + 2 * half), slice(x, x + 2 * half))  # a canvas holds every window
+        own = np.zeros((n_band, 2 * half, 2 * half), np.float32)
+        seen = canvases.place(placed.image, placed.x.start - x, placed.y.start - y, own.shape)
+        np.maximum(seen.image, 0, out=seen.cut(own))
+        model = state.model[s][here]
+        light = own * np.divide(own, np.maximum(model, own), out=np.zeros_like(own), where=own > 0)
+        weighted = problem.weight[s][here] * light
+        u = (weighted * (problem.data[s][here] - model)).sum(0, dtype=np.float64)
+        v = (weighted * light).sum(0, dtype=np.float64)
+        dx, dy = state.latent[i, n_band : n_band + 2]
+        ring = np.searchsorted(RING_EDGES, np.hypot(grid - dx, (grid - dy)[:, None]).ravel(), side="right") - 1
+        under = placed.cut(problem.weight[s])
+        visible = (under > 0) & light_shares.footprint(placed.image, under)
+        hidden[i] -= (placed.image * visible).sum((1, 2), dtype=np.float64)
+        square[i, 0], significance[i, 0] = excess(_squares(u), _squares(v))
+        square[i, 1], significance[i, 1] = excess(_rings(u, ring), _rings(v, ring))
+    return summary(square, significance, hidden)
+
+
+def summary(square: DoubleArray, significance: DoubleArray, hidden: DoubleArray) -> Misfit:
+    """The larger of several misfits.
+
+    Parameters
+    ----------
+    square, significance : float64 (n_source, n_kind)
+        Of `excess`.
+    hidden : float64 (n_source, n_band) [nJy]
+        Of either sign.
+
+    Returns
+    -------
+    Misfit
+    """
+    error = np.sqrt(np.where(significance > SIGNIFICANT, square, 0.0).max(1))
+    return Misfit(error, significance.max(1), np.maximum(hidden, 0.0))
+
+
+def excess(u: DoubleArray, v: DoubleArray) -> tuple[float, float]:
+    """The moment estimator over groups of pixels.
+
+    Parameters
+    ----------
+    u, v : float64 (n_group,)
+        As in the module's docstring.
+
+    Returns
+    -------
+    square : float
+        e^2, unbiased and so of either sign.
+    significance : float
+        z.
+    """
+    power, found = float((v * v).sum()), float((u * u - v).sum())
+    return (found / power, found / np.sqrt(2 * power)) if power > 0 else (0.0, 0.0)
+
+
+def _squares(image: DoubleArray) -> DoubleArray:
+    """Sums over squares of `SQUARE` pixels, flat."""
+    n = len(image) // SQUARE
+    return np.asarray(image.reshape(n, SQUARE, n, SQUARE).sum((1, 3)).ravel())
+
+
+def _rings(image: DoubleArray, ring: NDArray[np.int64]) -> DoubleArray:
+    """Sums over rings; what lies beyond the last edge is left out."""
+    return np.asarray(np.bincount(ring, image.ravel(), len(RING_EDGES))[:-1], np.float64)
+
+
+def flux_error(found: Misfit, map_flux: DoubleArray, bundle: Bundle) -> DoubleArray:
+    """Systematic error of every flux.
+
+    Parameters
+    ----------
+    found : Misfit
+    map_flux : float64 (n_source, n_band) [nJy]
+    bundle : Bundle
+        Its manifest may state a floor of its own, ``training.flux_floor``.
+
+    Returns
+    -------
+    float64 (n_source, n_band) [nJy]
+    """
+    floor = bundle.training.get("flux_floor", FLOOR)
+    return np.hypot(map_flux * np.hypot(SCALE * found.error, floor)[:, None], HIDDEN * found.hidden)

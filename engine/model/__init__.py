@@ -1,0 +1,1 @@
+"""The model bundle, checked, and what runs its networks."""

@@ -1,0 +1,154 @@
+"""What the engine asks of whatever runs a bundle's graphs.
+
+Every graph maps independent sources, one a row. A runtime works through them in tiles of `TILE` rows, the last one
+padded, so that the bits of a source's row depend neither on the number of sources nor on its place among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.model.manifest import GRAPHS
+
+TILE = 32  # sources; a multiple of 16, so that no vector kernel has a remainder whose arithmetic differs
+
+Float32Array = NDArray[np.float32]
+
+
+class Jacobian(NamedTuple):
+    """Factored derivative of the coefficients c[b] = exp(log_flux[b]) sum_m mix[m, b] maps[m].
+
+    Attributes
+    ----------
+    maps : float32 (n_source, n_component, n_basis)
+        Unit-flux component maps at the source's offset.
+    d_maps : float32 (n_source, 2 + n_shape, n_component, n_basis)
+        By offset_x, offset_y [1 / pixel] and the shape latents.
+    mix : float32 (n_source, n_component, n_band)
+        Sums to one over components.
+    d_mix : float32 (n_source, n_shape, n_component, n_band)
+        By the shape latents; the mix does not depend on the offset.
+    """
+
+    maps: Float32Array
+    d_maps: Float32Array
+    mix: Float32Array
+    d_mix: Float32Array
+
+
+class Runtime(Protocol):
+    """Runs the graphs of one bundle. Inputs of any float type, C order or not; outputs are new float32 arrays."""
+
+    def decode(self, latent: NDArray[Any]) -> Float32Array:
+        """Coefficients, float32 (n_source, n_band, n_basis) [nJy], of latents (n_source, n_latent)."""
+        ...
+
+    def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
+        """Pull a cotangent of the coefficients, (n_source, n_band, n_basis), back to the latents: J^T d_coefficients.
+
+        Returns float32 (n_source, n_latent).
+        """
+        ...
+
+    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
+        """Derivatives of the coefficients in factored form."""
+        ...
+
+    def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
+        """Log prior density (n_source,) and its gradient by the whole latent (n_source, n_latent)."""
+        ...
+
+    def encode(self, cutouts: NDArray[Any], offsets: NDArray[Any], psf_summary: NDArray[Any]) -> Float32Array:
+        """Latent start, float32 (n_source, n_latent).
+
+        Parameters
+        ----------
+        cutouts : float (n_source, n_band, size, size)
+            image * sqrt(inverse_variance), `size` the bundle's `encoder_cutout_size`, anchor pixel in the middle.
+        offsets : float (n_source, 2) [pixel]
+        psf_summary : float (n_source, 2 n_band)
+            PSF FWHM [pixel] per band, then ln(noise sigma [nJy]) per band; both 0 for a band without weight.
+        """
+        ...
+
+
+def checked_inputs(name: str, sizes: Mapping[str, int], values: Sequence[NDArray[Any]]) -> dict[str, Float32Array]:
+    """Inputs of a graph by name, as contiguous float32.
+
+    Parameters
+    ----------
+    name : str
+        One of `GRAPHS`.
+    sizes : mapping of str to int
+        `Bundle.sizes`.
+    values : sequence of float (n_source, ...)
+        In the graph's order.
+
+    Raises
+    ------
+    ValueError
+        A shape is not the graph's.
+    """
+    feeds = {}
+    for (key, symbols), value in zip(GRAPHS[name].inputs.items(), values, strict=True):
+        expected = (len(values[0]), *(sizes[symbol] for symbol in symbols[1:]))
+        if np.shape(value) != expected:
+            raise ValueError(f"{name}: {key}: expected shape {expected}, got {np.shape(value)}")
+        feeds[key] = np.ascontiguousarray(value, np.float32)
+    return feeds
+
+
+def empty_outputs(name: str, sizes: Mapping[str, int], n_source: int) -> list[Float32Array]:
+    """Arrays for the outputs of a graph."""
+    return [np.empty((n_source, *(sizes[symbol] for symbol in symbols[1:])), np.float32)
+            for symbols in GRAPHS[name].outputs.values()]
+
+
+class GraphRuntime:
+    """A `Runtime` by what runs a graph of its name."""
+
+    def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
+        """Run a graph.
+
+        Parameters
+        ----------
+        name : str
+            One of `manifest.GRAPHS`.
+        *inputs : float (n_source, ...)
+            In the graph's order.
+
+        Returns
+        -------
+        list of float32 (n_source, ...)
+
+        Raises
+        ------
+        ValueError
+            An input's shape is not the graph's.
+        """
+        raise NotImplementedError
+
+    def decode(self, latent: NDArray[Any]) -> Float32Array:
+        """See `Runtime`."""
+        return self.run("decode", latent)[0]
+
+    def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
+        """See `Runtime`."""
+        return self.run("decode_pullback", latent, d_coefficients)[0]
+
+    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
+        """See `Runtime`."""
+        return Jacobian(*self.run("decode_jacobian", latent))
+
+    def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
+        """See `Runtime`."""
+        log_prob, gradient = self.run("log_prior", latent)
+        return log_prob, gradient
+
+    def encode(self, cutouts: NDArray[Any], offsets: NDArray[Any], psf_summary: NDArray[Any]) -> Float32Array:
+        """See `Runtime`."""
+        return self.run("encode", cutouts, offsets, psf_summary)[0]

@@ -1,0 +1,1 @@
+"""Results: one row per source, as tables, files and figures."""

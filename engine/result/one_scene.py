@@ -1,0 +1,55 @@
+"""One scene's part of a result of many, as if the scene had been deblended alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute.folded_bases import FoldedBases
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.result.result import DeblendResult
+
+PER_SCENE = ("scene_chi2", "scene_n_pixel", "objective")
+_OWN = ("source_start", "scene_index", "blend", "folded_index", "row")
+
+
+def scene_result(result: DeblendResult, i_scene: int,
+                 fold: Callable[[NDArray[np.float64] | None], FoldedBasis] | None = None) -> DeblendResult:
+    """The result of one scene of several.
+
+    Parameters
+    ----------
+    result : DeblendResult
+    i_scene : int
+        Negative counts from the end.
+    fold : callable, optional
+        What folds PSFs for it; default: what folds them for the whole, often the whole's engine.
+
+    Returns
+    -------
+    DeblendResult
+        Equal, to the bit, to that of the scene deblended alone; arrays are copies.
+    """
+    rows = result.sources(i_scene)
+    k = range(result.n_scene)[i_scene]
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(DeblendResult):
+        value = getattr(result, field.name)
+        if isinstance(value, np.ndarray) and field.name not in _OWN:
+            values[field.name] = np.array(value[k : k + 1] if field.name in PER_SCENE else value[rows])
+    n_source = rows.stop - rows.start
+    number = result.blend[rows]
+    blends = np.unique(number[number >= 0])
+    folded = FoldedBases(result.folded.fold if fold is None else fold)
+    base = result.folded_index[rows].tolist()
+    renumbered = {j: folded.add(result.folded.images[j]) for j in dict.fromkeys(base)}  # as they first occur
+    return dataclasses.replace(
+        result, **values, source_start=np.array([0, n_source], np.int64), scene_index=np.zeros(n_source, np.int64),
+        blend=np.where(number < 0, -1, np.searchsorted(blends, number)).astype(np.int64),
+        blend_flux_cov=[result.blend_flux_cov[int(b)] for b in blends],
+        scenes=[dataclasses.replace(result.scenes[k], name="0")], folded=folded,
+        folded_index=np.array([renumbered[j] for j in base], np.int64), row=None)

@@ -1,0 +1,423 @@
+"""A result as one FITS file: written, read back whole, or a scene or a blend of it alone.
+
+    CATALOG            table, one row per source: `to_table`, and the vectors latent and flux_cov
+    FIT                table, one row per source: what else the model images need
+    SCENES             table, one row per scene
+    BLENDS             table, one row per blend
+    BLEND_ROW          rows of all blends' members, one blend after the other
+    BLEND_FLUX_COV     their covariances (n_member, n_band, n_member, n_band), one after the other [nJy^2]
+    PSF, PSF_SIZE      the sources' distinct PSF images, in the middle of images of the largest size; their own sizes
+    FLAGS              table: what the bits of `flags` mean
+    IMAGE, INVERSE_VARIANCE            if asked for: of all scenes, one after the other [nJy, nJy^-2]
+    MODEL_<k>, RESIDUAL_<k>            if asked for: of scene k [nJy]
+
+The folded basis, 25 MB per PSF, is not stored but made again from the model bundle. Arrays of unequal lengths lie one
+after the other instead of in one extension each: astropy takes 0.4 ms to pass an extension, so the last of ten
+thousand scenes would be seconds away.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Column, Table
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute.folded_bases import FoldedBases
+from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.files.fits import MAX_PSF
+from deblendrt.engine.files.fits_check import open_fits
+from deblendrt.engine.files.output import append_image, in_place_of
+from deblendrt.engine.model.bundle import SHIPPED, BundleError, load_bundle
+from deblendrt.engine.result.result import DeblendResult, checked_index
+from deblendrt.engine.result.tables import catalog_table, entries, write_parquet
+from deblendrt.engine.scene.flags import DESCRIPTIONS
+from deblendrt.engine.scene.scene import Scene
+
+if TYPE_CHECKING:
+    from deblendrt.engine.deblender import Deblender
+
+REVISION = 3  # of the layout above; a reader refuses others
+Units = dict[str, Any]
+N_UNIT = 12  # that are read: all but MODEL_<k> and RESIDUAL_<k>
+MAX_SIDE = 2**16  # pixel
+COMPUTED = ("source_id", "scene_index", "reduced_chi2", "blend")  # columns that are no fields, or numbered anew
+SCALARS = ("star", "star_probability", "chi2", "n_pixel", "log_prior", "flags")
+
+
+def write_result(path: str | Path, result: DeblendResult, *, images: bool = False, overwrite: bool = False) -> None:
+    """Write a result, see `deblendrt.engine.result.result.DeblendResult.write`."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        if images:
+            raise ValueError("images: a Parquet file holds the catalogue only; expected False, or a name in .fits")
+        write_parquet(path, catalog_table(result), overwrite=overwrite)
+        return
+    if not path.name.endswith((".fits", ".fits.gz")):
+        raise ValueError(f"path: expected a name that ends in .fits, .fits.gz or .parquet, got {path.name!r}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"path: {path} exists; overwrite=True replaces it")
+    with in_place_of(path) as partial, (gzip.open if path.suffix == ".gz" else open)(partial, "wb") as file:
+        tables(result).writeto(file)
+        if not images:
+            return
+        bands = {"BANDS": (",".join(result.bands), "names along the third axis")}
+        shapes = {scene.image.shape for scene in result.scenes}
+        n_pixel = sum(scene.image.size for scene in result.scenes)
+        # Scenes of one size make a cube that viewers show; the bytes are the same.
+        shape = (result.n_scene, *shapes.pop()) if len(shapes) == 1 else (n_pixel,)
+        for name, unit in (("image", "nJy"), ("inverse_variance", "nJy-2")):
+            pieces = (getattr(scene, name) for scene in result.scenes)
+            append_image(file, name.upper(), shape, pieces, bands | {"BUNIT": unit})
+        for k, scene in enumerate(result.scenes):
+            cards = bands | {"BUNIT": "nJy", "SCENE": scene.name}
+            model = result.model(k)
+            for name, image in (("MODEL", model), ("RESIDUAL", result.residual(k, model))):
+                append_image(file, f"{name}_{k}", image.shape, [image], cards)
+
+
+def tables(result: DeblendResult, catalog: Table | None = None) -> fits.HDUList:
+    """Everything but the images.
+
+    Parameters
+    ----------
+    result : DeblendResult
+    catalog : astropy.table.Table, optional
+        Stored instead of `result.to_table()`: the same, with columns of the caller's.
+
+    Returns
+    -------
+    astropy.io.fits.HDUList
+    """
+    catalog = result.to_table() if catalog is None else catalog.copy()
+    catalog["latent"] = Column(result.latent, description="ln flux per band, offset from the anchor, shape")
+    catalog["flux_cov"] = Column(result.flux_cov, unit="nJy2", description="covariance of flux, band by band")
+    fit = Table({
+        "anchor_x": Column(result.anchor[:, 0], unit="pixel", description="pixel that the window is centred on"),
+        "anchor_y": Column(result.anchor[:, 1], unit="pixel", description="pixel that the window is centred on"),
+        "input_flags": Column(np.concatenate([np.zeros(0, np.int64), *[scene.flags for scene in result.scenes]]),
+                              description="flags that the input alone set"),
+        "coefficients": Column(result.coefficients, unit="nJy", description="of the basis, per band"),
+        "auto": Column(np.concatenate([np.zeros(0, bool), *[scene.auto for scene in result.scenes]]),
+                       description="the caller left it open whether it is a star"),
+        "extent": Column(result.extent.astype(np.int16),
+                         description="how far it is drawn: 1 with outskirts, 0 its window, -k the k-th smaller"),
+        "psf": Column(result.folded_index, description="which image of PSF"),
+    }, meta={"revision": REVISION})
+    scenes = _scene_table(result)
+    psf, psf_size = _psf_images(result)
+    member = np.argsort(result.blend, kind="stable")[np.count_nonzero(result.blend < 0) :]
+    first = np.searchsorted(result.blend[member], np.arange(len(result.blend_flux_cov)))
+    blends = Table({
+        "scene": Column(result.scene_index[member[first]], description="scene that the blend is in"),
+        "n_member": Column(np.array([len(c) for c in result.blend_flux_cov], np.int64), description="sources in it"),
+    })
+    covariance = np.concatenate([np.zeros(0, np.float32), *[c.ravel() for c in result.blend_flux_cov]])
+    flags = Table({
+        "bit": [flag.bit_length() - 1 for flag in DESCRIPTIONS],
+        "name": [str(flag.name) for flag in DESCRIPTIONS],
+        "description": list(DESCRIPTIONS.values()),
+    })
+    return fits.HDUList([
+        fits.PrimaryHDU(),
+        _table_hdu(catalog, "CATALOG"),
+        _table_hdu(fit, "FIT"),
+        _table_hdu(scenes, "SCENES"),
+        _table_hdu(blends, "BLENDS"),
+        fits.ImageHDU(member, name="BLEND_ROW"),
+        fits.ImageHDU(covariance, name="BLEND_FLUX_COV"),
+        fits.ImageHDU(psf, name="PSF"),
+        fits.ImageHDU(psf_size, name="PSF_SIZE"),
+        _table_hdu(flags, "FLAGS"),
+    ])
+
+
+def _psf_images(result: DeblendResult) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The PSF images (n_psf, n_band, q, q), and how much of each is not padding."""
+    images = result.folded.images
+    sizes = np.array([image.shape[-1] for image in images], np.int64)
+    size = int(sizes.max(initial=1))
+    psf = np.zeros((len(images), len(result.bands), size, size))
+    for k, image in enumerate(images):
+        low = (size - image.shape[-1]) // 2
+        psf[k, :, low : size - low, low : size - low] = image
+    return psf, sizes
+
+
+def _scene_table(result: DeblendResult) -> Table:
+    """The table SCENES."""
+    scenes, n_band = result.scenes, len(result.bands)
+    by_array: dict[int, int] = {}  # scenes that share an array need no second hash of it
+    for scene in scenes:
+        if isinstance(scene.psf, np.ndarray) and id(scene.psf) not in by_array:
+            by_array[id(scene.psf)] = result.folded.add(scene.psf)
+    return Table({
+        "name": Column(np.array([s.name for s in scenes], dtype=str), description="as the caller's input was named"),
+        "n_source": Column(np.diff(result.source_start), description="rows of the catalogue, scene after scene"),
+        "n_y": Column(np.array([s.shape[0] for s in scenes], np.int64), unit="pixel", description="image size"),
+        "n_x": Column(np.array([s.shape[1] for s in scenes], np.int64), unit="pixel", description="image size"),
+        "chi2": Column(result.scene_chi2, description="over all pixels with weight, all bands"),
+        "n_pixel": Column(result.scene_n_pixel, description="number of those pixels"),
+        "objective": Column(result.objective, description="the objective's value at the solution"),
+        "band_present": Column(np.array([s.band_present for s in scenes], bool).reshape(-1, n_band),
+                               description="the band has weight somewhere"),
+        "psf": Column(np.array([by_array.get(id(s.psf), -1) for s in scenes], np.int64),
+                      description="which image of PSF, if one was given for the scene; else -1"),
+    })
+
+
+def _table_hdu(table: Table, name: str) -> fits.BinTableHDU:
+    """A table extension with the columns' descriptions as TCOMM keys, where viewers look for them."""
+    hdu = fits.BinTableHDU(table, name=name)
+    for i, column in enumerate(table.itercols(), 1):
+        if column.description:
+            hdu.header.set(f"TCOMM{i}", column.description, after=f"TFORM{i}")
+    return hdu
+
+
+def read_catalog(path: str | Path) -> Table:
+    """Read the catalogue of a file that `write_result` made.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    astropy.table.Table
+        As from `DeblendResult.to_table`, and the columns latent and flux_cov.
+    """
+    with open_fits(path, N_UNIT) as file:  # Table.read(path) would pass all extensions of images
+        hdus = _units(file)
+        _check_columns(path, hdus["CATALOG"])
+        table = Table.read(hdus["CATALOG"], mask_invalid=False)  # NaN stays NaN
+    for i, column in enumerate(table.itercols(), 1):
+        column.description = table.meta.pop(f"TCOMM{i}", None)
+    return table
+
+
+def read_result(path: str | Path, *, blend: int | None = None, scene: int | None = None,
+                model: str | Path | Deblender | None = None) -> DeblendResult:
+    """Read a result, see `deblendrt.engine.result.result.DeblendResult.read`."""
+    if blend is not None and scene is not None:
+        raise ValueError(f"blend, scene: expected one of them at most, got {blend} and {scene}")
+    if Path(path).suffix == ".parquet":
+        raise ValueError(f"path: {path}: a Parquet file holds the catalogue only; a result is read from FITS")
+    with open_fits(path, N_UNIT, memmap=True) as file:
+        hdus = _units(file)
+        if "FIT" not in hdus:
+            raise ValueError(f"path: {path} holds no result: it has no extension FIT")
+        if (revision := hdus["FIT"].header["REVISION"]) != REVISION:
+            raise ValueError(f"path: {path} has layout {str(revision)[:20]}, this version reads {REVISION}")
+        _check_counts(path, hdus)
+        try:
+            if blend is not None:
+                checked_index("blend", blend, len(hdus["BLENDS"].data))
+            if scene is not None:
+                checked_index("scene", scene, len(hdus["SCENES"].data))
+        except (IndexError, TypeError) as error:
+            mistake = error  # the caller's: raised in this block it would be the file's
+        else:
+            return _read(path, hdus, blend, scene, model)
+    raise mistake
+
+
+def _units(file: fits.HDUList) -> Units:
+    """The units that were checked, by name: a name that is looked up in the file makes astropy read on to its end."""
+    units: Units = {}
+    for k in range(N_UNIT):
+        try:
+            hdu = file[k]
+        except IndexError:
+            break
+        units.setdefault(hdu.name, hdu)
+    return units
+
+
+def _check_counts(path: str | Path, hdus: Units) -> None:
+    """Refuse a file whose tables do not agree on what there is, before memory is taken for it."""
+    def check(fine: Any, what: str) -> None:
+        if not np.all(fine):
+            raise ValueError(f"path: {path} is damaged: {what}")
+
+    for name in ("CATALOG", "FIT", "SCENES", "BLENDS"):
+        _check_columns(path, hdus[name])
+    n_source = len(hdus["CATALOG"].data)
+    scenes, blends, index = hdus["SCENES"].data, hdus["BLENDS"].data, hdus["FIT"].data["psf"]
+    n_band = len(hdus["CATALOG"].header["BANDS"].split(","))
+    count, n_y, n_x, of_psf = (np.asarray(scenes[name]) for name in ("n_source", "n_y", "n_x", "psf"))
+    n_member, of_scene = np.asarray(blends["n_member"]), np.asarray(blends["scene"])
+    integers = (count, n_y, n_x, of_psf, n_member, of_scene, index)
+    check([column.dtype.kind in "iu" and column.ndim == 1 for column in integers], "counts are not integers")
+    check(len(hdus["FIT"].data) == n_source, "CATALOG and FIT have different numbers of rows")
+    check((count >= 0) & (count <= n_source), "SCENES has more sources than CATALOG")
+    check(count.sum() == n_source, "SCENES has not as many sources as CATALOG")
+    check((n_y >= 0) & (n_y <= MAX_SIDE) & (n_x >= 0) & (n_x <= MAX_SIDE), f"a scene is above {MAX_SIDE} pixels wide")
+    check((n_member > 0) & (n_member <= n_source), "BLENDS has more members than sources")
+    check((of_scene >= 0) & (of_scene < len(scenes)), "BLENDS names a scene that there is not")
+    rows, covariance = hdus["BLEND_ROW"].data, hdus["BLEND_FLUX_COV"].data
+    rows, covariance = (np.zeros(0, np.int64) if data is None else data for data in (rows, covariance))
+    check(rows.ndim == covariance.ndim == 1 and len(rows) == n_member.sum(), "BLEND_ROW does not fit BLENDS")
+    check((rows >= 0) & (rows < n_source), "BLEND_ROW names a row that there is not")
+    check(len(covariance) == ((n_member * n_band) ** 2).sum(), "BLEND_FLUX_COV does not fit BLENDS")
+    number = np.asarray(hdus["CATALOG"].data["blend"])
+    check(number.dtype.kind in "iu" and ((number >= -1) & (number < len(blends))).all(), "CATALOG names a blend that "
+          "there is not")
+    psf, size = hdus["PSF"].data, hdus["PSF_SIZE"].data
+    n_psf = 0 if size is None else len(size)
+    if n_psf:
+        check(psf is not None and psf.ndim == 4 and psf.shape[:2] == (n_psf, n_band) and psf.shape[2] == psf.shape[3]
+              and psf.shape[3] <= MAX_PSF, "PSF has not the shape that PSF_SIZE and the bands give")
+        check((size > 0) & (size % 2 == 1) & (size <= psf.shape[3]) & (psf.shape[3] % 2 == 1), "PSF_SIZE: expected odd "
+              "sizes up to that of PSF")
+    check((of_psf >= -1) & (of_psf < n_psf), "SCENES names a PSF that there is not")
+    check((index >= 0) & (index < n_psf), "FIT names a PSF that there is not")
+    if "IMAGE" in hdus:
+        n_pixel = n_band * int((n_y * n_x).sum())
+        check([hdus[name].data is not None and hdus[name].data.size == n_pixel for name in ("IMAGE",
+              "INVERSE_VARIANCE")] if n_pixel else True, "IMAGE and INVERSE_VARIANCE do not fit SCENES")
+
+
+def _check_columns(path: str | Path, hdu: Any) -> None:
+    """Tables of results have no columns of variable length, which would become objects."""
+    if hdu.is_image or any(column.format.lstrip("01")[:1] in ("P", "Q") for column in hdu.columns):
+        raise ValueError(f"path: {path} is damaged: {hdu.name[:20]} is no table, or has columns of variable length")
+
+
+def _read(path: str | Path, hdus: Units, blend: int | None, scene: int | None,
+          model: str | Path | Deblender | None) -> DeblendResult:
+    header, catalog, fit = hdus["CATALOG"].header, hdus["CATALOG"].data, hdus["FIT"].data
+    bands = tuple(header["BANDS"].split(","))
+    chosen, blends, rows = _select(hdus, blend, scene)
+    identity, number = _values(catalog["id"], rows), _values(catalog["blend"], rows)
+    fields = {name: _values(catalog[name], rows) for name in ("latent", "flux_cov")}
+    of_field: dict[str, list[str]] = {}
+    for entry in entries(bands):
+        of_field.setdefault(entry.field, []).append(entry.column)
+    for name in of_field.keys() - set(COMPUTED):
+        columns = [_values(catalog[column], rows) for column in of_field[name]]
+        fields[name] = columns[0] if name in SCALARS else np.stack(columns, axis=1)
+
+    about = hdus["SCENES"].data
+    count = np.array([len(identity)]) if blend is not None else _values(about["n_source"], chosen)
+    start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+    scenes = _scenes(hdus, chosen, start, fields["center"], _values(fit["input_flags"], rows), fields["star"],
+                     _values(fit["auto"], rows), len(bands))
+    index = _values(fit["psf"], rows)
+    n_psf = sum(hdus["PSF_SIZE"].shape)  # no axis if there is none
+    used = np.arange(n_psf) if blend is scene is None else np.unique(index)
+    folded_index = np.searchsorted(used, index)
+    folded = FoldedBases(_folding(path, header, model))
+    for k in used.tolist():
+        folded.add(_psf_image(hdus, k))
+    return DeblendResult(
+        **fields, bands=bands, source_start=start, scene_index=np.repeat(np.arange(len(chosen)), count),
+        blend=np.where(number < 0, -1, np.searchsorted(blends, number)),
+        blend_flux_cov=_covariances(hdus, blends, len(bands)), scenes=scenes,
+        scene_chi2=_values(about["chi2"], chosen), scene_n_pixel=_values(about["n_pixel"], chosen),
+        objective=_values(about["objective"], chosen), coefficients=_values(fit["coefficients"], rows),
+        extent=_values(fit["extent"], rows).astype(np.int8),
+        anchor=np.stack([_values(fit["anchor_x"], rows), _values(fit["anchor_y"], rows)], axis=1),
+        folded=folded, folded_index=folded_index, model_name=header["BUNDLE"],
+        model_version=header["MODELVER"], model_sha256=header["MODELSHA"], solver=header["SOLVER"],
+        n_iteration=header["NITER"],
+        aperture_diameter=header.get("APERTURE", np.nan),
+        row=None if np.array_equal(identity, np.arange(len(identity))) else identity,
+        has_images="IMAGE" in hdus)
+
+
+Rows = NDArray[np.int64] | slice
+
+
+def _values(column: NDArray[Any], rows: Rows | tuple[slice, ...]) -> NDArray[Any]:
+    """Part of an array, copied out of the file in the machine's byte order."""
+    values = column[rows]
+    return np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
+
+
+def _select(hdus: Units, blend: int | None, scene: int | None,
+            ) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows]:
+    """Scenes, blends and rows that are asked for."""
+    count = _values(hdus["SCENES"].data["n_source"], slice(None))
+    of_blend = _values(hdus["BLENDS"].data["scene"], slice(None))
+    if blend is not None:
+        k = checked_index("blend", blend, len(of_blend))
+        n_member = hdus["BLENDS"].data["n_member"]
+        low = int(n_member[:k].sum())
+        rows = _values(hdus["BLEND_ROW"].data, slice(low, low + int(n_member[k])))
+        return of_blend[k : k + 1], np.array([k]), rows
+    if scene is not None:
+        k = checked_index("scene", scene, len(count))
+        low = int(count[:k].sum())
+        return np.array([k]), np.flatnonzero(of_blend == k), slice(low, low + int(count[k]))
+    return np.arange(len(count)), np.arange(len(of_blend)), slice(None)
+
+
+def _scenes(hdus: Units, chosen: NDArray[np.int64], start: NDArray[np.int64], center: NDArray[np.float64],
+            flags: NDArray[np.int64], star: NDArray[np.bool_], auto: NDArray[np.bool_], n_band: int) -> list[Scene]:
+    """Scenes with the sources that were read; their images stay in the file."""
+    about = hdus["SCENES"].data
+    size = n_band * _values(about["n_y"], slice(None)) * _values(about["n_x"], slice(None))
+    low = np.cumsum(size) - size
+    stored = [hdus[name].data.reshape(-1) for name in ("IMAGE", "INVERSE_VARIANCE")] if "IMAGE" in hdus else []
+    psfs: dict[int, NDArray[np.float64] | None] = {-1: None}  # the model's, or it varies: the sources know
+    scenes = []
+    for i, k in enumerate(chosen.tolist()):
+        record = about[k]
+        shape = (n_band, int(record["n_y"]), int(record["n_x"]))
+        image, weight = ([flat[low[k] : low[k] + size[k]].reshape(shape) for flat in stored]
+                         or [np.broadcast_to(np.float32(0), shape)] * 2)
+        here, j = slice(start[i], start[i + 1]), int(record["psf"])
+        if j not in psfs:
+            psfs[j] = _psf_image(hdus, j)
+        scenes.append(Scene(image, weight, center[here], flags[here], psfs[j], star[here], auto[here],
+                            np.array(record["band_present"]), str(record["name"])))
+    return scenes
+
+
+def _psf_image(hdus: Units, k: int) -> NDArray[np.float64]:
+    """One of the PSF images, as it was given."""
+    images = hdus["PSF"].data[k]
+    cut = (images.shape[-1] - int(hdus["PSF_SIZE"].data[k])) // 2
+    inside = slice(cut, images.shape[-1] - cut)
+    return _values(images, (slice(None), inside, inside))
+
+
+def _covariances(hdus: Units, blends: NDArray[np.int64], n_band: int) -> list[NDArray[np.float32]]:
+    """Flux covariances of some blends."""
+    n_member = _values(hdus["BLENDS"].data["n_member"], slice(None))
+    size = (n_member * n_band) ** 2
+    low = np.cumsum(size) - size
+    flat = hdus["BLEND_FLUX_COV"].data
+    return [_values(flat, slice(low[k], low[k] + size[k])).reshape(n_member[k], n_band, n_member[k], n_band)
+            for k in blends.tolist()]
+
+
+def _folding(path: str | Path, header: fits.Header, model: str | Path | Deblender | None,
+             ) -> Callable[[NDArray[np.float64] | None], FoldedBasis]:
+    """How to fold the basis that the result was made with."""
+    wanted = f"{header['BUNDLE']} {header['MODELVER']} (SHA-256 {header['MODELSHA'][:12]})"
+    if model is None or isinstance(model, str | Path):
+        try:
+            # A file may name a bundle of this package, not lead to a folder: a path in it would be its author's choice.
+            bundle = load_bundle(SHIPPED / re.sub(r"[^A-Za-z0-9_-]", "", header["BUNDLE"]) if model is None else model)
+        except BundleError as error:
+            if model is not None:
+                raise
+            raise ValueError(f"model: {path} was made with {wanted}; give that bundle's folder: {error}") from error
+    else:
+        bundle = model.bundle
+    if bundle.sha256 != header["MODELSHA"]:
+        raise ValueError(f"model: {path} was made with {wanted}, expected that bundle, got {bundle.name} "
+                         f"{bundle.model_version} (SHA-256 {bundle.sha256[:12]}) in {bundle.path}")
+    if model is not None and not isinstance(model, str | Path):
+        return model.fold
+    from deblendrt.engine.deblender import fold_bundle  # it imports the result, and the result this module
+
+    return lambda images: fold_bundle(bundle, np.asarray(bundle.psf, np.float64) if images is None else images)

@@ -1,0 +1,62 @@
+"""How to deblend: the arguments of a call that are no data, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from typing import Any
+
+import numpy as np
+
+from deblendrt.engine.solve import descent
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Of one call; see `Deblender.deblend_batch`."""
+
+    solver: str
+    n_iteration: int
+    start: str
+    robust: bool
+    center_sigma: float
+    aperture_diameter: float
+    star_fraction: float
+    n_threads: int
+    memory_limit: float | None
+
+
+def checked_settings(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,
+                     aperture_diameter: float, star_fraction: float, n_threads: int,
+                     memory_limit: float | None) -> Settings:
+    """Settings from the arguments of `Deblender.deblend_batch`.
+
+    Raises
+    ------
+    ValueError
+        Names the argument, what was expected and what came.
+    """
+    if not isinstance(solver_name, str) or solver_name not in descent.ITERATIONS:
+        raise ValueError(f"solver: expected one of {sorted(descent.ITERATIONS)}, got {solver_name!r}")
+    if start not in ("linear", "encoder"):
+        raise ValueError(f"start: expected 'linear' or 'encoder', got {start!r}")
+    count = descent.ITERATIONS[solver_name] if n_iteration is None else n_iteration
+    if not _is_whole(count, 0):
+        raise ValueError(f"n_iteration: expected a whole number of at least 0, got {n_iteration!r}")
+    if not (isinstance(center_sigma, numbers.Real) and 0 < center_sigma < np.inf):
+        raise ValueError(f"center_sigma: expected a positive number of pixels, got {center_sigma!r}")
+    if not (isinstance(aperture_diameter, numbers.Real) and 0 < aperture_diameter < np.inf):
+        raise ValueError(f"aperture_diameter: expected a positive number of arcsec, got {aperture_diameter!r}")
+    if not (isinstance(star_fraction, numbers.Real) and 0 < star_fraction < 1):
+        raise ValueError(f"star_fraction: expected a number between 0 and 1, got {star_fraction!r}")
+    if not (memory_limit is None or (isinstance(memory_limit, numbers.Real) and memory_limit > 0)):
+        raise ValueError(f"memory_limit: expected a positive number of bytes, got {memory_limit!r}")
+    if not _is_whole(n_threads, 1):
+        raise ValueError(f"n_threads: expected a whole number of at least 1, got {n_threads!r}")
+    return Settings(solver_name, int(count), start, bool(robust), float(center_sigma),
+                    float(aperture_diameter), float(star_fraction), int(n_threads),
+                    None if memory_limit is None else float(memory_limit))
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, numbers.Real) and float(value) >= least and float(value).is_integer()

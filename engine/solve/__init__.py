@@ -1,0 +1,1 @@
+"""The mathematics: from a start to the MAP solution."""

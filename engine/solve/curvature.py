@@ -1,0 +1,242 @@
+"""The curvature of the objective by single sources: no pixels involved.
+
+With J the derivatives of a source's coefficients, G_b the Gram matrix of the folded basis and wbar_b the mean weight
+under the source, its Gauss-Newton block is H = sum_b wbar_b J_b' G_b J_b + P, P the prior's curvature. The solver
+preconditions with it and steps with it where a source is alone; errors use exact weights, see `uncertainty`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute import drawing
+from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem, State
+
+RIM = 5  # pixel
+EXTENDED = 0.3  # pulls in scenes with a large galaxy are a third wider at 1
+
+
+def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,
+           curvature: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """Gauss-Newton blocks H_i of single sources, prior curvature included, by relative flux, offset and shape.
+
+    Parameters
+    ----------
+    problem : Problem
+    state : State
+    wbar, rim : float64 (n_source, n_used) [nJy^-2]
+        Mean weights in the windows and, of extended sources, in their outskirts.
+    curvature : float64 (n_source, n_latent, n_latent)
+        Of the prior.
+
+    Returns
+    -------
+    block : float64 (n_source, n_latent, n_latent)
+    outskirts : float64 (n_source, n_latent, n_latent)
+        What of them the outskirts contribute.
+    """
+    rows = problem.used(columns(state))
+    by_band = np.ascontiguousarray(rows.transpose(1, 0, 2, 3))
+    block = curvature.copy()
+
+    def added(chosen: NDArray[np.int64], gram: DoubleArray, weight: DoubleArray) -> DoubleArray:
+        return by_latent(problem.spread(_products(by_band[:, chosen], rows[chosen], gram, weight[chosen])))
+
+    for members, basis in problem.folded.groups(len(rows)):
+        drawn = np.minimum(problem.extent[members], 0)
+        for k in np.unique(drawn).tolist():
+            chosen = members[drawn == k]
+            block[chosen] += added(chosen, basis.at(k).gram, wbar)
+    beyond = outskirts(problem, rows, rim)
+    return block + beyond, beyond
+
+
+def outskirts(problem: Problem, rows: FloatArray, rim: DoubleArray) -> DoubleArray:
+    """What the outskirts of extended sources contribute to their blocks.
+
+    Parameters
+    ----------
+    problem : Problem
+    rows : float32 (n_source, n_used, n_column, n_basis)
+        See `columns`.
+    rim : float64 (n_source, n_used) [nJy^-2]
+
+    Returns
+    -------
+    float64 (n_source, n_latent, n_latent)
+    """
+    n_latent = problem.n_band + rows.shape[2] - 1
+    result = np.zeros((len(rows), n_latent, n_latent))
+    for members, basis in problem.folded.groups(len(rows)):
+        chosen = members[problem.extended[members]]
+        if len(chosen):
+            by_band = np.ascontiguousarray(rows[chosen].transpose(1, 0, 2, 3))
+            gram = basis.full_gram - basis.gram
+            result[chosen] = by_latent(problem.spread(_products(by_band, rows[chosen], gram, rim[chosen])))
+    return result
+
+
+def _products(by_band: FloatArray, rows: FloatArray, gram: DoubleArray, weight: DoubleArray) -> DoubleArray:
+    """w_b J_b' G_b J_b of columns, given twice: bands first, and sources first."""
+    n, n_band, n_column, n_basis = rows.shape
+    flat = by_band.reshape(n_band, -1, n_basis)
+    through = drawing.matmul(flat, gram.astype(np.float32)).reshape(n_band, n, n_column, n_basis)
+    inner = through.transpose(1, 0, 2, 3) @ rows.transpose(0, 1, 3, 2)
+    return np.asarray(inner.astype(np.float64) * weight[:, :, None, None])
+
+
+def by_latent(inner: DoubleArray) -> DoubleArray:
+    """From columns per band, (..., n_band, n_column, n_column), to latents: a flux for each band, the rest common.
+
+    Returns
+    -------
+    float64 (..., n_latent, n_latent)
+    """
+    n_band, n_column = inner.shape[-3:-1]
+    n_latent = n_band + n_column - 1
+    block = np.zeros((*inner.shape[:-3], n_latent, n_latent))
+    band = np.arange(n_band)
+    block[..., band, band] = inner[..., 0, 0]
+    block[..., :n_band, n_band:] = inner[..., 0, 1:]
+    block[..., n_band:, :n_band] = np.swapaxes(inner[..., 1:, 0], -1, -2)
+    block[..., n_band:, n_band:] = inner[..., 1:, 1:].sum(-3)
+    return block
+
+
+def columns(state: State) -> FloatArray:
+    """Derivatives of the coefficients of each band, by relative flux, offset and shape.
+
+    Returns
+    -------
+    float32 (n_source, n_band, 1 + 2 + n_shape, n_basis) [nJy]
+    """
+    maps, d_maps, mix, d_mix = state.jacobian
+    n, n_band, n_basis = state.coefficients.shape
+    n_move = d_maps.shape[1]
+    flux = np.exp(state.latent[:, :n_band]).astype(np.float32)
+    rows = np.empty((n, n_band, 1 + n_move, n_basis), np.float32)
+    rows[:, :, 0] = state.coefficients
+    moved = mix.transpose(0, 2, 1) @ d_maps.transpose(0, 2, 1, 3).reshape(n, mix.shape[1], -1)
+    rows[:, :, 1:] = moved.reshape(n, n_band, n_move, n_basis)
+    rows[:, :, 3:] += d_mix.transpose(0, 3, 1, 2) @ maps[:, None]
+    rows[:, :, 1:] *= flux[:, :, None, None]
+    return rows
+
+
+def prior_curvature(problem: Problem) -> DoubleArray:
+    """Curvature of the prior: the population's mean for the shape, exact for offsets and missing bands.
+
+    Returns
+    -------
+    float64 (n_source, n_latent, n_latent)
+    """
+    n, n_band = problem.measured.shape
+    shape = np.asarray(problem.bundle.prior_curvature)
+    n_latent = n_band + 2 + len(shape)
+    block = np.zeros((n, n_latent, n_latent))
+    block[:, n_band + 2 :, n_band + 2 :] = np.where(problem.star[:, None, None], np.eye(len(shape)), shape)
+    block[:, [n_band, n_band + 1], [n_band, n_band + 1]] = problem.center_sigma**-2
+    band = np.arange(n_band)
+    missing = 1 / (np.asarray(problem.bundle.color_sigma) + 0.1) ** 2
+    # 1e-3 (30 in ln flux) keeps the block of a flux at its floor regular
+    block[:, band, band] = np.where(problem.measured, 1e-3, missing)
+    # a missing band follows the mean of the measured ones, see `objective.missing_color`
+    n_measured = np.maximum(problem.measured.sum(1), 1)[:, None]
+    pulled = np.where(problem.measured, 0.0, missing)
+    through = problem.measured / n_measured
+    cross = pulled[:, :, None] * through[:, None, :]
+    block[:, :n_band, :n_band] += (pulled.sum(1)[:, None, None] * through[:, :, None] * through[:, None, :]
+                                   - cross - cross.transpose(0, 2, 1))
+    return block
+
+
+def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> DoubleArray:
+    """BFGS update of the prior's curvature from what its gradient did along a step, tried or taken.
+
+    The population's mean curvature is only a start: the flow is sharper in places, and its dependence on the fluxes
+    couples them to the shapes. With the mean alone the last iterations were slow.
+
+    Parameters
+    ----------
+    curvature : float64 (n_source, n_latent, n_latent)
+        Symmetric, positive definite.
+    step : float64 (n_source, n_latent)
+    change : float64 (n_source, n_latent)
+        Of the gradient of -log p along the step.
+
+    Returns
+    -------
+    float64 (n_source, n_latent, n_latent)
+        Unchanged where the curvature along the step is negative or out of proportion.
+    """
+    expected = apply_blocks(curvature, step)
+    before, after = (step * expected).sum(1), (step * change).sum(1)
+    good = (after > 0.1 * before) & (after < 100 * before) & (before > 1e-10)
+    removed = expected[:, :, None] * expected[:, None, :] / np.where(good, before, 1.0)[:, None, None]
+    added = change[:, :, None] * change[:, None, :] / np.where(good, after, 1.0)[:, None, None]
+    return np.where(good[:, None, None], curvature - removed + added, curvature)
+
+
+def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
+    """Mean weight under sources, float64 (n_source, n_used): weighted by the square of the mean galaxy's image."""
+    result = np.empty((len(problem.scene), problem.folded.n_band))
+    inset = np.array([0, *problem.folded.insets])[-np.minimum(problem.extent, 0)].tolist()
+    corner, scene = problem.corner.tolist(), problem.scene.tolist()
+    for (members, basis), profile in zip(problem.folded.groups(len(result)), problem.profile, strict=True):
+        for i in members.tolist():
+            cut, (x, y) = inset[i], corner[i]
+            inside = slice(cut, basis.window - cut)
+            image = weights[scene[i]][:, y : y + basis.window, x : x + basis.window]
+            result[i] = np.einsum("byx,byx->b", image[:, inside, inside], profile[:, inside, inside], optimize=False)
+    return result
+
+
+def rim_weight(problem: Problem, weights: Canvases) -> DoubleArray:
+    """Mean weight in the rims of extended sources' windows, float64 (n_source, n_used): as in their outskirts."""
+    window = problem.folded.window
+    core = slice(RIM, window - RIM)
+    result = np.zeros((len(problem.scene), problem.folded.n_band))
+    for i in np.flatnonzero(problem.extended).tolist():
+        x, y = problem.corner[i].tolist()
+        image = weights[problem.scene[i]][:, y : y + window, x : x + window]
+        result[i] = image.sum((1, 2), dtype=np.float64) - image[:, core, core].sum((1, 2), dtype=np.float64)
+    return np.maximum(result, 0) / rim_size(window)
+
+
+def rim_size(window: int) -> int:
+    """Number of pixels in the rim of a window."""
+    return window**2 - (window - 2 * RIM) ** 2
+
+
+def extents(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
+    """How far sources are to be drawn: to the smallest window that leaves light of a signal to noise of `EXTENDED` at
+    most outside, all bands together.
+
+    Returns
+    -------
+    int8 (n_source,)
+        See `drawing`.
+    """
+    weight, coefficients = mean_weight(problem, problem.weight), problem.used(coefficients)
+    result = np.ones(len(coefficients), np.int8)
+    for rows, basis in drawing.runs(problem.folded, len(coefficients)):
+        for k in range(0, -1 - len(basis.nested), -1):
+            missed = basis.at(k).missed
+            square = (drawing.product(coefficients[rows], missed) * coefficients[rows]).sum(2, dtype=np.float64)
+            result[rows][(weight[rows] * square).sum(1) <= EXTENDED**2] = k
+    return np.maximum(result, problem.smallest)
+
+
+def apply_blocks(block: DoubleArray, v: DoubleArray) -> DoubleArray:
+    """Product of each source's block with its vector, float64 (n_source, m)."""
+    return (block @ v[:, :, None])[:, :, 0]
+
+
+def inverse(block: DoubleArray) -> DoubleArray:
+    """Inverse of symmetric positive blocks, scaled to unit diagonal first."""
+    scale = 1 / np.sqrt(block.diagonal(axis1=1, axis2=2))
+    scaled = block * scale[:, :, None] * scale[:, None, :]
+    # 1e-6 of ridge: the blocks were summed in float32
+    scaled += 1e-6 * np.eye(block.shape[1])
+    return np.linalg.inv(scaled) * scale[:, :, None] * scale[:, None, :]

@@ -1,0 +1,242 @@
+r"""The damped Gauss-Newton step of whole blends, neighbours' couplings included.
+
+With D_i the derivatives of the model image by source i's relative fluxes, offset and shape, and W the weights,
+
+    H_ij = sum_p D_i[p]' W[p] D_j[p],     (H + P + lambda D) step = -dL/dZ
+
+over all sources of a blend at once, P the prior's curvature, D the diagonal. The model is linear in the fluxes, and
+damping them made the shapes wait: D is 0 for them, unless steps are rejected again and again, as those of coincident
+sources are, whose fluxes are nearly free against each other. The sum takes every second pixel along both axes, and
+there the weight of four: light behind a PSF is smooth, and with a PSF of 3.5 pixels (FWHM) the sum is right to 0.3%,
+which a step need not be. The gradient has every pixel.
+
+Blends of many sources are solved by conjugate gradients on the blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute import canvases
+from deblendrt.engine.compute.matmul import matmul
+from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem
+from deblendrt.engine.solve.conjugate_gradient import conjugate_gradient
+from deblendrt.engine.solve.curvature import apply_blocks, by_latent, inverse
+
+HELD = 128  # sources whose derivative images are held at once: 60 kB each, for the processor's cache
+LARGEST = 10  # sources of a blend that one dense system solves; LAPACK splits larger ones over threads, with other bits
+N_CONJUGATE = 20
+FLUX_DAMPED = 0.1  # lambda from which on fluxes are damped: the second rejection in a row
+ON_ONE_THREAD = 200_000  # multiplications: NumPy's BLAS splits products of more over threads, with other bits
+RIDGE = 1e-5  # of the unit diagonal: blocks are summed in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Couplings:
+    """Blocks of H between sources of a blend, each with itself among them.
+
+    Attributes
+    ----------
+    first, second : int64 (n_pair,)
+        Sources, in the order of the blend.
+    block : float64 (n_pair, n_latent, n_latent)
+        H_ij.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    block: DoubleArray
+
+
+def joint_step(problem: Problem, columns: FloatArray, weights: Canvases, downhill: DoubleArray,
+               alone: DoubleArray, damping: DoubleArray) -> DoubleArray:
+    """Solve for the step of every blend.
+
+    Parameters
+    ----------
+    problem : Problem
+    columns : float32 (n_source, n_used, n_column, n_basis) [nJy]
+        Derivatives of the coefficients, see `curvature.columns`.
+    weights : list of float32 (n_used, n_y, n_x) [nJy^-2]
+    downhill : float64 (n_source, n_latent)
+        -dL/dZ, its flux part relative.
+    alone : float64 (n_source, n_latent, n_latent)
+        What is known of the diagonal blocks: the prior's curvature, outskirts.
+    damping : float64 (n_source,)
+        lambda.
+
+    Returns
+    -------
+    float64 (n_source, n_latent)
+    """
+    size = np.bincount(problem.blend, minlength=problem.n_blend)
+    order = np.argsort(problem.blend, kind="stable")
+    blends = [rows for rows in np.split(order, np.cumsum(size)[:-1]) if len(rows)]
+    near = couplings(problem, columns, weights, blends)
+    own = near.first == near.second
+    diagonal = alone.copy()
+    diagonal[near.first[own]] += near.block[own]
+    parameter = np.arange(diagonal.shape[1])
+    damped = (parameter >= problem.n_band) | (damping[:, None] >= FLUX_DAMPED)
+    diagonal[:, parameter, parameter] *= 1 + damping[:, None] * damped
+    apart = Couplings(near.first[~own], near.second[~own], near.block[~own])
+    step = np.empty_like(downhill)
+    for n in sorted({len(rows) for rows in blends if len(rows) <= LARGEST}):
+        chosen = np.array([rows for rows in blends if len(rows) == n])
+        step[chosen] = _dense(chosen, diagonal, apart, downhill)
+    large = [rows for rows in blends if len(rows) > LARGEST]
+    if large:
+        rows = np.concatenate(large)
+        step[rows] = _conjugate(rows, problem.blend[rows], diagonal, apart, downhill)
+    return step
+
+
+def _dense(blends: NDArray[np.int64], diagonal: DoubleArray, apart: Couplings, target: DoubleArray) -> DoubleArray:
+    """Steps of blends of n sources each, (n_blend, n, n_latent)."""
+    n_blend, n = blends.shape
+    n_latent = target.shape[1]
+    blend, place = np.full(len(target), -1), np.zeros(len(target), np.int64)
+    blend[blends], place[blends] = np.arange(n_blend)[:, None], np.arange(n)
+    blocks = np.zeros((n_blend, n, n_latent, n, n_latent))
+    members = np.arange(n)
+    blocks[:, members, :, members] = diagonal[blends.T]
+    here = np.flatnonzero(blend[apart.first] >= 0)
+    k, a, b = blend[apart.first[here]], place[apart.first[here]], place[apart.second[here]]
+    blocks[k, a, :, b] = apart.block[here]
+    blocks[k, b, :, a] = apart.block[here].transpose(0, 2, 1)
+    matrix = blocks.reshape(n_blend, n * n_latent, n * n_latent)
+    scale = 1 / np.sqrt(matrix.diagonal(axis1=1, axis2=2))
+    matrix *= scale[:, :, None]
+    matrix *= scale[:, None, :]
+    matrix += RIDGE * np.eye(n * n_latent)
+    rest = (target[blends].reshape(n_blend, -1) * scale)[:, :, None]
+    return (np.linalg.solve(matrix, rest)[:, :, 0] * scale).reshape(n_blend, n, n_latent)
+
+
+def _conjugate(rows: NDArray[np.int64], group: NDArray[np.int64], diagonal: DoubleArray, apart: Couplings,
+               target: DoubleArray) -> DoubleArray:
+    """Steps of the sources of large blends, (n_row, n_latent), preconditioned with their own blocks."""
+    here = np.isin(apart.first, rows)
+    number = np.zeros(len(target), np.int64)
+    number[rows] = np.arange(len(rows))
+    first, second, block = number[apart.first[here]], number[apart.second[here]], apart.block[here]
+    # every source has a term of its own, so that no sum is empty
+    to = np.concatenate([np.arange(len(rows)), first, second])
+    order = np.argsort(to, kind="stable")
+    begin = np.searchsorted(to[order], np.arange(len(rows)))
+    turned = np.ascontiguousarray(block.transpose(0, 2, 1))
+
+    def matrix(v: DoubleArray) -> DoubleArray:
+        terms = np.concatenate([apply_blocks(diagonal[rows], v), apply_blocks(block, v[second]),
+                                apply_blocks(turned, v[first])])
+        return np.asarray(np.add.reduceat(terms[order], begin, axis=0))
+
+    inverted = inverse(diagonal[rows])
+    return conjugate_gradient(matrix, lambda r: apply_blocks(inverted, r), target[rows], group, N_CONJUGATE)
+
+
+def couplings(problem: Problem, columns: FloatArray, weights: Canvases,
+              blends: list[NDArray[np.int64]]) -> Couplings:
+    """H_ij of the sources of blends whose windows overlap.
+
+    Parameters
+    ----------
+    problem : Problem
+    columns : float32 (n_source, n_used, n_column, n_basis) [nJy]
+    weights : list of float32 (n_used, n_y, n_x) [nJy^-2]
+    blends : list of int64 (n_member,)
+        Their sources.
+
+    Returns
+    -------
+    Couplings
+    """
+    quarter = [_summed(w) for w in weights]
+    pairs: list[tuple[int, int]] = []
+    inner: list[FloatArray] = []
+    for held in _chunks(blends):
+        drawn = _drawn(problem, columns, np.concatenate(held))
+        for members in held:
+            for i, j, product in inner_products(members, drawn, quarter[problem.scene[members[0]]]):
+                pairs.append((i, j))
+                inner.append(product)
+    block = by_latent(problem.spread(np.array(inner, np.float64)))
+    first, second = np.array(pairs, np.int64).T
+    return Couplings(first, second, block)
+
+
+def inner_products(members: NDArray[np.int64], drawn: dict[int, canvases.Placed],
+                   weight: FloatArray) -> Iterator[tuple[int, int, FloatArray]]:
+    """Weighted products of the images of sources that overlap, each with itself among them.
+
+    Parameters
+    ----------
+    members : int64 (n_member,)
+        Sources of a scene.
+    drawn : dict of int to Placed
+        Their images, (n_used, n_column, height, width).
+    weight : float32 (n_used, n_y, n_x)
+
+    Yields
+    ------
+    i, j : int
+        Sources, in the order given.
+    product : float32 (n_used, n_column, n_column)
+    """
+    stamps = [drawn[i] for i in members.tolist()]
+    for a, (i, stamp) in enumerate(zip(members.tolist(), stamps, strict=True)):
+        weighted = stamp._replace(image=stamp.image * stamp.cut(weight)[:, None])
+        for j, other in zip(members[a:].tolist(), stamps[a:], strict=True):
+            both = weighted.common(other)
+            if both is not None:
+                left, right = (image.reshape(*image.shape[:2], -1) for image in both)
+                right = right.transpose(0, 2, 1)
+                if left.shape[1] ** 2 * left.shape[2] > ON_ONE_THREAD:
+                    yield i, j, matmul(np.ascontiguousarray(left), np.ascontiguousarray(right))
+                else:
+                    yield i, j, left @ right  # without copies
+
+
+def _chunks(blends: list[NDArray[np.int64]]) -> Iterator[list[NDArray[np.int64]]]:
+    held: list[NDArray[np.int64]] = []
+    for rows in blends:
+        held.append(rows)
+        if sum(map(len, held)) >= HELD:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def _summed(weight: FloatArray) -> FloatArray:
+    """Sums over squares of four pixels, the last row or column left out of an odd number: there is no weight."""
+    n_y, n_x = (size // 2 * 2 for size in weight.shape[1:])
+    rows = weight[:, 0:n_y:2, :n_x] + weight[:, 1:n_y:2, :n_x]
+    return rows[:, :, ::2] + rows[:, :, 1::2]
+
+
+def _drawn(problem: Problem, columns: FloatArray, rows: NDArray[np.int64]) -> dict[int, canvases.Placed]:
+    """Derivative images (n_used, n_column, height, width) of sources at pixels of even row and column, by source."""
+    drawn: dict[int, canvases.Placed] = {}
+    n_column = columns.shape[2]
+    extent = np.minimum(problem.extent[rows], 0)  # outskirts are in the blocks of single sources alone
+    for members, basis in problem.folded.take(rows).groups(len(rows)):
+        for k in np.unique(extent[members]).tolist():
+            window = basis.at(k)
+            of_size = rows[members[extent[members] == k]]
+            corner = problem.corner[of_size] + window.inset
+            for x, y in np.unique(corner % 2, axis=0).tolist():
+                here = (corner % 2 == (x, y)).all(1)
+                lines = columns[of_size[here], :, :, : window.n_used].transpose(1, 0, 2, 3)
+                table, height, width = window.halved(y, x)
+                images = table(lines.reshape(len(lines), -1, window.n_used))
+                images = images.reshape(len(lines), -1, n_column, height, width)
+                first = ((corner[here] + 1) // 2).tolist()
+                for i, image, (u, v) in zip(of_size[here].tolist(), images.swapaxes(0, 1), first, strict=True):
+                    n_y, n_x = problem.data[problem.scene[i]].shape[1:]
+                    drawn[i] = canvases.place(image, u, v, (n_y // 2, n_x // 2))
+    return drawn

@@ -1,0 +1,132 @@
+"""Rounds of a descent: all blends together, then those that are still moving without the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute import decoding
+from deblendrt.engine.compute.problem import DoubleArray, Problem
+from deblendrt.engine.solve import objective
+
+# Blends that still expect a larger decrease of L, or whose light has outgrown its windows, go on: so many times the
+# iterations again in each round
+MOVING, FURTHER = 0.3, (0.5, 0.5, 1.0, 1.0, 2.0)
+FIRST_TEMPER, LAST_TEMPER, TEMPERED = 0.1, 2e-3, 0.6
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a descent is.
+
+    Attributes
+    ----------
+    latent : float64 (n_source, n_latent)
+    extent : int8 (n_source,)
+        How far the sources should be drawn now.
+    left : float64 (n_blend,)
+        Decrease of L that the last iteration expected of its step.
+    damping : float64 (n_blend,)
+    curvature : float64 (n_source, n_latent, n_latent)
+        Of the prior, as estimated so far.
+    """
+
+    latent: DoubleArray
+    extent: NDArray[np.int8]
+    left: DoubleArray
+    damping: DoubleArray
+    curvature: DoubleArray
+
+
+def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, latent: DoubleArray, floor: DoubleArray,
+              n_iteration: int) -> tuple[Problem, DoubleArray, bool]:
+    """Descend with all blends, then with those that are still moving.
+
+    Parameters
+    ----------
+    run : callable
+        `descend`, here or on a device.
+    problem, latent, floor, n_iteration
+        As in `solve`.
+
+    Returns
+    -------
+    problem : Problem
+    latent : float64 (n_source, n_latent)
+    further : bool
+        Some blends went on.
+    """
+    tempers = [temper(i, n_iteration) for i in range(n_iteration)]
+    problem, progress = run(problem, latent, floor, tempers, None, None)
+    latent, extent, rows = progress.latent.copy(), problem.extent.copy(), np.arange(len(latent))
+    part, damping, curvature = problem, progress.damping[problem.blend], progress.curvature.copy()
+    for share in FURTHER if n_iteration else ():
+        wider = np.maximum(part.extent, progress.extent)
+        going = progress.left > MOVING
+        going[part.blend[wider > part.extent]] = True
+        if not going.any():
+            break
+        extent[rows] = wider
+        moving = np.zeros(problem.n_blend, bool)
+        moving[problem.blend[rows[going[part.blend]]]] = True
+        # of these blends alone: the others' scenes must not notice that they go on
+        problem = dataclasses.replace(problem, extent=extent.copy())
+        part, rows = some_blends(problem, latent, moving)
+        part, progress = run(part, latent[rows], floor[rows], [0.0] * max(int(share * n_iteration), 1), damping[rows],
+                             curvature[rows])
+        latent[rows], extent[rows] = progress.latent, part.extent
+        damping[rows], curvature[rows] = progress.damping[part.blend], progress.curvature
+    return dataclasses.replace(problem, extent=extent), latent, part is not problem
+
+
+def temper(iteration: int, n_iteration: int) -> float:
+    """tau of the tempered likelihood: geometric from `FIRST_TEMPER` to `LAST_TEMPER`, then 0.
+
+    It is 0 from iteration `TEMPERED` * n_iteration on, so that the last iterations descend the objective itself.
+    """
+    tempered = int(TEMPERED * n_iteration)
+    return FIRST_TEMPER * (LAST_TEMPER / FIRST_TEMPER) ** (iteration / tempered) if iteration < tempered else 0.0
+
+
+def some_blends(problem: Problem, latent: DoubleArray, chosen: NDArray[np.bool_]) -> tuple[Problem, NDArray[np.int64]]:
+    """Some blends of a problem as a problem of their own; the other sources of their scenes are its background.
+
+    Parameters
+    ----------
+    problem : Problem
+        Without a background.
+    latent : float64 (n_source, n_latent)
+        Where the other sources are held.
+    chosen : bool (n_blend,)
+
+    Returns
+    -------
+    problem : Problem
+    rows : int64 (n_chosen,)
+        Its sources.
+    """
+    rows = np.flatnonzero(chosen[problem.blend])
+    scenes = np.unique(problem.scene[rows])
+    before = np.concatenate([[0], np.cumsum([p.n_blend for p in problem.partition])])
+    number = np.concatenate([np.zeros(0, np.int64), *[np.arange(before[s], before[s + 1]) for s in scenes]])
+
+    def take(rows: NDArray[np.int64], **changes: Any) -> Problem:
+        profile = [p for (members, _), p in zip(problem.folded.groups(len(problem.scene)), problem.profile, strict=True)
+                   if np.isin(members, rows).any()]
+        blend = np.searchsorted(number, problem.blend[rows])
+        return dataclasses.replace(
+            problem, folded=problem.folded.take(rows), data=[problem.data[s] for s in scenes],
+            weight=[problem.weight[s] for s in scenes], partition=[problem.partition[s] for s in scenes],
+            scene=np.searchsorted(scenes, problem.scene[rows]), blend=blend, n_blend=len(number),
+            corner=problem.corner[rows], offset0=problem.offset0[rows], measured=problem.measured[rows],
+            star=problem.star[rows], extent=problem.extent[rows],
+            smallest=problem.smallest[rows], profile=profile, own=problem.own[rows],
+            area=[problem.area[s] for s in scenes], **changes)
+
+    others = np.flatnonzero(np.isin(problem.scene, scenes) & ~chosen[problem.blend])
+    held = take(others)
+    return take(rows, background=objective.render(held, decoding.decode(held, latent[others]))), rows

@@ -1,0 +1,301 @@
+"""From checked scenes to a problem for the solver, and the latents that it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute import decoding, drawing
+from deblendrt.engine.compute.folded_bases import AnyBasis
+from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.model.networks import Runtime
+from deblendrt.engine.scene.blends import MIN_RADIUS, Partition, partition
+from deblendrt.engine.scene.flags import NOT_FITTED
+from deblendrt.engine.scene.patches import Part
+from deblendrt.engine.scene.scene import Scene
+from deblendrt.engine.solve import joint_fluxes, objective
+from deblendrt.engine.solve.curvature import extents, mean_weight
+
+if TYPE_CHECKING:
+    from deblendrt.engine.compute.cuda.streams import SharedDevice
+    from deblendrt.engine.compute.cuda.work import DeviceWork
+
+SWEEPS = 1  # of the joint linear solve: neighbours are subtracted again when the next encoding is done
+START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights
+ENCODER_COVERAGE = 0.8  # of its cutout, in some band or on the opposite side; else the shape starts at the prior's mean
+ENCODINGS = 3  # of all sources; from the second on, of a cutout without the others' light as the last one found it
+SIGNIFICANT = 1.0  # sigma of all bands together, per pixel: where a source's light counts for the blends
+HOLE = 5  # pixel: holes are filled from their rims so far
+FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
+
+
+def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
+                  robust: bool, part: Part | None = None,
+                  device: SharedDevice | DeviceWork | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
+    """Put the sources that can be fitted on padded canvases.
+
+    Parameters
+    ----------
+    scenes : list of Scene
+        Each with at least one source that can be fitted.
+    folded : FoldedBasis or MixedBasis
+        Of the sources that can be fitted, scene after scene.
+    runtime : Runtime
+        Of the CPU; a device has its own.
+    bundle : Bundle
+    center_sigma : float [pixel]
+    robust : bool
+    part : Part, optional
+        That the only scene is.
+    device : SharedDevice or DeviceWork, optional
+        What computes instead of NumPy.
+
+    Returns
+    -------
+    problem : Problem
+    rows : list of int64 (n_fitted,)
+        Per scene, which of its sources are in the problem.
+    """
+    runtime = runtime if device is None else device.runtime
+    half, window = folded.half, folded.window
+    border = ((0, 0), (half, half), (half, half))
+    data = [np.pad(scene.image, border) for scene in scenes]
+    weight = [np.pad(scene.inverse_variance, border) for scene in scenes]
+    rows = [np.flatnonzero((scene.flags & NOT_FITTED) == 0) for scene in scenes]
+    # a window's first pixel on the canvas is its anchor on the image
+    corner = np.concatenate([scene.anchors[good] for scene, good in zip(scenes, rows, strict=True)])
+    centers = np.concatenate([scene.centers[good] for scene, good in zip(scenes, rows, strict=True)])
+    star = np.concatenate([scene.star[good] for scene, good in zip(scenes, rows, strict=True)])
+    scene_of = np.repeat(np.arange(len(scenes)), [len(r) for r in rows])
+    measured = np.array([(weight[s][:, y : y + window, x : x + window] > 0).any((1, 2))
+                         for s, (x, y) in zip(scene_of, corner, strict=True)])
+    smallest = np.zeros(len(corner), np.int8)
+    if folded.insets:
+        core = slice(folded.insets[-1], window - folded.insets[-1])
+        seen = np.array([(weight[s][:, y : y + window, x : x + window][:, core, core] > 0).any((1, 2))
+                         for s, (x, y) in zip(scene_of, corner, strict=True)])
+        smallest = np.where((seen == measured).all(1), -len(folded.insets), 0).astype(np.int8)
+    mean_galaxy = np.concatenate([np.zeros(folded.n_band + 2), bundle.start_shape])[None]
+    coefficients = runtime.decode(mean_galaxy)
+    squares = [
+        drawing.stamps(coefficients, basis)[0].astype(np.float64) ** 2 for _, basis in folded.groups(len(corner))
+    ]
+    profile = [(square / square.sum((1, 2), keepdims=True)).astype(np.float32) for square in squares]
+    problem = Problem(runtime=runtime, bundle=bundle, folded=folded, data=data, weight=weight, partition=[],
+                      scene=scene_of, blend=np.zeros(0, np.int64), n_blend=0, corner=corner,
+                      offset0=centers - corner, center_sigma=center_sigma, measured=measured, robust=robust,
+                      star=star, extent=np.zeros(len(corner), np.int8), smallest=smallest, profile=profile,
+                      own=np.ones(len(corner), bool) if part is None else part.own[rows[0]],
+                      area=[(slice(half, -half), slice(half, -half))] * len(scenes) if part is None else [
+                          (slice(y.start + half, y.stop + half), slice(x.start + half, x.stop + half))
+                          for y, x in [part.area]], device=device)
+    return divide(problem, np.full(len(corner), MIN_RADIUS)), rows
+
+
+def divide(problem: Problem, radius: DoubleArray) -> Problem:
+    """The problem, divided into blends by the radii of its sources.
+
+    Parameters
+    ----------
+    problem : Problem
+    radius : float64 (n_source,) [pixel]
+
+    Returns
+    -------
+    Problem
+    """
+    parts: list[Partition] = []
+    blend = np.empty(len(problem.scene), np.int64)
+    n_blend = 0
+    for s, data in enumerate(problem.data):
+        here = np.flatnonzero(problem.scene == s)
+        centers = problem.corner[here] + problem.offset0[here] + problem.folded.half
+        margin = np.where(problem.extended[here], problem.folded.margin, 0)
+        part = partition(centers, radius[here], problem.corner[here] - margin[:, None],
+                         problem.folded.window + 2 * margin, data.shape[1:3])
+        parts.append(part)
+        blend[here] = part.blend + n_blend
+        n_blend += part.n_blend
+    return dataclasses.replace(problem, partition=parts, blend=blend, n_blend=n_blend)
+
+
+def light_radius(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
+    """Radius of the circle with the area where a source's light is significant, all bands together.
+
+    Parameters
+    ----------
+    problem : Problem
+    coefficients : float32 (n_source, n_band, n_basis) [nJy]
+
+    Returns
+    -------
+    float64 (n_source,) [pixel]
+        At least `MIN_RADIUS`, at most half the source's window.
+    """
+    area = light_area(problem, coefficients)
+    largest = problem.folded.half + np.where(problem.extended, problem.folded.margin, 0)
+    return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, largest)
+
+
+def light_area(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
+    """Area where a source's light is significant, all bands together, on the image or off it.
+
+    Parameters
+    ----------
+    problem : Problem
+    coefficients : float32 (n_source, n_band, n_basis) [nJy]
+
+    Returns
+    -------
+    float64 (n_source,) [pixel^2]
+    """
+    if problem.device is not None:
+        return problem.device.light_area(problem, coefficients)
+    weight = mean_weight(problem, problem.weight)
+    area = np.empty(len(coefficients))
+    noise = np.sqrt(weight).astype(np.float32)[:, :, None, None]
+    for i, stamp in enumerate(drawing.each_stamp(coefficients, problem.folded, problem.extent)):
+        significance = noise[i] * stamp
+        np.square(significance, out=significance)
+        area[i] = np.count_nonzero(significance.sum(0) > SIGNIFICANT**2)
+    return area
+
+
+def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, DoubleArray]:
+    """Where the descent starts, the floor of its log fluxes, and the problem divided into blends accordingly.
+
+    Parameters
+    ----------
+    problem : Problem
+    start : {"linear", "encoder"}
+        Shapes at the prior's mean, or from the deblending encoder where its cutout can be filled, first as observed and
+        then without the other sources. Fluxes come from joint linear solves.
+
+    Returns
+    -------
+    problem : Problem
+    latent : float64 (n_source, n_latent)
+    floor : float64 (n_source, n_band) [ln nJy]
+    """
+    n, n_band = problem.measured.shape
+    latent = np.zeros((n, n_band + 2 + problem.bundle.n_shape))
+    latent[:, n_band : n_band + 2] = problem.offset0
+    latent[:, n_band + 2 :] = problem.bundle.start_shape
+    flux: DoubleArray = np.zeros((n, n_band))
+    problem = dataclasses.replace(problem, extent=problem.smallest)
+    models: FloatArray | None = None
+    for _ in range(ENCODINGS if start == "encoder" else 1):
+        if start == "encoder":
+            shape, known = encoded_shapes(problem, models)
+            latent[known, n_band + 2 :] = shape[known]
+        latent[problem.star, n_band + 2 :] = 0.0
+        latent[:, :n_band] = 0.0
+        unit = decoding.decode(problem, latent)  # log flux 0: unit flux
+        if models is None or not problem.robust:
+            flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, n_sweep=SWEEPS)
+        if problem.robust:  # without the flux that the shapes so far leave wholly unexplained: unlisted stars
+            flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, error=START_ERROR, n_sweep=SWEEPS)
+        lowest = FLOOR_SIGMA * np.where(problem.measured, sigma, 1.0)
+        log_flux = np.log(np.maximum(flux, lowest))
+        latent[:, :n_band] = log_flux
+        latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
+        coefficients = models = decoding.decode(problem, latent)
+        problem = dataclasses.replace(problem, extent=extents(problem, coefficients))
+    divided = divide(problem, light_radius(problem, coefficients))
+    return divided, latent, np.where(problem.measured, np.log(lowest), -np.inf)
+
+
+def encoded_shapes(problem: Problem, coefficients: FloatArray | None) -> tuple[DoubleArray, NDArray[np.bool_]]:
+    """Shapes that the deblending encoder suggests.
+
+    Parameters
+    ----------
+    problem : Problem
+    coefficients : float32 (n_source, n_band, n_basis) [nJy], optional
+        Models so far: every source is then seen without the others' light.
+
+    Returns
+    -------
+    shape : float64 (n_source, n_shape)
+    known : bool (n_source,)
+        Whether `ENCODER_COVERAGE` of the cutout is known, in some band or on the opposite side of the centre.
+    """
+    size = problem.bundle.encoder_cutout_size
+    first = problem.folded.half - size // 2
+    n, n_band = problem.measured.shape
+    cutouts = np.empty((n, n_band, size, size), np.float32)
+    log_noise = np.empty((n, n_band))
+    coverage = np.empty(n)
+    data = problem.data
+    if coefficients is not None:
+        data = [y - m for y, m in zip(data, objective.render(problem, coefficients), strict=True)]
+    inside = slice(first, first + size)
+    for rows, basis in drawing.runs(problem.folded, n):
+        own = None if coefficients is None else drawing.stamps(coefficients[rows], basis)[:, :, inside, inside]
+        for i in range(rows.start, rows.stop):
+            s, (x, y) = problem.scene[i], problem.corner[i]
+            area = (slice(None), slice(y + first, y + first + size), slice(x + first, x + first + size))
+            seen = data[s][area] if own is None else data[s][area] + own[i - rows.start]
+            cutouts[i], log_noise[i], coverage[i] = filled_cutout(seen, problem.weight[s][area], problem.bundle)
+    fwhm = np.broadcast_to(problem.folded.fwhm, (n, n_band))
+    latent = problem.runtime.encode(cutouts, problem.offset0, np.concatenate([fwhm, log_noise], 1))
+    return latent[:, n_band + 2 :].astype(np.float64), coverage >= ENCODER_COVERAGE
+
+
+def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple[FloatArray, DoubleArray, float]:
+    """A cutout in units of its noise, as the encoder knows them: with every pixel in every band.
+
+    A pixel that a band lacks is what the other bands say under the population's mean colours; one that all lack is the
+    pixel opposite to it, as galaxies look the same from both sides, or else the mean of its neighbours.
+
+    Parameters
+    ----------
+    data, weight : float32 (n_band, size, size) [nJy], [nJy^-2]
+        Around a source.
+    bundle : Bundle
+
+    Returns
+    -------
+    cutout : float32 (n_band, size, size)
+    log_noise : float64 (n_band,) [ln nJy]
+    coverage : float
+        Fraction of the pixels that some band knows, or their opposites.
+    """
+    measured = weight > 0
+    if measured.all():
+        return data * np.sqrt(weight), -0.5 * np.log(weight.mean((1, 2), dtype=np.float64)), 1.0
+    count = measured.sum((1, 2))
+    present = count > 0
+    mean = weight.sum((1, 2), dtype=np.float64) / np.maximum(count, 1)
+    sigma = np.where(present, 1 / np.sqrt(np.where(present, mean, 1.0)), np.asarray(bundle.sky_sigma))
+    color = np.exp(np.asarray(bundle.mean_color, np.float32))[:, None, None]
+    scaled = weight * color**2
+    total = scaled.sum(0)
+    light = (scaled * data / color).sum(0) / np.where(total > 0, total, 1)  # in the reference band
+    known = total > 0
+    opposite = known[::-1, ::-1] & ~known
+    light[opposite] = light[::-1, ::-1][opposite]
+    known = known | opposite
+    coverage = float(known.mean())
+    for _ in range(HOLE):
+        if known.all():
+            break
+        near, n_near = (_neighbours(a) for a in (np.where(known, light, 0), known.astype(np.float32)))
+        light = np.where(known | (n_near == 0), light, near / np.maximum(n_near, 1))
+        known = known | (n_near > 0)
+    # a band that is not there is given the noise of what it is filled with, or the nominal one if that is more
+    deepest = float(total.max())
+    sigma = np.where(present | (deepest == 0), sigma, np.maximum(sigma, color[:, 0, 0] / np.sqrt(max(deepest, 1e-30))))
+    filled = color * light / sigma[:, None, None]
+    return np.where(measured, data * np.sqrt(weight), filled).astype(np.float32), np.log(sigma), coverage
+
+
+def _neighbours(image: FloatArray) -> FloatArray:
+    """Sum over the pixels around each, itself included."""
+    padded = np.pad(image, 1)
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return np.asarray(rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:], np.float32)

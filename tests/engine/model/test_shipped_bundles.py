@@ -1,0 +1,37 @@
+"""Every bundle that ships with the package loads, gives its golden results, and is what its configuration says."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from deblendrt.engine.model import bundle as bundle_module
+from deblendrt.engine.model.bundle import load_bundle, verify_bundle
+from deblendrt.engine.model.manifest import GRAPHS
+
+FOLDER = bundle_module.SHIPPED
+CONFIGS = Path(bundle_module.__file__).parents[2] / "training" / "configs"
+MAX_SIZE = 10e6  # byte; they all travel in one wheel
+
+pytestmark = pytest.mark.parametrize("name", sorted(path.parent.name for path in FOLDER.glob("*/manifest.json")))
+
+
+def test_verifies(name: str) -> None:
+    lines = verify_bundle(name)
+    assert "hashes match" in lines[0]
+    assert len(lines) == 1 + len(GRAPHS)
+
+
+def test_agrees_with_its_configuration(name: str) -> None:
+    bundle = load_bundle(name)
+    settings = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
+    assert bundle.name == settings["name"] == name
+    assert list(bundle.bands) == settings["survey"]["bands"]
+    assert bundle.pixel_scale == settings["survey"]["pixel_scale"]
+    assert bundle.training["vae"]["n_step"] == settings["vae"]["n_step"]  # retrained when the file changed
+
+
+def test_size(name: str) -> None:
+    assert sum(path.stat().st_size for path in (FOLDER / name).iterdir()) < MAX_SIZE

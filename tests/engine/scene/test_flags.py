@@ -1,0 +1,34 @@
+import pytest
+
+from deblendrt.engine.scene.flags import DESCRIPTIONS, NOT_FITTED, Flag, describe
+
+
+def test_every_flag_is_one_bit_and_described():
+    assert set(DESCRIPTIONS) == set(Flag)
+    assert all(flag.value.bit_count() == 1 for flag in Flag)
+    assert all(text and not text.endswith(".") for text in DESCRIPTIONS.values())
+
+
+def test_bits_are_part_of_the_file_format():
+    names = """NON_FINITE NO_DATA OFF_IMAGE EDGE TOO_CLOSE MASKED_CENTER VARIANCE_ESTIMATED BAND_MISSING NOT_CONVERGED
+        PRIOR_OUTLIER POOR_FIT PSF_NOT_NORMALIZED PSF_TOO_NARROW CENTER_NOT_FINITE UNMODELLED_FLUX BAD_VARIANCE
+        OUTSIDE_PRIOR_FLUX NEIGHBOUR_SUSPECT FOUND PSF_MISSING NEAR_RESIDUAL_PEAK"""
+    assert [flag.name for flag in Flag] == names.split()
+    assert [flag.value for flag in Flag] == [1 << bit for bit in range(len(Flag))]
+
+
+def test_describe_names_each_bit():
+    lines = describe(Flag.OFF_IMAGE | Flag.EDGE)
+    assert [line.split(":")[0] for line in lines] == ["OFF_IMAGE", "EDGE"]
+    assert describe(0) == []
+
+
+@pytest.mark.parametrize("value", [1 << 40, -1])
+def test_describe_refuses_unknown_bits(value):
+    with pytest.raises(ValueError, match="flags"):
+        describe(value)
+
+
+def test_not_fitted_is_said_so():
+    for flag, text in DESCRIPTIONS.items():
+        assert bool(flag & NOT_FITTED) == text.endswith("not fitted")
