@@ -1,4 +1,4 @@
-"""Compare versions of the engine on the frozen cases of `perf.cases`; the other tools here are modules of their own.
+"""Compare versions of the engine on the frozen cases of `perf.gate.cases`.
 
     python -m perf compare BASE CANDIDATE [--case NAME ...] [--slower 5] [--size short|full|N] [--pairs 14] [--json OUT]
     python -m perf quick        # this tree against perf/results/release.json: counts and accuracy, no times
@@ -6,7 +6,7 @@
     python -m perf cases        # names, sizes, hashes
 
 BASE and CANDIDATE are git revisions, folders or stored records. Exit status 1: slower beyond doubt, or less accurate;
-2: a version could not be run. `perf/gate.py` has the tolerances and their reasons.
+2: a version could not be run. `perf/gate/verdict.py` has the tolerances and their reasons.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from perf import cases, compare, measure, schema
+from perf.gate import cases, compare, measure, schema
 
 
 def main(words: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@
 #     ptxas                   the compiler's report on registers and spills
 #     tests                   those marked gpu
 #     memcheck, racecheck     compute-sanitizer over a whole deblending
-#     gpu                     perf.gpu: parity, bits, timings; OUT/gpu.json and OUT/gpu.md
+#     gpu                     perf.gpu.check: parity, bits, timings; OUT/gpu.json and OUT/gpu.md
 #     profile                 Nsight Compute's figures of some launches
 #
 # or only the STEPs named; all take some 15 minutes. Every step runs whatever became of the others; OUT/log.txt has all
@@ -55,11 +55,11 @@ step doctor 120 "$python" -m deblendrt.engine.adapters.cli.main doctor
 step ptxas 300 bash -c 'ls cuda/kernels/*/*.cu | xargs -P "$(nproc)" -I{} bash -c "$0" "$1" {}' "$one" "$work"
 step tests 300 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/cuda tests/engine/compute/test_cuda_engine.py
 for tool in memcheck racecheck; do
-    step "$tool" 200 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m perf.gpu_smoke
+    step "$tool" 200 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m perf.gpu.smoke
 done
-step gpu 580 "$python" -m perf.gpu --out "$out" --seconds "$seconds"
+step gpu 580 "$python" -m perf.gpu.check --out "$out" --seconds "$seconds"
 step profile 200 ncu --clock-control none --set basic --launch-skip 200 --launch-count 60 \
-    "$python" -m perf.gpu_smoke --scenes 100
+    "$python" -m perf.gpu.smoke --scenes 100
 cat "$out/gpu.md" 2>/dev/null
 cat "$out/summary.txt"
 exit "$failed"

@@ -1,4 +1,4 @@
-"""Tables of medians per bin, what machine they come from, and the page of `perf.accuracy`."""
+"""Tables of medians per bin, what machine they come from, and the page of `perf.studies.accuracy`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "perf" / "results"
 SNR_EDGES = (0.0, 10.0, 20.0, 50.0, 100.0, 300.0, np.inf)
 BLENDEDNESS_EDGES = (0.0, 0.01, 0.1, 0.3, 0.6, 1.0)
 FLUX_BANDS = ("r", "i")
@@ -115,7 +117,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, text=True,
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
                               capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -123,7 +125,7 @@ def _commit() -> str | None:
 
 
 def accuracy_page(figures: dict[str, Any]) -> str:
-    """The figures of `perf.accuracy` as a markdown page."""
+    """The figures of `perf.studies.accuracy` as a markdown page."""
     machine = figures["environment"]
     parts = [f"# Accuracy of {figures['bundle']}",
              f"{figures['n_scene']} scenes, {figures['n_source']} galaxies, scenes sha256 "

@@ -12,7 +12,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.wcs import WCS
 
-from perf import cases
+from perf.gate import cases
 
 PLACE = [{"name": "ra", "type": "double"}, {"name": "dec", "type": "double"}]
 SOURCE = {"type": "record", "name": "diaSource", "fields": [

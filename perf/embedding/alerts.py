@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from perf import cases, report
+from perf import report
 from perf.embedding import alert_samples, kafka_broker
+from perf.gate import cases
 
 RESULT = Path(__file__).parents[1] / "results" / "embedding" / "alerts.json"
 SCHEMA_ID = 1100

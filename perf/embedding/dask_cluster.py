@@ -30,7 +30,7 @@ from deblendrt.engine.adapters.dask.cluster import deblend_dask
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.output import in_place_of
 from deblendrt.engine.result.tables import entries
-from perf import cases
+from perf.gate import cases
 from perf.report import environment
 
 OUTPUT = Path(__file__).parents[1] / "results" / "embedding" / "dask_cluster.json"

@@ -25,7 +25,8 @@ from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.export.solver_graph import solver_graph, write_solver
-from perf import cases, report
+from perf import report
+from perf.gate import cases
 
 NODE = Path(__file__).parents[2] / "examples" / "node" / "index.js"
 RESULT = Path(__file__).parents[1] / "results" / "embedding" / "other_languages.json"

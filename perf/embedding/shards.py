@@ -23,7 +23,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from deblendrt.engine.adapters.shards.merge import merge
-from perf import cases, report
+from perf import report
+from perf.gate import cases
 
 RESULTS = Path(__file__).parents[1] / "results" / "embedding"
 PRELOAD = ("import sys; from deblendrt.engine import cli, shards; shards.UNIT_ROWS = {rows}; "

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from perf import accuracy, report, scenes
+from perf import report, scenes
 from perf.peers import page
 from perf.peers.comparison import run_peers
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=None, help="folder of the test scenes; ~/.cache/deblendrt")
     parser.add_argument("--n-scene", type=int, default=scenes.N_SCENE, help="fewer, for a quick look")
     parser.add_argument("--sources", type=Path, help="also write every source's metrics to this .npz file")
-    parser.add_argument("--out", type=Path, default=accuracy.RESULTS, help="folder of the page, figure and JSON file")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the page, figure and JSON file")
     args = parser.parse_args(argv)
     begin, load = time.perf_counter(), os.getloadavg()[0]
     tests = scenes.load_scenes(args.cache, args.n_scene)

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.training import simulate
-from perf import accuracy, report, scenes
+from perf import report, scenes
 from perf.peers import environments, exchange
 from perf.peers.peer import PEERS, Missing, Own, Peer
+from perf.studies.accuracy import measures
 
 FloatArray = NDArray[np.float64]
 OWN = "deblendrt"
@@ -72,7 +73,7 @@ class Stamps:
 def source_columns(models: list[exchange.Model], chunk: Chunk) -> dict[str, FloatArray]:
     """Every metric of every source; NaN where the deblender failed."""
     flux, true = np.concatenate([m.flux for m in models]), np.concatenate([s.flux for s in chunk.scenes])
-    columns = accuracy.flux_columns(flux, true, chunk.bands) | accuracy.image_columns(Stamps(models), chunk)
+    columns = measures.flux_columns(flux, true, chunk.bands) | measures.image_columns(Stamps(models), chunk)
     failed = ~np.isfinite(flux).all(1)
     columns = {name: np.where(failed, np.nan, values) for name, values in columns.items()}
     for band in report.FLUX_BANDS:
@@ -157,7 +158,7 @@ def start(folder: Path | None, bundle: str, first: exchange.Scene, work: Path) -
 
 def summarise(columns: dict[str, FloatArray], snr: FloatArray, blendedness: FloatArray) -> dict[str, Any]:
     """`accuracy.summarise`, and the medians above SNR 20."""
-    return {**accuracy.summarise(columns, snr, blendedness),
+    return {**measures.summarise(columns, snr, blendedness),
             "snr_above_20": {name: report.median(values[snr > 20]) for name, values in columns.items()}}
 
 
@@ -173,11 +174,11 @@ def nearer(peer: FloatArray, own: FloatArray, by: FloatArray, edges: tuple[float
 def compare(found: dict[str, dict[str, FloatArray]], costs: dict[str, Any], tests: scenes.SceneSet) -> list[
         dict[str, Any]]:
     """Summaries of the entries that did all scenes, and of all entries on the scenes that all did."""
-    truth = accuracy.truth_columns(tests)
-    r = tests.bands.index(accuracy.SHAPE_BAND)
+    truth = measures.truth_columns(tests)
+    r = tests.bands.index(measures.SHAPE_BAND)
     true_flux = np.concatenate([tests.field("flux", k) for k in range(len(tests))])
     n_source = np.cumsum([len(tests.field("flux", k)) for k in range(len(tests))])
-    floor = accuracy.flux_columns(truth["floor"], true_flux, tests.bands)
+    floor = measures.flux_columns(truth["floor"], true_flux, tests.bands)
     floor |= {f"bias_{b}": truth["floor"][:, tests.bands.index(b)] / true_flux[:, tests.bands.index(b)] - 1
               for b in report.FLUX_BANDS}
     parts = []

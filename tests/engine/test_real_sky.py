@@ -1,6 +1,6 @@
 """The bundled model on what skies have and lists lack: unlisted sources, missing bands, masks, edges, large galaxies.
 
-Scenes are drawn with the model itself, so that no simulator is needed; `perf.robustness` measures on simulated ones.
+Scenes are drawn with the model itself, so that no simulator is needed; `perf.studies.robustness` simulates scenes.
 """
 
 from __future__ import annotations

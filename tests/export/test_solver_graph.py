@@ -21,7 +21,7 @@ from deblendrt.engine.compute import drawing
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import Flag
-from perf import cases
+from perf.gate import cases
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -1,0 +1,197 @@
+"""Base and candidate in one run, interleaved: whatever disturbs the machine disturbs both.
+
+Runs come in pairs, one of each version, the order alternating (ABBA), after runs that warm up and are not timed.
+Reported is the median of the pairs' ratios with the interval between two of the sorted ratios: it holds the true median
+with the stated confidence whatever the distribution of the noise (order statistics of a binomial), outliers included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# Both so that noise alone fails a whole comparison, eight cases by two clocks, in less than one of a hundred: at 0.99
+# and 12 pairs it was 1.4 in simulated noise of 20% with outliers. 14 pairs leave room for one outlier on either side.
+CONFIDENCE = 0.998
+PAIRS = 14
+CLOCKS = ("wall", "cpu")
+TOLD_FLAGS = ("avx", "fma", "sse4", "amx", "f16c", "asimd", "sve", "hypervisor")
+
+
+class Failed(Exception):
+    """A version does not start, or a run of it raised."""
+
+
+class Worker:
+    """A process with one version of the engine; see `perf.gate.worker`.
+
+    Parameters
+    ----------
+    tree : Path
+        A checkout.
+    """
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        self._folder = tempfile.TemporaryDirectory(prefix="deblendrt-perf-")
+        folder = Path(self._folder.name)
+        (folder / "deblendrt").symlink_to(tree.resolve(), target_is_directory=True)
+        self._log = folder / "stderr"
+        environment = {**os.environ, **{name: "1" for name in THREADS}, "PYTHONPATH": str(folder)}
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", "perf.gate.worker", str(folder)], cwd=ROOT,
+                                             text=True, env=environment, stdin=subprocess.PIPE,
+                                             stdout=subprocess.PIPE, stderr=log)
+        try:
+            self.hello = self._read()
+        except Failed:
+            self.close()
+            raise
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._log.read_text().strip().splitlines()
+            raise Failed(f"{self.tree}: {said[-1] if said else 'the process ended and said nothing'}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise Failed(f"{self.tree}: {answer['error']}")
+        return answer
+
+    def ask(self, do: str, case: str, size: int) -> dict[str, Any]:
+        """The answer to a request of `perf.gate.worker`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": do, "case": case, "size": size}) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """Median of paired ratios, candidate over base, with an interval.
+
+    Attributes
+    ----------
+    median, low, high : float
+    confidence : float
+        That the true median lies within [low, high].
+    n : int
+        Number of pairs.
+    """
+
+    median: float
+    low: float
+    high: float
+    confidence: float
+    n: int
+
+
+def band(ratios: Iterable[float], confidence: float = CONFIDENCE) -> Band:
+    """The narrowest order-statistic interval of at least the confidence; all of the ratios' range if there is none.
+
+    Parameters
+    ----------
+    ratios : iterable of float
+    confidence : float
+
+    Returns
+    -------
+    Band
+    """
+    ordered = sorted(ratios)
+    n = len(ordered)
+
+    def covered(k: int) -> float:  # by the interval from the k-th smallest to the k-th largest, k from 1
+        return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n
+
+    k = max((k for k in range(1, n // 2 + 1) if covered(k) >= confidence), default=1)
+    return Band(float(np.median(ordered)), ordered[k - 1], ordered[n - k], max(covered(k), 0.0), n)
+
+
+def interleave(base: Callable[[], dict[str, Any]], candidate: Callable[[], dict[str, Any]],
+               pairs: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run both, in pairs of alternating order."""
+    taken: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    both = (base, candidate)
+    for k in range(pairs):
+        for which in ((0, 1), (1, 0))[k % 2]:
+            taken[which].append(both[which]())
+    return taken
+
+
+def timed(base: Worker | None, candidate: Worker, case: str, size: int, pairs: int,
+          ) -> tuple[dict[str, Any] | None, dict[str, Any], dict[str, Any] | None]:
+    """Times of a case: of the base, of the candidate, and their ratios.
+
+    Returns
+    -------
+    base, candidate : dict
+        As `summary`.
+    ratio : dict
+        A `Band` of every clock, as a dict.
+    """
+    def run(worker: Worker) -> Callable[[], dict[str, Any]]:
+        return lambda: worker.ask("time", case, size)
+
+    for worker in (base, candidate):
+        if worker is not None:
+            worker.ask("time", case, size)  # warms up
+    if base is None:
+        return None, summary([run(candidate)() for _ in range(pairs)]), None
+    before, after = interleave(run(base), run(candidate), pairs)
+    clocks = [*CLOCKS, *(["instructions"] if before[0]["instructions"] and after[0]["instructions"] else [])]
+    ratio = {clock: dataclasses.asdict(band(b[clock] / max(a[clock], 1e-9)
+                                            for a, b in zip(before, after, strict=True))) for clock in clocks}
+    return summary(before), summary(after), ratio
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept of the runs of one version: every run's time, quantiles of all latencies, medians of the rest."""
+    latency = np.concatenate([run["latency"] for run in runs])
+    counted = [run["instructions"] for run in runs if run["instructions"] is not None]
+    return {"wall": [run["wall"] for run in runs], "cpu": [run["cpu"] for run in runs], "instructions": counted,
+            "latency": {"p50": float(np.quantile(latency, 0.5)), "p99": float(np.quantile(latency, 0.99)),
+                        "n": len(latency)},
+            "extra": {key: float(np.median([run["extra"][key] for run in runs])) for key in runs[0]["extra"]}}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to."""
+    processor, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                processor = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = value
+                break
+    return {"processor": processor, "n_cpu": os.cpu_count() or 0, "platform": platform.platform(terse=True),
+            "cpu_flags": sorted(flag for flag in flags.split() if flag.startswith(TOLD_FLAGS))}
+
+
+def load() -> list[float]:
+    """Load averages over 1, 5 and 15 minutes; none where the system keeps none."""
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []

@@ -1,0 +1,163 @@
+"""Beyond the training set: ``python -m perf.studies.beyond`` from a clone with ``deblendrt[train]`` installed.
+
+The cases of `cases`, each with the same 72 galaxies, are deblended and compared with the truth: how wrong
+fluxes and colours are, whether the errors say so, with and without `flux_sys_err`, and whether the flags do. Written:
+``beyond.json``, ``beyond.md`` and ``beyond.png`` in ``perf/results``. Four minutes of one core's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.measure import fit_quality, systematic_error
+from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import Flag
+from perf import metrics, report
+from perf.studies.accuracy import uncertainty
+from perf.studies.beyond import cases, page, plots
+from perf.studies.beyond.cases import CASES, Case, Field
+
+FloatArray = NDArray[np.float64]
+BAND = "r"  # of fluxes, pulls and S/N; it is given in every case
+SNR_EDGES = (10.0, 50.0, 300.0, np.inf)
+WRONG = 0.1  # relative flux error that nobody would call right
+
+
+def deblend(deblender: Deblender, case: Case, fields: list[Field]) -> DeblendResult:
+    """Deblend all scenes of a case in one call."""
+    bands = deblender.bundle.bands
+    given = [bands.index(b) for b in case.bands or bands]
+    return deblender.deblend_batch(
+        [f.image[given] for f in fields], [f.centers for f in fields], variance=[f.variance[given] for f in fields],
+        mask=[f.mask for f in fields], psf=fields[0].psf[given], bands=[bands[b] for b in given], **case.options)
+
+
+def columns(result: DeblendResult, fields: list[Field]) -> dict[str, NDArray[Any]]:
+    """What is compared of every listed source."""
+    listed = (result.flags & int(Flag.FOUND)) == 0
+    b, g = result.bands.index(BAND), result.bands.index("g")
+    true = np.concatenate([f.flux for f in fields])
+    flux, error, systematic = (a[listed, b] for a in (result.flux, result.flux_err, result.flux_sys_err))
+    return {
+        "relative": flux / true[:, b] - 1,
+        "color": metrics.color_error(result.flux[listed], true, g, b),
+        "pull": (flux - true[:, b]) / error,
+        "pull_total": (flux - true[:, b]) / np.hypot(error, systematic),
+        "systematic": systematic / flux,
+        "flagged": ~uncertainty.trusted(result.flags[listed]),
+        "poor": (result.flags[listed] & int(Flag.POOR_FIT)) != 0,
+        "snr": np.concatenate([f.snr for f in fields])[:, b],
+        "alone": np.repeat([len(f.flux) == 1 for f in fields], [len(f.flux) for f in fields]),
+    }
+
+
+def summarise(found: dict[str, NDArray[Any]], keep: NDArray[np.bool_]) -> dict[str, Any]:
+    """The metrics of some of the sources.
+
+    Returns
+    -------
+    dict
+        ``n``; medians ``flux_error``, ``bias``, ``color_error``, ``systematic``; robust widths ``width``,
+        ``width_unflagged``, ``width_total``, ``width_total_unflagged``; fractions ``beyond_3``, ``beyond_3_unflagged``,
+        ``beyond_3_total``, ``flagged``; ``caught`` and ``caught_wrong``, the flagged fraction of those beyond 3 and of
+        those that are also off by more than `WRONG`; ``silent``, the fraction wrong and not flagged; ``false_alarm``,
+        the flagged fraction of those within 3.
+    """
+    own = {name: values[keep] for name, values in found.items()}
+    good, beyond = ~own["flagged"], np.abs(own["pull"]) > 3
+    wrong = beyond & (np.abs(own["relative"]) > WRONG)
+
+    def share(part: NDArray[np.bool_], of: NDArray[np.bool_]) -> float:
+        return float(part[of].mean()) if of.any() else float("nan")
+
+    every = np.ones_like(good)
+    pulls = {f"width{name}{suffix}": metrics.pull_summary(own[f"pull{name}"][rows])["width"]
+             for name in ("", "_total") for suffix, rows in (("", every), ("_unflagged", good))}
+    return {"n": int(keep.sum()), "flux_error": report.median(np.abs(own["relative"])),
+            "bias": report.median(own["relative"]), "color_error": report.median(own["color"]),
+            "systematic": report.median(own["systematic"]), **pulls, "beyond_3": share(beyond, every),
+            "beyond_3_unflagged": share(beyond, good), "beyond_3_total": share(np.abs(own["pull_total"]) > 3, every),
+            "flagged": share(own["flagged"], every), "poor": share(own["poor"], every),
+            "caught": share(own["flagged"], beyond), "caught_wrong": share(own["flagged"], wrong),
+            "silent": share(wrong & good, every), "false_alarm": share(own["flagged"], ~beyond)}
+
+
+def groups(found: dict[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
+    """Summaries of all sources, of those alone and in blends, and by S/N."""
+    snr, alone = found["snr"], found["alone"]
+    chosen = {"all": np.ones_like(alone), "alone": alone, "blends": ~alone}
+    chosen |= {f"S/N {report.interval(low, high)}": (snr >= low) & (snr < high)
+               for low, high in itertools.pairwise(SNR_EDGES)}
+    return {name: summarise(found, keep) for name, keep in chosen.items()}
+
+
+def measure(bundle: str, scale: float) -> tuple[dict[str, Any], list[plots.Example]]:
+    """Run all cases; also what the figure shows."""
+    deblender = Deblender.load(bundle)
+    deblender.warmup(64)
+    layouts = cases.layouts(scale)
+    shown = plots.scene_of(layouts)
+    summary, examples, pooled, seconds = {}, [], [], 0.0
+    for case in CASES:
+        fields = [cases.make_field(case, layout) for layout in layouts]
+        start = time.process_time()
+        result = deblend(deblender, case, fields)
+        seconds += time.process_time() - start
+        found = columns(result, fields)
+        summary[case.name] = {"about": case.about, **groups(found)}
+        pooled.append(found)
+        if case.name in plots.SHOWN:
+            examples.append(plots.example(case.name, result, fields[shown], shown))
+        row = summary[case.name]["all"]
+        print(f"{case.name}: width {row['width']:.2f}, total {row['width_total']:.2f}, flagged {row['flagged']:.2f}, "
+              f"caught {row['caught']:.2f}, false alarms {row['false_alarm']:.2f}", file=sys.stderr)
+    every = {name: np.concatenate([found[name] for found in pooled]) for name in pooled[0]}
+    return {
+        "bundle": bundle,
+        "n_source": len(pooled[0]["snr"]),
+        "band": BAND,
+        "wrong": WRONG,
+        "cases": summary,
+        "all_cases": groups(every),
+        "scale": systematic_error.SCALE,
+        "hidden": systematic_error.HIDDEN,
+        "floor": systematic_error.FLOOR,
+        "misfit_sigma": fit_quality.MISFIT_SIGMA,
+        "deblending_cpu_seconds": seconds,
+        "environment": report.environment(),
+    }, examples
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m perf.studies.beyond", description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", default="lsst", help="shipped name or path of a bundle")
+    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the scenes, for a quick look")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the page, figure and JSON file")
+    args = parser.parse_args(argv)
+    figures, examples = measure(args.bundle, args.scale)
+    options = "".join(f" --{key} {value}" for key, value in (("bundle", args.bundle), ("scale", args.scale))
+                      if value != parser.get_default(key))
+    figures["command"] = "python -m perf.studies.beyond" + options
+    figures["cpu_seconds"] = time.process_time()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "beyond.json").write_text(json.dumps(figures, indent=1) + "\n")
+    plots.draw(examples, args.out / "beyond.png")
+    text = page.page(figures)
+    (args.out / "beyond.md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""Accuracy and objective against processor time, by the number of iterations: where does it stop to pay?
+
+    python -m perf.studies.cpu.iterations [--n-scene 40] [--counts 1 2 3 ...] [--reference 60] [--adam 25 50 100 200]
+
+On the GalSim test scenes of `perf.scenes`, one thread, given the true positions, variance and PSF. Errors and times are
+those of the default, robust likelihood. Objectives are compared under the plain one, the same function for every run
+(the robust bound depends on the model), in runs of their own: the gap of a scene is its objective minus that of a long
+run of Gauss-Newton, over its number of sources. Descents can end in different minima: negative gaps are counted and
+told, and enter medians as zero. `saturation` has the rule for the point where accuracy stops improving; it goes by
+means of clipped errors, for the median of some tens of sources jumps from one source to the next, and allows for the
+scatter of their difference source by source: some blends end in other minima, no worse on the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.solve import descent, moving_blends
+from perf import report, scenes
+from perf.studies.accuracy import measures
+from perf.studies.cpu import plots
+
+FloatArray = NDArray[np.float64]
+COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30)
+ADAM = (25, 50, 100, 200)
+REFERENCE = 60
+N_SCENE = 40
+BLENDED = 0.3  # blendedness in r
+WITHIN, GAP = 0.02, 0.1  # of the rule: fraction of the long run's error; objective per source
+CLIP = 0.5  # larger errors enter means as this
+NEGATIVE = 1e-3  # gaps below minus this are told as negative: sums of a scene in float32 reach 1e-4
+PARTS = ("all", "blended")
+AT_ONCE = 10  # scenes
+Entry = tuple[str, int]  # solver, iterations
+
+
+def errors(flux: FloatArray, truth: FloatArray, bands: Sequence[str], blended: NDArray[np.bool_]) -> dict[str, Any]:
+    """Medians, clipped means and 90th percentiles of |flux / truth - 1| of the sources with a flux.
+
+    Parameters
+    ----------
+    flux, truth : float64 (n_source, n_band) [nJy]
+    bands : sequence of str
+    blended : bool (n_source,)
+
+    Returns
+    -------
+    dict
+        Of ``all`` and ``blended``: ``n`` (sources), and by band ``<band>`` the median, ``<band>_mean`` the mean
+        of errors clipped at `CLIP`, ``<band>_p90`` the percentile.
+    """
+    found: dict[str, Any] = {}
+    for part, chosen in zip(PARTS, (np.ones(len(flux), bool), blended), strict=True):
+        found[part] = {"n": int(chosen.sum())}
+        for band in report.FLUX_BANDS:
+            b = list(bands).index(band)
+            error = np.abs(flux[chosen, b] / truth[chosen, b] - 1)
+            error = error[np.isfinite(error)]
+            found[part][band] = float(np.median(error)) if len(error) else float("nan")
+            found[part][f"{band}_mean"] = float(np.minimum(error, CLIP).mean()) if len(error) else float("nan")
+            found[part][f"{band}_p90"] = float(np.quantile(error, 0.9)) if len(error) else float("nan")
+    return found
+
+
+def excess(flux: FloatArray, long: FloatArray, truth: FloatArray, bands: Sequence[str],
+           blended: NDArray[np.bool_]) -> dict[str, Any]:
+    """How much larger errors are than those of the long run, source by source.
+
+    Parameters
+    ----------
+    flux, long, truth : float64 (n_source, n_band) [nJy]
+    bands : sequence of str
+    blended : bool (n_source,)
+
+    Returns
+    -------
+    dict
+        Of ``all`` and ``blended``, by band: the mean difference of the errors, clipped at `CLIP`, and the standard
+        error of that mean; zeros of no source.
+    """
+    found: dict[str, Any] = {}
+    for part, chosen in zip(PARTS, (np.ones(len(flux), bool), blended), strict=True):
+        found[part] = {}
+        for band in report.FLUX_BANDS:
+            b = list(bands).index(band)
+            new, old = (np.minimum(np.abs(f[chosen, b] / truth[chosen, b] - 1), CLIP) for f in (flux, long))
+            difference = (new - old)[np.isfinite(new - old)]
+            n = len(difference)
+            found[part][band] = [float(difference.mean()), float(difference.std() / np.sqrt(n))] if n else [0.0, 0.0]
+    return found
+
+
+def gap(objective: FloatArray, reference: FloatArray, n_source: NDArray[np.int64]) -> dict[str, float]:
+    """How far above a long run scenes end, in units of the objective per source.
+
+    Parameters
+    ----------
+    objective, reference : float64 (n_scene,)
+    n_source : int64 (n_scene,)
+
+    Returns
+    -------
+    dict
+        ``median`` and ``p90`` over scenes, negative gaps as zero; ``negative``, the fraction of those, and ``least``,
+        the lowest.
+    """
+    each = (objective - reference) / np.maximum(n_source, 1)
+    above = np.maximum(each, 0.0)
+    return {"median": float(np.median(above)), "p90": float(np.quantile(above, 0.9)),
+            "negative": float((each < -NEGATIVE).mean()), "least": float(each.min())}
+
+
+def saturation(rows: Sequence[Mapping[str, Any]], reference: int, parts: Sequence[str] = PARTS,
+               within: float = WITHIN, largest_gap: float = GAP) -> int | None:
+    """The first count from which on nothing is left to gain: it and all larger ones are as good as the long run.
+
+    Early counts may be nearer to the truth by chance, in a band or for some sources, and leave it again; the lowest
+    error of all counts would be such a chance.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Of one solver, as `measure` makes them; the long run among them.
+    reference : int
+        Iterations of the long run.
+    parts : sequence of str
+        Sources whose errors must have arrived.
+    within : float
+        Fraction by which mean errors, clipped, in r and i may exceed those of the long run, beside one standard error
+        of the difference.
+    largest_gap : float
+        Of the median gap of the objective, per source.
+
+    Returns
+    -------
+    int or None
+        None if no row but the long run's own is that good.
+    """
+    (long,) = (row for row in rows if row["n_iteration"] == reference)
+    first = None
+    for row in sorted(rows, key=lambda row: -row["n_iteration"]):
+        if row is long:
+            continue
+        arrived = all(row["excess"][part][band][0] <= within * long["errors"][part][f"{band}_mean"]
+                      + row["excess"][part][band][1] for part in parts for band in report.FLUX_BANDS)
+        if not arrived or row["gap"]["median"] > largest_gap:
+            break
+        first = int(row["n_iteration"])
+    return first
+
+
+def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequence[int] = ADAM,
+            reference: int = REFERENCE, bundle: str = "lsst") -> dict[str, Any]:
+    """Run every count, and collect errors, gaps and times.
+
+    Parameters
+    ----------
+    tests : SceneSet
+    counts, adam : sequence of int
+        Iterations of Gauss-Newton and of Adam.
+    reference : int
+        Iterations of the long run, which is a row of the table, too.
+    bundle : str
+
+    Returns
+    -------
+    dict
+        Plain values: ``rows``, each with ``descent``, ``n_iteration``, ``ms_per_source`` (processor time of one
+        thread), ``errors`` and ``gap``; ``saturation`` by sources; and what the figures belong to.
+    """
+    truth = np.concatenate([tests.field("flux", k) for k in range(len(tests))])
+    known = measures.truth_columns(tests)
+    blended = known["blendedness"][:, tests.bands.index("r")] > BLENDED
+    n_source = np.array([len(tests.field("centers", k)) for k in range(len(tests))])
+    deblender = Deblender.load(bundle)
+    long = ("gauss_newton", reference)
+    entries = [*(("gauss_newton", n) for n in sorted({*counts, reference})), *(("adam", n) for n in sorted(adam))]
+    flux: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
+    objective: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
+    seconds = dict.fromkeys(entries, 0.0)
+    deblend(deblender, given(tests, range(1)), ("gauss_newton", 1))  # sessions and the folded PSF
+    for first in range(0, len(tests), AT_ONCE):  # what disturbs the machine for a while disturbs all entries
+        numbers = range(first, min(first + AT_ONCE, len(tests)))
+        chunk = given(tests, numbers)
+        for entry in entries:
+            start = time.process_time()
+            flux[entry].append(deblend(deblender, chunk, entry).flux)
+            seconds[entry] += time.process_time() - start
+            objective[entry].append(deblend(deblender, chunk, entry, robust=False).objective)
+        print(f"{numbers.stop} scenes", file=sys.stderr, flush=True)
+    lowest = np.concatenate(objective[long])
+    rows = [{"solver": name, "n_iteration": n_iteration,
+             "ms_per_source": 1e3 * seconds[name, n_iteration] / len(truth),
+             "errors": errors(np.concatenate(flux[name, n_iteration]), truth, tests.bands, blended),
+             "excess": excess(np.concatenate(flux[name, n_iteration]), np.concatenate(flux[long]), truth, tests.bands,
+                              blended),
+             "gap": gap(np.concatenate(objective[name, n_iteration]), lowest, n_source)}
+            for name, n_iteration in entries]
+    own = [row for row in rows if row["solver"] == "gauss_newton"]
+    return {"n_scene": len(tests), "n_source": len(truth), "scenes_sha256": tests.sha256, "reference": reference,
+            "default": descent.ITERATIONS["gauss_newton"], "rows": rows,
+            "noise_floor": errors(known["floor"], truth, tests.bands, blended),
+            "saturation": {"all": saturation(own, reference, ("all",)),
+                           "all and blended": saturation(own, reference)}}
+
+
+def given(tests: scenes.SceneSet, numbers: range) -> dict[str, Any]:
+    """Arguments of `deblend_batch` for some scenes, read from their file."""
+    cutouts, centers, variance = ([tests.field(name, k) for k in numbers] for name in ("image", "centers", "variance"))
+    return {"cutouts": cutouts, "centers": centers, "variance": variance, "psf": tests.psf, "bands": tests.bands}
+
+
+def deblend(deblender: Deblender, scenes_given: Mapping[str, Any], entry: Entry, *, robust: bool = True) -> Any:
+    """The result of some scenes, in one call on one thread."""
+    return deblender.deblend_batch(**scenes_given, solver=entry[0], n_iteration=entry[1], robust=robust)
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The rows as a markdown table."""
+    columns = (("all", ""), ("blended", ""), ("all", "_mean"), ("blended", "_mean"), ("all", "_p90"))
+    header = ["solver", "iterations", "ms per source", "median error r, i", "at blendedness > 0.3",
+              f"mean, clipped at {100 * CLIP:g}%", "at blendedness > 0.3", "90th percentile", "gap, median",
+              "gap, 90th percentile", "negative gaps"]
+
+    def shown(found: Mapping[str, Any]) -> list[str]:
+        return [", ".join(percents(found[part][band + end]) for band in report.FLUX_BANDS) for part, end in columns]
+
+    lines = []
+    for row in figures["rows"]:
+        found = row["gap"]
+        negative = f"{report.percent(found['negative'])}, least {found['least']:.2g}" if found["negative"] else "none"
+        lines.append([row["solver"], str(row["n_iteration"]), f"{row['ms_per_source']:.1f}", *shown(row["errors"]),
+                      report.number(found["median"]), report.number(found["p90"]), negative])
+    lines.append(["noise floor", "–", "–", *shown(figures["noise_floor"]), *["–"] * 3])
+    return report.markdown_table(header, lines)
+
+
+def percents(fraction: float) -> str:
+    """Two decimals of a per cent: differences between neighbouring counts are small."""
+    return f"{100 * fraction:.2f}%"
+
+
+def verdict(figures: Mapping[str, Any]) -> str:
+    """Where accuracy stops improving, in words."""
+    def count(n: int | None) -> str:
+        return "none of the counts" if n is None else f"{n} iterations"
+
+    found, n_blended = figures["saturation"], figures["rows"][0]["errors"]["blended"]["n"]
+    return (f"The first count that is, as all larger ones are, as good as {figures['reference']} iterations: mean flux "
+            f"errors in r and i, clipped at {100 * CLIP:g}%, larger by at most {100 * WITHIN:g}% and one standard "
+            f"error of the difference source by source; median gap of the objective at most {GAP:g} per source. Over "
+            f"all sources {count(found['all'])}; {count(found['all and blended'])} if the {n_blended} at blendedness "
+            f"above {BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, "
+            f"blends that "
+            f"still move get up to {sum(moving_blends.FURTHER):g} times as many again, which is in the times.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m perf.studies.cpu.iterations",
+                                     description=__doc__.partition("\n")[0])
+    parser.add_argument("--n-scene", type=int, default=N_SCENE)
+    parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
+    parser.add_argument("--adam", type=int, nargs="*", default=list(ADAM))
+    parser.add_argument("--reference", type=int, default=REFERENCE)
+    parser.add_argument("--bundle", default="lsst", help="shipped name or path")
+    parser.add_argument("--cache", type=Path, default=None, help="folder of the test scenes; ~/.cache/deblendrt")
+    parser.add_argument("--json", type=Path, help="store the figures")
+    parser.add_argument("--figure", type=Path, help="draw them")
+    args = parser.parse_args(argv)
+    figures = measure(scenes.load_scenes(args.cache, args.n_scene), args.counts, args.adam, args.reference, args.bundle)
+    print(table(figures), verdict(figures), sep="\n\n")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if args.figure:
+        plots.draw_iterations(figures, args.figure)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

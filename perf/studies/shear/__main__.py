@@ -1,0 +1,214 @@
+r"""Response of ellipticities to shear, before and after deblending: ``python -m perf.studies.shear`` from a clone.
+
+A ring test. Each galaxy is drawn at two position angles, 90 degrees apart, under g1 = +0.02 and -0.02 with the same
+noise (`scenes`), alone and with a neighbour; so its own shape cancels, and most of the noise. The mean
+change of an ellipticity over that of the same measurement on the noiseless, isolated galaxy gives m
+(`bias`). The change between a round and an elliptical PSF, again with the same noise, gives c. Measurements
+(`shapes`), all in the i band:
+
+- model: ``result.ellipticity``, adaptive moments of the model under the reference PSF. What it is compared with is the
+  galaxy drawn under the reference PSF, so the decoder's errors and the deconvolution's are part of m.
+- model, PSF removed: the same moments less the reference PSF's, an ellipticity that small galaxies do not lose.
+- regauss: re-Gaussianisation (Hirata & Seljak 2003, MNRAS 343, 459) by GalSim's HSM, on the image as it is; on the
+  image less the models of the neighbours; on the redistributed image. Compared with itself on the galaxy's noiseless
+  image, so that the method's own bias is left out.
+
+Written: ``shear.json``, ``shear.md`` and ``shear.png`` in ``perf/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import galsim
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.deblender import Deblender
+from perf import metrics, report
+from perf.studies.accuracy import uncertainty
+from perf.studies.shear import bias, page, shapes
+from perf.studies.shear import scenes as ring
+from perf.studies.shear.bias import ELLIPTICAL, MINUS, PLUS, Columns
+
+SHEAR = 0.02
+PSF_ELLIPTICITY = 0.05
+BAND = "i"
+N_GALAXY, N_QUICK = 256, 2
+GROUP = 16  # galaxies deblended in one call
+EVERY = 4  # of the groups, one is also seen through the elliptical PSF and without noise: both scatter little
+
+FloatArray = NDArray[np.float64]
+
+
+def measure(deblender: Deblender, pairs: ring.Pairs, path: Path | None = None) -> Columns:
+    """Every ellipticity of every galaxy.
+
+    Parameters
+    ----------
+    deblender : Deblender
+    pairs : Pairs
+    path : Path, optional
+        A NumPy file that keeps what is measured, group by group: a run that was stopped goes on from there.
+
+    Returns
+    -------
+    dict of str to float64 (n, n_angle, 3)
+        "<who>: <what>", by galaxy, position angle, and (PLUS, MINUS, ELLIPTICAL). Who: "isolated" is the target alone,
+        "isolated, no noise" too, "brighter" and "fainter" are target and neighbour of the blend; "true brighter" and
+        "true fainter" what each gives without noise and alone. NaN where not measured or failed.
+        "seconds" is the processor's time per galaxy.
+    """
+    shape = (len(pairs), len(ring.ANGLES), 3)
+    columns: Columns = collections.defaultdict(lambda: np.full(shape, np.nan))
+    done = 0
+    if path is not None and path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            done = int(stored["done"])
+            for name in set(stored) - {"done"}:
+                columns[name][:done] = stored[name][: len(pairs)]
+    for number, start in enumerate(range(0, len(pairs), GROUP)):
+        if start < done:
+            continue
+        before = time.process_time()
+        rows = range(start, min(start + GROUP, len(pairs)))
+        also = number % EVERY == 0
+        for kind in (PLUS, MINUS, ELLIPTICAL)[: 3 if also else 2]:
+            _measure_group(columns, deblender, pairs, rows, kind, also and kind != ELLIPTICAL)
+        columns["seconds"][rows.start : rows.stop] = (time.process_time() - before) / len(rows)
+        print(f"{rows.stop} of {len(pairs)} galaxies", file=sys.stderr)
+        if path is not None:
+            partial = path.with_suffix(".part.npz")
+            np.savez(partial, done=np.array(rows.stop), **{name: c[: rows.stop] for name, c in columns.items()})
+            partial.replace(path)
+    return dict(columns)
+
+
+def _measure_group(columns: Columns, deblender: Deblender, pairs: ring.Pairs, rows: range, kind: int,
+                   noiseless: bool) -> None:
+    """Fill in one kind of image of some galaxies."""
+    psf, shear = (pairs.elliptical_psf if kind == ELLIPTICAL else pairs.psf), (-SHEAR if kind == MINUS else SHEAR)
+    band, sigma = pairs.depth.bands.index(BAND), deblender.bundle.reference_psf_sigma
+    images = [(k, a) for k in rows for a in range(len(ring.ANGLES))]
+    truth = [ring.observed(pairs, k, ring.ANGLES[a], shear, psf) for k, a in images]
+    center = [ring.turned(pairs.center[k], ring.ANGLES[a]) for k, a in images]
+    noise = [ring.deviates(pairs, k, ring.ANGLES[a]) for k, a in images]
+    alone = [ring.exposed(t[0], n, pairs.depth) for t, n in zip(truth, noise, strict=True)]
+    blend = [ring.exposed(t.sum(0), n, pairs.depth) for t, n in zip(truth, noise, strict=True)]
+
+    def deblend(image: list[Any], exposed: list[Any], n_source: int) -> Any:
+        return deblender.deblend_batch(image, [c[:n_source] + ring.SIZE // 2 for c in center], psf=psf.image,
+                                       variance=[variance for _, variance in exposed], bands=pairs.depth.bands)
+
+    single, pair = deblend([i for i, _ in alone], alone, 1), deblend([i for i, _ in blend], blend, 2)
+    put = _writer(columns, images, kind)
+    models = {"isolated": (single, slice(None)), "brighter": (pair, slice(0, None, 2)),
+              "fainter": (pair, slice(1, None, 2))}
+    if noiseless:
+        models["isolated, no noise"] = (deblend([t[0].astype(np.float32) for t in truth], alone, 1), slice(None))
+    for who, (result, which) in models.items():
+        _put_moments(put, who, result.moments[which], sigma)
+        image, middle = shapes.model_images(deblender, result, band)
+        put(f"{who}: response", shapes.model_response(image[which], middle[which], sigma))
+        put(f"{who}: error", result.ellipticity_err[which, 0])
+        put(f"{who}: trusted", uncertainty.trusted(result.flags[which]))
+    for j, who in enumerate(("true brighter", "true fainter")):
+        offset = np.array([c[j] - np.rint(c[j]) for c in center])
+        drawn = np.array([shapes.reference_image(pairs, 2 * k + j, at, ring.ANGLES[a], shear, sigma, band)
+                          for (k, a), at in zip(images, offset, strict=True)])
+        _put_moments(put, who, shapes.moments(drawn, offset + shapes.STAMP // 2), sigma)
+    for name, (image, j) in _planes(truth, alone, blend, single, pair, band).items():
+        found = [shapes.regauss(plane, psf.image[band], float(pairs.depth.sky_sigma[band] ** 2),
+                                      c[j] + ring.SIZE // 2) for plane, c in zip(image, center, strict=True)]
+        put(name, np.array([e1 for e1, _ in found]))
+        put(f"{name}, resolution", np.array([resolution for _, resolution in found]))
+
+
+def _writer(columns: Columns, images: list[tuple[int, int]], kind: int) -> Callable[[str, NDArray[Any]], None]:
+    k, a = np.array(images).T
+
+    def put(name: str, values: NDArray[Any]) -> None:
+        columns[name][k, a, kind] = values
+
+    return put
+
+
+def _put_moments(put: Callable[[str, NDArray[Any]], None], who: str, moments: FloatArray, psf_sigma: float) -> None:
+    put(f"{who}: model", shapes.first_ellipticity(moments))
+    put(f"{who}: model, PSF removed", shapes.first_ellipticity(moments, psf_sigma**2))
+    put(f"{who}: size", moments[:, 0] + moments[:, 1])
+
+
+def _planes(truth: list[Any], alone: list[Any], blend: list[Any], single: Any, pair: Any,
+            band: int) -> dict[str, tuple[list[NDArray[Any]], int]]:
+    """Every image that is measured by regauss, and whether the target's (0) or the neighbour's place (1) is."""
+    shape, n = (ring.SIZE, ring.SIZE), len(truth)
+    bright, faint = ([metrics.place(*pair.stamps(2 * i + j), shape)[band] for i in range(n)] for j in (0, 1))
+    observed = [image[band] for image, _ in blend]
+
+    def redistributed(result: Any, step: int, j: int) -> list[NDArray[Any]]:
+        return [metrics.place(*result.redistributed(step * i + j), shape)[band] for i in range(n)]
+
+    def less(models: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        return [image - model for image, model in zip(observed, models, strict=True)]
+
+    return {"true brighter: regauss": ([t[0, band] for t in truth], 0),
+            "true fainter: regauss": ([t[1, band] for t in truth], 1),
+            "isolated: regauss": ([image[band] for image, _ in alone], 0),
+            "isolated: regauss, redistributed": (redistributed(single, 1, 0), 0),
+            "brighter: regauss": (observed, 0), "fainter: regauss": (observed, 1),
+            "brighter: regauss, neighbours subtracted": (less(faint), 0),
+            "fainter: regauss, neighbours subtracted": (less(bright), 1),
+            "brighter: regauss, redistributed": (redistributed(pair, 2, 0), 0),
+            "fainter: regauss, redistributed": (redistributed(pair, 2, 1), 1)}
+
+
+def _named(value: Any) -> Any:
+    """Figures as dictionaries, for the JSON file."""
+    if isinstance(value, bias.Figure):
+        return value._asdict()
+    return {key: _named(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m perf.studies.shear", description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", default="lsst", help="shipped name or path of a bundle")
+    parser.add_argument("--n-galaxy", type=int, default=N_GALAXY)
+    parser.add_argument("--quick", action="store_true", help=f"{N_QUICK} galaxies: does it run?")
+    parser.add_argument("--columns", type=Path, help="NumPy file that keeps what is measured; a stopped run goes on")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the page, figure and JSON file")
+    args = parser.parse_args(argv)
+    n = N_QUICK if args.quick else args.n_galaxy
+    pairs = ring.draw_pairs(n, PSF_ELLIPTICITY)
+    columns = measure(Deblender.load(args.bundle), pairs, args.columns)
+    separation = np.hypot(*(pairs.center[:, 1] - pairs.center[:, 0]).T) * pairs.depth.pixel_scale
+    figures: dict[str, Any] = {
+        "bundle": args.bundle, "n_galaxy": n, "shear": SHEAR, "psf_ellipticity": PSF_ELLIPTICITY,
+        "psf_shear": galsim.Shear(e1=PSF_ELLIPTICITY).g1,
+        "n_resolved": int(bias.resolved(columns, "true brighter").sum()),
+        "biases": bias.summarise(columns, pairs.galaxies.magnitude.reshape(n, 2), separation, SHEAR),
+        "regauss_leakage": bias.noiseless_leakage(columns, SHEAR),
+        "seconds": float(columns["seconds"][:, 0, 0].sum()), "environment": report.environment()}
+    asked = {"--bundle": args.bundle, "--n-galaxy": args.n_galaxy}  # folders of this machine are nobody's business
+    options = [f" {key} {value}" for key, value in asked.items()
+               if value != parser.get_default(key[2:].replace("-", "_"))]
+    figures["command"] = "python -m perf.studies.shear" + "".join(options) + (" --quick" if args.quick else "")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "shear.json").write_text(json.dumps(_named(figures), indent=1) + "\n")
+    page.draw(figures["biases"], args.out / "shear.png")
+    text = page.page(figures)
+    (args.out / "shear.md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
