@@ -104,7 +104,8 @@ def module_pages(where: str) -> str:
     names = sorted(path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__")
     if folder == "engine":
         names = [name for name in names if _group(name) == group]
-    return "\n".join(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: deblendrt.{folder}.{name}\n   :members:\n```\n"
+    package = folder.replace("/", ".")
+    return "\n".join(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: deblendrt.{package}.{name}\n   :members:\n```\n"
                      for name in names)
 
 

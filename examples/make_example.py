@@ -15,7 +15,8 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from deblendrt.training import config, population, simulate, survey
+from deblendrt.training import config
+from deblendrt.training.simulation import blend_scenes, population, survey
 
 SEED = 2
 SHAPE = (120, 120)
@@ -33,20 +34,20 @@ def choose_galaxies(galaxies: population.Galaxies, rng: np.random.Generator) -> 
     return np.concatenate([chosen, others])
 
 
-def make_scene(cfg: config.Config) -> tuple[simulate.SimulatedScene, survey.Depth, population.Galaxies]:
+def make_scene(cfg: config.Config) -> tuple[blend_scenes.SimulatedScene, survey.Depth, population.Galaxies]:
     """Simulate the field."""
     rng = np.random.default_rng(SEED)
     depth = survey.depth(cfg.survey)
-    galaxies = simulate.natural_population(cfg, 4000, rng)
+    galaxies = blend_scenes.natural_population(cfg, 4000, rng)
     indices = choose_galaxies(galaxies, rng)
     scale = depth.pixel_scale
-    positions = simulate.blend_positions(len(indices), SHAPE, rng, spread=SPREAD / scale,
-                                         min_separation=simulate.MIN_SEPARATION / scale, margin=8.0)
-    scene = simulate.simulate_scene(galaxies, indices, positions, survey.nominal_psf(depth), depth, SHAPE, rng)
+    positions = blend_scenes.blend_positions(len(indices), SHAPE, rng, spread=SPREAD / scale,
+                                         min_separation=blend_scenes.MIN_SEPARATION / scale, margin=8.0)
+    scene = blend_scenes.simulate_scene(galaxies, indices, positions, survey.nominal_psf(depth), depth, SHAPE, rng)
     return scene, depth, galaxies[indices]
 
 
-def write(scene: simulate.SimulatedScene, depth: survey.Depth, galaxies: population.Galaxies, path: Path) -> None:
+def write(scene: blend_scenes.SimulatedScene, depth: survey.Depth, galaxies: population.Galaxies, path: Path) -> None:
     """Write the field as FITS."""
     primary = fits.PrimaryHDU()
     primary.header["ORIGIN"] = "deblendrt examples/make_example.py (GalSim, galcheat)"

@@ -1,1 +1,1 @@
-"""Trained torch models to bundles of ONNX graphs, gradients included."""
+"""Trained networks to a bundle of ONNX graphs with their gradients, and a bundle to graphs for other languages."""

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from deblendrt.engine.model import outskirts
 from deblendrt.engine.model.bundle import verify_bundle
 from deblendrt.engine.model.manifest import FORMAT_REVISION, GOLDEN, GRAPHS, MANIFEST
-from deblendrt.export.graphs import MINIMUM_ONNXRUNTIME, OPSET, export_graphs, narrow
-from deblendrt.export.parity import check_parity, example_inputs, reference_outputs
+from deblendrt.export.networks.graphs import MINIMUM_ONNXRUNTIME, OPSET, export_graphs, narrow
+from deblendrt.export.networks.parity import check_parity, example_inputs, reference_outputs
 
 if TYPE_CHECKING:
     from deblendrt.training.checkpoint import Model

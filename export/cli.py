@@ -67,7 +67,7 @@ def _export_bundle(arguments: argparse.Namespace) -> int:
     from deblendrt.engine.model.bundle import BundleError
     from deblendrt.engine.model.manifest import GRAPHS
     from deblendrt.export.bundle import check_target, write_bundle
-    from deblendrt.export.graphs import ExportError
+    from deblendrt.export.networks.graphs import ExportError
     from deblendrt.export.tensorrt import TensorRTError, check_graph, unavailable
     from deblendrt.training.checkpoint import load_model
 
@@ -97,7 +97,7 @@ def _export_solver(arguments: argparse.Namespace) -> int:
         return _fail("not installed: onnx (pip install 'deblendrt[export]')", UNAVAILABLE)
     from deblendrt.engine.files.fits import read_psf
     from deblendrt.engine.model.bundle import load_bundle
-    from deblendrt.export.solver_graph import solver_graph, write_solver
+    from deblendrt.export.solver.solver_graph import solver_graph, write_solver
     from deblendrt.export.triton import write_repository
 
     if arguments.out.exists() and not arguments.overwrite:

@@ -35,7 +35,7 @@ def write_repository(bundle: Bundle, solver: onnx.ModelProto, out: str | Path, *
     ----------
     bundle : Bundle
     solver : onnx.ModelProto
-        Of `deblendrt.export.solver_graph`.
+        Of `deblendrt.export.solver.solver_graph`.
     out : str or Path
         A folder; replaced if there is one.
     n_instance : int

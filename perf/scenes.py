@@ -23,7 +23,8 @@ from typing import Any
 import galsim
 import numpy as np
 
-from deblendrt.training import config, population, render, simulate, survey
+from deblendrt.training import config
+from deblendrt.training.simulation import blend_scenes, components, population, survey
 
 N_SCENE = 200
 SEED = 810_450_237
@@ -54,10 +55,10 @@ def _pool() -> tuple[population.Galaxies, survey.Psf, survey.Depth]:
     return galaxies, survey.nominal_psf(depth), depth
 
 
-def make_scene(k: int) -> simulate.SimulatedScene:
+def make_scene(k: int) -> blend_scenes.SimulatedScene:
     """Test scene number k; it does not depend on how many others are made."""
     galaxies, psf, depth = _pool()
-    return simulate.random_blend_scene(
+    return blend_scenes.random_blend_scene(
         galaxies, psf, depth, np.random.default_rng([SEED, 2, k]), shape=tuple(RECIPE["shape"]),
         n_source=tuple(RECIPE["n_source"]), spread=RECIPE["spread"], min_separation=RECIPE["min_separation"],
         margin=RECIPE["margin"])
@@ -66,7 +67,7 @@ def make_scene(k: int) -> simulate.SimulatedScene:
 def recipe_hash() -> str:
     """Hash of everything that decides the scenes: recipe, source of the simulation, GalSim's version."""
     digest = hashlib.sha256(json.dumps([RECIPE, galsim.__version__], sort_keys=True).encode())
-    for module in (population, render, simulate, survey):
+    for module in (population, components, blend_scenes, survey):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
@@ -100,13 +101,13 @@ class SceneSet:
         """One array of scene k; `name` is a field of `SimulatedScene`."""
         return self._file[f"{name}_{k}"]
 
-    def __getitem__(self, k: int) -> simulate.SimulatedScene:
+    def __getitem__(self, k: int) -> blend_scenes.SimulatedScene:
         if not 0 <= k < len(self):
             raise IndexError(k)
         image, variance, centers, truth, flux = (self.field(name, k) for name in FIELDS)
-        return simulate.SimulatedScene(image, variance, self.psf, centers, truth, flux)
+        return blend_scenes.SimulatedScene(image, variance, self.psf, centers, truth, flux)
 
-    def __iter__(self) -> Iterator[simulate.SimulatedScene]:
+    def __iter__(self) -> Iterator[blend_scenes.SimulatedScene]:
         return (self[k] for k in range(len(self)))
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from deblendrt.engine.model import outskirts
 from deblendrt.training import config
 from deblendrt.training.config import Config
-from deblendrt.training.population import draw
-from deblendrt.training.render import COMPONENTS, component_map
+from deblendrt.training.simulation.components import COMPONENTS, component_map
+from deblendrt.training.simulation.population import draw
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.model.manifest import PERCENTILES
 from deblendrt.training import config as config_module
-from deblendrt.training import survey
 from deblendrt.training.config import Config
-from deblendrt.training.decoder import Decoder
-from deblendrt.training.encoder import DeblendingEncoder
-from deblendrt.training.flow import ShapePrior
-from deblendrt.training.vae import GalaxyEncoder
+from deblendrt.training.networks.deblending_encoder import DeblendingEncoder
+from deblendrt.training.networks.decoder import Decoder
+from deblendrt.training.networks.flow import ShapePrior
+from deblendrt.training.networks.vae import GalaxyEncoder
+from deblendrt.training.simulation import survey
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -106,8 +106,7 @@ def _population_summary(config: Config) -> dict[str, Any]:
     indices = (" or ".join(f"{n:g}" for n in values)
                for values in (config.population.bulge_sersic, config.population.disk_sersic))
     return {
-        "description": "bulge and disk galaxies of Sersic index {} and {}; relations and sources in "
-                       "deblendrt.training.population".format(*indices),
+        "description": "bulge and disk galaxies of Sersic index {} and {}".format(*indices),
         "magnitude_min": config.population.magnitude_min,
         "magnitude_max": config.population.magnitude_max,
         "reference_band": config.survey.reference_band,

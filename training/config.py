@@ -29,7 +29,7 @@ class Survey:
     bands: list[str]
     reference_band: str
     pixel_scale: float  # arcsec
-    bandpass: str  # filter curves, with {band}; see `deblendrt.training.bandpass`
+    bandpass: str  # filter curves, with {band}; see `deblendrt.training.simulation.bandpass`
     depth: Depth | None = None
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-    """Galaxy population, see `deblendrt.training.population`."""
+    """Galaxy population, see `deblendrt.training.simulation.population`."""
 
     n_galaxy: int
     magnitude_min: float

@@ -21,8 +21,11 @@ import torch
 
 from deblendrt.engine.compute.folding import fold
 from deblendrt.engine.model.manifest import PERCENTILES
-from deblendrt.training import basis, checkpoint, config, encoder_data, population, survey, vae
-from deblendrt.training.flow import train_flow
+from deblendrt.training import basis, checkpoint, config
+from deblendrt.training.networks import vae
+from deblendrt.training.networks.deblending_encoder import train_encoder
+from deblendrt.training.networks.flow import train_flow
+from deblendrt.training.simulation import population, survey
 
 log = logging.getLogger("deblendrt.train")
 
@@ -112,8 +115,8 @@ def stage_encoder(settings: config.Config, out: Path, n_process: int) -> None:
     _, galaxy_encoder, _, encoder = checkpoint.new_modules(settings)
     galaxy_encoder.load_state_dict(torch.load(out / "galaxy_encoder.pt", weights_only=True))
     phi, shift = _basis(out)
-    encoder_data.train_encoder(encoder, galaxy_encoder, training_set(out), settings, phi, shift,
-                               np.random.default_rng(seed(settings, "blends")), _torch_generator(settings, "encoder"))
+    train_encoder(encoder, galaxy_encoder, training_set(out), settings, phi, shift,
+                  np.random.default_rng(seed(settings, "blends")), _torch_generator(settings, "encoder"))
     checkpoint.save_state(encoder, out / "encoder.pt")
 
 
@@ -218,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"deblendrt-train: {error}", file=sys.stderr)
         return 1
     if not args.no_diagnostics and all((args.out / product).exists() for _, product in RUN.values()):
-        from deblendrt.training import diagnostics
+        from deblendrt.training.figures import diagnostics
 
         diagnostics.write_all(checkpoint.load_model(args.out), args.out / "diagnostics")
     return 0

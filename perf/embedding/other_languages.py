@@ -24,7 +24,7 @@ from astropy.table import Table
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import SUSPECT, Flag
-from deblendrt.export.solver_graph import solver_graph, write_solver
+from deblendrt.export.solver.solver_graph import solver_graph, write_solver
 from perf import report
 from perf.gate import cases
 

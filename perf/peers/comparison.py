@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.training import simulate
+from deblendrt.training.simulation import blend_scenes
 from perf import report, scenes
 from perf.peers import environments, exchange
 from perf.peers.peer import PEERS, Missing, Own, Peer
@@ -53,9 +53,9 @@ class Chunk:
     """Some test scenes, as `accuracy.image_columns` reads them."""
 
     bands: tuple[str, ...]
-    scenes: list[simulate.SimulatedScene]
+    scenes: list[blend_scenes.SimulatedScene]
 
-    def __iter__(self) -> Iterator[simulate.SimulatedScene]:
+    def __iter__(self) -> Iterator[blend_scenes.SimulatedScene]:
         return iter(self.scenes)
 
 

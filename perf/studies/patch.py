@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from deblendrt.engine import Deblender, DeblendResult
 from deblendrt.engine.scene import patches
 from deblendrt.engine.scene.flags import SUSPECT, Flag
-from deblendrt.training import config, population, simulate, survey
+from deblendrt.training import config
+from deblendrt.training.simulation import blend_scenes, population, survey
 from perf.report import RESULTS, environment, markdown_table
 from perf.scenes import RECIPE
 
@@ -85,7 +86,7 @@ def _draw(task: tuple[population.Galaxies, NDArray[np.float64], NDArray[np.int64
     """Stamps of the galaxies of a node."""
     galaxies, centers, node, depth, side = task
     psf = psf_over(depth, side)(*((node + 0.5) * NODE).tolist())
-    return np.array([simulate.draw_source(galaxies, i, center - np.rint(center) + STAMP // 2, psf, (STAMP, STAMP),
+    return np.array([blend_scenes.draw_source(galaxies, i, center - np.rint(center) + STAMP // 2, psf, (STAMP, STAMP),
                                           depth.pixel_scale) for i, center in enumerate(centers)])
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import SUSPECT, Flag
-from deblendrt.training import simulate
+from deblendrt.training.simulation import blend_scenes
 from perf import scenes
 from perf.report import RESULTS
 
@@ -204,7 +204,7 @@ def field(density: int, seed: int) -> tuple[Any, ...]:
     padded = np.zeros((len(depth.bands), SIDE + 2 * half, SIDE + 2 * half))
     for i, center in zip(rows, centers, strict=True):
         x, y = np.rint(center).astype(int)
-        padded[:, y : y + STAMP, x : x + STAMP] += simulate.draw_source(
+        padded[:, y : y + STAMP, x : x + STAMP] += blend_scenes.draw_source(
             pool, int(i), center - [x - half, y - half], psf, (STAMP, STAMP), depth.pixel_scale)
     mean = np.maximum(padded[:, half:-half, half:-half], 0)
     counts, sigma = depth.counts_per_njy[:, None, None], depth.sky_sigma[:, None, None]
@@ -244,7 +244,7 @@ def crowding(cases: Cases) -> None:
             rows = [order[np.searchsorted(pool.magnitude[order], m) + rng.integers(20)] for m in wanted]
             angle = rng.uniform(0, 2 * np.pi)
             apart = np.array([np.cos(angle), np.sin(angle)])
-            made.append(simulate.simulate_scene(pool, rows, 50 + rng.uniform(-0.5, 0.5, 2) + [apart, -apart], psf,
+            made.append(blend_scenes.simulate_scene(pool, rows, 50 + rng.uniform(-0.5, 0.5, 2) + [apart, -apart], psf,
                                                 depth, (101, 101), rng))
         start = time.process_time()
         result = cases.fit([s.image for s in made], [s.centers for s in made], [s.variance for s in made])
@@ -262,7 +262,7 @@ def large_galaxies(cases: Cases) -> None:
     for low, high in ((1.5, 2.5), (2.5, 3.5), (3.5, 5.1)):
         rows = np.flatnonzero((radius > low) & (radius < high) & (pool.magnitude < 21))
         for i in rng.choice(rows, 3, replace=False).tolist():
-            scene = simulate.simulate_scene(pool, [i], [[110.3, 109.8]], psf, depth, (221, 221), rng)
+            scene = blend_scenes.simulate_scene(pool, [i], [[110.3, 109.8]], psf, depth, (221, 221), rng)
             result = cases.fit(scene.image, scene.centers, scene.variance)
             cases.row(float(radius[i]), float(pool.magnitude[i]),
                       float(result.flux[0, REFERENCE] / result.flux_err[0, REFERENCE]),

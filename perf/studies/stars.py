@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.training import config, population, simulate, survey
+from deblendrt.training import config
+from deblendrt.training.simulation import blend_scenes, population, survey
 from perf.report import environment, markdown_table, number, percent
 from perf.scenes import RECIPE
 
@@ -47,7 +48,7 @@ class Case:
         Half-light radius; 0 for stars.
     """
 
-    scene: simulate.SimulatedScene
+    scene: blend_scenes.SimulatedScene
     star: NDArray[np.bool_]
     radius: NDArray[np.float64]
 
@@ -64,11 +65,11 @@ def star_flux(rng: np.random.Generator) -> NDArray[np.float64]:
 def make_case(galaxies: population.Galaxies, psf: survey.Psf, depth: survey.Depth, n: int, size: int,
               rng: np.random.Generator) -> Case:
     """A scene of `n` sources."""
-    positions = simulate.blend_positions(n, (size, size), rng, spread=0.3 if n == 1 else simulate.SPREAD / 0.2,
-                                         min_separation=simulate.MIN_SEPARATION / 0.2, margin=13.0)
+    positions = blend_scenes.blend_positions(n, (size, size), rng, spread=0.3 if n == 1 else blend_scenes.SPREAD / 0.2,
+                                         min_separation=blend_scenes.MIN_SEPARATION / 0.2, margin=13.0)
     star = rng.random(n) < STAR_FRACTION
     index = rng.choice(len(galaxies), n, replace=False)
-    scene = simulate.simulate_scene(galaxies, index[~star], positions[~star], psf, depth, (size, size), rng)
+    scene = blend_scenes.simulate_scene(galaxies, index[~star], positions[~star], psf, depth, (size, size), rng)
     truth = np.zeros((n, *scene.image.shape), np.float32)
     flux = np.zeros((n, len(depth.bands)))
     truth[~star], flux[~star] = scene.truth, scene.flux

@@ -21,7 +21,8 @@ from deblendrt.engine.model.manifest import GRAPHS, BundleError  # noqa: E402
 from deblendrt.engine.model.networks import TILE  # noqa: E402
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime  # noqa: E402
 from deblendrt.export import bundle as export_bundle  # noqa: E402
-from deblendrt.export import cli, graphs, parity, tensorrt  # noqa: E402
+from deblendrt.export import cli, tensorrt  # noqa: E402
+from deblendrt.export.networks import graphs, parity  # noqa: E402
 from deblendrt.training import checkpoint, config  # noqa: E402
 
 pytestmark = pytest.mark.slow  # torch needs a few seconds a graph, and there are five

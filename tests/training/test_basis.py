@@ -130,7 +130,7 @@ def test_generators_of_known_functions() -> None:
 
 @pytest.mark.parametrize("offset", [(0.4, 0.0), (0.0, -0.4), (0.3, 0.35)])
 def test_generators_move_a_gaussian(offset: tuple[float, float]) -> None:
-    encoder_data = pytest.importorskip("deblendrt.training.encoder_data")
+    encoder_blends = pytest.importorskip("deblendrt.training.networks.encoder_blends")
     phi, _ = gauss_hermite()
     shift = basis.shift_generators(phi).astype(np.float32)
     y, x = np.mgrid[:STAMP, :STAMP] - STAMP // 2
@@ -139,7 +139,7 @@ def test_generators_move_a_gaussian(offset: tuple[float, float]) -> None:
         return np.exp(-((x - dx) ** 2 + (y - dy) ** 2) / (2 * 1.8**2))
 
     centred = np.tensordot(phi, gaussian(0, 0), 2)[None].astype(np.float32)
-    moved = encoder_data.shift_coefficients(centred, shift, np.array([offset], np.float32))[0]
+    moved = encoder_blends.shift_coefficients(centred, shift, np.array([offset], np.float32))[0]
     image = np.tensordot(moved, phi, 1)
     error = np.linalg.norm(image - gaussian(*offset)) / np.linalg.norm(image)
     assert error < 2e-4  # what the functions above order four would hold

@@ -17,7 +17,9 @@ for module in ("zuko", "galsim", "galcheat", "tqdm"):
 
 from deblendrt.engine.deblender import Deblender  # noqa: E402
 from deblendrt.engine.scene.flags import NOT_FITTED  # noqa: E402
-from deblendrt.training import checkpoint, config, simulate, survey, train, vae  # noqa: E402
+from deblendrt.training import checkpoint, config, train  # noqa: E402
+from deblendrt.training.networks import vae  # noqa: E402
+from deblendrt.training.simulation import blend_scenes, survey  # noqa: E402
 
 
 def small() -> config.Config:
@@ -121,8 +123,8 @@ def test_exported_it_deblends(trained: tuple[Path, Path], tmp_path: Path) -> Non
     rng = np.random.default_rng(4)
     depth = survey.depth(model.config.survey)
     psf = survey.nominal_psf(depth)
-    pool = simulate.natural_population(model.config, 200, rng, magnitude_limit=23.0)
-    scene = simulate.random_blend_scene(pool, psf, depth, rng, shape=(61, 61), n_source=(3, 3))
+    pool = blend_scenes.natural_population(model.config, 200, rng, magnitude_limit=23.0)
+    scene = blend_scenes.random_blend_scene(pool, psf, depth, rng, shape=(61, 61), n_source=(3, 3))
     options: dict[str, Any] = {"variance": scene.variance, "psf": scene.psf}
     start = deblender.deblend_batch(scene.image, scene.centers, n_iteration=0, **options)
     result = deblender.deblend_batch(scene.image, scene.centers, **options)

@@ -15,7 +15,7 @@ from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.measure import apertures
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.solve.descent import ITERATIONS
-from deblendrt.training import population, render, simulate
+from deblendrt.training.simulation import blend_scenes, components, population
 from perf import metrics, report, scenes
 from perf.studies.accuracy import uncertainty
 
@@ -85,10 +85,11 @@ def reference_truth(galaxies: population.Galaxies, centers: FloatArray, band: in
     aperture_flux, ellipticity = np.zeros_like(galaxies.flux), np.full((len(galaxies), 2), np.nan)
     for i, (offset, inside) in enumerate(zip(offsets, circle, strict=True)):
         light = np.zeros((REFERENCE_STAMP, REFERENCE_STAMP))
-        for component, flux in zip(render.COMPONENTS, (galaxies.bulge_flux[i], galaxies.disk_flux[i]), strict=True):
-            if flux.max() <= simulate.NEGLIGIBLE * galaxies.flux[i].max():
+        for component, flux in zip(components.COMPONENTS, (galaxies.bulge_flux[i], galaxies.disk_flux[i]), strict=True):
+            if flux.max() <= blend_scenes.NEGLIGIBLE * galaxies.flux[i].max():
                 continue
-            drawn = render.component_map(galaxies, i, component, REFERENCE_STAMP, PIXEL_SCALE, psf_sigma, tuple(offset))
+            drawn = components.component_map(galaxies, i, component, REFERENCE_STAMP, PIXEL_SCALE, psf_sigma,
+                                             tuple(offset))
             aperture_flux[i] += flux * (inside * drawn).sum()
             light += flux[band] * drawn
         found = galsim.hsm.FindAdaptiveMom(galsim.Image(light / light.sum()), strict=False)

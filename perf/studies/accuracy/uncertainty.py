@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.scene.flags import NOT_FITTED, SUSPECT, Flag
-from deblendrt.training import population, simulate, survey
+from deblendrt.training.simulation import blend_scenes, population, survey
 from perf import metrics, report
 
 FloatArray = NDArray[np.float64]
@@ -195,7 +195,7 @@ def realise(deblender: Any, galaxies: population.Galaxies, psf: survey.Psf, dept
     for b, (name, magnitudes, places) in enumerate(BLENDS):
         rng = np.random.default_rng([SEED, b])
         middle = (np.array(SHAPE[::-1]) - 1) / 2
-        scene = simulate.simulate_scene(galaxies, [typical(galaxies, m) for m in magnitudes], middle + places, psf,
+        scene = blend_scenes.simulate_scene(galaxies, [typical(galaxies, m) for m in magnitudes], middle + places, psf,
                                         depth, SHAPE, rng, noise=False)
         sigma = np.sqrt(scene.variance)
         images = [scene.image + sigma * rng.standard_normal(sigma.shape, dtype=np.float32)

@@ -16,7 +16,8 @@ import galsim
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.training import config, population, render, simulate, survey
+from deblendrt.training import config
+from deblendrt.training.simulation import blend_scenes, components, population, survey
 from perf import metrics, scenes
 
 FloatArray = NDArray[np.float64]
@@ -114,8 +115,9 @@ def layouts(scale: float = 1.0) -> list[Layout]:
         if alone:
             centers = (np.array(shape[::-1]) - 1) / 2 + rng.uniform(-0.5, 0.5, (1, 2))
         else:
-            centers = simulate.blend_positions(n, shape, rng, spread=simulate.SPREAD / depth.pixel_scale,
-                                               min_separation=simulate.MIN_SEPARATION / depth.pixel_scale, margin=13.0)
+            centers = blend_scenes.blend_positions(n, shape, rng, spread=blend_scenes.SPREAD / depth.pixel_scale,
+                                                   min_separation=blend_scenes.MIN_SEPARATION / depth.pixel_scale,
+                                                   margin=13.0)
         found.append(Layout(number, shape, order[used : used + n], centers))
         used += n
     return [layout for layout in found
@@ -152,7 +154,7 @@ def _draw(parts: Components, center: FloatArray, psf: survey.Psf, shape: tuple[i
     offset = tuple(center - (np.array(shape[::-1]) - 1) / 2)
     image = np.zeros((len(psf.profiles), *shape))
     for profile, flux in parts:
-        if flux.max() <= simulate.NEGLIGIBLE * max(f.max() for _, f in parts):
+        if flux.max() <= blend_scenes.NEGLIGIBLE * max(f.max() for _, f in parts):
             continue
         for band, kernel in enumerate(psf.profiles):
             drawn = galsim.Convolve(profile, kernel).drawImage(nx=shape[1], ny=shape[0], scale=pixel_scale,
@@ -180,8 +182,8 @@ def _unlisted(layout: Layout) -> FloatArray:
 
 def bulge_and_disk(galaxies: population.Galaxies, i: int, rng: np.random.Generator) -> Components:
     """As the model was trained on."""
-    return [(render.galsim_component(galaxies, i, "bulge"), galaxies.bulge_flux[i]),
-            (render.galsim_component(galaxies, i, "disk"), galaxies.disk_flux[i])]
+    return [(components.galsim_component(galaxies, i, "bulge"), galaxies.bulge_flux[i]),
+            (components.galsim_component(galaxies, i, "disk"), galaxies.disk_flux[i])]
 
 
 def sersic(n: float) -> Callable[[population.Galaxies, int, np.random.Generator], Components]:
@@ -247,7 +249,7 @@ def _with_disk(galaxies: population.Galaxies, i: int,
     image = surface(np.hypot(x, y), np.arctan2(y, x)) * (np.hypot(x, y) < grid[-1])
     scale = float(galaxies.disk_half_light_radius[i]) * 10 / IMAGE_SIZE
     disk = galsim.InterpolatedImage(galsim.Image(image / image.sum(), scale=scale), gsparams=survey.GSPARAMS)
-    return [(render.galsim_component(galaxies, i, "bulge"), galaxies.bulge_flux[i]),
+    return [(components.galsim_component(galaxies, i, "bulge"), galaxies.bulge_flux[i]),
             (_turned(galaxies, i, disk), galaxies.disk_flux[i])]
 
 

@@ -15,7 +15,8 @@ import galsim
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.training import config, population, render, simulate, survey
+from deblendrt.training import config
+from deblendrt.training.simulation import blend_scenes, components, population, survey
 from perf import scenes
 
 SEED = 20_261_122
@@ -120,10 +121,10 @@ def draw(galaxies: population.Galaxies, i: int, center: FloatArray, angle: int, 
     float64 (n_band, size, size) [nJy]
     """
     total = np.zeros((len(kernels), size, size))
-    for component, flux in zip(render.COMPONENTS, (galaxies.bulge_flux[i], galaxies.disk_flux[i]), strict=True):
-        if flux.max() <= simulate.NEGLIGIBLE * galaxies.flux[i].max():
+    for component, flux in zip(components.COMPONENTS, (galaxies.bulge_flux[i], galaxies.disk_flux[i]), strict=True):
+        if flux.max() <= blend_scenes.NEGLIGIBLE * galaxies.flux[i].max():
             continue
-        profile = render.galsim_component(galaxies, i, component).rotate(angle * galsim.degrees).shear(g1=shear)
+        profile = components.galsim_component(galaxies, i, component).rotate(angle * galsim.degrees).shear(g1=shear)
         drawn: dict[Any, NDArray[np.float64]] = {}
         for band, kernel in enumerate(kernels):
             if kernel not in drawn:

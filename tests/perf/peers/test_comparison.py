@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("galsim")
 
+from deblendrt.training.simulation.blend_scenes import SimulatedScene
 from perf import report, scenes
 from perf.peers import comparison, environments, exchange, page, peer
 
@@ -159,7 +160,7 @@ class TestScenes(list):
             flux = rng.uniform(2000, 9000, (2, 6))
             truth = (flux[:, :, None, None] * shape[:, None]).astype(np.float32)
             image = truth.sum(0) + rng.standard_normal((6, 61, 61)).astype(np.float32)
-            self.append(comparison.simulate.SimulatedScene(image, np.ones_like(image), self.psf, centers, truth, flux))
+            self.append(SimulatedScene(image, np.ones_like(image), self.psf, centers, truth, flux))
 
     def field(self, name, k):
         return getattr(self[k], name)

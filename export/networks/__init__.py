@@ -1,0 +1,1 @@
+"""The networks of a bundle: from PyTorch to ONNX, gradients included."""

@@ -1,0 +1,134 @@
+"""Linear algebra that ONNX lacks, of symmetric matrices: inverses, and the positive part."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deblendrt.export.solver.graph_builder import Builder, Value
+
+
+def eye(b: Builder, n: int) -> Value:
+    """Identity matrix, float64 (n, n)."""
+    return b.constant(np.eye(n))
+
+
+def diagonal(b: Builder, matrix: Value, n: int) -> Value:
+    """Diagonals, float64 (..., n) of (..., n, n) with two or three axes."""
+    return (matrix * eye(b, n)).sum(-1)
+
+
+def inverse(b: Builder, matrix: Value, n: int) -> Value:
+    r"""Inverses of symmetric positive definite matrices, by sweeping one row after the other.
+
+    With u the k-th column, d = u_k and v = u - e_k, one sweep is A <- A - v v' / d - 2 e_k e_k'; after all of them A is
+    minus its inverse. No pivots: of a positive definite matrix every d is positive.
+
+    Parameters
+    ----------
+    b : Builder
+    matrix : Value
+        float64 (m, n, n).
+    n : int
+
+    Returns
+    -------
+    Value
+        float64 (m, n, n).
+    """
+    units = eye(b, n)
+
+    def sweep(k: Value, a: Value) -> list[Value]:
+        unit = units.take(k)
+        u = a.take(k, 2)
+        d = u.take(k, 1)[:, None, None]
+        v = u - unit
+        return [a - v[:, :, None] * v[:, None] / d - unit[:, None] * unit[None] * 2.0]
+
+    return -b.loop(n, [matrix], sweep)[0]
+
+
+def block_inverse(b: Builder, matrix: Value, n: int, size: int) -> Value:
+    """Inverse of one symmetric positive definite matrix, swept by blocks.
+
+    Parameters
+    ----------
+    b : Builder
+    matrix : Value
+        float64 (n * size, n * size).
+    n, size : int
+        Number of blocks and their side.
+
+    Returns
+    -------
+    Value
+        float64 (n * size, n * size).
+    """
+    units = b.constant(np.eye(n * size).reshape(n, size, n * size))
+
+    def sweep(k: Value, a: Value) -> list[Value]:
+        unit = units.take(k)  # (size, n * size)
+        column = unit @ a
+        d = column @ unit.transpose(1, 0)
+        v = column - unit
+        return [a - v.transpose(1, 0) @ (inverse(b, d[None], size)[0] @ v) - unit.transpose(1, 0) @ unit * 2.0]
+
+    return -b.loop(n, [matrix], sweep)[0]
+
+
+def solve(b: Builder, matrix: Value, target: Value, rows: Value, n: int, size: int) -> Value:
+    """Solution of a symmetric positive definite system of blocks, by Gauss-Jordan elimination of one after the other.
+
+    Parameters
+    ----------
+    b : Builder
+    matrix : Value
+        float64 (n, size, n, size).
+    target : Value
+        float64 (n, size).
+    rows : Value
+        int64 (m,), the blocks to eliminate; the others are coupled to none, and their solution is their target.
+    n, size : int
+        Number of blocks and their side.
+
+    Returns
+    -------
+    Value
+        float64 (n, size).
+    """
+    numbers = b.constant(np.arange(n))
+
+    def eliminate(i: Value, a: Value, rest: Value) -> list[Value]:
+        k = rows.take(i)
+        column = a.take(k, 2)  # (n, size, size)
+        inverted = inverse(b, column.take(k)[None], size)[0]
+        row = inverted @ a.take(k).reshape(size, -1)
+        unit = numbers.equal(k).cast(np.float64)[:, None, None] * eye(b, size)
+        column = column - unit
+        change = (column.reshape(-1, size) @ row).reshape(-1, size, n, size)
+        return [a - change, rest - column @ (inverted @ rest.take(k))]
+
+    return b.loop(b.node("Size", rows), [matrix, target[:, :, None]], eliminate)[1][:, :, 0]
+
+
+def positive_part(b: Builder, matrix: Value, n: int, n_iteration: int = 40) -> Value:
+    """Symmetric matrices with their negative eigenvalues set to zero: (A + |A|) / 2, |A| = A sign(A).
+
+    The sign by Newton's and Schulz' iteration. An eigenvalue of 1e-6 of the norm takes some 35 steps; one that is
+    smaller still comes out wrong by no more than itself.
+
+    Parameters
+    ----------
+    b : Builder
+    matrix : Value
+        float64 (m, n, n).
+    n, n_iteration : int
+
+    Returns
+    -------
+    Value
+        float64 (m, n, n).
+    """
+    norm = b.maximum(b.sqrt((matrix * matrix).sum(1, 2, keep=True)), 1e-30)
+    sign, = b.loop(n_iteration, [matrix / norm], lambda i, x: [x @ (eye(b, n) * 1.5 - (x @ x) * 0.5)])
+    whole = (matrix + matrix @ sign) * 0.5
+    return (whole + whole.transpose(0, 2, 1)) * 0.5

@@ -1,0 +1,197 @@
+"""The objective and its derivatives in a graph: `deblendrt.engine.solve.objective` for one scene, line by line.
+
+What the engine has per blend is per source here, equal for all sources of a blend: with `joined` the matrix of who
+shares a blend with whom, a sum over a blend is a product with it. Latents and sums are float64, images float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.solve.objective import CLIP, MODEL_ERROR
+from deblendrt.export.solver.drawing import Drawing, Groups
+from deblendrt.export.solver.graph_builder import Builder, Value
+
+
+class Scene(NamedTuple):
+    """What does not change during a descent.
+
+    Attributes
+    ----------
+    data, weight : Value
+        float32 (n_band, n_y, n_x).
+    offset0 : Value
+        float64 (n_source, 2), the given centres relative to the anchors.
+    fitted : Value
+        bool (n_source,): the others have no light.
+    measured : Value
+        bool (n_source, n_band).
+    smallest : Value
+        int64 (n_source,), see `deblendrt.engine.solve.objective.Problem`.
+    profile : list of Value
+        float32 (n_band, size^2, 1), of each window: what mean weights are weighted by.
+    """
+
+    data: Value
+    weight: Value
+    offset0: Value
+    fitted: Value
+    measured: Value
+    smallest: Value
+    profile: list[Value]
+
+
+class Blends(NamedTuple):
+    """Who is solved with whom, and whose pixels count.
+
+    Attributes
+    ----------
+    joined : Value
+        float64 (n_source, n_source), 1 where two are of one blend.
+    owned : Value
+        float64 (n_source, n_y * n_x), 1 where the pixel is the source's.
+    """
+
+    joined: Value
+    owned: Value
+
+
+class Point(NamedTuple):
+    """A point Z: the fields of `State` but the model; coefficients (n_source, n_band, n_basis)."""
+
+    latent: Value
+    maps: Value
+    d_maps: Value
+    mix: Value
+    d_mix: Value
+    coefficients: Value
+    log_prior: Value
+    gradient: Value
+
+
+class Likelihood(NamedTuple):
+    """Tempered weights and the bound, float32 (n_band, n_y, n_x)."""
+
+    weight: Value
+    bound: Value
+
+
+@dataclasses.dataclass
+class Objective:
+    """The objective of a scene.
+
+    Attributes
+    ----------
+    b : Builder
+    bundle : Bundle
+    graphs : dict of str to onnx.ModelProto
+        Of the bundle.
+    draw : Drawing
+    scene : Scene
+    center_sigma : float [pixel]
+    """
+
+    b: Builder
+    bundle: Bundle
+    graphs: dict[str, onnx.ModelProto]
+    draw: Drawing
+    scene: Scene
+    center_sigma: float
+
+    def __post_init__(self) -> None:
+        self.n_source, self.n_band = self.draw.n_source, self.bundle.n_band
+        self.n_move = 2 + self.bundle.n_shape
+        self.present = self.scene.fitted.cast(np.float32)[:, None, None]
+        self.n_measured = self.b.maximum(self.scene.measured.cast(np.float64).sum(1, keep=True), 1.0)
+
+    def evaluate(self, latent: Value) -> Point:
+        """Decode a point; the sources that are not fitted are without light."""
+        b, n_band = self.b, self.n_band
+        maps, d_maps, mix, d_mix = b.inline(self.graphs["decode_jacobian"], "decode_jacobian", latent.cast(np.float32))
+        flux = b.exp(latent[:, :n_band]).cast(np.float32) * self.present[:, :, 0]
+        coefficients = flux[:, :, None] * (mix.transpose(0, 2, 1) @ maps)
+        return Point(latent, maps, d_maps, mix, d_mix, coefficients, *self.prior(latent))
+
+    def prior(self, latent: Value) -> tuple[Value, Value]:
+        """Log prior (n_source,) and its gradient (n_source, n_latent): flow, offset and missing bands."""
+        b, n_band, measured = self.b, self.n_band, self.scene.measured
+        log_prob, gradient = (v.cast(np.float64) for v in b.inline(
+            self.graphs["log_prior"], "log_prior", latent.cast(np.float32)))
+        offset = (latent[:, n_band : n_band + 2] - self.scene.offset0) / self.center_sigma
+        color, _ = self.missing_color(latent)
+        sigma = self.bundle.color_sigma + 0.1
+        log_prob = log_prob - (offset * offset).sum(1) * 0.5 - ((color / sigma) * (color / sigma)).sum(1) * 0.5
+        pulled = color / sigma**2
+        through = b.where(measured, pulled.sum(1, keep=True) / self.n_measured, 0.0)
+        added = b.concat([through - pulled, -(offset / self.center_sigma)], 1)
+        return log_prob, b.concat([gradient[:, : n_band + 2] + added, gradient[:, n_band + 2 :]], 1)
+
+    def missing_color(self, latent: Value) -> tuple[Value, Value]:
+        """See `deblendrt.engine.solve.objective.missing_color`."""
+        b, measured, color = self.b, self.scene.measured, self.bundle.mean_color
+        log_flux = latent[:, : self.n_band]
+        level = b.where(measured, log_flux - color, 0.0).sum(1, keep=True) / self.n_measured
+        expectation = level + color
+        return b.where(measured, 0.0, log_flux - expectation), expectation
+
+    def render(self, point: Point, groups: Groups) -> Value:
+        """Model image, float32 (n_band, n_y, n_x)."""
+        return self.draw.render(point.coefficients.transpose(1, 0, 2), groups)
+
+    def project(self, image: Value, groups: Groups) -> Value:
+        """Inner products at every source, float32 (n_source, n_band, n_basis)."""
+        return self.draw.project(image, groups).transpose(1, 0, 2)
+
+    def likelihood(self, model: Value, temper: Value | float = 0.0, error: float = MODEL_ERROR) -> Likelihood:
+        """The likelihood around a model, robust; `temper` is float32 ()."""
+        b, weight = self.b, self.scene.weight
+        tau = b.value(temper, np.float32)
+        power = weight * model * model
+        noise = power * (tau * tau) + 1.0
+        allowed = b.maximum(tau, np.float32(error)) * CLIP
+        return Likelihood(weight / noise, (power * (allowed * allowed) + CLIP**2) / noise)
+
+    def weigh(self, likely: Likelihood, model: Value) -> tuple[Value, Value, Value]:
+        """Robust weights W, W (y - m), and the loss of every pixel, bands together, float64 (n_y * n_x,)."""
+        b = self.b
+        rest = self.scene.data - model
+        t2 = rest * rest * likely.weight
+        beyond = t2 > likely.bound
+        ratio = b.where(beyond, likely.bound / b.maximum(t2, likely.bound), 1.0)
+        weight = likely.weight * ratio
+        # ratio = c^2 / t^2 beyond, so that c^2 (1 + ln(t^2 / c^2)) = t^2 ratio (1 - ln ratio); t^2 inside
+        twice = t2.cast(np.float64) * ratio.cast(np.float64) * (1.0 - b.log(ratio.cast(np.float64)))
+        return weight, weight * rest, twice.sum(0).reshape(-1) * 0.5
+
+    def by_blend(self, blends: Blends, loss: Value, point: Point) -> Value:
+        """L of every source's blend, float64 (n_source,)."""
+        own = (blends.owned @ loss[:, None])[:, 0] - self.b.where(self.scene.fitted, point.log_prior, 0.0)
+        return total(blends, own)
+
+    def pull(self, point: Point, d_coefficients: Value) -> Value:
+        """J^T g, float64 (n_source, n_latent)."""
+        b, n, n_band, n_move = self.b, self.n_source, self.n_band, self.n_move
+        flux = b.exp(point.latent[:, :n_band]).cast(np.float32) * self.present[:, :, 0]
+        scaled = flux[:, :, None] * d_coefficients
+        d_map = (point.mix @ scaled).reshape(n, -1, 1)
+        d_mixture = (point.maps @ scaled.transpose(0, 2, 1)).reshape(n, -1, 1)
+        shape = (point.d_maps.reshape(n, n_move, -1) @ d_map)[:, :, 0]
+        by_mix = (point.d_mix.reshape(n, n_move - 2, -1) @ d_mixture)[:, :, 0]
+        fluxes = (point.coefficients * d_coefficients).sum(2)
+        return b.concat([fluxes, shape[:, :2], shape[:, 2:] + by_mix], 1).cast(np.float64)
+
+    def mean_weight(self, weight: Value, groups: Groups) -> Value:
+        """Mean weight under sources, float64 (n_source, n_band)."""
+        found = self.draw.by_group(groups.windows, lambda group: self.draw.windows_of(
+            weight, group) @ self.scene.profile[group.level], 1)
+        return found[:, :, 0].transpose(1, 0).cast(np.float64)
+
+
+def total(blends: Blends, values: Value) -> Value:
+    """Sum over the blend of each source, float64 (n_source,)."""
+    return (blends.joined @ values[:, None])[:, 0]

@@ -1,0 +1,1 @@
+"""Figures and numbers that tell how good a trained model is."""

@@ -1,0 +1,1 @@
+"""The networks of a model, in PyTorch, and their training."""

@@ -1,0 +1,322 @@
+r"""The VAE of isolated galaxies, trained on basis coefficients.
+
+With the basis folded with PSFs of band b, its Gram matrix G_b and the sky noise s_b, the misfit of a decoded galaxy
+is a quadratic form in coefficients, no pixels involved:
+
+    chi2 = sum_b F_b^2 / s_b^2 * (t_b - d_b)' G_b (t_b - d_b),     t, d unit-flux coefficients, true and decoded.
+
+The evidence lower bound with the survey's own noise as the likelihood is -chi2/2 - KL(q(z|x) || N(0, 1)). Galaxies
+bright enough that chi2 = 1 asks for less than `model_error` of relative misfit are weighted down to that error, or a
+few of them would own the gradient. Each batch is turned by one of the square's eight symmetries, exact on this basis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deblendrt.training.config import Config
+from deblendrt.training.networks.decoder import Decoder
+from deblendrt.training.simulation.components import component_coefficients
+from deblendrt.training.simulation.population import Galaxies
+
+DETAIL = 32  # coefficients per band, besides the reference band's, that the encoder sees: enough for a colour gradient
+
+
+class GalaxyEncoder(nn.Module):
+    """Posterior of the shape latents of an isolated, noiseless galaxy.
+
+    Parameters
+    ----------
+    n_shape, n_band, n_basis, hidden : int
+    reference : int
+        Index of the reference band.
+    """
+
+    scale: Tensor
+
+    def __init__(self, *, n_shape: int, n_band: int, n_basis: int, hidden: int, reference: int) -> None:
+        super().__init__()
+        self.n_shape, self.n_band, self.reference = n_shape, n_band, reference
+        self.detail = min(DETAIL, n_basis)
+        self.net = nn.Sequential(nn.Linear(n_basis + n_band * self.detail + n_band, hidden), nn.SiLU(),
+                                 nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * n_shape))
+        self.register_buffer("scale", torch.ones(n_basis))
+
+    def forward(self, unit_coefficients: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z | galaxy).
+
+        Parameters
+        ----------
+        unit_coefficients : Tensor, float (n, n_band, n_basis)
+            Of unit total flux per band, at zero offset.
+        log_snr : Tensor, float (n, n_band)
+            ln(flux / sky sigma per pixel).
+
+        Returns
+        -------
+        mean, log_variance : Tensor, float (n, n_shape)
+        """
+        white = unit_coefficients / self.scale
+        reference = white[:, self.reference]
+        gradient = 4.0 * (white[:, :, : self.detail] - reference[:, None, : self.detail])
+        out = self.net(torch.cat([reference, gradient.flatten(1), (log_snr - 3.0) / 3.0], 1))
+        mean, log_variance = out.chunk(2, 1)
+        return mean, log_variance.clamp(-18.0, 3.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSet:
+    """Isolated galaxies as coefficients.
+
+    Attributes
+    ----------
+    maps : Tensor, float32 (n, n_component, n_basis)
+        Unit-flux bulge and disk.
+    flux : Tensor, float32 (n, n_component, n_band) [nJy]
+    """
+
+    maps: Tensor
+    flux: Tensor
+
+    def total(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit-flux coefficients (n, n_band, n_basis) and log flux (n, n_band) of some galaxies."""
+        flux = self.flux[rows]
+        total = flux.sum(1)
+        return (flux / total[:, None]).mT @ self.maps[rows], total.log()
+
+
+def training_set(galaxies: Galaxies, phi: NDArray[np.float32], settings: Config, n_process: int = 1) -> TrainingSet:
+    """Draw galaxies' components and project them on the basis.
+
+    Parameters
+    ----------
+    galaxies : Galaxies
+    phi : float32 (n_basis, size, size)
+    settings : Config
+    n_process : int
+        The result does not depend on it.
+
+    Returns
+    -------
+    TrainingSet
+    """
+    maps = component_coefficients(galaxies, phi, settings.survey.pixel_scale, settings.basis.reference_psf_sigma,
+                                  n_process)
+    flux = np.stack([galaxies.bulge_flux, galaxies.disk_flux], 1).astype(np.float32)
+    return TrainingSet(torch.from_numpy(maps), torch.from_numpy(flux))
+
+
+def symmetries(phi: NDArray[np.floating]) -> Tensor:
+    """The square's eight symmetries as matrices on coefficients (row vectors: ``c @ R``).
+
+    Parameters
+    ----------
+    phi : float (n_basis, size, size)
+
+    Returns
+    -------
+    Tensor, float32 (8, n_basis, n_basis)
+    """
+    flat = phi.reshape(len(phi), -1).astype(np.float64)
+    matrices = []
+    for turn in range(4):
+        for mirror in (False, True):
+            turned = np.rot90(phi, turn, (1, 2))
+            turned = turned[:, :, ::-1] if mirror else turned
+            matrices.append(turned.reshape(len(phi), -1) @ flat.T)
+    return torch.tensor(np.array(matrices), dtype=torch.float32)
+
+
+def initialise(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, phi: NDArray[np.floating],
+               shift: NDArray[np.floating]) -> None:
+    """Set the networks' buffers from the basis and the training set's mean and scatter.
+
+    Component 0 starts at the mean bulge and component 1 at the mean disk, which breaks the symmetry between them;
+    nothing keeps them there.
+    """
+    decoder.basis_sum.copy_(torch.tensor(phi.sum((1, 2))))
+    decoder.shift_x.copy_(torch.tensor(shift[0]))
+    decoder.shift_y.copy_(torch.tensor(shift[1]))
+    mean = data.maps.mean(0)[: decoder.n_component]
+    decoder.unit_map.copy_(mean / (mean @ decoder.basis_sum)[:, None])
+    # a floor: high orders have scatter too small to be worth a network output of order one
+    scale = data.maps.std((0, 1))
+    decoder.map_scale.copy_(scale.clamp(min=1e-3 * float(scale.max())))
+    encoder.scale.copy_(decoder.map_scale)
+
+
+def misfit(decoded: Tensor, target: Tensor, log_flux: Tensor, gram: Tensor, sky_sigma: Tensor) -> Tensor:
+    """chi2 of decoded against true coefficients under sky noise (module docstring).
+
+    Parameters
+    ----------
+    decoded, target : Tensor, float (n, n_band, n_basis)
+        Unit flux.
+    log_flux : Tensor, float (n, n_band) [ln nJy]
+    gram : Tensor, float (n_band, n_basis, n_basis)
+    sky_sigma : Tensor, float (n_band,) [nJy]
+
+    Returns
+    -------
+    Tensor, float (n,)
+    """
+    error = ((decoded - target) * (log_flux.exp() / sky_sigma)[:, :, None]).transpose(0, 1)  # (band, n, basis)
+    return ((error @ gram) * error).sum((0, 2))
+
+
+def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, phi: NDArray[np.floating], grams: Tensor,
+              sky_sigma: Tensor, batch_size: int, n_step: int, learning_rate: float, model_error: float,
+              generator: torch.Generator, resume: dict[str, object] | None = None,
+              on_checkpoint: object = None, checkpoint_every: int = 2000) -> list[dict[str, float]]:
+    """Maximise the evidence lower bound.
+
+    Parameters
+    ----------
+    decoder, encoder : Decoder, GalaxyEncoder
+        Trained in place; they end with the running average of their weights.
+    data : TrainingSet
+    phi : float (n_basis, size, size)
+    grams : Tensor, float (n_psf, n_band, n_basis, n_basis)
+        Gram matrices of bases folded with varied PSFs; one is drawn per step.
+    sky_sigma : Tensor, float (n_band,) [nJy]
+    batch_size, n_step : int
+    learning_rate : float
+        Peak; linear warm-up, cosine decay.
+    model_error : float
+        Relative misfit below which bright galaxies are weighted down.
+    generator : torch.Generator
+    resume : dict, optional
+        What `on_checkpoint` was given.
+    on_checkpoint : callable(dict), optional
+        Called every `checkpoint_every` steps with the state to resume from.
+    checkpoint_every : int
+
+    Returns
+    -------
+    list of dict
+        Running figures: step, chi2 (median), kl (mean), loss.
+    """
+    from tqdm import tqdm
+
+    turns = symmetries(phi)
+    parameters = [*decoder.parameters(), *encoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
+    average = [p.detach().clone() for p in parameters]
+    history: list[dict[str, float]] = []
+    start = 0
+    if resume is not None:
+        start = int(resume["step"])  # type: ignore[call-overload]
+        for p, saved in zip(parameters, resume["parameters"], strict=True):  # type: ignore[call-overload]
+            p.data.copy_(saved)
+        average = [a.clone() for a in resume["average"]]  # type: ignore[attr-defined]
+        optimizer.load_state_dict(resume["optimizer"])  # type: ignore[arg-type]
+        generator.set_state(resume["generator"])  # type: ignore[arg-type]
+        history = list(resume["history"])  # type: ignore[call-overload]
+    warm_up = max(min(500, n_step // 10), 1)
+    progress = tqdm(range(start, n_step), "vae", n_step, initial=start, disable=None)
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / n_step)))
+        rows = torch.randint(len(data.maps), (batch_size,), generator=generator)
+        turn = turns[torch.randint(len(turns), (), generator=generator)]
+        gram = grams[torch.randint(len(grams), (), generator=generator)]
+        target, log_flux = data.total(rows)
+        target = target @ turn
+        mean, log_variance = encoder(target, log_flux - sky_sigma.log())
+        noise = torch.randn(mean.shape, generator=generator)
+        maps, mix = decoder.centred(mean + (0.5 * log_variance).exp() * noise)
+        chi2 = misfit(mix.mT @ maps, target, log_flux, gram, sky_sigma)
+        with torch.no_grad():
+            snr2 = misfit(torch.zeros_like(target), target, log_flux, gram, sky_sigma)
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
+        weight = 1 / (1 + snr2 * model_error**2)
+        loss = (0.5 * chi2 * weight + kl).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 20.0)
+        optimizer.step()
+        decay = min(0.999, (step + 1) / (step + 10))
+        for a, p in zip(average, parameters, strict=True):
+            a.lerp_(p.detach(), 1 - decay)
+        if step % 200 == 0:
+            history.append({"step": step, "chi2": chi2.median().item(), "kl": kl.mean().item(), "loss": loss.item()})
+            progress.set_postfix(chi2=f"{history[-1]['chi2']:.2f}", kl=f"{history[-1]['kl']:.2f}")
+        if callable(on_checkpoint) and (step + 1) % checkpoint_every == 0:
+            on_checkpoint({"step": step + 1, "parameters": [p.detach().clone() for p in parameters],
+                           "average": average, "optimizer": optimizer.state_dict(),
+                           "generator": generator.get_state(), "history": history})
+    for a, p in zip(average, parameters, strict=True):
+        p.data.copy_(a)
+    return history
+
+
+@torch.no_grad()
+def posterior(encoder: GalaxyEncoder, data: TrainingSet, sky_sigma: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of q(z | galaxy) of every galaxy, float (n, n_shape) each."""
+    means, sigmas = [], []
+    for rows in torch.arange(len(data.maps)).split(chunk):
+        target, log_flux = data.total(rows)
+        mean, log_variance = encoder(target, log_flux - sky_sigma.log())
+        means.append(mean)
+        sigmas.append((0.5 * log_variance).exp())
+    return torch.cat(means), torch.cat(sigmas)
+
+
+def fit_shapes(decoder: Decoder, start: Tensor, target: Tensor, log_flux: Tensor, gram: Tensor, sky_sigma: Tensor,
+               n_iteration: int = 12, prior_weight: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Best shape latents of noiseless galaxies under the N(0, 1) prior: damped Gauss-Newton on coefficients.
+
+    It tells the decoder's own error apart from the encoder's.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    start : Tensor, float (n, n_shape)
+    target : Tensor, float (n, n_band, n_basis)
+    log_flux : Tensor, float (n, n_band)
+    gram : Tensor, float (n_band, n_basis, n_basis)
+    sky_sigma : Tensor, float (n_band,)
+    n_iteration : int
+    prior_weight : float
+        Of the prior; a small one leaves the decoder's own misfit.
+
+    Returns
+    -------
+    shape : Tensor, float (n, n_shape)
+    chi2 : Tensor, float (n,)
+        `misfit` at `shape`.
+    """
+    def unit(z: Tensor) -> Tensor:
+        maps, mix = decoder.centred(z[None])
+        return (mix.mT @ maps)[0]
+
+    weight = (2 * (log_flux - sky_sigma.log())).exp()[:, :, None]
+    shape, damping = start.clone(), torch.full((len(start), 1), 1e-3)
+
+    def objective(z: Tensor) -> tuple[Tensor, Tensor]:
+        maps, mix = decoder.centred(z)
+        chi2 = misfit(mix.mT @ maps, target, log_flux, gram, sky_sigma)
+        return chi2 + prior_weight * (z * z).sum(1), chi2
+
+    best, chi2 = objective(shape)
+    eye = prior_weight * torch.eye(shape.shape[1])
+    for _ in range(n_iteration):
+        jacobian = torch.func.vmap(torch.func.jacfwd(unit))(shape)  # (n, band, basis, shape)
+        maps, mix = decoder.centred(shape)
+        weighted = torch.einsum("bkl,nbls->nbks", gram, jacobian) * weight[..., None]
+        gradient = torch.einsum("nbks,nbk->ns", weighted, mix.mT @ maps - target) + prior_weight * shape
+        hessian = torch.einsum("nbks,nbkt->nst", weighted, jacobian) + eye
+        hessian = hessian + damping[:, :, None] * torch.diag_embed(hessian.diagonal(dim1=1, dim2=2))
+        trial = shape - torch.linalg.solve(hessian, gradient)
+        value, trial_chi2 = objective(trial)
+        better = value < best
+        shape = torch.where(better[:, None], trial, shape)
+        best, chi2 = torch.where(better, value, best), torch.where(better, trial_chi2, chi2)
+        damping = torch.where(better[:, None], damping * 0.2, damping * 8)
+    return shape, chi2

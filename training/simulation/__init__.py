@@ -1,0 +1,1 @@
+"""Simulated galaxies, surveys and blended scenes, drawn with GalSim."""
