@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.model import outskirts
-from deblendrt.engine.model.bundle import verify_bundle
-from deblendrt.engine.model.manifest import FORMAT_REVISION, GOLDEN, GRAPHS, MANIFEST
+from deblendrt.engine.model.manifest import FORMAT_REVISION, GRAPHS, MANIFEST, STORED_OUTPUTS
+from deblendrt.engine.model.verification import verify_bundle
 from deblendrt.export.networks.graphs import MINIMUM_ONNXRUNTIME, OPSET, export_graphs, narrow
 from deblendrt.export.networks.parity import check_parity, example_inputs, reference_outputs
 
@@ -102,7 +102,7 @@ def bundle_files(model: Model) -> tuple[dict[str, bytes], dict[str, dict[str, fl
     parity = check_parity(graphs, wide, inputs, reference_outputs(model, inputs))
     files = {f"{name}.onnx": proto.SerializeToString(deterministic=True) for name, proto in graphs.items()}
     files |= {"basis.npy": npy_bytes(basis), "outskirts.npy": npy_bytes(cells), "shift.npy": npy_bytes(model.shift),
-              "psf.npy": npy_bytes(model.nominal_psf), GOLDEN: npz_bytes(golden_vectors(model))}
+              "psf.npy": npy_bytes(model.nominal_psf), STORED_OUTPUTS: npz_bytes(golden_vectors(model))}
     return files, parity
 
 

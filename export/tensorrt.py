@@ -20,7 +20,7 @@ class TensorRTUnavailable(RuntimeError):
 
 def unavailable() -> str | None:
     """Why the check cannot run here, or None if it can."""
-    return tensorrt.unavailable(PACKAGE)
+    return tensorrt.why_unavailable(PACKAGE)
 
 
 def check_graph(content: bytes, *, max_sources: int = 4096) -> int:

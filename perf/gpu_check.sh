@@ -51,7 +51,7 @@ one='said=$(nvcc -arch=sm_90 -std=c++17 -Xptxas -v -cubin -Icuda/math "$1" -o "$
      printf "%s\n%s\n" "$1" "$said"; exit $status'
 
 step machine 60 nvidia-smi
-step doctor 120 "$python" -m deblendrt.engine.adapters.cli.main doctor
+step doctor 120 "$python" -m deblendrt.engine.adapters.cli doctor
 step ptxas 300 bash -c 'ls cuda/kernels/*/*.cu | xargs -P "$(nproc)" -I{} bash -c "$0" "$1" {}' "$one" "$work"
 step tests 300 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/cuda tests/engine/compute/test_cuda_engine.py
 for tool in memcheck racecheck; do

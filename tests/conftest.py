@@ -20,7 +20,7 @@ from deblendrt.cuda.driver.cuda_device import open_device
 from deblendrt.cuda.driver.device import DeviceError
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.bundle import load_bundle
-from deblendrt.engine.model.manifest import FORMAT_REVISION, GRAPHS, Graph, graph_sizes
+from deblendrt.engine.model.manifest import FORMAT_REVISION, GRAPHS, GraphSignature, graph_sizes
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 
 # perf/ is not installed, and the repository's root on sys.path would shadow NVIDIA's `cuda`: a package by its path
@@ -36,7 +36,8 @@ def _width(symbols: tuple[str, ...], sizes: dict[str, int]) -> int:
     return int(np.prod([sizes[symbol] for symbol in symbols[1:]], dtype=int))
 
 
-def toy_graph(graph: Graph, sizes: dict[str, int], rng: np.random.Generator) -> tuple[bytes, Callable[..., list[Any]]]:
+def toy_graph(graph: GraphSignature, sizes: dict[str, int],
+              rng: np.random.Generator) -> tuple[bytes, Callable[..., list[Any]]]:
     """outputs = tanh(sum of inputs @ weights) @ weights, as ONNX and as a NumPy function in float64."""
     onnx = pytest.importorskip("onnx")
     helper = onnx.helper

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from deblendrt.engine.result.result import DeblendResult
 
 NJY_ZERO_POINT = 31.4  # AB magnitude of 1 nJy
-PSF_SIZE = 101  # pixel: a Kolmogorov PSF has 0.6% of its light outside 41, and fluxes are total fluxes
-INSTALL = 'BTK is not there: pip install blending_toolkit "numpy<2.4", in an environment of its own'
+BTK_PSF_SIZE = 101  # pixel: a Kolmogorov PSF has 0.6% of its light outside 41, and fluxes are total fluxes
+BTK_INSTALL = 'BTK is not there: pip install blending_toolkit "numpy<2.4", in an environment of its own'
 
 
 def zero_points(survey: Any, bands: Sequence[str]) -> NDArray[np.float64]:
@@ -54,7 +54,7 @@ def sky_variance(survey: Any, bands: Sequence[str]) -> NDArray[np.float64]:
     return np.array([mean_sky_level(survey, survey.get_filter(band)).to_value("electron") for band in bands])
 
 
-def psf_images(psfs: Sequence[Any], pixel_scale: float, size: int = PSF_SIZE) -> NDArray[np.float64]:
+def draw_psfs(psfs: Sequence[Any], pixel_scale: float, size: int = BTK_PSF_SIZE) -> NDArray[np.float64]:
     """Effective PSF images of a batch.
 
     `BlendBatch.get_numpy_psf` leaves the scale to GalSim, which takes another than the survey's; these have the
@@ -103,7 +103,7 @@ def _build() -> type:
         from btk.blend_batch import DeblendBatch, DeblendExample
         from btk.deblend import Deblender as BtkDeblender
     except (ImportError, AttributeError) as error:  # Astropy 6, which BTK pins, fails so with NumPy 2.4
-        raise ImportError(f"{INSTALL} ({error})") from error
+        raise ImportError(f"{BTK_INSTALL} ({error})") from error
 
     class DeblendRt(BtkDeblender):
         """deblendrt as a deblender of BTK.
@@ -182,7 +182,7 @@ def _build() -> type:
                                      f"got {self.max_n_sources}")
             points = zero_points(survey, bands)
             electrons = 10 ** ((points - NJY_ZERO_POINT) / 2.5)  # of one nJy
-            arguments = {"bands": bands, "psf": psf_images(batch.psf, scale), "zero_point": points,
+            arguments = {"bands": bands, "psf": draw_psfs(batch.psf, scale), "zero_point": points,
                          "pixel_scale": scale, "n_threads": n_threads, **self.options}
             variance = [np.broadcast_to(sky[:, None, None], image.shape) for image in images]
             result = self.deblender.deblend_batch(images, centers, variance=variance, **arguments)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.model.bundle import Bundle
-from deblendrt.engine.model.networks import Jacobian
+from deblendrt.engine.model.networks import FactoredJacobian
 
 if TYPE_CHECKING:
     from deblendrt.engine.compute.problem import Problem
@@ -78,7 +78,7 @@ def point_sources(bundle: Bundle, offset: DoubleArray) -> tuple[DoubleArray, Dou
     return raw / flux, by_offset / flux[:, None] - raw[:, None] * flux_slope / flux[:, None] ** 2
 
 
-def decode_jacobian(problem: Problem, latent: DoubleArray) -> Jacobian:
+def decode_jacobian(problem: Problem, latent: DoubleArray) -> FactoredJacobian:
     """Derivatives of the coefficients in factored form; a star is all of its components at once."""
     jacobian = problem.runtime.decode_jacobian(latent)
     star = np.flatnonzero(problem.star)

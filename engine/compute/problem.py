@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute.folded_bases import AnyBasis
 from deblendrt.engine.model.bundle import Bundle
-from deblendrt.engine.model.networks import Jacobian, Runtime
+from deblendrt.engine.model.networks import FactoredJacobian, Runtime
 from deblendrt.engine.scene.blends import Partition
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class State:
     Attributes
     ----------
     latent : float64 (n_source, n_latent)
-    jacobian : Jacobian
+    jacobian : FactoredJacobian
     coefficients : float32 (n_source, n_band, n_basis) [nJy]
     model : list of float32 (n_band, n_y, n_x) [nJy]
     log_prior : float64 (n_source,)
@@ -135,7 +135,7 @@ class State:
     """
 
     latent: DoubleArray
-    jacobian: Jacobian
+    jacobian: FactoredJacobian
     coefficients: FloatArray
     model: Canvases
     log_prior: DoubleArray

@@ -27,10 +27,10 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-BLOCK, CARD = 2880, 80
+FITS_BLOCK, FITS_CARD = 2880, 80
 MAX_AXES, MAX_COLUMNS, MAX_UNITS, MAX_HEADER_BLOCKS = 8, 999, 100_000, 2000
 UNPACKED_FLOOR, UNPACKED_RATIO = 128 * 2**20, 100  # bytes; survey images unpack to 3 to 30 times their size
-MAX_PADDING = 10 * BLOCK  # of zeros or blanks behind the last extension: what tapes were padded to
+MAX_PADDING = 10 * FITS_BLOCK  # of zeros or blanks behind the last extension: what tapes were padded to
 BYTES = {8: 1, 16: 2, 32: 4, 64: 8, -32: 4, -64: 8}
 COMPRESSIONS = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "NOCOMPRESS")
 _WIDTH = {"L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "A": 1, "E": 4, "D": 8, "C": 8, "M": 16, "P": 8, "Q": 16}
@@ -131,7 +131,7 @@ def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None 
             elif header.get("XTENSION") == "TABLE":
                 _check_text_table(header)
             number += 1
-            at = start + -(-n_byte // BLOCK) * BLOCK
+            at = start + -(-n_byte // FITS_BLOCK) * FITS_BLOCK
             if number > MAX_UNITS:
                 raise _Fault(f"more than {MAX_UNITS} extensions")
         if number == 0:
@@ -157,17 +157,17 @@ def _header(file: IO[bytes], at: int, *, first: bool) -> tuple[Header, int]:
     header: Header = {}
     file.seek(at)
     for block in range(MAX_HEADER_BLOCKS):
-        text = file.read(BLOCK).decode("latin-1")
-        if len(text) < BLOCK:
+        text = file.read(FITS_BLOCK).decode("latin-1")
+        if len(text) < FITS_BLOCK:
             break
         if block == 0 and not text.startswith("SIMPLE  =" if first else "XTENSION="):
             raise _Fault("it does not begin as one")
-        for place in range(0, BLOCK, CARD):
-            card = text[place : place + CARD]
+        for place in range(0, FITS_BLOCK, FITS_CARD):
+            card = text[place : place + FITS_CARD]
             if card[:3] == "END" and not re.match(r"[A-Z0-9_-]", card[3]):
                 if card[3:].strip(" "):
                     raise _Fault("the END of the header is not alone")
-                return header, at + (block + 1) * BLOCK
+                return header, at + (block + 1) * FITS_BLOCK
             _keep(header, card)
     raise _Fault("a header without END")
 

@@ -19,7 +19,7 @@ NJY_ZERO_POINT = 31.4
 ZERO_POINT_KEYS = ("ZEROPNT", "MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPOINT")
 PIXEL_SCALE_KEYS = ("PIXSCALE", "PIXELSCL", "PIXSCAL1")
 BAND_KEYS = ("BANDS", "BAND", "FILTER")
-MAX_UNIT, MAX_AXES, MAX_ORDER = 68, 9, 9
+MAX_UNIT, MAX_WCS_AXES, MAX_ORDER = 68, 9, 9
 _SKY = re.compile(r"WCSAXES|WCSNAME|LONPOLE|LATPOLE|RADEC?SYS|EQUINOX|EPOCH|"
                   r"(?:CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA)(\d+)|"
                   r"(?:PC|CD)(\d+)_(\d+)|PC(\d{3})(\d{3})|PV(\d+)_\d{1,2}|(?:A|B|AP|BP)_(?:ORDER|DMAX|\d_\d)")
@@ -94,7 +94,7 @@ def celestial_wcs(path: Path, header: fits.Header) -> WCS | None:
     """The sky coordinates of the last two axes.
 
     wcslib and astropy take memory for as many axes and orders as a header names, and wcslib does not look whether it
-    got it; so they see a header of nothing but the primary WCS, each keyword once, of at most `MAX_AXES` axes.
+    got it; so they see a header of nothing but the primary WCS, each keyword once, of at most `MAX_WCS_AXES` axes.
 
     Raises
     ------
@@ -112,10 +112,10 @@ def celestial_wcs(path: Path, header: fits.Header) -> WCS | None:
         found = _SKY.fullmatch(key)
         if found is None:
             continue
-        if any(int(axis) > MAX_AXES for axis in found.groups() if axis) or key in sky:
-            raise ValueError(f"{path}: WCS: {key} is given twice, or names an axis above {MAX_AXES}")
+        if any(int(axis) > MAX_WCS_AXES for axis in found.groups() if axis) or key in sky:
+            raise ValueError(f"{path}: WCS: {key} is given twice, or names an axis above {MAX_WCS_AXES}")
         if key == "WCSAXES" or key.endswith("_ORDER"):
-            fine = type(value) is int and 0 <= value <= (MAX_AXES if key == "WCSAXES" else MAX_ORDER)
+            fine = type(value) is int and 0 <= value <= (MAX_WCS_AXES if key == "WCSAXES" else MAX_ORDER)
         else:
             fine = isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
         if not fine:

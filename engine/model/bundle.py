@@ -20,11 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.model.agreement import golden_error
-from deblendrt.engine.model.array_file import read_archive, read_array
+from deblendrt.engine.model.array_file import read_array
 from deblendrt.engine.model.manifest import (
     ARRAYS,
-    GOLDEN,
     GRAPHS,
     MANIFEST,
     VECTORS,
@@ -83,7 +81,7 @@ class Bundle:
     opset : int
     minimum_onnxruntime : str
     golden_tolerance : dict of str to dict
-        Per graph "rtol" and "atol", as `golden_error` uses them.
+        Per graph "rtol" and "atol", as `output_error` uses them.
     licence : str
     files : dict of str to str
         SHA-256 of each file.
@@ -208,44 +206,6 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     return bundle
 
 
-def verify_bundle(name_or_path: str | Path) -> list[str]:
-    """Load a bundle and run its golden vectors on this machine.
-
-    Parameters
-    ----------
-    name_or_path : str or Path
-
-    Returns
-    -------
-    list of str
-        One line per check, for people.
-
-    Raises
-    ------
-    BundleError
-        As `load_bundle`, or an output differs from the golden one by more than the manifest's tolerance.
-    """
-    from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime  # it imports this module
-
-    bundle = load_bundle(name_or_path)
-    lines = [f"{bundle.name} {bundle.model_version}: {len(bundle.files)} files, hashes match"]
-    golden = _golden(bundle)
-    runtime = OrtRuntime(bundle)
-    for name, graph in GRAPHS.items():
-        outputs = runtime.run(name, *(golden[f"{name}.in.{key}"] for key in graph.inputs))
-        tolerance = bundle.golden_tolerance[name]
-        worst = 0.0
-        for key, output in zip(graph.outputs, outputs, strict=True):
-            expected = golden[f"{name}.out.{key}"]
-            worst = max(worst, golden_error(output, expected))
-            if golden_error(output, expected, **tolerance) > 1.0:
-                raise BundleError(f"bundle {bundle.path}: {name}.onnx: {key} differs from the golden output: relative "
-                                  f"error {golden_error(output, expected):.2g}, allowed {tolerance}")
-        lines.append(f"{name}: {len(outputs[0])} sources, largest relative error {worst:.1e} "
-                     f"(allowed {tolerance['rtol']:.0e})")
-    return lines
-
-
 def _locate(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if not path.is_dir() and len(path.parts) == 1 and (SHIPPED / path).is_dir():
@@ -314,9 +274,3 @@ def _check_outskirts(bundle: Bundle) -> None:
     core = slice((n_cell - side) // 2, (n_cell + side) // 2)
     if bundle.outskirts[:, core, core].any():
         raise BundleError(f"{where}: expected zeros in the core")
-
-
-def _golden(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
-    expected = [f"{name}.{kind}.{key}" for name, graph in GRAPHS.items()
-                for kind, keys in (("in", graph.inputs), ("out", graph.outputs)) for key in keys]
-    return read_archive(bundle.read(GOLDEN), expected, MAX_FILE_BYTES, f"bundle {bundle.path}: {GOLDEN}")

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 FORMAT_REVISION = 2
 MANIFEST = "manifest.json"
 ARRAYS = ("basis.npy", "outskirts.npy", "shift.npy", "psf.npy")
-GOLDEN = "golden.npz"
+STORED_OUTPUTS = "golden.npz"
 
 
-class Graph(NamedTuple):
+class GraphSignature(NamedTuple):
     """Inputs and outputs of an ONNX graph: name to shape, symbols as in `Bundle.sizes`."""
 
     inputs: dict[str, tuple[str, ...]]
@@ -27,12 +27,12 @@ class Graph(NamedTuple):
 
 _LATENT: dict[str, tuple[str, ...]] = {"latent": ("N", "L")}
 GRAPHS = {
-    "decode": Graph(_LATENT, {"coefficients": ("N", "B", "K")}),
-    "decode_pullback": Graph(_LATENT | {"d_coefficients": ("N", "B", "K")}, {"d_latent": ("N", "L")}),
-    "decode_jacobian": Graph(_LATENT, {"maps": ("N", "M", "K"), "d_maps": ("N", "2+S", "M", "K"),
+    "decode": GraphSignature(_LATENT, {"coefficients": ("N", "B", "K")}),
+    "decode_pullback": GraphSignature(_LATENT | {"d_coefficients": ("N", "B", "K")}, {"d_latent": ("N", "L")}),
+    "decode_jacobian": GraphSignature(_LATENT, {"maps": ("N", "M", "K"), "d_maps": ("N", "2+S", "M", "K"),
                                        "mix": ("N", "M", "B"), "d_mix": ("N", "S", "M", "B")}),
-    "log_prior": Graph(_LATENT, {"log_prob": ("N",), "gradient": ("N", "L")}),
-    "encode": Graph({"cutouts": ("N", "B", "H", "H"), "offsets": ("N", "2"), "psf_summary": ("N", "2B")},
+    "log_prior": GraphSignature(_LATENT, {"log_prob": ("N",), "gradient": ("N", "L")}),
+    "encode": GraphSignature({"cutouts": ("N", "B", "H", "H"), "offsets": ("N", "2"), "psf_summary": ("N", "2B")},
                     {"latent": ("N", "L")}),
 }
 """Every graph of a bundle, with what it takes and returns."""
@@ -48,7 +48,7 @@ def graph_sizes(*, n_band: int, n_basis: int, n_component: int, n_shape: int, cu
             "2": 2, "2B": 2 * n_band, "H": cutout_size}
 
 
-REQUIRED_FILES = (*ARRAYS, GOLDEN, *(f"{name}.onnx" for name in GRAPHS))
+REQUIRED_FILES = (*ARRAYS, STORED_OUTPUTS, *(f"{name}.onnx" for name in GRAPHS))
 _INTEGERS = ("format_revision", "stamp_size", "outskirts_binning", "n_basis", "n_component", "n_shape",
              "encoder_cutout_size", "opset")
 _FLOATS = ("pixel_scale", "shape_radius", "reference_psf_sigma")
@@ -57,9 +57,9 @@ PERCENTILES = ("0.1", "1", "5", "25", "50", "75")
 _OBJECTS = ("log_prob_percentiles", "training", "parity", "golden_tolerance", "files")
 VECTORS = {"psf_fwhm": "B", "sky_sigma": "B", "start_shape": "S", "mean_color": "B", "color_sigma": "B"}
 # Far above what any bundle has, and low enough that nothing made from them fills a memory.
-LIMITS = {"stamp_size": 1023, "outskirts_binning": 255, "n_basis": 4096, "n_component": 256, "n_shape": 256,
+SIZE_LIMITS = {"stamp_size": 1023, "outskirts_binning": 255, "n_basis": 4096, "n_component": 256, "n_shape": 256,
           "encoder_cutout_size": 1023, "opset": 1000}
-MAX_BANDS, MAX_DEPTH, MAX_TEXT, MAX_LISTED = 64, 32, 100, 200
+MAX_BANDS, MAX_JSON_DEPTH, MAX_TEXT, MAX_LISTED = 64, 32, 100, 200
 MAX_PER_SOURCE = 2**20  # numbers that an input or output of a graph has of one source; 3072 at most in the bundled ones
 MANIFEST_KEYS = (*_INTEGERS, *_FLOATS, *_STRINGS, *_OBJECTS, *VECTORS, "bands", "prior_curvature")
 
@@ -121,8 +121,8 @@ def _check_depth(text: str) -> None:
     depth = 0
     for token in re.finditer(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', text, re.DOTALL):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_DEPTH} levels")
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"more than {MAX_JSON_DEPTH} levels")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _check_values(manifest: dict[str, Any], where: str) -> None:
         raise BundleError(f"{where}: bands: expected {MAX_BANDS} at most, got {len(bands)}")
     for band in bands:
         _check_text(band, f"{where}: bands")
-    for key, largest in LIMITS.items():
+    for key, largest in SIZE_LIMITS.items():
         if manifest[key] > largest:
             raise BundleError(f"{where}: {key}: expected {largest} at most, got {_shown(manifest[key])}")
     if manifest["reference_band"] not in bands:

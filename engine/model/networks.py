@@ -1,7 +1,7 @@
-"""What the engine asks of whatever runs a bundle's graphs.
+"""The interface of the runtimes that run a bundle's graphs.
 
-Every graph maps independent sources, one a row. A runtime works through them in tiles of `TILE` rows, the last one
-padded, so that the bits of a source's row depend neither on the number of sources nor on its place among them.
+Every graph maps independent sources, one a row. A runtime works through them in tiles of `NETWORK_TILE` rows and pads
+the last tile, so that the bits of a source's row depend neither on the number of sources nor on its place among them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.model.manifest import GRAPHS
 
-TILE = 32  # sources; a multiple of 16, so that no vector kernel has a remainder whose arithmetic differs
+NETWORK_TILE = 32  # sources; a multiple of 16, so that no vector kernel has a remainder whose arithmetic differs
 
 Float32Array = NDArray[np.float32]
 
 
-class Jacobian(NamedTuple):
+class FactoredJacobian(NamedTuple):
     """Factored derivative of the coefficients c[b] = exp(log_flux[b]) sum_m mix[m, b] maps[m].
 
     Attributes
@@ -54,7 +54,7 @@ class Runtime(Protocol):
         """
         ...
 
-    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
+    def decode_jacobian(self, latent: NDArray[Any]) -> FactoredJacobian:
         """Derivatives of the coefficients in factored form."""
         ...
 
@@ -140,9 +140,9 @@ class GraphRuntime:
         """See `Runtime`."""
         return self.run("decode_pullback", latent, d_coefficients)[0]
 
-    def decode_jacobian(self, latent: NDArray[Any]) -> Jacobian:
+    def decode_jacobian(self, latent: NDArray[Any]) -> FactoredJacobian:
         """See `Runtime`."""
-        return Jacobian(*self.run("decode_jacobian", latent))
+        return FactoredJacobian(*self.run("decode_jacobian", latent))
 
     def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
         """See `Runtime`."""

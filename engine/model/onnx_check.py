@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from deblendrt.engine.model.manifest import BundleError, Graph
+from deblendrt.engine.model.manifest import BundleError, GraphSignature
 
 MAX_NODES, MAX_TENSORS, MAX_ATTRIBUTES, MAX_FIELDS = 5000, 5000, 20_000, 200_000
 MAX_RANK = 8
@@ -78,7 +78,7 @@ class _File:
         return BundleError(f"{self.where}: {what}")
 
 
-def check_onnx(content: bytes, where: str, graph: Graph | None = None) -> None:
+def check_onnx(content: bytes, where: str, graph: GraphSignature | None = None) -> None:
     """Refuse what is not a plain, self-contained ONNX graph.
 
     Parameters
@@ -86,7 +86,7 @@ def check_onnx(content: bytes, where: str, graph: Graph | None = None) -> None:
     content : bytes
     where : str
         Begins every message.
-    graph : Graph, optional
+    graph : GraphSignature, optional
         The names of the inputs and outputs that it must have, no others.
 
     Raises
@@ -110,7 +110,7 @@ def check_onnx(content: bytes, where: str, graph: Graph | None = None) -> None:
     _graph(file, graphs[0], graph)
 
 
-def _graph(file: _File, span: tuple[int, int], graph: Graph | None) -> None:
+def _graph(file: _File, span: tuple[int, int], graph: GraphSignature | None) -> None:
     names: dict[int, list[str]] = {11: [], 12: []}
     for number, value in _fields(file, "GraphProto", *span):
         if number == 1:

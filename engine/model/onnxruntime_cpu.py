@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.manifest import GRAPHS, BundleError
-from deblendrt.engine.model.networks import TILE, Float32Array, GraphRuntime, checked_inputs, empty_outputs
+from deblendrt.engine.model.networks import NETWORK_TILE, Float32Array, GraphRuntime, checked_inputs, empty_outputs
 
-PIECES = (8, 16, TILE)  # rows: sizes of which the last piece of a tile may be a multiple
+PIECES = (8, 16, NETWORK_TILE)  # rows: sizes of which the last piece of a tile may be a multiple
 
 
 class OrtRuntime(GraphRuntime):
     """The `Runtime` of the CPU. Safe to share between threads.
 
     A session is made on first use of its graph, single-threaded inside (callers parallelise over blends), and always
-    sees `TILE` rows, or for the last few as few as have the same bits (see `least_rows`).
+    sees `NETWORK_TILE` rows, or for the last few as few as have the same bits (see `least_rows`).
 
     Parameters
     ----------
@@ -50,8 +50,8 @@ class OrtRuntime(GraphRuntime):
         feeds = checked_inputs(name, self.bundle.sizes, inputs)
         outputs = empty_outputs(name, self.bundle.sizes, n_source)
         session, least = self._session(name)
-        for start in range(0, n_source, TILE):
-            stop = min(start + TILE, n_source)
+        for start in range(0, n_source, NETWORK_TILE):
+            stop = min(start + NETWORK_TILE, n_source)
             n = -(-(stop - start) // least) * least
             tile = {key: _padded(value[start:stop], n) for key, value in feeds.items()}
             for output, result in zip(outputs, session.run(list(graph.outputs), tile), strict=True):
@@ -96,12 +96,12 @@ def least_rows(name: str, session: onnxruntime.InferenceSession, sizes: Mapping[
         One of `PIECES`.
     """
     graph, rng = GRAPHS[name], np.random.default_rng(0)
-    tile = {key: rng.standard_normal((TILE, *(sizes[symbol] for symbol in symbols[1:]))).astype(np.float32)
+    tile = {key: rng.standard_normal((NETWORK_TILE, *(sizes[symbol] for symbol in symbols[1:]))).astype(np.float32)
             for key, symbols in graph.inputs.items()}
     whole = session.run(list(graph.outputs), tile)
     for n in PIECES[:-1]:
         pieces = [session.run(list(graph.outputs), {key: rows[i : i + n] for key, rows in tile.items()})
-                  for i in range(0, TILE, n)]
+                  for i in range(0, NETWORK_TILE, n)]
         if all(np.array_equal(np.concatenate(parts), rows) for parts, rows in zip(zip(*pieces, strict=True), whole,
                                                                                   strict=True)):
             return n

@@ -27,7 +27,7 @@ from deblendrt.engine.model.device_networks import DeviceRuntime
 
 PROVIDER = "CUDAExecutionProvider"
 FOLDER = "DEBLENDRT_ONNXRUNTIME_GPU"  # environment variable
-ROWS = 1024  # sources at a time
+ORT_CUDA_ROWS = 1024  # sources at a time
 
 _lock = threading.Lock()
 _registered: set[Path] = set()
@@ -175,7 +175,8 @@ class OrtCudaRuntime(DeviceRuntime):
         The provider is missing; the message says what to do.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, *, folder: str | Path | None = None, n_row: int = ROWS) -> None:
+    def __init__(self, bundle: Bundle, device: Device, *, folder: str | Path | None = None,
+                 n_row: int = ORT_CUDA_ROWS) -> None:
         super().__init__(bundle, device)
         if not hasattr(device, "stream"):
             raise DeviceError(f"ONNX Runtime's CUDA provider needs an NVIDIA GPU, and {device.name!r} is none")

@@ -24,9 +24,9 @@ from deblendrt.engine.model.device_networks import DeviceRuntime
 from deblendrt.engine.model.manifest import GRAPHS
 
 # Package -> how to get it. TensorRT's own wheels are stubs that fetch the libraries from NVIDIA's index.
-INSTALL = {"tensorrt": "pip install tensorrt-cu13", "tensorrt_rtx": "pip install tensorrt-rtx"}
+TENSORRT_INSTALL = {"tensorrt": "pip install tensorrt-cu13", "tensorrt_rtx": "pip install tensorrt-rtx"}
 PRECISIONS = ("fp32", "tf32")
-ROWS = 1024  # sources at a time
+TENSORRT_ROWS = 1024  # sources at a time
 # TensorRT for RTX has no kernels for the GPUs of data centres
 RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
 
@@ -35,18 +35,18 @@ class TensorRTError(DeviceError):
     """A graph does not parse or build, or a plan does not load or run."""
 
 
-def unavailable(package: str) -> str | None:
+def why_unavailable(package: str) -> str | None:
     """Why a package of TensorRT cannot be used here, or None if it can."""
-    if package not in INSTALL:
-        return f"no package of TensorRT: {package!r}, choose from {sorted(INSTALL)}"
+    if package not in TENSORRT_INSTALL:
+        return f"no package of TensorRT: {package!r}, choose from {sorted(TENSORRT_INSTALL)}"
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name == package:
-            return f"{package} is not installed: {INSTALL[package]}"
-        return f"{package} is installed but does not load ({error}): {INSTALL[package]}"
+            return f"{package} is not installed: {TENSORRT_INSTALL[package]}"
+        return f"{package} is installed but does not load ({error}): {TENSORRT_INSTALL[package]}"
     except (ImportError, OSError, RuntimeError) as error:  # a wheel without its libraries
-        return f"{package} is installed but does not load ({error}): {INSTALL[package]}"
+        return f"{package} is installed but does not load ({error}): {TENSORRT_INSTALL[package]}"
     return None
 
 
@@ -70,11 +70,11 @@ def find_package(package: str = "auto", capability: tuple[int, int] | None = Non
         There is none; the message says what to install.
     """
     reasons = []
-    for name in INSTALL if package == "auto" else (package,):
-        reason = unavailable(name)
+    for name in TENSORRT_INSTALL if package == "auto" else (package,):
+        reason = why_unavailable(name)
         if reason is None and name == "tensorrt_rtx" and capability is not None and capability not in RTX_CAPABILITIES:
             reason = (f"tensorrt_rtx does not run on GPUs of compute capability {capability[0]}.{capability[1]}; "
-                      f"tensorrt does: {INSTALL['tensorrt']}")
+                      f"tensorrt does: {TENSORRT_INSTALL['tensorrt']}")
         if reason is None:
             return name
         reasons.append(reason)
@@ -159,7 +159,7 @@ def plan(bundle: Bundle, name: str, package: str, capability: tuple[int, int], n
     return content
 
 
-def build_all(bundle: Bundle, *, package: str = "auto", capability: tuple[int, int], n_row: int = ROWS,
+def build_all(bundle: Bundle, *, package: str = "auto", capability: tuple[int, int], n_row: int = TENSORRT_ROWS,
               precision: str = "fp32") -> Iterator[str]:
     """Build what is not in the cache yet: ``deblendrt build``.
 
@@ -238,7 +238,7 @@ class TensorRTRuntime(DeviceRuntime):
         TensorRT is missing or does not know this GPU; the message says what to do.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, *, package: str = "auto", n_row: int = ROWS,
+    def __init__(self, bundle: Bundle, device: Device, *, package: str = "auto", n_row: int = TENSORRT_ROWS,
                  precision: str = "fp32") -> None:
         super().__init__(bundle, device)
         capability = getattr(device, "capability", None)

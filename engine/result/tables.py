@@ -9,7 +9,7 @@ import numpy as np
 from astropy.table import Column, Table
 from numpy.typing import ArrayLike
 
-from deblendrt.engine.adapters.cli.doctor import version
+from deblendrt.engine.files.installation import package_version
 from deblendrt.engine.files.output import in_place_of
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 
@@ -101,7 +101,7 @@ def catalog_table(result: DeblendResult) -> Table:
 def metadata(result: DeblendResult) -> dict[str, Any]:
     """What a catalogue says about itself; keys of eight letters at most, the length of a FITS key."""
     meta = {
-        "software": f"deblendrt {version('deblendrt') or '(not installed)'}",
+        "software": f"deblendrt {package_version('deblendrt') or '(not installed)'}",
         "bundle": result.model_name,
         "modelver": result.model_version,
         "modelsha": result.model_sha256,

@@ -39,7 +39,7 @@ class Numbers(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Pixels:
+class GivenPixels:
     """One scene's arrays in the caller's bands and units.
 
     Attributes
@@ -200,7 +200,7 @@ def read_centers(centers: Any, name: str) -> NDArray[np.float64]:
 
 
 def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_point: Any, names: Sequence[str],
-                where: str = "") -> Pixels:
+                where: str = "") -> GivenPixels:
     """One scene's arrays, their shapes checked and their units resolved.
 
     Parameters
@@ -213,7 +213,7 @@ def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_poin
 
     Returns
     -------
-    Pixels
+    GivenPixels
     """
     n_band, listed = len(names), ", ".join(names)
     given = _numbers(image, "cutouts" + where, 1)
@@ -244,7 +244,7 @@ def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_poin
     if hidden is not None:
         masks.append(hidden)
     level, level_factor, _ = _like_image(background, values.shape, factor, "background" + where, 1)
-    return Pixels(values, factor, masks, spread, spread_factor, level, level_factor)
+    return GivenPixels(values, factor, masks, spread, spread_factor, level, level_factor)
 
 
 def _like_image(value: Any, shape: tuple[int, ...], factor: NDArray[np.float64], name: str, power: int,

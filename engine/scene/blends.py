@@ -15,7 +15,8 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_RADIUS = 6.0  # pixel: beyond twice this the cross terms of two galaxies of median size are below 2% of their own
+# pixel: beyond twice this distance, the cross terms of two galaxies of median size are below 2% of their own terms.
+MIN_BLEND_RADIUS = 6.0
 MAX_BLEND = 64  # sources; the joint flux solve is cubic in it
 
 

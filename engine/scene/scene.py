@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deblendrt.engine.scene.arguments import (
-    Pixels,
+    GivenPixels,
     band_names,
     check_pixel_scale,
     per_scene,
@@ -251,7 +251,7 @@ def estimate_variance(image: NDArray[np.float64], usable: NDArray[np.bool_]) -> 
     return 0.5 * deviation**2 if deviation > 0 else np.nan
 
 
-def _convert(pixels: Pixels, target: NDArray[np.int64], sky: NDArray[np.float64],
+def _convert(pixels: GivenPixels, target: NDArray[np.int64], sky: NDArray[np.float64],
              ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
     """Image and inverse variance in the model's bands; where a band was dropped as not finite, or for its variance."""
     shape = (len(sky), *pixels.image.shape[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_SEPARATION = 1.0  # pixel: closer pairs share a reference PSF's core, their fluxes are all but degenerate
+CLOSE_PAIR_SEPARATION = 1.0  # pixel: closer pairs share a reference PSF's core, their fluxes are all but degenerate
 
 
 def anchor_pixels(centers: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.int64]:
@@ -26,7 +26,7 @@ def anchor_pixels(centers: NDArray[np.float64], shape: tuple[int, int]) -> NDArr
     return np.clip(np.rint(np.where(np.isfinite(centers), centers, 0)), 0, last).astype(np.int64)
 
 
-def too_close(centers: NDArray[np.float64], separation: float = MIN_SEPARATION) -> NDArray[np.bool_]:
+def too_close(centers: NDArray[np.float64], separation: float = CLOSE_PAIR_SEPARATION) -> NDArray[np.bool_]:
     """Find sources with a neighbour nearer than `separation`.
 
     Parameters

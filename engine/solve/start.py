@@ -13,7 +13,7 @@ from deblendrt.engine.compute.folded_bases import AnyBasis
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.networks import Runtime
-from deblendrt.engine.scene.blends import MIN_RADIUS, Partition, partition
+from deblendrt.engine.scene.blends import MIN_BLEND_RADIUS, Partition, partition
 from deblendrt.engine.scene.flags import NOT_FITTED
 from deblendrt.engine.scene.patches import Part
 from deblendrt.engine.scene.scene import Scene
@@ -93,7 +93,7 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
                       area=[(slice(half, -half), slice(half, -half))] * len(scenes) if part is None else [
                           (slice(y.start + half, y.stop + half), slice(x.start + half, x.stop + half))
                           for y, x in [part.area]], device=device)
-    return divide(problem, np.full(len(corner), MIN_RADIUS)), rows
+    return divide(problem, np.full(len(corner), MIN_BLEND_RADIUS)), rows
 
 
 def divide(problem: Problem, radius: DoubleArray) -> Problem:
@@ -134,11 +134,11 @@ def light_radius(problem: Problem, coefficients: objective.FloatArray) -> Double
     Returns
     -------
     float64 (n_source,) [pixel]
-        At least `MIN_RADIUS`, at most half the source's window.
+        At least `MIN_BLEND_RADIUS`, at most half the source's window.
     """
     area = light_area(problem, coefficients)
     largest = problem.folded.half + np.where(problem.extended, problem.folded.margin, 0)
-    return np.clip(np.sqrt(area / np.pi), MIN_RADIUS, largest)
+    return np.clip(np.sqrt(area / np.pi), MIN_BLEND_RADIUS, largest)
 
 
 def light_area(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:

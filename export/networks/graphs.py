@@ -28,7 +28,7 @@ import zuko
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from deblendrt.engine.model.manifest import GRAPHS, Graph, graph_sizes
+from deblendrt.engine.model.manifest import GRAPHS, GraphSignature, graph_sizes
 from deblendrt.export.networks.decoder_jacobian import Jacobian
 
 if TYPE_CHECKING:
@@ -245,13 +245,13 @@ def narrow(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def finish(proto: onnx.ModelProto, graph: Graph, sizes: dict[str, int]) -> onnx.ModelProto:
+def finish(proto: onnx.ModelProto, graph: GraphSignature, sizes: dict[str, int]) -> onnx.ModelProto:
     """Strip an exported graph of everything but the computation, state its shapes and check it.
 
     Parameters
     ----------
     proto : onnx.ModelProto
-    graph : Graph
+    graph : GraphSignature
         What its inputs and outputs must be.
     sizes : dict of str to int
         Lengths of the symbols.

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from deblendrt.engine.model.agreement import golden_error
 from deblendrt.engine.model.manifest import GRAPHS
+from deblendrt.engine.model.verification import output_error
 from deblendrt.export.networks.graphs import functions, model_sizes
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 
-# Largest relative errors (see `golden_error`) that an export may have. float64: a hundred roundings of 2e-16, amplified
+# Largest relative errors (see `output_error`) that an export may have. float64: a hundred roundings of 2e-16, amplified
 # by the cancellations of a shift by half a pixel. float32: the same in units of 6e-8, with sums over up to 700 terms.
 LIMIT = {"float32": 2e-5, "float64": 1e-12}
 
@@ -95,9 +95,9 @@ def graph_outputs(proto: onnx.ModelProto, inputs: Arrays) -> Arrays:
 
 
 def graph_error(proto: onnx.ModelProto, inputs: Arrays, expected: Arrays) -> float:
-    """Largest relative error, `golden_error`, over a graph's outputs."""
+    """Largest relative error, `output_error`, over a graph's outputs."""
     actual = graph_outputs(proto, inputs)
-    return max(golden_error(actual[key], expected[key]) for key in expected)
+    return max(output_error(actual[key], expected[key]) for key in expected)
 
 
 def check_parity(graphs: dict[str, onnx.ModelProto], wide: dict[str, onnx.ModelProto], inputs: dict[str, Arrays],

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.model.bundle import Bundle
-from deblendrt.engine.scene.blends import MIN_RADIUS
+from deblendrt.engine.scene.blends import MIN_BLEND_RADIUS
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.scene.scene import FILL_SIGMA
-from deblendrt.engine.scene.windows import MIN_SEPARATION
+from deblendrt.engine.scene.windows import CLOSE_PAIR_SEPARATION
 from deblendrt.engine.solve import start
 from deblendrt.engine.solve.joint_fluxes import RIDGE
 from deblendrt.export.solver.descent import Descent
@@ -70,7 +70,7 @@ def scene_of(b: Builder, draw: Drawing, pixels: Pixels, centers: Value, finite: 
     inside = finite & ~(~((centers >= -0.5) & (centers <= last - 0.5))).any(1)
     listed = valid & inside
     gap = centers[:, None] - centers[None]
-    near = ((gap * gap).sum(2) < MIN_SEPARATION**2) & ~b.constant(np.eye(n, dtype=bool))
+    near = ((gap * gap).sum(2) < CLOSE_PAIR_SEPARATION**2) & ~b.constant(np.eye(n, dtype=bool))
     near = near & listed[:, None] & listed[None]
     low, high = draw.anchor - folded.half, draw.anchor + (folded.half + 1)
     cut = ((low < 0) | (high > np.array([n_x, n_y]))).any(1)
@@ -162,7 +162,7 @@ def start_latents(o: Objective, descent: Descent, kind: str) -> tuple[Blends, Va
         int64 (n_source,).
     """
     b, n, n_band, bundle, scene = o.b, o.n_source, o.n_band, o.bundle, o.scene
-    joined = connected(o, b.constant(np.full(n, MIN_RADIUS)))
+    joined = connected(o, b.constant(np.full(n, MIN_BLEND_RADIUS)))
     extent = scene.smallest
     shape = b.constant(np.tile(bundle.start_shape, (n, 1)))
     flux = b.zeros(n, n_band)
@@ -219,7 +219,7 @@ def light_radius(o: Objective, coefficients: Value, extent: Value) -> Value:
 
         area = draw.if_any(rows, count, area)
     largest = b.where(extent > 0, b.constant(np.array(float(folded.half + folded.margin))), float(folded.half))
-    return b.minimum(b.maximum(b.sqrt(area.cast(np.float64) / np.pi), MIN_RADIUS), largest)
+    return b.minimum(b.maximum(b.sqrt(area.cast(np.float64) / np.pi), MIN_BLEND_RADIUS), largest)
 
 
 def divide(o: Objective, radius: Value, extent: Value) -> Blends:

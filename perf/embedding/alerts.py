@@ -32,14 +32,14 @@ RESULT = Path(__file__).parents[1] / "results" / "embedding" / "alerts.json"
 SCHEMA_ID = 1100
 NO_ENGINE = """
 import sys
-from deblendrt.engine import alerts
+from deblendrt.engine.adapters.alerts import worker
 from deblendrt.engine.adapters.alerts.scenes import AlertDeblender, blank
 from deblendrt.engine.adapters.alerts.settings import read_settings
 class Nothing(AlertDeblender):
     def answer(self, found):
         return [blank(a, "science", "no_cutout", None) for a in found]
-alerts.load_deblender = lambda settings: Nothing(settings, {})
-alerts.run(read_settings(sys.argv[1]))
+worker.load_deblender = lambda settings: Nothing(settings, {})
+worker.run_worker(read_settings(sys.argv[1]))
 """
 
 
@@ -77,7 +77,7 @@ class Stream:
     @contextlib.contextmanager
     def worker(self, engine: bool = True, ready: bool = True) -> Iterator[subprocess.Popen[bytes]]:
         """A worker process; on leaving it is asked to stop."""
-        command = [sys.executable, "-m", "deblendrt.engine.adapters.cli.main", "alerts", "--config"] if engine else [
+        command = [sys.executable, "-m", "deblendrt.engine.adapters.cli", "alerts", "--config"] if engine else [
             sys.executable, "-c", NO_ENGINE]
         with self.log.open("ab") as log:
             process = subprocess.Popen([*command, str(self.config)], stdout=log, stderr=log)

@@ -1,4 +1,4 @@
-"""The real lsst.images goes in and out of `deblendrt.engine.adapters.rubin.exposure_scenes`; run by
+"""The real lsst.images goes in and out of `deblendrt.engine.adapters.rubin`; run by
 `perf.embedding.rubin`.
 
 Called with ``REQUEST.json ANSWER.json``, in an environment of its own: lsst.images needs Python 3.12.
@@ -19,7 +19,7 @@ from astropy.wcs import WCS
 from lsst.images import YX, Box, Image, MaskPlane, MaskSchema, SkyProjection, TractFrame
 from lsst.images.cells import CellCoadd, CellGrid, CellGridBounds, CellIJ, CellPointSpreadFunction
 
-from deblendrt.engine.adapters.rubin import exposure_scenes
+from deblendrt.engine.adapters import rubin
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.fits import read_image
 from deblendrt.engine.scene.flags import Flag
@@ -69,7 +69,7 @@ def main(asked: str, answered: str) -> None:
     made["r"].mask.set("SAT", mask[1])
     sky = made["r"].sky_projection.pixel_to_sky(x=centers[:, 0] + XY0[0], y=centers[:, 1] + XY0[1])
     table = Table({"id": 1000 + np.arange(len(centers)), "coord_ra": sky.ra.to(u.rad), "coord_dec": sky.dec.to(u.rad)})
-    taken = exposure_scenes.read_exposures(list(made.values()), table)
+    taken = rubin.read_exposures(list(made.values()), table)
     result = taken.deblend(deblender)
     own = [list(scene.bands).index(band) for band in BANDS]
     plain = deblender.deblend_batch(np.asarray(scene.image)[own], centers, variance=np.asarray(scene.variance)[own],
@@ -79,7 +79,7 @@ def main(asked: str, answered: str) -> None:
     models["i"].write(str(path))
     back = Image.read(str(path))
     faults = []
-    broken = exposure_scenes.read_exposures(coadds(scene, {"r": [(1, 1), (0, 0)], "g": [(0, 0)], "i": [(0, 0)]}), table)
+    broken = rubin.read_exposures(coadds(scene, {"r": [(1, 1), (0, 0)], "g": [(0, 0)], "i": [(0, 0)]}), table)
     found = broken.deblend(deblender, n_iteration=4)
     flagged = int(((found.flags & Flag.PSF_MISSING) != 0).sum())
     note = (f"{flagged} flagged PSF_MISSING, {int(found.fitted.sum())} fitted,"

@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from deblendrt.engine.adapters.rubin import exposure_scenes
-from deblendrt.engine.adapters.scarlet import persisted_models
+from deblendrt.engine.adapters import rubin, scarlet
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.fits import read_image
 from deblendrt.engine.scene.flags import Flag
@@ -57,7 +56,7 @@ def faults(deblender: Deblender, scene: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def run(fault: str, how: str, given: Any, catalog: Any, inputs: int, note: Callable[..., str]) -> None:
-        taken = exposure_scenes.read_exposures(given, catalog)
+        taken = rubin.read_exposures(given, catalog)
         result = taken.deblend(deblender)
         ids = taken.table(result)["id"].tolist()
         found.append({"fault": fault, "how": how, "inputs": inputs, "lost": inputs - len(set(ids)),
@@ -107,7 +106,7 @@ def faults(deblender: Deblender, scene: Any) -> list[dict[str, Any]]:
 def write_models(deblender: Deblender, scene: Any, folder: Path) -> dict[str, Any]:
     """Model files of the example with two sources that can not be fitted, and the engine's images of every source."""
     centers = np.concatenate([np.asarray(scene.centers), [[-9.0, 4.0], [np.nan, 3.0]]]) + XY0
-    taken = exposure_scenes.read_exposures(exposures(scene), centers)
+    taken = rubin.read_exposures(exposures(scene), centers)
     result = taken.deblend(deblender, kind=["star", *["galaxy"] * (len(centers) - 1)])
     ids = 5000 + np.arange(len(centers))
     images: dict[str, Any] = {"model": result.model(0), "x0": XY0[0], "y0": XY0[1]}
@@ -119,13 +118,13 @@ def write_models(deblender: Deblender, scene: Any, folder: Path) -> dict[str, An
     for key, container in (("json", "scarlet_lite"), ("zip", "lsst")):
         written[key] = str(folder / ("model.json" if key == "json" else "model.scarlet"))
         start = time.perf_counter()
-        persisted_models.write_model(
+        scarlet.write_model(
             written[key],
-            persisted_models.model_data(result, deblender.bundle, source_ids=ids, xy0=XY0, container=container),
+            scarlet.model_data(result, deblender.bundle, source_ids=ids, xy0=XY0, container=container),
         )
         written[f"{key}_ms_per_source"] = 1e3 * (time.perf_counter() - start) / len(ids)
         written[f"{key}_kb_per_source"] = Path(written[key]).stat().st_size / 1e3 / len(ids)
-        again = persisted_models.read_model(written[key])
+        again = scarlet.read_model(written[key])
         assert sorted(again.source_id) == ids.tolist()
     return written
 

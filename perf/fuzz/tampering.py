@@ -198,8 +198,9 @@ def tamper(name: str, source: Path) -> dict[str, Any]:
     dict
         A row of the table of faults; ``refused`` is "at load", "at verify" or "".
     """
-    from deblendrt.engine.model.bundle import load_bundle, verify_bundle
+    from deblendrt.engine.model.bundle import load_bundle
     from deblendrt.engine.model.manifest import BundleError
+    from deblendrt.engine.model.verification import verify_bundle
 
     how, damage = KINDS[name]
     with tempfile.TemporaryDirectory() as temporary:
@@ -232,7 +233,8 @@ def write(out: Path = RESULTS) -> Path:
     Path
         Of the JSON file.
     """
-    from deblendrt.engine.model.bundle import load_bundle, verify_bundle
+    from deblendrt.engine.model.bundle import load_bundle
+    from deblendrt.engine.model.verification import verify_bundle
 
     source = load_bundle("lsst").path
     verify_bundle(source)  # what a first use takes is not the tampering's

@@ -230,9 +230,9 @@ def _alert_schema() -> Read:
 
 
 def _stamp() -> Read:
-    from deblendrt.engine.adapters.alerts.packets import read_stamp
+    from deblendrt.engine.adapters.alerts.packets import read_cutout
 
-    return read_stamp
+    return read_cutout
 
 
 FITS_WORDS = seeds.FITS_WORDS
@@ -259,7 +259,7 @@ ALL = (
     Target("alert", "`parse_alert`: Avro messages", _alert, seeds.alerts, seeds.AVRO_WORDS, (), 0.2),
     Target("alert_schema", "`parse_alert`: the schema inside a container", _alert_schema, seeds.alert_schemas,
            seeds.AVRO_WORDS, (mutations.tree,), 0.01),
-    Target("stamp", "`read_stamp`: cutouts of alerts", _stamp, seeds.stamps, FITS_WORDS, (mutations.card,), 0.09),
+    Target("stamp", "`read_cutout`: cutouts of alerts", _stamp, seeds.stamps, FITS_WORDS, (mutations.card,), 0.09),
 )
 NEEDS = {"alert": "alert_packets", "alert_schema": "alert_packets", "stamp": "alert_packets"}
 

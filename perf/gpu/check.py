@@ -37,7 +37,7 @@ from deblendrt.engine.compute.cuda.model import DeviceModel
 from deblendrt.engine.compute.cuda.streams import DevicePool
 from deblendrt.engine.compute.cuda.work import DeviceWork
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.model.kernel_networks import CudaRuntime
+from deblendrt.engine.model.cuda_kernels import CudaRuntime
 from deblendrt.engine.result.result import DeblendResult
 from perf.gpu import descent_alone
 from perf.gpu.drawn_scenes import DrawnScenes, draw_scenes

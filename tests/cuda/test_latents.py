@@ -17,7 +17,7 @@ from deblendrt.engine.compute.problem import State
 from deblendrt.engine.compute.reference import latents as reference_latents
 from deblendrt.engine.compute.reference import linear as reference_linear
 from deblendrt.engine.measure import uncertainty
-from deblendrt.engine.model.networks import Jacobian
+from deblendrt.engine.model.networks import FactoredJacobian
 from deblendrt.engine.solve import curvature, objective
 
 SPECIFICATION = {"combine": reference_latents, "push": reference_latents, "pull": reference_latents,
@@ -26,7 +26,7 @@ FLOAT32 = 3e-6  # of the largest value of a row
 
 
 class Case(NamedTuple):
-    jacobian: Jacobian
+    jacobian: FactoredJacobian
     latent: np.ndarray
     step: np.ndarray
     coefficients: np.ndarray
@@ -44,8 +44,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     def draw(*shape: int) -> np.ndarray:
         return rng.normal(size=(n, *shape)).astype(np.float32)
 
-    jacobian = Jacobian(draw(n_component, n_basis), draw(n_shape + 2, n_component, n_basis), draw(n_component, n_band),
-                        draw(n_shape, n_component, n_band))
+    jacobian = FactoredJacobian(draw(n_component, n_basis), draw(n_shape + 2, n_component, n_basis),
+                                draw(n_component, n_band), draw(n_shape, n_component, n_band))
     latent, step = (rng.normal(size=(n, n_band + 2 + n_shape)) for _ in range(2))
     coefficients = objective.mix_coefficients(latent[:, :n_band], jacobian.maps, jacobian.mix)
     return Case(jacobian, latent, step, coefficients, draw(n_band, n_basis), layout_of(n, np.arange(n)),

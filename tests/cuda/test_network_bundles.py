@@ -17,9 +17,9 @@ from deblendrt.cuda.network.network import Network
 from deblendrt.cuda.network.plan import make_plan
 from deblendrt.engine.compute.reference import networks as reference_networks
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.model.agreement import golden_error
 from deblendrt.engine.model.bundle import Bundle, load_bundle
 from deblendrt.engine.model.manifest import GRAPHS, BundleError
+from deblendrt.engine.model.verification import output_error
 
 pytest.importorskip("onnx")
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -54,8 +54,8 @@ def test_golden(bundle: Bundle, name: str) -> None:
     reference = reference_networks.run(make_plan(content, 5), inputs)
     outputs = run(content, inputs)
     for key, value in expected.items():
-        assert golden_error(reference[key], value, **bundle.golden_tolerance[name]) < 1, key
-        assert golden_error(outputs[key], value, **bundle.golden_tolerance[name]) < 1, key
+        assert output_error(reference[key], value, **bundle.golden_tolerance[name]) < 1, key
+        assert output_error(outputs[key], value, **bundle.golden_tolerance[name]) < 1, key
     for key, value in run(content, inputs, reverse=True).items():
         np.testing.assert_array_equal(value, outputs[key])
 

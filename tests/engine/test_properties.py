@@ -14,7 +14,7 @@ from toy_scenes import CONVERGED, VARIANCE, assert_close, make_scene
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
-from deblendrt.engine.scene.windows import MIN_SEPARATION
+from deblendrt.engine.scene.windows import CLOSE_PAIR_SEPARATION
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
@@ -144,7 +144,7 @@ def expected_flags(case: Case, half: int) -> tuple[np.ndarray, np.ndarray]:
             Flag.NON_FINITE: (~masked & ~finite)[area].any(),
             Flag.BAD_VARIANCE: (~masked & ~known)[area].any(),
             Flag.VARIANCE_ESTIMATED: case.variance is None,
-            Flag.TOO_CLOSE: min(distances, default=np.inf) < MIN_SEPARATION,
+            Flag.TOO_CLOSE: min(distances, default=np.inf) < CLOSE_PAIR_SEPARATION,
         }.items() if raised)
     return flags, measured
 

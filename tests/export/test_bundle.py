@@ -15,11 +15,11 @@ onnx = pytest.importorskip("onnx")
 for name in ("zuko", "galsim", "galcheat", "onnxscript"):
     pytest.importorskip(name)
 
-from deblendrt.engine.model.agreement import golden_error  # noqa: E402
-from deblendrt.engine.model.bundle import load_bundle, verify_bundle  # noqa: E402
+from deblendrt.engine.model.bundle import load_bundle  # noqa: E402
 from deblendrt.engine.model.manifest import GRAPHS, BundleError  # noqa: E402
-from deblendrt.engine.model.networks import TILE  # noqa: E402
+from deblendrt.engine.model.networks import NETWORK_TILE  # noqa: E402
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime  # noqa: E402
+from deblendrt.engine.model.verification import output_error, verify_bundle  # noqa: E402
 from deblendrt.export import bundle as export_bundle  # noqa: E402
 from deblendrt.export import cli, tensorrt  # noqa: E402
 from deblendrt.export.networks import graphs, parity  # noqa: E402
@@ -151,17 +151,17 @@ def test_export_is_deterministic(folder: Path, model: checkpoint.Model) -> None:
 @pytest.mark.parametrize("name", list(GRAPHS))
 def test_runtime_agrees_and_bits_do_not_depend_on_the_batch(folder: Path, model: checkpoint.Model, name: str) -> None:
     runtime = OrtRuntime(load_bundle(folder))
-    inputs = parity.example_inputs(model, 3 * TILE - 5, 5)
+    inputs = parity.example_inputs(model, 3 * NETWORK_TILE - 5, 5)
     expected = parity.reference_outputs(model, inputs)[name]
     values = list(inputs[name].values())
     outputs = runtime.run(name, *values)
     for key, output in zip(GRAPHS[name].outputs, outputs, strict=True):
-        assert golden_error(output, expected[key]) < parity.LIMIT["float32"], key
+        assert output_error(output, expected[key]) < parity.LIMIT["float32"], key
     order = np.random.default_rng(6).permutation(len(values[0]))
     permuted = runtime.run(name, *(value[order] for value in values))
     for output, other in zip(outputs, permuted, strict=True):
         np.testing.assert_array_equal(output[order], other)
-    for row in (0, 1, TILE, len(order) - 1):
+    for row in (0, 1, NETWORK_TILE, len(order) - 1):
         alone = runtime.run(name, *(value[row : row + 1] for value in values))
         for output, other in zip(outputs, alone, strict=True):
             np.testing.assert_array_equal(output[row], other[0])

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-MAX_DEPTH = 24  # of types within types
+MAX_SCHEMA_DEPTH = 24  # of types within types
 MAX_TYPES = 20_000
 MAX_PATTERN = 50_000  # characters of one regular expression; longer runs are several
 MAX_ITEMS = 100_000  # of an array or map
@@ -104,7 +104,7 @@ class _Compiler:
 
     def compile(self, schema: Any, wanted: Any, space: str, depth: int) -> _Type:
         self.n_type += 1
-        if depth > MAX_DEPTH or self.n_type > MAX_TYPES:
+        if depth > MAX_SCHEMA_DEPTH or self.n_type > MAX_TYPES:
             raise ValueError("schema: too deep or too large")
         if isinstance(schema, list):
             return self._union(schema, wanted, space, depth)

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.adapters.alerts.avro_reader import compile_record, read_bytes, read_long
-from deblendrt.engine.adapters.alerts.stamps import Stamp, TangentPlane, read_stamp
+from deblendrt.engine.adapters.alerts.cutout_images import CutoutImage, TangentPlane, read_cutout
 
-__all__ = ["Alert", "Schemas", "Stamp", "TangentPlane", "load_schema", "parse_alert", "read_stamp"]
+__all__ = ["Alert", "CutoutImage", "Schemas", "TangentPlane", "load_schema", "parse_alert", "read_cutout"]
 
 MAX_MESSAGE_BYTES = 4 << 20  # Rubin's alerts have 0.1 MB, with a long history 1 MB
 MAX_SCHEMA_BYTES = 1 << 20

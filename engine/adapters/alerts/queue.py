@@ -7,12 +7,12 @@ import dataclasses
 import threading
 import time
 
-from deblendrt.engine.adapters.alerts.offsets import Partition
+from deblendrt.engine.adapters.alerts.kafka_offsets import Partition
 from deblendrt.engine.adapters.alerts.packets import Alert
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class WaitingAlert:
     """An alert, and the message that it came in.
 
     Attributes
@@ -35,7 +35,7 @@ class Job:
     sent: float
 
 
-class Queue:
+class AlertQueue:
     """A bounded wait: between the thread that reads and the one that deblends.
 
     Parameters
@@ -46,35 +46,35 @@ class Queue:
 
     def __init__(self, max_batch: int, max_wait: float) -> None:
         self.max_batch, self.max_wait = max_batch, max_wait
-        self._jobs: collections.deque[Job] = collections.deque()
+        self._waiting: collections.deque[WaitingAlert] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
         self._n_byte = 0
 
-    def put(self, job: Job) -> None:
+    def put(self, waiting: WaitingAlert) -> None:
         """Add an alert."""
         with self._changed:
-            self._jobs.append(job)
-            self._n_byte += job.n_byte
+            self._waiting.append(waiting)
+            self._n_byte += waiting.n_byte
             self._changed.notify()
 
-    def take(self) -> list[Job]:
+    def take(self) -> list[WaitingAlert]:
         """The next batch: when it is full or its first alert has waited long enough; empty once closed and drained."""
         with self._changed:
-            while not self._closed and len(self._jobs) < self.max_batch:
-                left = self._jobs[0].arrival + self.max_wait - time.monotonic() if self._jobs else None
+            while not self._closed and len(self._waiting) < self.max_batch:
+                left = self._waiting[0].arrival + self.max_wait - time.monotonic() if self._waiting else None
                 if left is not None and left <= 0:
                     break
                 self._changed.wait(left)
-            batch = [self._jobs.popleft() for _ in range(min(self.max_batch, len(self._jobs)))]
-            self._n_byte -= sum(job.n_byte for job in batch)
+            batch = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
+            self._n_byte -= sum(waiting.n_byte for waiting in batch)
             return batch
 
     def drop(self, partitions: list[Partition]) -> None:
         """Forget what waits of these partitions."""
         with self._changed:
-            self._jobs = collections.deque(job for job in self._jobs if job.partition not in partitions)
-            self._n_byte = sum(job.n_byte for job in self._jobs)
+            self._waiting = collections.deque(w for w in self._waiting if w.partition not in partitions)
+            self._n_byte = sum(waiting.n_byte for waiting in self._waiting)
 
     def close(self) -> None:
         """No more will come: what waits is handed out without further delay."""
@@ -85,4 +85,4 @@ class Queue:
     def size(self) -> tuple[int, int]:
         """Alerts that wait, and the bytes of their messages."""
         with self._changed:
-            return len(self._jobs), self._n_byte
+            return len(self._waiting), self._n_byte

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.driver.device import DeviceError
-from deblendrt.engine.adapters.alerts.packets import Alert, Stamp, read_stamp
+from deblendrt.engine.adapters.alerts.packets import Alert, CutoutImage, read_cutout
 from deblendrt.engine.scene.arguments import check_pixel_scale
 
 if TYPE_CHECKING:
-    from deblendrt.engine.adapters.alerts.neighbours import SkyCatalog
-    from deblendrt.engine.adapters.alerts.settings import Settings
+    from deblendrt.engine.adapters.alerts.settings import AlertSettings
+    from deblendrt.engine.adapters.alerts.sky_catalog import SkyCatalog
     from deblendrt.engine.deblender import Deblender
     from deblendrt.engine.result.result import DeblendResult
 
@@ -40,7 +40,7 @@ class Cutout:
     Attributes
     ----------
     alert : Alert
-    stamp : Stamp
+    stamp : CutoutImage
     image : float32 (n_y, n_x) [nJy]
     variance : float32 (n_y, n_x), or None [nJy^2]
     centers : float64 (n_source, 2) [pixel]
@@ -50,7 +50,7 @@ class Cutout:
     """
 
     alert: Alert
-    stamp: Stamp
+    stamp: CutoutImage
     image: NDArray[np.float32]
     variance: NDArray[np.float32] | None
     centers: NDArray[np.float64]
@@ -65,13 +65,14 @@ class AlertDeblender:
 
     Parameters
     ----------
-    settings : Settings
+    settings : AlertSettings
     deblenders : dict of str to Deblender
         By survey.
     catalog : SkyCatalog, optional
     """
 
-    def __init__(self, settings: Settings, deblenders: dict[str, Deblender], catalog: SkyCatalog | None = None) -> None:
+    def __init__(self, settings: AlertSettings, deblenders: dict[str, Deblender],
+                 catalog: SkyCatalog | None = None) -> None:
         self.settings = settings
         self.deblenders = deblenders
         self.catalog = catalog
@@ -110,7 +111,7 @@ class AlertDeblender:
         if alert.band not in bundle.bands:
             return "refused", f"band {alert.band}: the model has {', '.join(bundle.bands)}"
         try:
-            stamp = read_stamp(data, self.settings.max_stamp_bytes)
+            stamp = read_cutout(data, self.settings.max_stamp_bytes)
         except ValueError as error:
             return "bad_cutout", str(error)
         scale = self.settings.pixel_scales.get(alert.survey) if stamp.plane is None else stamp.plane.pixel_scale
@@ -139,7 +140,7 @@ class AlertDeblender:
             scaled_variance = None if variance is None else (variance * np.float64(factor) ** 2).astype(np.float32)
         return Cutout(alert, stamp, scaled, scaled_variance, *self._sources(alert, stamp), tuple(notes))
 
-    def _sources(self, alert: Alert, stamp: Stamp,
+    def _sources(self, alert: Alert, stamp: CutoutImage,
                  ) -> tuple[NDArray[np.float64], list[str], list[str | None], list[str]]:
         """Positions on the cutout, whose they are, their catalogue numbers and kinds."""
         n_y, n_x = stamp.image.shape

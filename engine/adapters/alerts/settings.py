@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class AlertSettings:
     """What ``deblendrt alerts`` is told; names are the keys of the TOML file.
 
     Attributes
@@ -132,7 +132,7 @@ class Settings:
             raise ValueError(f"http: expected host:port, got {self.http!r}")
 
 
-def read_settings(path: str | Path | None = None, **over: Any) -> Settings:
+def read_settings(path: str | Path | None = None, **over: Any) -> AlertSettings:
     """Settings from a TOML file, if there is one, and over it those that are not None.
 
     Raises
@@ -148,7 +148,7 @@ def read_settings(path: str | Path | None = None, **over: Any) -> Settings:
             raise ValueError(f"{path}: not TOML: {error}") from error
         if "topic" in values:
             values["topics"] = [values.pop("topic")]
-    kinds = typing.get_type_hints(Settings)
+    kinds = typing.get_type_hints(AlertSettings)
     for name, value in values.items():
         if name not in kinds:
             raise ValueError(f"{path}: unknown key {name!r}")
@@ -158,10 +158,10 @@ def read_settings(path: str | Path | None = None, **over: Any) -> Settings:
         if isinstance(value, bool) != (bool in allowed) or not isinstance(value, (*allowed, *(
                 (int,) if float in allowed else ()))):
             raise ValueError(f"{path}: {name}: expected {kind}, got {value!r}")
-    return Settings(**values | {name: value for name, value in over.items() if value is not None})
+    return AlertSettings(**values | {name: value for name, value in over.items() if value is not None})
 
 
-def kafka_properties(settings: Settings, own: dict[str, Any]) -> dict[str, Any]:
+def kafka_properties(settings: AlertSettings, own: dict[str, Any]) -> dict[str, Any]:
     """librdkafka's properties of a client: ours, those for both clients, its own.
 
     Raises

@@ -17,14 +17,14 @@ import time
 from types import FrameType
 from typing import Any
 
+from deblendrt.engine.adapters.alerts.kafka_offsets import KafkaOffsets, Partition
 from deblendrt.engine.adapters.alerts.metrics import Metrics, serve
-from deblendrt.engine.adapters.alerts.neighbours import SkyCatalog
-from deblendrt.engine.adapters.alerts.offsets import Offsets, Partition
 from deblendrt.engine.adapters.alerts.packets import parse_alert
-from deblendrt.engine.adapters.alerts.queue import Job, Queue
-from deblendrt.engine.adapters.alerts.registry import read_schemas
+from deblendrt.engine.adapters.alerts.queue import AlertQueue, WaitingAlert
 from deblendrt.engine.adapters.alerts.scenes import AlertDeblender, RecordWriter
-from deblendrt.engine.adapters.alerts.settings import Settings, kafka_properties
+from deblendrt.engine.adapters.alerts.schema_registry import read_schemas
+from deblendrt.engine.adapters.alerts.settings import AlertSettings, kafka_properties
+from deblendrt.engine.adapters.alerts.sky_catalog import SkyCatalog
 
 MAX_DEAD_LETTER_BYTES = 8 << 20  # of longer poison only the digest is kept: the message itself is where it was
 POLL = 0.05  # s
@@ -46,20 +46,20 @@ class Worker:
 
     Parameters
     ----------
-    settings : Settings
+    settings : AlertSettings
     deblender : AlertDeblender, optional
         What answers; by default the models of the settings are loaded.
     """
 
-    def __init__(self, settings: Settings, deblender: AlertDeblender | None = None) -> None:
+    def __init__(self, settings: AlertSettings, deblender: AlertDeblender | None = None) -> None:
         try:
             import confluent_kafka
         except ImportError as error:
             raise ImportError('alert streams need confluent-kafka: pip install "deblendrt[alerts]"') from error
         self.settings = settings
         self.metrics = Metrics()
-        self.offsets = Offsets()
-        self.queue = Queue(settings.max_batch, settings.max_wait)
+        self.offsets = KafkaOffsets()
+        self.queue = AlertQueue(settings.max_batch, settings.max_wait)
         self.writer = RecordWriter(settings.out_schema_id)
         self.schemas = read_schemas(settings)
         self.deblender = load_deblender(settings) if deblender is None else deblender
@@ -138,7 +138,7 @@ class Worker:
             self._commit()
 
     def _read(self, message: Any) -> None:
-        """Turn a message into a job, or into a dead letter."""
+        """Turn a message into a waiting alert, or into a dead letter."""
         error = message.error()
         if error is not None:
             if error.fatal():
@@ -162,7 +162,7 @@ class Worker:
             self._bury(message, str(error))
             return
         self.metrics.parse.observe(time.monotonic() - arrival)
-        self.queue.put(Job(alert, partition, offset, len(payload), arrival, sent))
+        self.queue.put(WaitingAlert(alert, partition, offset, len(payload), arrival, sent))
 
     def _bury(self, message: Any, reason: str, whole: bool = True) -> None:
         """Send a message to the dead-letter topic as it came, with the reason in its headers."""
@@ -193,16 +193,16 @@ class Worker:
             while batch := self.queue.take():
                 began = time.monotonic()
                 before = self.deblender.n_engine_error
-                records = self.deblender.answer([job.alert for job in batch])
+                records = self.deblender.answer([waiting.alert for waiting in batch])
                 self.metrics.solve.observe(time.monotonic() - began)
                 self.metrics.batch.observe(len(batch))
                 self.metrics.engine_errors.inc(self.deblender.n_engine_error - before)
-                for job, record in zip(batch, records, strict=True):
-                    self._answer(job, record)
+                for waiting, record in zip(batch, records, strict=True):
+                    self._answer(waiting, record)
         except BaseException as error:
             self._fail(error)
 
-    def _answer(self, job: Job, record: dict[str, Any]) -> None:
+    def _answer(self, waiting: WaitingAlert, record: dict[str, Any]) -> None:
         def delivered(error: Any, _: Any) -> None:
             if error is not None:
                 self._fail(self._kafka.KafkaException(error))
@@ -210,13 +210,13 @@ class Worker:
             self._moved = now = time.monotonic()
             self.metrics.results.labels(record["status"]).inc()
             self.metrics.sources.inc(len(record["sources"]))
-            self.metrics.stay.observe(now - job.arrival)
-            if job.sent:
-                self.metrics.latency.observe(max(0.0, time.time() - job.sent))
-            self.offsets.done(job.partition, job.offset)
+            self.metrics.stay.observe(now - waiting.arrival)
+            if waiting.sent:
+                self.metrics.latency.observe(max(0.0, time.time() - waiting.sent))
+            self.offsets.done(waiting.partition, waiting.offset)
 
-        source = f"{job.partition[0]}/{job.partition[1]}/{job.offset}".encode()
-        self._produce(self.settings.out_topic, self.writer.write(record), job.alert.key.encode(),
+        source = f"{waiting.partition[0]}/{waiting.partition[1]}/{waiting.offset}".encode()
+        self._produce(self.settings.out_topic, self.writer.write(record), waiting.alert.key.encode(),
                       [("status", record["status"].encode()), ("source", source)], delivered)
 
     def _produce(self, topic: str, value: bytes | None, key: bytes, headers: list[Any], delivered: Any) -> None:
@@ -334,7 +334,7 @@ class Worker:
         self.stop()
 
 
-def load_deblender(settings: Settings) -> AlertDeblender:
+def load_deblender(settings: AlertSettings) -> AlertDeblender:
     """The models and the catalogue that the settings name, warmed up."""
     from deblendrt.engine.deblender import Deblender
 
@@ -345,7 +345,7 @@ def load_deblender(settings: Settings) -> AlertDeblender:
     return AlertDeblender(settings, deblenders, catalog)
 
 
-def run(settings: Settings) -> None:
+def run_worker(settings: AlertSettings) -> None:
     """Run a worker until SIGTERM or SIGINT; a second signal ends it at once, without a commit.
 
     Raises

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 CATALOG, IMAGES, STAMPS, OVERVIEW, SOURCES = "catalog.fits", "images.fits", "stamps.fits", "overview.png", "sources.png"
 MAX_SOURCE_PANELS = 40
-STAGES = ("read", "load model", "deblend", "write", "plot")
+RUN_STAGES = ("read", "load model", "deblend", "write", "plot")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def deblend_files(arguments: argparse.Namespace) -> None:
     """Deblend the image that the command line names; see `deblendrt.engine.adapters.cli.main`."""
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else print
     plotting = not arguments.no_plot and importlib.util.find_spec("matplotlib") is not None
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     with _progress(arguments.quiet) as stage:
         stage("read")
-        image, catalog, notes = read(arguments)
+        image, catalog, notes = read_inputs(arguments)
         stage("load model")
         from deblendrt.engine.deblender import Deblender
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
             notes += _plot(arguments.out, result, image.path.name)
     if not plotting and not arguments.no_plot:
         notes.append('no figures: pip install "deblendrt[plot]"')
-    for line in summary(result, deblending, time.perf_counter() - started):
+    for line in summary_lines(result, deblending, time.perf_counter() - started):
         say(line)
     for note in notes:
         say(f"note: {note}")
@@ -87,7 +87,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
             "star_fraction": arguments.star_fraction, "n_threads": arguments.threads}
 
 
-def read(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[str]]:
+def read_inputs(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[str]]:
     """The image, its list of sources, and what was assumed."""
     bands = fits_header.parse_bands(arguments.bands) if arguments.bands else None
     image = fits.read_image(arguments.image, bands=bands, bad_bits=arguments.bad_bits)
@@ -159,7 +159,7 @@ def _plot(out: Path, result: DeblendResult, name: str) -> list[str]:
     return [f"{SOURCES} shows the {len(chosen)} brightest of {n_source} sources"]
 
 
-def summary(result: DeblendResult, deblending: float, total: float) -> Iterator[str]:
+def summary_lines(result: DeblendResult, deblending: float, total: float) -> Iterator[str]:
     """Lines for a person: how many sources, how well, what was flagged, how long."""
     flags = np.asarray(result.flags)
     yield (
@@ -183,14 +183,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     elif sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
         from tqdm import tqdm
 
-        with tqdm(total=len(STAGES), bar_format="{desc:<12}|{bar:30}| {elapsed}", leave=False) as bar:
+        with tqdm(total=len(RUN_STAGES), bar_format="{desc:<12}|{bar:30}| {elapsed}", leave=False) as bar:
 
             def show(stage: str) -> None:
-                bar.n = STAGES.index(stage)
+                bar.n = RUN_STAGES.index(stage)
                 bar.set_description_str(stage)
 
             yield show
-            bar.n = len(STAGES)
+            bar.n = len(RUN_STAGES)
             bar.refresh()
     else:
         yield lambda stage: print(f"{stage} ...", file=sys.stderr, flush=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from deblendrt.engine.files.installation import n_usable_cpu, package_version
 
 REQUIRED = ("deblendrt", "numpy", "onnxruntime", "astropy")
 # package -> (extra that brings it, what it is for)
@@ -25,34 +25,21 @@ OPTIONAL = {
 }
 
 
-def version(package: str) -> str | None:
-    """Installed version of a distribution, None without one."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def report() -> Iterator[str]:
     """Lines for a person (or a bug report) to read."""
     yield f"python           {platform.python_version()} ({sys.executable})"
     yield f"machine          {platform.machine()}, {platform.platform(terse=True)}, {n_usable_cpu()} usable CPU cores"
     yield ""
     for package in REQUIRED:
-        yield f"{package:<16} {version(package) or 'NOT INSTALLED'}"
+        yield f"{package:<16} {package_version(package) or 'NOT INSTALLED'}"
     for package, (extra, purpose) in OPTIONAL.items():
-        found = version(package) or f'not installed: pip install "deblendrt[{extra}]"'
+        found = package_version(package) or f'not installed: pip install "deblendrt[{extra}]"'
         yield f"{package:<16} {found} ({purpose})"
     yield ""
     yield from _providers()
     yield from _gpus()
     yield from _cuda()
     yield from _bundled_models()
-
-
-def n_usable_cpu() -> int:
-    """CPU cores this process may run on, which a container or a batch system may have cut down."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _providers() -> Iterator[str]:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deblendrt.engine.adapters.cli import doctor
+from deblendrt.engine.files.installation import n_usable_cpu, package_version
 
-KINDS = ("galaxy", "star", "auto")
 SOLVERS = ("gauss_newton", "adam")
 STARTS = ("linear", "encoder")
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     root = argparse.ArgumentParser(prog="deblendrt", description="Separate overlapping galaxies in survey images.")
-    root.add_argument("--version", action="version", version=f"deblendrt {doctor.version('deblendrt') or 'unknown'}")
+    root.add_argument("--version", action="version", version=f"deblendrt {package_version('deblendrt') or 'unknown'}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
@@ -120,8 +120,8 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     sources.add_argument("--one-based", action="store_true", help="the catalogue counts pixels from 1")
     sources.add_argument("--detect", action="store_true", help="find the sources with SEP instead of a catalogue")
     sources.add_argument("--find-missed", action="store_true", help="add peaks of the residual and fit once more")
-    sources.add_argument("--kind", choices=KINDS, help="of all sources; auto: find out (default: the catalogue's "
-                         "column kind, else galaxy)")  # fmt: skip
+    sources.add_argument("--kind", choices=("galaxy", "star", "auto"), help="of all sources; auto: find out "
+                         "(default: the catalogue's column kind, else galaxy)")  # fmt: skip
     sources.add_argument("--star-fraction", type=float, default=0.1, metavar="P", help="prior probability that an auto "
                          "source is a star (default 0.1)")  # fmt: skip
     sources.add_argument("--threshold", type=float, default=3.0, metavar="SIGMA", help="of --detect (default 3)")
@@ -140,7 +140,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     fit.add_argument("--solver", choices=SOLVERS, default="gauss_newton")
     fit.add_argument("--start", choices=STARTS, default="encoder")
     fit.add_argument("--iterations", type=_count, metavar="N", help="default: the solver's")
-    fit.add_argument("--threads", type=_count, default=doctor.n_usable_cpu(), metavar="N", help="default: all cores")
+    fit.add_argument("--threads", type=_count, default=n_usable_cpu(), metavar="N", help="default: all cores")
     fit.add_argument(
         "--center-sigma",
         type=_positive,
@@ -221,10 +221,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if len(arguments.image) > 1 or arguments.cutouts or arguments.retry_failed or arguments.max_kills:
         raise ValueError("several inputs, --cutouts, --retry-failed and --max-kills are for --shard: say --shard 0/1 "
                          "to do all")
-    from deblendrt.engine.adapters.cli.deblend_files import run
+    from deblendrt.engine.adapters.cli.deblend_files import deblend_files
 
     arguments.image = arguments.image[0]
-    run(arguments)
+    deblend_files(arguments)
     return 0
 
 
@@ -239,7 +239,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from deblendrt.engine.model.bundle import verify_bundle
+    from deblendrt.engine.model.verification import verify_bundle
 
     for line in verify_bundle(arguments.bundle):
         print(line)
@@ -308,11 +308,11 @@ def _alerts(arguments: argparse.Namespace) -> int:
         print(SCHEMA.read_text(), end="")
         return 0
     from deblendrt.engine.adapters.alerts.settings import read_settings
-    from deblendrt.engine.adapters.alerts.worker import run
+    from deblendrt.engine.adapters.alerts.worker import run_worker
 
     own = {name: value for name, value in vars(arguments).items()
            if name not in ("config", "debug", "function", "print_schema")}
-    run(read_settings(arguments.config, **own))
+    run_worker(read_settings(arguments.config, **own))
     return 0
 
 
@@ -322,7 +322,3 @@ def _flags(arguments: argparse.Namespace) -> int:
     for flag in Flag:
         print(f"{flag.value.bit_length() - 1:>3} {flag.value:>8}  {flag.name:<20} {DESCRIPTIONS[flag]}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -277,7 +277,7 @@ def send_model(client: Client, model: str | Path) -> None:
     """
     if client.asynchronous:
         raise ValueError("client: expected one that is not asynchronous: what it is told here has to have happened")
-    from deblendrt.engine.adapters.dask.shipping import BundlePlugin
+    from deblendrt.engine.adapters.dask.bundle_plugin import BundlePlugin
 
     bundle = load_bundle(model)
     client.register_plugin(BundlePlugin(bundle_contents(bundle), bundle.sha256))

@@ -1,9 +1,9 @@
-"""One engine a process: what a worker of a cluster keeps between its tasks.
+"""The engine that a worker process of a cluster keeps between its tasks.
 
-A task carries a `Model`: a name, a hash and a device. The first task of a process that needs the model loads it, under
-a lock; every later one, of any thread, finds it here. A model that does not ship with the package is brought by whoever
-runs the cluster, as the contents of the bundle's files: they are written to the worker's own folder, and `load_bundle`
-checks each against the manifest, whose hash the task names.
+A task carries a `ModelReference`: a name, a hash and a device. The first task of a process that needs the model loads
+it under a lock. Every later task of the process, on any thread, finds the engine here. A model that does not ship with
+the package is sent as the contents of the bundle's files. They are written to the worker's own folder, and
+`load_bundle` checks each file against the manifest, whose hash the task names.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.model import bundle as shipping
-from deblendrt.engine.model.bundle import Bundle, load_bundle
+from deblendrt.engine.model.bundle import SHIPPED, Bundle, load_bundle
 from deblendrt.engine.model.manifest import MANIFEST, BundleError
 
 _engines: dict[tuple[str, str], Deblender] = {}
@@ -32,7 +31,7 @@ _lock = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ModelReference:
     """Which engine a task needs.
 
     Attributes
@@ -54,14 +53,14 @@ class Model:
 class Fold:
     """Folds PSFs with the process's engine of a model: what a result holds where it must travel without its engine."""
 
-    model: Model
+    model: ModelReference
 
     def __call__(self, images: NDArray[Any] | None) -> FoldedBasis:
         """See `Deblender.fold`."""
         return engine(self.model, any_device=True).fold(images)
 
 
-def find_model(name_or_path: str | Path, device: str = "cpu") -> tuple[Model, Bundle]:
+def find_model(name_or_path: str | Path, device: str = "cpu") -> tuple[ModelReference, Bundle]:
     """The model that a caller names, checked on the caller's machine.
 
     Parameters
@@ -72,7 +71,7 @@ def find_model(name_or_path: str | Path, device: str = "cpu") -> tuple[Model, Bu
 
     Returns
     -------
-    Model, Bundle
+    ModelReference, Bundle
 
     Raises
     ------
@@ -86,12 +85,12 @@ def find_model(name_or_path: str | Path, device: str = "cpu") -> tuple[Model, Bu
         raise ValueError(f'device: expected "cpu", "cuda" or "cuda:N", got {device!r}')
     bundle = load_bundle(name_or_path)
     name = str(name_or_path) if ships(bundle) else str(bundle.path.resolve())
-    return Model(name, bundle.sha256, device), bundle
+    return ModelReference(name, bundle.sha256, device), bundle
 
 
 def ships(bundle: Bundle) -> bool:
     """Whether a bundle is one of the package's own, which every worker has."""
-    return bundle.path.parent == Path(shipping.__file__).parents[1] / "bundles"
+    return bundle.path.parent == SHIPPED
 
 
 def bundle_contents(bundle: Bundle) -> dict[str, bytes]:
@@ -140,12 +139,12 @@ def receive(contents: Mapping[str, bytes], folder: str | Path) -> Path:
         return place
 
 
-def engine(model: Model, *, any_device: bool = False) -> Deblender:
+def engine(model: ModelReference, *, any_device: bool = False) -> Deblender:
     """This process's engine of a model, loaded at the first call.
 
     Parameters
     ----------
-    model : Model
+    model : ModelReference
     any_device : bool
         An engine on another device serves as well; else, if there is none, one on the CPU.
 
@@ -172,7 +171,7 @@ def engine(model: Model, *, any_device: bool = False) -> Deblender:
         return _engines[key]
 
 
-def _locate(model: Model) -> Path:
+def _locate(model: ModelReference) -> Path:
     """Folder of a model on this machine."""
     if model.sha256 in _received:
         return _received[model.sha256]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.adapters.rubin import attributes
+from deblendrt.engine.adapters.rubin import rubin_objects
 from deblendrt.engine.scene.psf_field import CellPsf
 
 
@@ -55,7 +55,7 @@ def sample_psf(exposures: dict[str, Any], centers: NDArray[np.float64], xy0: tup
             failure = ""
             for x, y in [middle, *members.tolist()]:
                 try:
-                    found[i, j][band] = attributes.psf_at(exposure, float(x), float(y))
+                    found[i, j][band] = rubin_objects.psf_at(exposure, float(x), float(y))
                     break
                 except Exception as error:  # models of many packages raise what they like, and each is recorded
                     failure = failure or f"{type(error).__name__}: {error}".strip()

@@ -19,7 +19,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table, vstack
 
-from deblendrt.engine.adapters.shards.run_shard import REVISION, RUN, SHARDS
+from deblendrt.engine.adapters.shards.run_shard import RUN_FILE, SHARD_REVISION, SHARDS
 from deblendrt.engine.files import output
 
 
@@ -68,7 +68,7 @@ def merge(folder: str | Path, target: str | Path, *, partial: bool = False, over
     folder, target = Path(folder), Path(target)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists: use another --out, or --overwrite")
-    run = _json(folder / RUN)
+    run = _json(folder / RUN_FILE)
     units = _units(folder, run)
     missing = sorted(set(range(run["n_unit"])) - set(units))
     if missing and not partial:
@@ -93,7 +93,7 @@ def _units(folder: Path, run: dict[str, Any]) -> dict[int, dict[str, Any]]:
     for path in sorted((folder / SHARDS).glob("*.json")):
         manifest = _json(path)
         if manifest["fingerprint"] != run["fingerprint"]:
-            raise ValueError(f"{path}: of another run than {RUN}")
+            raise ValueError(f"{path}: of another run than {RUN_FILE}")
         for unit in manifest["units"]:
             known = units.setdefault(unit["unit"], unit | {"sha256": set()})
             if known | {"sha256": unit["sha256"]} != unit:
@@ -107,8 +107,8 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(found, dict) or found.get("revision") != REVISION:
-        raise ValueError(f"{path}: expected revision {REVISION} of a run's files")
+    if not isinstance(found, dict) or found.get("revision") != SHARD_REVISION:
+        raise ValueError(f"{path}: expected revision {SHARD_REVISION} of a run's files")
     return found
 
 

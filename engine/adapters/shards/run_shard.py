@@ -2,7 +2,7 @@
 
     OUT/run.json              what is run: inputs, model, settings, and their fingerprint
     OUT/units/000/000012.fits results of one unit: an image, or some hundred rows of a catalogue of cutouts
-    OUT/begun/000012          mark of a unit at work, or of one that ended its process: see `started`
+    OUT/in_progress/000012    mark of a unit at work, or of one that ended its process: see `crash_marks`
     OUT/shards/3-of-8.json    manifest of a shard, written last: its units and their hashes; the mark that it is done
 
 Unit k is shard k mod N's. A file of results appears whole or not at all, its bits depend on nothing but its inputs, and
@@ -27,17 +27,17 @@ import numpy as np
 from astropy.table import Table
 
 from deblendrt.engine.adapters.cli import deblend_files
-from deblendrt.engine.adapters.cli.doctor import version
 from deblendrt.engine.adapters.input_rows import NOT_THE_INPUT, Outcome, deblend_inputs, failed
-from deblendrt.engine.adapters.shards import started
-from deblendrt.engine.adapters.shards.unit import UNITS, Unit, read_unit, tables, write_unit
+from deblendrt.engine.adapters.shards import crash_marks
+from deblendrt.engine.adapters.shards.work_units import UNITS, Unit, read_unit, unit_tables, write_unit
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files import output
 from deblendrt.engine.files.cutouts import CutoutCatalog
+from deblendrt.engine.files.installation import package_version
 
 UNIT_ROWS = 256  # cutouts a unit: some ten seconds' work, which is what a kill may cost
-REVISION = 1
-RUN, SHARDS = "run.json", "shards"
+SHARD_REVISION = 1
+RUN_FILE, SHARDS = "run.json", "shards"
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
 
 
@@ -73,7 +73,7 @@ def list_inputs(given: list[Path]) -> list[Path]:
     return found
 
 
-def divide(paths: list[Path], cutouts: bool) -> list[Unit]:
+def split_into_units(paths: list[Path], cutouts: bool) -> list[Unit]:
     """All units, the same whoever asks.
 
     Parameters
@@ -105,12 +105,12 @@ def run_shard(arguments: argparse.Namespace) -> None:
         raise ValueError("--overwrite: other shards may be at work in the folder; use another --out")
     if arguments.stamps:
         raise ValueError("--stamps: with --shard, catalogues alone are written")
-    max_kills = started.MAX_KILLS if arguments.max_kills is None else arguments.max_kills
+    max_kills = crash_marks.MAX_KILLS if arguments.max_kills is None else arguments.max_kills
     if max_kills < 2:
         raise ValueError("--max-kills: expected 2 or more, for one may be anybody's kill -9")
     out: Path = arguments.out
     paths = list_inputs(arguments.image)
-    units = divide(paths, arguments.cutouts)
+    units = split_into_units(paths, arguments.cutouts)
     deblender = Deblender.load(arguments.model, device=arguments.device)
     options = deblend_files.options(arguments)
     run = _describe(arguments, options, paths, units, deblender)
@@ -138,23 +138,23 @@ def _do(deblender: Deblender, unit: Unit, arguments: argparse.Namespace, options
         max_kills: int) -> Table:
     """Do a unit and write its results; after a kill, its inputs one by one. Returns the table of its inputs."""
     def write(outcomes: list[Outcome], extra: Any = None) -> Table:
-        catalog, table = tables(unit, outcomes, deblender.deblend_batch([], []), extra)
+        catalog, table = unit_tables(unit, outcomes, deblender.deblend_batch([], []), extra)
         write_unit(unit.file(arguments.out), fingerprint, unit, catalog, table)
         return table
 
-    n, mark = unit.stop - unit.start, started.mark(arguments.out, unit.number)
-    n_kill = started.n_kill(mark)
+    n, mark = unit.stop - unit.start, crash_marks.mark(arguments.out, unit.number)
+    n_kill = crash_marks.n_kill(mark)
     if n_kill >= max_kills:  # not even read; the mark stays, or the shard's next start would try it again
-        return write([failed(None, ValueError(started.reason(n_kill, n)))] * n)
+        return write([failed(None, ValueError(crash_marks.crash_reason(n_kill, n)))] * n)
     if n == 1 or not n_kill:
-        with started.at_work(mark):
+        with crash_marks.at_work(mark):
             inputs = list(_read(unit, arguments))
             extra = inputs[0].pop("_extra", None) if unit.row is None and isinstance(inputs[0], dict) else None
             return write(deblend_inputs(deblender, inputs, options), extra)
-    with started.at_work(mark, part=True):
+    with crash_marks.at_work(mark, part=True):
         inputs = list(_read(unit, arguments))
     outcomes = _one_by_one(deblender, inputs, options, mark, max_kills)
-    with started.at_work(mark, part=True):
+    with crash_marks.at_work(mark, part=True):
         return write(outcomes)
 
 
@@ -163,12 +163,12 @@ def _one_by_one(deblender: Deblender, inputs: list[Any], options: dict[str, Any]
     """`deblend_inputs` with a mark for each, to learn which kills: the same bits, for they depend on no neighbour."""
     outcomes: list[Outcome] = []
     for k, given in enumerate(inputs):
-        own = started.mark_of_input(mark, k)
-        n_kill = started.n_kill(own)
+        own = crash_marks.mark_of_input(mark, k)
+        n_kill = crash_marks.n_kill(own)
         if n_kill >= max_kills:
-            outcomes.append(failed(given, ValueError(started.reason(n_kill, 1))))
+            outcomes.append(failed(given, ValueError(crash_marks.crash_reason(n_kill, 1))))
         else:
-            with started.at_work(own):
+            with crash_marks.at_work(own):
                 outcomes += deblend_inputs(deblender, [given], options)
     return outcomes
 
@@ -186,7 +186,7 @@ def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
     if arguments.catalog is not None:
         one.catalog = Path(str(arguments.catalog).format(stem=unit.path.name.split(".")[0], folder=unit.path.parent))
     try:
-        image, catalog, _ = deblend_files.read(one)
+        image, catalog, _ = deblend_files.read_inputs(one)
     except NOT_THE_INPUT:
         raise
     except Exception as error:  # of astropy, for a file of any kind
@@ -205,7 +205,8 @@ def _describe(arguments: argparse.Namespace, options: dict[str, Any], paths: lis
                                           "pixel_scale", "psf", "bad_bits")
             if (value := getattr(arguments, name)) is not None}
     run: dict[str, Any] = {
-        "revision": REVISION, "deblendrt": version("deblendrt") or "unknown", "model": deblender.bundle.name,
+        "revision": SHARD_REVISION, "deblendrt": package_version("deblendrt") or "unknown",
+        "model": deblender.bundle.name,
         "model_sha256": deblender.bundle.sha256, "options": {**options, "n_threads": None}, "told": told,
         "n_unit": len(units), "n_input": units[-1].stop if units else 0,
         "inputs_sha256": hashlib.sha256("\n".join(
@@ -219,7 +220,7 @@ def _claim(out: Path, run: dict[str, Any]) -> None:
     """Write what is run, or see that the folder holds the same."""
     for folder in (out / UNITS, out / SHARDS):
         folder.mkdir(parents=True, exist_ok=True)
-    path = out / RUN
+    path = out / RUN_FILE
     if not path.exists():
         _write_json(path, run)
     there = json.loads(path.read_text())
@@ -238,14 +239,14 @@ def _finish(out: Path, run: dict[str, Any], number: int, n_shard: int, mine: lis
     units = [{"unit": unit.number, "file": str(unit.file(out).relative_to(out)), "start": unit.start, "stop": unit.stop,
               "sha256": _sha256(unit.file(out))} for unit in mine]
     _write_json(out / SHARDS / f"{number}-of-{n_shard}.json",
-                {"revision": REVISION, "fingerprint": run["fingerprint"], "shard": number, "n_shard": n_shard,
+                {"revision": SHARD_REVISION, "fingerprint": run["fingerprint"], "shard": number, "n_shard": n_shard,
                  "units": units})
     numbers = {unit.number for unit in mine}
-    for k, mark in started.marks(out):
+    for k, mark in crash_marks.marks(out):
         if k in numbers:
             mark.unlink(missing_ok=True)
-    output.remove_stale(out, RUN)  # what else is there is not of the shards
-    for folder in {out / SHARDS, out / started.BEGUN, *(unit.file(out).parent for unit in mine)}:
+    output.remove_stale(out, RUN_FILE)  # what else is there is not of the shards
+    for folder in {out / SHARDS, out / crash_marks.CRASH_MARKS, *(unit.file(out).parent for unit in mine)}:
         output.remove_stale(folder)
 
 

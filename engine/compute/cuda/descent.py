@@ -36,7 +36,7 @@ from deblendrt.engine.compute.cuda.layouts import filled
 from deblendrt.engine.compute.cuda.model import DeviceModel, Tables
 from deblendrt.engine.compute.folded_basis import NESTED
 from deblendrt.engine.compute.problem import DoubleArray, Problem, State
-from deblendrt.engine.model.networks import Jacobian
+from deblendrt.engine.model.networks import FactoredJacobian
 from deblendrt.engine.solve import descent, moving_blends, objective
 from deblendrt.engine.solve.conjugate_gradient import N_CONJUGATE
 from deblendrt.engine.solve.curvature import EXTENDED, prior_curvature
@@ -372,6 +372,6 @@ class Descent:
     def host_state(self) -> State:
         """The state, downloaded."""
         state = self.state
-        jacobian = Jacobian(*(self.fetch(a) for a in state.jacobian))
+        jacobian = FactoredJacobian(*(self.fetch(a) for a in state.jacobian))
         return State(self.fetch(state.latent), jacobian, self.fetch(state.coefficients), self.canvases(state.model),
                      self.fetch(state.log_prior), self.fetch(state.prior_gradient))

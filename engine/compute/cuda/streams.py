@@ -24,8 +24,8 @@ from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, 
 from deblendrt.engine.measure.light_shares import Sharing
 from deblendrt.engine.measure.systematic_error import Misfit
 from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.model.cuda_kernels import CudaRuntime
 from deblendrt.engine.model.device_networks import DeviceRuntime
-from deblendrt.engine.model.kernel_networks import CudaRuntime
 from deblendrt.engine.model.networks import Float32Array, GraphRuntime
 from deblendrt.engine.solve.descent import Solution
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deblendrt.engine.adapters.alerts.avro_reader import compile_record
-from deblendrt.engine.adapters.alerts.packets import Schemas, load_schema, parse_alert, read_stamp
+from deblendrt.engine.adapters.alerts.packets import Schemas, load_schema, parse_alert, read_cutout
 from perf.embedding import alert_samples as samples
 
 pytest.importorskip("fastavro")
@@ -45,7 +45,7 @@ def test_the_three_framings_hold_the_same_alert(rubin: Any) -> None:
 
 def test_rubin_cutout(rubin: Any) -> None:
     record, scene = rubin
-    stamp = read_stamp(record["cutoutScience"])
+    stamp = read_cutout(record["cutoutScience"])
     np.testing.assert_array_equal(stamp.image, scene.image[0])
     np.testing.assert_array_equal(stamp.variance, scene.variance[0])
     assert stamp.psf is not None
@@ -64,7 +64,7 @@ def test_sky_positions_are_astropys() -> None:
 
     header = fits.Header.fromstring(samples.rubin_stamp(np.zeros((30, 30)), dec=68.0)[:2880].decode())
     header["CTYPE1"], header["CTYPE2"] = "RA---TAN", "DEC--TAN"
-    stamp = read_stamp(samples.rubin_stamp(np.zeros((30, 30)), dec=68.0))
+    stamp = read_cutout(samples.rubin_stamp(np.zeros((30, 30)), dec=68.0))
     pixels = np.array([[0.0, 0.0], [29.0, 3.0], [14.5, 14.5]])
     assert stamp.plane is not None
     np.testing.assert_allclose(stamp.plane.to_sky(pixels), WCS(header).all_pix2world(pixels, 0), rtol=0, atol=1e-9)
@@ -74,14 +74,14 @@ def test_mask_of_planes_of_ones_and_of_bits() -> None:
     image = np.ones((30, 31), np.float32)
     mask = np.zeros(image.shape, bool)
     mask[3, 4] = True
-    found = read_stamp(samples.rubin_stamp(image, mask=mask)).mask
+    found = read_cutout(samples.rubin_stamp(image, mask=mask)).mask
     np.testing.assert_array_equal(found, mask)
     bits = np.zeros(image.shape, np.int32)
     bits[0, 0], bits[1, 1], bits[2, 2] = 1 << 5, 1 << 1, 1 << 12  # DETECTED, SAT, unknown
     for header, bad in ((fits.Header(), [(1, 1)]), (fits.Header([("MP_BAD", 12)]), [(2, 2)])):
         buffer = io.BytesIO()
         fits.HDUList([fits.PrimaryHDU(image), fits.ImageHDU(bits, header, name="MASK")]).writeto(buffer)
-        stamp = read_stamp(buffer.getvalue())
+        stamp = read_cutout(buffer.getvalue())
         assert stamp.mask is not None
         assert [tuple(p) for p in np.argwhere(stamp.mask).tolist()] == bad
 
@@ -91,7 +91,7 @@ def test_ztf_alert() -> None:
     assert (alert.key, alert.band, alert.object_id) == ("ztf:9", "r", "ZTF17abc")
     assert alert.zero_point == pytest.approx(26.2)
     assert alert.origins == ("reference",)
-    stamp = read_stamp(alert.cutouts["science"])
+    stamp = read_cutout(alert.cutouts["science"])
     assert stamp.image.shape == (63, 63)
     assert np.isnan(stamp.image).sum() == 81
     assert (stamp.variance, stamp.psf, stamp.plane, stamp.unit) == (None, None, None, "DN")
@@ -182,7 +182,7 @@ def test_a_deeply_nested_schema_is_refused() -> None:
 def test_decompression_bombs() -> None:
     began = time.perf_counter()
     with pytest.raises(ValueError, match="gzip of more than"):
-        read_stamp(gzip.compress(bytes(1 << 28), 1))
+        read_cutout(gzip.compress(bytes(1 << 28), 1))
     bomb = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = bomb.compress(bytes(1 << 26)) + bomb.flush()
     payload = samples.container(samples.ZTF, samples.ztf_alert(1), codec="deflate")
@@ -205,7 +205,7 @@ def test_hostile_headers(change: dict[str, str], message: str) -> None:
     cards = {"SIMPLE": "T", "BITPIX": "-32", "NAXIS": "2", "NAXIS1": "30", "NAXIS2": "30", **change}
     head = "".join(f"{key:<8}= {value:>20}".ljust(80) for key, value in cards.items()) + "END".ljust(80)
     with pytest.raises(ValueError, match=message):
-        read_stamp(head.ljust(2880).encode() + bytes(5760))
+        read_cutout(head.ljust(2880).encode() + bytes(5760))
 
 
 def test_scaled_integers_and_blanks_are_astropys() -> None:
@@ -215,7 +215,7 @@ def test_scaled_integers_and_blanks_are_astropys() -> None:
     hdu.writeto(buffer)
     with fits.open(io.BytesIO(buffer.getvalue())) as hdus:
         expected = hdus[0].data
-    np.testing.assert_array_equal(read_stamp(buffer.getvalue()).image, expected)
+    np.testing.assert_array_equal(read_cutout(buffer.getvalue()).image, expected)
 
 
 @settings(max_examples=300, deadline=None)
@@ -225,7 +225,7 @@ def test_damaged_bytes_are_value_errors_or_alerts(data: Any) -> None:
     payload = bytearray(samples.container(samples.ZTF, {**record, "cutoutScience": {
         "fileName": "", "stampData": record["cutoutScience"]["stampData"][:50]}}))
     stamp = bytearray(samples.rubin_stamp(np.ones((4, 4)), np.ones((4, 4)), np.ones((3, 3))))
-    for whole, read in ((payload, parse_alert), (stamp, read_stamp)):
+    for whole, read in ((payload, parse_alert), (stamp, read_cutout)):
         for _ in range(data.draw(st.integers(1, 4))):
             whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
         cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])

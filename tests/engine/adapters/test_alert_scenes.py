@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from deblendrt.engine.adapters.alerts.neighbours import SkyCatalog
 from deblendrt.engine.adapters.alerts.packets import Alert, Schemas, parse_alert
 from deblendrt.engine.adapters.alerts.scenes import AlertDeblender, Cutout, RecordWriter
-from deblendrt.engine.adapters.alerts.settings import Settings, read_settings
+from deblendrt.engine.adapters.alerts.settings import AlertSettings, read_settings
+from deblendrt.engine.adapters.alerts.sky_catalog import SkyCatalog
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.scene.flags import Flag
 from perf.embedding import alert_samples as samples
@@ -27,7 +27,7 @@ def deblender() -> Deblender:
     return Deblender.load()
 
 
-def settings(**over: Any) -> Settings:
+def settings(**over: Any) -> AlertSettings:
     return read_settings(brokers="b:1", topics=["in"], out_topic="out", dead_letter_topic="dead", **over)
 
 

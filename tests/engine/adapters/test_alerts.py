@@ -12,7 +12,7 @@ import pytest
 from alert_worker import Instant, running, send, settings_on, until, ztf
 
 from deblendrt.engine.adapters.alerts.packets import parse_alert
-from deblendrt.engine.adapters.alerts.queue import Job, Queue
+from deblendrt.engine.adapters.alerts.queue import AlertQueue, WaitingAlert
 from deblendrt.engine.adapters.alerts.settings import read_settings
 from deblendrt.engine.adapters.alerts.worker import Worker
 from perf.embedding import kafka_broker
@@ -90,14 +90,14 @@ def test_metrics_and_health(broker: Any, setting: Any) -> None:
 
 def test_queue_waits_for_a_full_batch_or_for_the_oldest() -> None:
     alert = parse_alert(ztf(1, cutoutScience=None))
-    queue = Queue(3, 0.2)
+    queue = AlertQueue(3, 0.2)
     for k in range(4):
-        queue.put(Job(alert, ("t", 0), k, 10, time.monotonic(), 0.0))
+        queue.put(WaitingAlert(alert, ("t", 0), k, 10, time.monotonic(), 0.0))
     began = time.monotonic()
-    assert [job.offset for job in queue.take()] == [0, 1, 2]
+    assert [waiting.offset for waiting in queue.take()] == [0, 1, 2]
     assert time.monotonic() - began < 0.1
     assert queue.size() == (1, 10)
-    assert [job.offset for job in queue.take()] == [3]
+    assert [waiting.offset for waiting in queue.take()] == [3]
     assert 0.1 < time.monotonic() - began < 1.0
     queue.close()
     assert queue.take() == []

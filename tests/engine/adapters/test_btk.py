@@ -184,7 +184,7 @@ def test_detection(adapter: Any, deblender: Deblender, batch: Any) -> None:
 
 def test_psfs_that_are_images_are_refused(adapter: Any) -> None:
     with pytest.raises(ValueError, match="pixel scale"):
-        adapter.psf_images([SimpleNamespace(array=np.ones((3, 3)))], 0.2)
+        adapter.draw_psfs([SimpleNamespace(array=np.ones((3, 3)))], 0.2)
 
 
 def test_btk_itself(deblender: Deblender) -> None:

@@ -228,11 +228,11 @@ def test_a_bundle_that_was_sent_is_checked(toy_bundle: Path, tmp_path: Path) -> 
 
 def test_a_worker_refuses_another_model_of_that_name(toy_bundle: Path) -> None:
     model, _ = worker_engine.find_model(toy_bundle)
-    other = worker_engine.Model(model.name, "0" * 64)
+    other = worker_engine.ModelReference(model.name, "0" * 64)
     with pytest.raises(worker_engine.BundleError, match="install the same deblendrt"):
         worker_engine.engine(other)
     with pytest.raises(worker_engine.BundleError, match="send_model"):
-        worker_engine.engine(worker_engine.Model("/nowhere", model.sha256))
+        worker_engine.engine(worker_engine.ModelReference("/nowhere", model.sha256))
 
 
 def test_two_processes_give_the_bits_of_one(client: Any, scenes: Scenes, options: dict[str, Any],

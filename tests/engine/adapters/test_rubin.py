@@ -10,7 +10,8 @@ import pytest
 from astropy.table import Table
 from rubin_standins import PLANES, Exposure, Image, MultibandExposure, Peak, PhotoCalib, Psf, Record
 
-from deblendrt.engine.adapters.rubin import attributes, exposure_scenes
+from deblendrt.engine.adapters import rubin
+from deblendrt.engine.adapters.rubin import rubin_objects
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.fits import read_image
 from deblendrt.engine.scene.flags import Flag
@@ -58,7 +59,7 @@ def plain(deblender: Deblender, example: Any, **changes: Any) -> Any:
 
 
 def test_the_same_as_without_adapter(deblender: Deblender, example: Any) -> None:
-    scene = exposure_scenes.read_exposures(exposures(example), records(example))
+    scene = rubin.read_exposures(exposures(example), records(example))
     result = scene.deblend(deblender, n_iteration=3)
     expected = plain(deblender, example)
     assert scene.lost == []
@@ -78,9 +79,9 @@ def test_a_multiband_exposure_needs_a_zero_point(deblender: Deblender, example: 
         exposure._calib = None
     multiband = MultibandExposure(BANDS, list(made.values()))
     with pytest.raises(ValueError, match="zero_point"):
-        exposure_scenes.read_exposures(multiband, example.centers + XY0)
+        rubin.read_exposures(multiband, example.centers + XY0)
     zero_point = 31.4 if example.zero_point is None else float(np.broadcast_to(example.zero_point, 3)[0])
-    scene = exposure_scenes.read_exposures(multiband, example.centers + XY0, zero_point=zero_point)
+    scene = rubin.read_exposures(multiband, example.centers + XY0, zero_point=zero_point)
     assert scene.bands == BANDS
     np.testing.assert_allclose(scene.arguments()["zero_point"], zero_point, atol=1e-12)
     np.testing.assert_allclose(scene.arguments()["centers"], example.centers)
@@ -88,7 +89,7 @@ def test_a_multiband_exposure_needs_a_zero_point(deblender: Deblender, example: 
 
 def test_images_come_back_as_they_came_in(deblender: Deblender, example: Any) -> None:
     made = exposures(example)
-    scene = exposure_scenes.read_exposures(made, example.centers + XY0)
+    scene = rubin.read_exposures(made, example.centers + XY0)
     result = scene.deblend(deblender, n_iteration=3)
     models = scene.model_images(result)
     r = result.bands.index("r")
@@ -104,7 +105,7 @@ def test_images_come_back_as_they_came_in(deblender: Deblender, example: Any) ->
 
 @pytest.mark.parametrize("redistributed", [True, False])
 def test_heavy_footprints(deblender: Deblender, example: Any, redistributed: bool) -> None:
-    scene = exposure_scenes.read_exposures(exposures(example), example.centers + XY0)
+    scene = rubin.read_exposures(exposures(example), example.centers + XY0)
     result = scene.deblend(deblender, n_iteration=3)
     heavy = scene.heavy_footprint(result, 1, redistributed)
     images = scene.source_images(result, 1, redistributed)
@@ -124,10 +125,10 @@ def test_masks_and_variance(deblender: Deblender, example: Any) -> None:
     made["g"].mask.array[10:20, 10:20] |= 1 << PLANES["SAT"]
     made["g"].mask.array[30:40] |= 1 << PLANES["DETECTED"]
     made["r"].variance.array[:, 50] = np.nan
-    scene = exposure_scenes.read_exposures(made, example.centers + XY0)
+    scene = rubin.read_exposures(made, example.centers + XY0)
     assert scene.mask[0].sum() == 100
     assert (
-        exposure_scenes.read_exposures(made, None, bad_planes=("DETECTED",)).mask[0].sum() == 10 * scene.mask.shape[2]
+        rubin.read_exposures(made, None, bad_planes=("DETECTED",)).mask[0].sum() == 10 * scene.mask.shape[2]
     )
     result = scene.deblend(deblender, n_iteration=3)
     assert (result.scenes[0].inverse_variance[result.bands.index("r")][:, 50] == 0).all()
@@ -140,7 +141,7 @@ def test_masks_and_variance(deblender: Deblender, example: Any) -> None:
 def test_a_missing_band(deblender: Deblender, example: Any) -> None:
     made: dict[str, Any] = exposures(example)
     made["g"] = None
-    scene = exposure_scenes.read_exposures(made, example.centers + XY0)
+    scene = rubin.read_exposures(made, example.centers + XY0)
     assert scene.bands == ("r", "i")
     assert scene.lost == ["g: no exposure"]
     result = scene.deblend(deblender, n_iteration=3)
@@ -148,18 +149,18 @@ def test_a_missing_band(deblender: Deblender, example: Any) -> None:
     assert ((result.flags & Flag.BAND_MISSING) != 0).all()
     assert result.fitted.all()
     with pytest.raises(ValueError, match="at least one exposure"):
-        exposure_scenes.read_exposures({"g": None}, None)
+        rubin.read_exposures({"g": None}, None)
 
 
 def test_a_psf_that_raises(deblender: Deblender, example: Any) -> None:
     """In the cell's middle it asks elsewhere, at the sources; without any success the band's pixels are left out."""
     middle = np.array(example.image.shape[:0:-1]) / 2 - 0.5 + XY0
     holed = Psf(example.psf[1], lambda x, y: np.hypot(x - middle[0], y - middle[1]) > 1)
-    scene = exposure_scenes.read_exposures(exposures(example, psf={"r": holed}), example.centers + XY0)
+    scene = rubin.read_exposures(exposures(example, psf={"r": holed}), example.centers + XY0)
     assert holed.asked == 2
     assert scene.lost == []
     never = Psf(example.psf[1], lambda x, y: False)
-    scene = exposure_scenes.read_exposures(exposures(example, psf={"r": never}), example.centers + XY0)
+    scene = rubin.read_exposures(exposures(example, psf={"r": never}), example.centers + XY0)
     assert never.asked == 1 + len(example.centers)
     assert scene.lost[0].startswith("r: no PSF in the cell")
     assert "InvalidParameterError" in scene.lost[0]
@@ -169,7 +170,7 @@ def test_a_psf_that_raises(deblender: Deblender, example: Any) -> None:
     expected = plain(deblender, example, mask=np.stack([np.full(example.image[0].shape, b == "r") for b in BANDS]))
     np.testing.assert_allclose(result.flux, expected.flux, rtol=1e-5)
     nowhere = {band: Psf(example.psf[0], lambda x, y: False) for band in BANDS}
-    scene = exposure_scenes.read_exposures(exposures(example, psf=nowhere), example.centers + XY0)
+    scene = rubin.read_exposures(exposures(example, psf=nowhere), example.centers + XY0)
     assert scene.psf is None
     result = scene.deblend(deblender, n_iteration=3)
     assert ((result.flags & Flag.NO_DATA) != 0).all()
@@ -185,7 +186,7 @@ def test_psf_cells(example: Any) -> None:
     made = {band: Exposure(band, zero, one, mask, psf, XY0, PhotoCalib(1.0))
             for band, psf in (("g", left), ("r", lower))}
     centers = np.array([(50.0, 60.0), (350.0, 50.0), (300.0, 310.0), (-40.0, 10.0), (np.nan, 0.0)])
-    scene = exposure_scenes.read_exposures(made, centers + XY0)
+    scene = rubin.read_exposures(made, centers + XY0)
     assert scene.psf is not None
     assert scene.psf.known.tolist() == [[True, True], [False, False]]  # the upper left has no source
     assert scene.mask[0, :200, 200:].all()  # g has no PSF there, r has
@@ -198,18 +199,18 @@ def test_psf_images_are_made_square_and_centred() -> None:
     image = np.zeros((4, 6))
     image[1, 4] = 1.0
     shifted = SimpleNamespace(computeKernelImage=lambda point: Image(image, (-4, -1)))
-    square = attributes.psf_at(SimpleNamespace(getPsf=lambda: shifted), 3.0, 4.0)
+    square = rubin_objects.psf_at(SimpleNamespace(getPsf=lambda: shifted), 3.0, 4.0)
     assert square.shape == (9, 9)
     assert square[4, 4] == 1.0
     for broken in (np.full((5, 5), np.nan), np.zeros((5, 5))):
         psf = Psf(broken)
         with pytest.raises(ValueError, match="PSF image"):
-            attributes.psf_at(SimpleNamespace(getPsf=lambda psf=psf: psf), 0.0, 0.0)
+            rubin_objects.psf_at(SimpleNamespace(getPsf=lambda psf=psf: psf), 0.0, 0.0)
 
 
 def test_catalogues(example: Any) -> None:
     exposure = exposures(example)["r"]
-    read = attributes.read_sources
+    read = rubin_objects.read_sources
     assert len(read([], exposure).source_id) == len(read(None, exposure).source_id) == 0
     assert len(read(Table({"x": [], "y": []}), exposure).center) == 0
     twice = [Record(1, peaks=[Peak(1, 5, 6), Peak(2, 7, 8)]), Record(2, peaks=[Peak(1, 9, 9)])]
@@ -232,7 +233,7 @@ def test_ten_thousand_sources_of_which_few_are_on_the_image(deblender: Deblender
     rng = np.random.default_rng(1)
     far = rng.uniform(-50_000, -1_000, (9_994, 2))
     centers = np.concatenate([far[:5_000], example.centers, far[5_000:]])
-    scene = exposure_scenes.read_exposures(
+    scene = rubin.read_exposures(
         exposures(example),
         Table({"id": np.arange(10_000) * 3, "x": centers[:, 0] + XY0[0], "y": centers[:, 1] + XY0[1]}),
     )
@@ -245,14 +246,14 @@ def test_ten_thousand_sources_of_which_few_are_on_the_image(deblender: Deblender
 
 
 def test_an_empty_catalogue(deblender: Deblender, example: Any) -> None:
-    scene = exposure_scenes.read_exposures(exposures(example), [])
+    scene = rubin.read_exposures(exposures(example), [])
     result = scene.deblend(deblender, n_iteration=3)
     assert len(scene.table(result)) == 0
     assert (scene.model_images(result)["g"].array == 0).all()
 
 
 def test_found_sources_get_ids_of_their_own(deblender: Deblender, example: Any) -> None:
-    scene = exposure_scenes.read_exposures(exposures(example), example.centers[1:] + XY0)
+    scene = rubin.read_exposures(exposures(example), example.centers[1:] + XY0)
     result = scene.deblend(deblender, find_missed=True, n_iteration=3)
     assert result.n_source > 5
     assert (scene.table(result)["id"][5:] < 0).all()
@@ -262,15 +263,15 @@ def test_mistakes_are_named(example: Any) -> None:
     made = exposures(example)
     made["i"] = Exposure("i", np.zeros((9, 9)), np.ones((9, 9)), np.zeros((9, 9), np.int32), None, XY0)
     with pytest.raises(ValueError, match="i: expected the box of g"):
-        exposure_scenes.read_exposures(made, None)
+        rubin.read_exposures(made, None)
     made = exposures(example)
     made["r"]._calib = PhotoCalib(1.0, _isConstant=False)
     with pytest.raises(ValueError, match="calibrateImage"):
-        exposure_scenes.read_exposures(made, None)
+        rubin.read_exposures(made, None)
     made["r"]._calib = PhotoCalib(0.0)
     with pytest.raises(ValueError, match="positive calibration"):
-        exposure_scenes.read_exposures(made, None)
+        rubin.read_exposures(made, None)
     with pytest.raises(ValueError, match="one exposure a band"):
-        exposure_scenes.read_exposures([made["g"], made["g"]], None)
+        rubin.read_exposures([made["g"], made["g"]], None)
     with pytest.raises(ValueError, match="by: expected"):
-        exposure_scenes.read_exposures(exposures(example), [Record(1)], by="footprints")
+        rubin.read_exposures(exposures(example), [Record(1)], by="footprints")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deblendrt.engine.adapters.rubin import exposure_scenes
+from deblendrt.engine.adapters import rubin
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.fits import read_image
 
@@ -17,7 +17,7 @@ def test_cell_coadds_come_and_go() -> None:
 
     scene = read_image("examples/lsst_blend.fits")
     centers = np.asarray(scene.centers)
-    taken = exposure_scenes.read_exposures(list(coadds(scene, {"r": [(1, 1)]}).values()), centers + XY0)
+    taken = rubin.read_exposures(list(coadds(scene, {"r": [(1, 1)]}).values()), centers + XY0)
     assert taken.bands == BANDS
     assert taken.psf is not None
     assert taken.psf.known.shape == (3, 3)

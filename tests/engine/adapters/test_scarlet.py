@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deblendrt.engine.adapters.scarlet import persisted_models
+from deblendrt.engine.adapters import scarlet
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.fits import read_image
 from deblendrt.engine.result.result import DeblendResult
@@ -35,22 +35,22 @@ def result(deblender: Deblender) -> DeblendResult:
 def test_components_are_exact_and_positive(result: DeblendResult, deblender: Deblender) -> None:
     for row in np.flatnonzero(result.fitted):
         coefficients = result.coefficients[row]
-        spectra, maps = persisted_models.components(coefficients, deblender.bundle.n_component)
+        spectra, maps = scarlet.components(coefficients, deblender.bundle.n_component)
         assert len(maps) == (1 if result.star[row] else deblender.bundle.n_component)
         np.testing.assert_allclose(spectra.T @ maps, coefficients, atol=1e-6 * np.abs(coefficients).max())
         assert (spectra > -1e-9 * spectra.max()).all()
-    nothing = persisted_models.components(np.zeros((3, 5), np.float32), 2)
+    nothing = scarlet.components(np.zeros((3, 5), np.float32), 2)
     assert nothing[0].shape == (0, 3)
 
 
 @pytest.mark.parametrize("container", ["scarlet_lite", "lsst"])
 def test_what_is_written_is_read(result: DeblendResult, deblender: Deblender, tmp_path: Path, container: str) -> None:
     ids, parents = np.arange(10) * 7 + 2**40, np.arange(10) // 4 + 5
-    data = persisted_models.model_data(result, deblender.bundle, source_ids=ids, parent_ids=parents, xy0=XY0,
+    data = scarlet.model_data(result, deblender.bundle, source_ids=ids, parent_ids=parents, xy0=XY0,
                               container=container)
     path = tmp_path / ("model.scarlet" if container == "lsst" else "model.json")
-    persisted_models.write_model(path, data)
-    model = persisted_models.read_model(path)
+    scarlet.write_model(path, data)
+    model = scarlet.read_model(path)
     assert model.source_id == ids.tolist()
     assert model.parent_id == parents.tolist()
     assert model.bands == result.bands
@@ -60,16 +60,16 @@ def test_what_is_written_is_read(result: DeblendResult, deblender: Deblender, tm
     np.testing.assert_allclose(model.psf, result.folded.images[0], atol=1e-7)
     assert model.model_psf is not None
     np.testing.assert_allclose(model.model_psf.sum(), 1, atol=1e-6)
-    assert persisted_models.read_model(path.read_bytes()).source_id == model.source_id
+    assert scarlet.read_model(path.read_bytes()).source_id == model.source_id
     with pytest.raises(FileExistsError):
-        persisted_models.write_model(path, data)
+        scarlet.write_model(path, data)
     with pytest.raises(ValueError, match="at most 100 bytes"):
-        persisted_models.read_model(path, max_bytes=100)
+        scarlet.read_model(path, max_bytes=100)
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
 
 
 def test_fluxes_and_failures(result: DeblendResult, deblender: Deblender) -> None:
-    data = persisted_models.model_data(result, deblender.bundle, zero_point=27.0)
+    data = scarlet.model_data(result, deblender.bundle, zero_point=27.0)
     entries = {int(key): entry for blend in data["blends"].values() for key, entry in blend["sources"].items()}
     assert sorted(entries) == list(range(10))
     counts = 10 ** ((27.0 - 31.4) / 2.5)
@@ -87,9 +87,9 @@ def test_fluxes_and_failures(result: DeblendResult, deblender: Deblender) -> Non
 def test_a_scene_without_sources(deblender: Deblender) -> None:
     empty = deblender.deblend_batch(np.zeros((6, 20, 20)), np.zeros((0, 2)), variance=1.0)
     for container in ("scarlet_lite", "lsst"):
-        data = persisted_models.model_data(empty, deblender.bundle, container=container)
+        data = scarlet.model_data(empty, deblender.bundle, container=container)
         assert data["blends"] == {}
-        assert len(persisted_models.read_model(data).center) == 0
+        assert len(scarlet.read_model(data).center) == 0
 
 
 def test_older_and_newer_schemas() -> None:
@@ -98,7 +98,7 @@ def test_older_and_newer_schemas() -> None:
                  "morph": [1.0]}
     blend = {"psf": [1.0] * 9, "psf_shape": [1, 3, 3], "bands": ["r"], "origin": [0, 0], "shape": [9, 9],
              "sources": {"17": {"components": [], "factorized": [component]}, "peak-3": {"components": []}}}
-    model = persisted_models.read_model({"blends": {"3": blend}, "psf": [1.0] * 9, "psfShape": [3, 3]})
+    model = scarlet.read_model({"blends": {"3": blend}, "psf": [1.0] * 9, "psfShape": [3, 3]})
     assert model.source_id == [17, "peak-3"]
     assert model.bands == ("r",)
     np.testing.assert_array_equal(model.center[0], [9, 5])
@@ -106,7 +106,7 @@ def test_older_and_newer_schemas() -> None:
     assert model.model_psf is not None
     assert model.model_psf.shape == (3, 3)
     image = {"psf_type": "image", "data": [1.0] * 9, "shape": [1, 3, 3], "dtype": "float32", "version": "1.0.0"}
-    newer = persisted_models.read_model({
+    newer = scarlet.read_model({
         "version": "1.0.3", "model_type": "lsst", "metadata": {"psf": image, "model_psf": image, "bands": ["i"]},
         "blends": {"4": {"blend_type": "lsst_hierarchical", "children": {"5": {"sources": {
             "1": {"components": [component], "metadata": {"id": 99}}}}}}},
@@ -125,7 +125,7 @@ def test_older_and_newer_schemas() -> None:
 ])
 def test_what_is_no_model_is_refused(source: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        persisted_models.read_model(source)
+        scarlet.read_model(source)
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("1", b" " * 10_000_000)
     with pytest.raises(ValueError, match="unpacked"):
-        persisted_models.read_model(path, max_bytes=1_000_000)
+        scarlet.read_model(path, max_bytes=1_000_000)
 
 
 def test_mistakes_are_named(result: DeblendResult, deblender: Deblender, tmp_path: Path) -> None:
@@ -141,15 +141,15 @@ def test_mistakes_are_named(result: DeblendResult, deblender: Deblender, tmp_pat
                              ({"source_ids": [1] * 10}, "distinct"), ({"parent_ids": [1.5] * 10}, "whole numbers"),
                              ({"source_ids": [1]}, "expected 10")):
         with pytest.raises(ValueError, match=words):
-            persisted_models.model_data(result, deblender.bundle, **arguments)  # type: ignore[arg-type]
+            scarlet.model_data(result, deblender.bundle, **arguments)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="lsst"):
-        persisted_models.write_model(tmp_path / "x.scarlet", {"model_type": "scarlet_model"})
+        scarlet.write_model(tmp_path / "x.scarlet", {"model_type": "scarlet_model"})
 
 
 def test_scarlet_lite_draws_the_same(result: DeblendResult, deblender: Deblender) -> None:
     """Its own classes load the model, and their convolution gives the engine's images."""
     scl = pytest.importorskip("lsst.scarlet.lite", reason="scarlet_lite is not installed: perf.embedding.rubin has it")
-    data = json.loads(json.dumps(persisted_models.model_data(result, deblender.bundle, xy0=XY0)))
+    data = json.loads(json.dumps(scarlet.model_data(result, deblender.bundle, xy0=XY0)))
     model = scl.io.ScarletModelData.parse_obj(data)
     n = 0
     for blend_data in model.blends.values():

@@ -266,7 +266,7 @@ def test_which_cutout_kills_is_found_out(model: Path, cutouts: Path, tmp_path: P
     fine = ~np.isin(catalog["id"], given_up)
     assert (np.asarray(catalog["error"])[~fine] != "").all()
     same(catalog[fine], expected[fine])
-    assert not list((out / "begun").iterdir())
+    assert not list((out / "in_progress").iterdir())
 
 
 @pytest.mark.parametrize("place", ["read", "tables"])
@@ -285,7 +285,7 @@ def test_a_unit_that_kills_elsewhere_is_given_up(model: Path, cutouts: Path, tmp
         yield from original_rows(self, start, stop)
 
     original_rows = CutoutCatalog.rows
-    monkeypatch.setattr(*(CutoutCatalog, "rows", rows) if place == "read" else (run_shard, "tables", tables))
+    monkeypatch.setattr(*(CutoutCatalog, "rows", rows) if place == "read" else (run_shard, "unit_tables", tables))
     for status in (1, 1, 0):
         assert run(model, tmp_path / "out", "0/1", cutouts, "--cutouts") == status
     assert merge(tmp_path / "out", tmp_path / "all.fits").n_failed == 4

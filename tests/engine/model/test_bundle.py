@@ -13,9 +13,9 @@ from toy_model import STAMP, WIDE_SCALE, WIDE_STAMP, ToyModel, gauss_hermite
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model import bundle as bundle_module
-from deblendrt.engine.model.agreement import golden_error
-from deblendrt.engine.model.bundle import load_bundle, verify_bundle
+from deblendrt.engine.model.bundle import load_bundle
 from deblendrt.engine.model.manifest import FORMAT_REVISION, GRAPHS, BundleError
+from deblendrt.engine.model.verification import output_error, verify_bundle
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -228,12 +228,12 @@ def test_golden_vectors_must_be_complete(toy_bundle: Path, reseal: Callable[[Pat
 
 def test_golden_error_scales_by_source() -> None:
     expected = np.array([[1e6, 1.0], [1.0, 0.5]])
-    assert golden_error(expected, expected) == 0
-    assert golden_error(expected + np.array([[0.0, 1.0], [0.0, 0.0]]), expected) == pytest.approx(1e-6)
-    assert golden_error(expected + np.array([[0.0, 0.0], [0.0, 1.0]]), expected) == pytest.approx(1.0)
-    assert golden_error(expected * 1.001, expected, rtol=1e-3, atol=1e-9) == pytest.approx(1.0, rel=1e-4)
-    assert golden_error(np.array([0.0, 2.0]), np.array([0.1, 2.0])) == pytest.approx(0.1 / np.sqrt(4.01 / 2))
-    assert golden_error(expected[:1], expected) == np.inf
-    assert golden_error(expected * np.nan, expected) == np.inf
-    assert golden_error(np.array([[1e-9]]), np.array([[0.0]])) > 1e9
-    assert golden_error(np.array([[1e-9]]), np.array([[0.0]]), atol=1e-6) < 1
+    assert output_error(expected, expected) == 0
+    assert output_error(expected + np.array([[0.0, 1.0], [0.0, 0.0]]), expected) == pytest.approx(1e-6)
+    assert output_error(expected + np.array([[0.0, 0.0], [0.0, 1.0]]), expected) == pytest.approx(1.0)
+    assert output_error(expected * 1.001, expected, rtol=1e-3, atol=1e-9) == pytest.approx(1.0, rel=1e-4)
+    assert output_error(np.array([0.0, 2.0]), np.array([0.1, 2.0])) == pytest.approx(0.1 / np.sqrt(4.01 / 2))
+    assert output_error(expected[:1], expected) == np.inf
+    assert output_error(expected * np.nan, expected) == np.inf
+    assert output_error(np.array([[1e-9]]), np.array([[0.0]])) > 1e9
+    assert output_error(np.array([[1e-9]]), np.array([[0.0]]), atol=1e-6) < 1

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from deblendrt.engine.model.array_file import read_archive, read_array
-from deblendrt.engine.model.bundle import load_bundle, verify_bundle
+from deblendrt.engine.model.bundle import load_bundle
 from deblendrt.engine.model.manifest import GRAPHS, BundleError, parse_manifest
 from deblendrt.engine.model.onnx_check import MAX_NODES, check_onnx
+from deblendrt.engine.model.verification import verify_bundle
 
 onnx = pytest.importorskip("onnx")
 Edit = Callable[[Any], None]

@@ -13,10 +13,10 @@ import pytest
 
 from deblendrt.engine.model.bundle import Bundle, load_bundle
 from deblendrt.engine.model.manifest import GRAPHS, BundleError
-from deblendrt.engine.model.networks import TILE, Jacobian, Runtime
+from deblendrt.engine.model.networks import NETWORK_TILE, FactoredJacobian, Runtime
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 
-N_SOURCE = 2 * TILE + 5  # two full tiles and a padded one
+N_SOURCE = 2 * NETWORK_TILE + 5  # two full tiles and a padded one
 
 
 @pytest.fixture(params=["toy", "lsst"])
@@ -46,18 +46,18 @@ def test_bits_do_not_depend_on_the_batch(runtime: OrtRuntime, name: str) -> None
     permuted = runtime.run(name, *(value[order] for value in inputs))
     for a, b in zip(together, permuted, strict=True):
         np.testing.assert_array_equal(a[order], b)
-    for row in (0, TILE - 1, TILE, N_SOURCE - 1):
+    for row in (0, NETWORK_TILE - 1, NETWORK_TILE, N_SOURCE - 1):
         alone = runtime.run(name, *(value[row : row + 1] for value in inputs))
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_array_equal(a[row], b[0])
 
 
 def test_a_bad_row_stays_alone(runtime: OrtRuntime) -> None:
-    inputs = draw(runtime.bundle, "decode_jacobian", TILE)
+    inputs = draw(runtime.bundle, "decode_jacobian", NETWORK_TILE)
     clean = runtime.run("decode_jacobian", *inputs)
     inputs[0][3] = np.nan
     dirty = runtime.run("decode_jacobian", *inputs)
-    others = np.arange(TILE) != 3
+    others = np.arange(NETWORK_TILE) != 3
     for a, b in zip(clean, dirty, strict=True):
         np.testing.assert_array_equal(a[others], b[others])
         assert np.isnan(b[3]).any()
@@ -72,7 +72,7 @@ def test_methods(toy_bundle: Path) -> None:
     assert (coefficients.shape, coefficients.dtype) == ((3, n["B"], n["K"]), np.float32)
     assert runtime.decode_pullback(latent, coefficients).shape == latent.shape
     jacobian = runtime.decode_jacobian(latent[:, :])
-    assert isinstance(jacobian, Jacobian)
+    assert isinstance(jacobian, FactoredJacobian)
     assert jacobian.d_maps.shape == (3, 2 + n["S"], n["M"], n["K"])
     assert jacobian.d_mix.shape == (3, n["S"], n["M"], n["B"])
     log_prob, gradient = runtime.log_prior(latent)
@@ -96,7 +96,7 @@ def test_wrong_shape(toy_bundle: Path) -> None:
 
 
 def test_threads_share_a_runtime(runtime: OrtRuntime) -> None:
-    inputs = draw(runtime.bundle, "decode_jacobian", TILE)
+    inputs = draw(runtime.bundle, "decode_jacobian", NETWORK_TILE)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: runtime.run("decode_jacobian", *inputs), range(8)))
     for result in results[1:]:

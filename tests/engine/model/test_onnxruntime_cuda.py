@@ -10,7 +10,6 @@ import pytest
 from shim import ShimDevice
 
 from deblendrt.cuda.driver.device import DeviceError
-from deblendrt.engine.model.agreement import golden_error
 from deblendrt.engine.model.bundle import load_bundle
 from deblendrt.engine.model.manifest import GRAPHS, BundleError
 from deblendrt.engine.model.onnxruntime_cuda import (
@@ -21,6 +20,7 @@ from deblendrt.engine.model.onnxruntime_cuda import (
     provider_library,
     without_asinh,
 )
+from deblendrt.engine.model.verification import output_error
 
 VERSION = onnxruntime.__version__
 
@@ -68,7 +68,7 @@ def test_asinh_spelled_out() -> None:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     with np.load(bundle.path / "golden.npz") as golden:
         result = session.run(None, {key: golden[f"encode.in.{key}"] for key in GRAPHS["encode"].inputs})[0]
-        assert golden_error(result, golden["encode.out.latent"], **bundle.golden_tolerance["encode"]) < 1
+        assert output_error(result, golden["encode.out.latent"], **bundle.golden_tolerance["encode"]) < 1
 
 
 def test_a_host_is_no_gpu(toy_bundle: Path) -> None:
@@ -100,4 +100,4 @@ def test_golden() -> None:
         for name, graph in GRAPHS.items():
             results = runtime.run(name, *(golden[f"{name}.in.{key}"] for key in graph.inputs))
             for key, result in zip(graph.outputs, results, strict=True):
-                assert golden_error(result, golden[f"{name}.out.{key}"], **bundle.golden_tolerance[name]) < 1
+                assert output_error(result, golden[f"{name}.out.{key}"], **bundle.golden_tolerance[name]) < 1

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from deblendrt.engine.model import bundle as bundle_module
-from deblendrt.engine.model.bundle import load_bundle, verify_bundle
+from deblendrt.engine.model.bundle import load_bundle
 from deblendrt.engine.model.manifest import GRAPHS
+from deblendrt.engine.model.verification import verify_bundle
 
 FOLDER = bundle_module.SHIPPED
 CONFIGS = Path(bundle_module.__file__).parents[2] / "training" / "configs"

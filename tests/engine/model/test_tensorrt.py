@@ -13,10 +13,10 @@ from shim import ShimDevice
 from deblendrt.cuda.driver.device import DeviceError
 from deblendrt.engine.adapters.cli.main import main
 from deblendrt.engine.model import tensorrt
-from deblendrt.engine.model.agreement import golden_error
 from deblendrt.engine.model.bundle import Bundle, load_bundle
 from deblendrt.engine.model.manifest import GRAPHS, BundleError
 from deblendrt.engine.model.tensorrt import TensorRTError, TensorRTRuntime, build_plan, find_package, plan, plan_path
+from deblendrt.engine.model.verification import output_error
 
 ADA, HOPPER = (8, 9), (9, 0)
 
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def rtx() -> str:
-    if reason := tensorrt.unavailable("tensorrt_rtx"):
+    if reason := tensorrt.why_unavailable("tensorrt_rtx"):
         pytest.skip(reason)
     return "tensorrt_rtx"
 
@@ -128,6 +128,6 @@ def test_golden(shipped: Bundle) -> None:
         for name, graph in GRAPHS.items():
             results = runtime.run(name, *(golden[f"{name}.in.{key}"] for key in graph.inputs))
             for key, result in zip(graph.outputs, results, strict=True):
-                assert golden_error(result, golden[f"{name}.out.{key}"], **shipped.golden_tolerance[name]) < 1
+                assert output_error(result, golden[f"{name}.out.{key}"], **shipped.golden_tolerance[name]) < 1
     with pytest.raises(DeviceError, match="recorded"):
         device.record(lambda: runtime.enqueue("decode", 64, *runtime._host["decode"]))

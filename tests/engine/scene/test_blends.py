@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deblendrt.engine.scene.blends import MAX_BLEND, MIN_RADIUS, link, partition
+from deblendrt.engine.scene.blends import MAX_BLEND, MIN_BLEND_RADIUS, link, partition
 
 # a lattice of half pixels: distinct positions are never so close that only their order could tell them apart
 lattice = st.lists(st.tuples(st.integers(0, 120), st.integers(0, 120)), max_size=40, unique=True).map(
@@ -81,11 +81,11 @@ def test_close_pairs_within_the_cap_stay_together(centers: np.ndarray, cap: int)
 
 
 def test_coincident_centres_are_cut_by_order() -> None:
-    labels = link(np.zeros((150, 2)), np.full(150, MIN_RADIUS), cap=64)
+    labels = link(np.zeros((150, 2)), np.full(150, MIN_BLEND_RADIUS), cap=64)
     np.testing.assert_array_equal(np.bincount(labels), [64, 64, 22])
 
 
-@pytest.mark.parametrize("step", [MIN_RADIUS, MIN_RADIUS / 1.15])
+@pytest.mark.parametrize("step", [MIN_BLEND_RADIUS, MIN_BLEND_RADIUS / 1.15])
 def test_crowding_does_not_percolate(step: float) -> None:
     """A long chain and a dense field: linked without end, but no blend above the cap, and no time lost."""
     rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_crowding_does_not_percolate(step: float) -> None:
     field = rng.uniform(0, 400, (3000, 2))
     start = time.process_time()
     for centers in (chain, field):
-        size = np.bincount(link(centers, np.full(len(centers), MIN_RADIUS)))
+        size = np.bincount(link(centers, np.full(len(centers), MIN_BLEND_RADIUS)))
         assert size.max() <= MAX_BLEND
         assert size.mean() > 1.5  # cut, but not to dust
     assert time.process_time() - start < 10

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from shim import ShimDevice, missing
 
-from deblendrt.engine.model.agreement import golden_error
 from deblendrt.engine.model.bundle import load_bundle
+from deblendrt.engine.model.cuda_kernels import FEWEST_ROWS, CudaRuntime
 from deblendrt.engine.model.device_networks import HOST_ROWS
-from deblendrt.engine.model.kernel_networks import FEWEST_ROWS, CudaRuntime
 from deblendrt.engine.model.manifest import GRAPHS
-from deblendrt.engine.model.networks import Jacobian, Runtime
+from deblendrt.engine.model.networks import FactoredJacobian, Runtime
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
+from deblendrt.engine.model.verification import output_error
 
 pytest.importorskip("onnx")
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -37,14 +37,14 @@ def test_agrees_with_the_cpu(runtime: CudaRuntime, name: str) -> None:
     inputs = draw(runtime, name, HOST_ROWS + 7)
     results, expected = (which.run(name, *inputs) for which in (runtime, OrtRuntime(runtime.bundle)))
     for result, value in zip(results, expected, strict=True):
-        assert golden_error(result, value, **runtime.bundle.golden_tolerance[name]) < 1
+        assert output_error(result, value, **runtime.bundle.golden_tolerance[name]) < 1
 
 
 def test_protocol(runtime: CudaRuntime) -> None:
     latent = draw(runtime, "decode", 3)[0]
     same: Runtime = runtime
     assert same.decode(latent.astype(np.float64)[::-1]).shape == (3, 2, 7)
-    assert isinstance(runtime.decode_jacobian(latent), Jacobian)
+    assert isinstance(runtime.decode_jacobian(latent), FactoredJacobian)
     assert [x.shape for x in runtime.log_prior(latent)] == [(3,), (3, 7)]
     assert runtime.decode_pullback(*draw(runtime, "decode_pullback", 0)).shape == (0, 7)
     assert runtime.encode(*draw(runtime, "encode", 2)).shape == (2, 7)
@@ -55,7 +55,7 @@ def test_protocol(runtime: CudaRuntime) -> None:
 @pytest.mark.parametrize("n_source", [5, FEWEST_ROWS, 40, 64])
 def test_on_the_device(runtime: CudaRuntime, n_source: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A padded tile, a full one, several that overlap; recorded."""
-    monkeypatch.setattr("deblendrt.engine.model.kernel_networks.MOST_ROWS", FEWEST_ROWS)
+    monkeypatch.setattr("deblendrt.engine.model.cuda_kernels.MOST_ROWS", FEWEST_ROWS)
     device = runtime.device
     latent = draw(runtime, "log_prior", n_source)[0]
     expected = runtime.run("log_prior", *draw(runtime, "log_prior", 64))

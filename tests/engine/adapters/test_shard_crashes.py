@@ -16,7 +16,7 @@ from astropy.table import Table
 from toy_model import BANDS
 
 from deblendrt.engine.adapters.cli import deblend_files, main
-from deblendrt.engine.adapters.shards import started
+from deblendrt.engine.adapters.shards import crash_marks
 from deblendrt.engine.adapters.shards.merge import merge
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.scene.flags import Flag
@@ -51,9 +51,9 @@ def errors(tmp_path: Path) -> list[str]:
 def start(command: list[str], at_killer: str) -> subprocess.Popen[str]:
     """A process that does something when it reads the killer."""
     script = ("import os, sys, time\nfrom deblendrt.engine.adapters.cli import deblend_files, main\n"
-              "read = deblend_files.read\n"
+              "read = deblend_files.read_inputs\n"
               f"def reading(arguments):\n    if arguments.image.name == 'im{KILLER}.fits':\n        {at_killer}\n"
-              "    return read(arguments)\ndeblend_files.read = reading\nsys.exit(main.main(sys.argv[1:]))")
+              "    return read(arguments)\ndeblend_files.read_inputs = reading\nsys.exit(main.main(sys.argv[1:]))")
     return subprocess.Popen([sys.executable, "-c", script, *command], stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
@@ -68,7 +68,7 @@ def test_the_rest_goes_on_after_two_kills(command: Command, tmp_path: Path) -> N
     out = tmp_path / "out"
     for n_kill in (1, 2):
         assert wait(start(command(), kill)) == -signal.SIGKILL
-        assert started.n_kill(started.mark(out, KILLER)) == n_kill
+        assert crash_marks.n_kill(crash_marks.mark(out, KILLER)) == n_kill
         assert not (out / "units/000/000002.fits").exists()
     assert main.main(command(which="1/2")) == 0  # another division knows as well, and does not even read it
     assert main.main(command(which="0/2")) == 0
@@ -77,7 +77,7 @@ def test_the_rest_goes_on_after_two_kills(command: Command, tmp_path: Path) -> N
         rows = hdus["CATALOG"].data[hdus["CATALOG"].data["input"] == KILLER]
         assert len(rows) == 1
         assert rows["flags"][0] & int(Flag.NO_DATA)
-    assert not started.marks(out)
+    assert not crash_marks.marks(out)
     assert main.main(command()) == 0  # given up, not forgotten: only on demand is it tried again
     assert errors(tmp_path)[KILLER].startswith("killed")
     assert main.main(command("--retry-failed")) == 0
@@ -90,10 +90,10 @@ def test_a_stop_that_is_asked_for_does_not_count(command: Command, tmp_path: Pat
         assert process.stderr is not None
         while process.stderr.readline().strip() != "read":
             assert process.poll() is None
-        assert [number for number, _ in started.marks(tmp_path / "out")] == [KILLER]
+        assert [number for number, _ in crash_marks.marks(tmp_path / "out")] == [KILLER]
         process.send_signal(signal.SIGTERM)
         assert wait(process) == -signal.SIGTERM
-        assert not started.marks(tmp_path / "out")
+        assert not crash_marks.marks(tmp_path / "out")
     assert main.main(command()) == 0
     assert errors(tmp_path) == ["", "", ""]
 
@@ -103,7 +103,7 @@ def test_a_stop_that_is_asked_for_does_not_count(command: Command, tmp_path: Pat
 def test_processes_that_can_still_speak(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                         error: BaseException, counts: bool) -> None:
     """What ends a process with a word is no input's fault, but for a lack of memory that comes back at every start."""
-    original = deblend_files.read
+    original = deblend_files.read_inputs
 
     def read(arguments):
         if arguments.image.name == f"im{KILLER}.fits":
@@ -111,10 +111,10 @@ def test_processes_that_can_still_speak(command: Command, tmp_path: Path, monkey
         return original(arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(deblend_files, "read", read)
+        patch.setattr(deblend_files, "read_inputs", read)
         for n in range(1, 4):
             assert main.main(command("--max-kills", "3")) != 0
-            assert started.n_kill(started.mark(tmp_path / "out", KILLER)) == (n if counts else 0)
+            assert crash_marks.n_kill(crash_marks.mark(tmp_path / "out", KILLER)) == (n if counts else 0)
         assert main.main(command("--max-kills", "3")) == (0 if counts else 130 if "Key" in repr(error) else 1)
     assert main.main(command()) == 0
     assert ("3 times" in errors(tmp_path)[KILLER]) == counts
@@ -123,7 +123,7 @@ def test_processes_that_can_still_speak(command: Command, tmp_path: Path, monkey
 def test_retries_end_whatever_restarts_them(command: Command, tmp_path: Path,
                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """With --retry-failed in the command of a queue that starts it again: two tries each, not two at every start."""
-    killers, original, tries = {"im0.fits", "im2.fits"}, deblend_files.read, []
+    killers, original, tries = {"im0.fits", "im2.fits"}, deblend_files.read_inputs, []
 
     def read(arguments):
         tries.append(arguments.image.name)
@@ -131,7 +131,7 @@ def test_retries_end_whatever_restarts_them(command: Command, tmp_path: Path,
             raise MemoryError
         return original(arguments)
 
-    monkeypatch.setattr(deblend_files, "read", read)
+    monkeypatch.setattr(deblend_files, "read_inputs", read)
     for status in (1, 1, 1, 1, 0):
         assert main.main(command("--retry-failed")) == status
     assert (tries.count("im0.fits"), tries.count("im1.fits"), tries.count("im2.fits")) == (2, 1, 2)
@@ -142,18 +142,18 @@ def test_retries_end_whatever_restarts_them(command: Command, tmp_path: Path,
 
 
 def test_marks(tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    path = started.mark(tmp_path, 12)
-    assert started.n_kill(path) == 0
-    with started.at_work(path):
-        assert started.marks(tmp_path) == [(12, path)]
+    path = crash_marks.mark(tmp_path, 12)
+    assert crash_marks.n_kill(path) == 0
+    with crash_marks.at_work(path):
+        assert crash_marks.marks(tmp_path) == [(12, path)]
     path.write_text("")  # of a machine that died
-    assert started.n_kill(path) == 1
-    with pytest.raises(OSError, match="disk"), started.at_work(path):
+    assert crash_marks.n_kill(path) == 1
+    with pytest.raises(OSError, match="disk"), crash_marks.at_work(path):
         raise OSError("disk")
     assert path.read_text() == "1\n"
-    with started.at_work(path, part=True):
+    with crash_marks.at_work(path, part=True):
         assert path.read_text() == "2\n"
     assert path.read_text() == "1\n"
-    assert "one of 256 inputs" in started.reason(2, 256)
+    assert "one of 256 inputs" in crash_marks.crash_reason(2, 256)
     assert main.main(command("--max-kills", "1")) == 1
     assert "2 or more" in capsys.readouterr().err

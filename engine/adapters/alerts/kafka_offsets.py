@@ -12,7 +12,7 @@ import threading
 Partition = tuple[str, int]  # topic, number
 
 
-class Offsets:
+class KafkaOffsets:
     """Messages under way, by partition. Thread-safe."""
 
     def __init__(self) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from deblendrt.engine.adapters.alerts.packets import MAX_SCHEMA_BYTES, Schemas, load_schema
-from deblendrt.engine.adapters.alerts.settings import Settings
+from deblendrt.engine.adapters.alerts.settings import AlertSettings
 
-TIMEOUT = 10.0  # s
+REGISTRY_TIMEOUT = 10.0  # s
 
 
-def read_schemas(settings: Settings) -> Schemas:
+def read_schemas(settings: AlertSettings) -> Schemas:
     """The schemas that the settings name.
 
     Raises
@@ -28,10 +28,10 @@ def read_schemas(settings: Settings) -> Schemas:
             raise ValueError(f"schemas: expected numbers, got {number!r}")
         by_id[int(number)] = load_schema(path)
     return Schemas(by_id, load_schema(settings.schema) if settings.schema else None,
-                   registry(settings.schema_registry) if settings.schema_registry else None)
+                   ask_registry(settings.schema_registry) if settings.schema_registry else None)
 
 
-def registry(url: str) -> Callable[[int], Any]:
+def ask_registry(url: str) -> Callable[[int], Any]:
     """A function that asks a registry for a schema by its number: None if it has none, OSError if it does not answer.
 
     Raises
@@ -44,7 +44,7 @@ def registry(url: str) -> Callable[[int], Any]:
 
     def fetch(number: int) -> Any:
         try:
-            with urllib.request.urlopen(f"{url.rstrip('/')}/schemas/ids/{number}", timeout=TIMEOUT) as reply:
+            with urllib.request.urlopen(f"{url.rstrip('/')}/schemas/ids/{number}", timeout=REGISTRY_TIMEOUT) as reply:
                 text = reply.read(MAX_SCHEMA_BYTES + 1)
         except urllib.error.HTTPError as error:
             if error.code in (400, 404, 422):

@@ -1,7 +1,7 @@
 """Marks of what a shard has begun, so that an input that ends its process does not stop the rest for ever.
 
-    OUT/begun/000012       how many processes have begun unit 12 and have not been heard of since
-    OUT/begun/000012.005   the same of its input 5, at work alone
+    OUT/in_progress/000012       how many processes have begun unit 12 and have not been heard of since
+    OUT/in_progress/000012.005   the same of its input 5, at work alone
 
 A mark is written before the work and removed after it: what is left counts processes that ended without a word: out of
 memory, crashed or killed. A unit that was begun before is done input by input, to learn which it is. A process that can
@@ -22,14 +22,14 @@ from typing import Any
 
 from deblendrt.engine.files import output
 
-BEGUN = "begun"  # folder of the marks
+CRASH_MARKS = "in_progress"  # folder of the marks
 MAX_KILLS = 2  # one may be anybody's kill -9
 _STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def mark(out: Path, number: int) -> Path:
     """Where the mark of a unit is."""
-    return out / BEGUN / f"{number:06d}"
+    return out / CRASH_MARKS / f"{number:06d}"
 
 
 def mark_of_input(mark: Path, k: int) -> Path:
@@ -39,7 +39,7 @@ def mark_of_input(mark: Path, k: int) -> Path:
 
 def marks(out: Path) -> list[tuple[int, Path]]:
     """All marks, with the numbers of their units."""
-    return [(int(path.name.partition(".")[0]), path) for path in sorted((out / BEGUN).glob("[0-9]*"))]
+    return [(int(path.name.partition(".")[0]), path) for path in sorted((out / CRASH_MARKS).glob("[0-9]*"))]
 
 
 def n_kill(path: Path) -> int:
@@ -86,7 +86,7 @@ def at_work(path: Path, *, part: bool = False) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def reason(n: int, n_input: int) -> str:
+def crash_reason(n: int, n_input: int) -> str:
     """What is known of inputs that were given up.
 
     Parameters

@@ -47,7 +47,7 @@ class Unit:
         return out / UNITS / f"{self.number // 1000:03d}" / f"{self.number:06d}.fits"
 
 
-def tables(unit: Unit, outcomes: list[Outcome], empty: DeblendResult,
+def unit_tables(unit: Unit, outcomes: list[Outcome], empty: DeblendResult,
            extra: tuple[Any, Any] | None = None) -> tuple[Table, Table]:
     """What became of a unit.
 

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ScarletModel", "components", "model_data", "read_model", "write_model"]
 
-VERSION = "1.0.0"  # of all schemas: the oldest that hold what is written; readers refuse later ones than their own
+# Of all schemas, the oldest that can hold what is written: a reader refuses schemas newer than its own.
+SCARLET_VERSION = "1.0.0"
 RANK_TOLERANCE = 1e-4  # of a source's brightest band: float32 coefficients are of the model's rank to 1e-6
-BORDER = 8  # pixel around the significant light of a blend
+BLEND_BORDER = 8  # pixel around the significant light of a blend
 DECIMALS = 9  # of morphologies of unit sum: a ten-millionth of their peak, and half the size of the file
 
 
@@ -157,10 +158,11 @@ def model_data(result: DeblendResult, bundle: Bundle, *, source_ids: Sequence[in
         members = [drawn[k] for k in np.flatnonzero(parents == parent)]
         origin, spans = _spans(result, bundle, [member.row for member in members], i_scene, own, xy0)
         entry: dict[str, Any] = {
-            "blend_type": "blend", "origin": list(origin), "shape": list(spans.shape), "version": VERSION,
+            "blend_type": "blend", "origin": list(origin), "shape": list(spans.shape), "version": SCARLET_VERSION,
             "sources": {str(ids[member.row - rows.start]): member.entry for member in members}}
         if container == "lsst":
-            blends[str(parent)] = {"blend_type": "hierarchical", "version": VERSION, "children": {str(parent): entry},
+            blends[str(parent)] = {"blend_type": "hierarchical", "version": SCARLET_VERSION,
+                                   "children": {str(parent): entry},
                                    "metadata": _encode({"spans": spans, "origin": list(origin)})}
         else:
             psf = result.folded.images[result.folded_index[members[0].row]][own] if len(result.folded) else None
@@ -171,8 +173,9 @@ def model_data(result: DeblendResult, bundle: Bundle, *, source_ids: Sequence[in
         commonest = int(np.bincount(result.folded_index[rows]).argmax())
         model["psf"] = result.folded.images[commonest][own]
     if container == "lsst":
-        return {"model_type": "lsst", "version": VERSION, "blends": blends, "isolated": {}, "metadata": _encode(model)}
-    return {"model_type": "scarlet_model", "version": VERSION, "blends": blends, "metadata": _encode(model)}
+        return {"model_type": "lsst", "version": SCARLET_VERSION, "blends": blends, "isolated": {},
+                "metadata": _encode(model)}
+    return {"model_type": "scarlet_model", "version": SCARLET_VERSION, "blends": blends, "metadata": _encode(model)}
 
 
 def _numbers(given: Sequence[int] | None, default: NDArray[np.int64], n: int, name: str) -> NDArray[np.int64]:
@@ -222,9 +225,9 @@ def _draw(result: DeblendResult, bundle: Bundle, rows: slice, own: list[int], id
             causes = [str(flag.name) for flag in Flag if flag & NOT_FITTED and int(result.flags[row]) & flag]
             about |= {"deblend_failed": True, "deblend_error": ", ".join(causes)}
         drawn.append(_Drawn({
-            "source_type": "source", "version": VERSION, "metadata": about,
+            "source_type": "source", "version": SCARLET_VERSION, "metadata": about,
             "components": [{
-                "component_type": "factorized", "version": VERSION, "origin": list(origin), "peak": pixel,
+                "component_type": "factorized", "version": SCARLET_VERSION, "origin": list(origin), "peak": pixel,
                 "shape": list(morph.shape), "spectrum": spectrum.tolist(),
                 "morph": np.round(morph, DECIMALS).ravel().tolist()} for spectrum, morph, origin in parts]}, row))
     return drawn
@@ -250,8 +253,8 @@ def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: i
         covered.append(np.clip(np.rint(place[::-1]), 0, np.array(scene.shape) - 1).astype(np.int64)[None])
     pixels = np.concatenate(covered)
     # whoever loads it convolves inside the box: light that the PSF brings in from outside would be missed
-    low = np.maximum(pixels.min(0) - BORDER, 0)
-    high = np.minimum(pixels.max(0) + BORDER, np.array(scene.shape) - 1)
+    low = np.maximum(pixels.min(0) - BLEND_BORDER, 0)
+    high = np.minimum(pixels.max(0) + BLEND_BORDER, np.array(scene.shape) - 1)
     box = np.zeros(tuple(high - low + 1), bool)
     box[tuple((pixels - low).T)] = True
     return (int(low[0]) + xy0[1], int(low[1]) + xy0[0]), box

@@ -7,7 +7,7 @@
     images = scene.model_images(result)                  # band -> image of the kind that came in
     heavy = scene.heavy_footprint(result, 0)             # spans and pixel values: what an afw HeavyFootprint holds
 
-What the objects must have is in `deblendrt.engine.adapters.rubin.attributes`. What can not be used is left out, said in
+What the objects must have is in `rubin_objects`. What can not be used is left out, said in
 `RubinScene.lost`, and shows in the sources' flags: a band without an exposure or a PSF, the pixels of a band where its
 PSF raised though another band's did not (`deblendrt.engine.adapters.rubin.exposure_psf`). A source never loses its row.
 """
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.adapters.rubin import attributes, exposure_psf
-from deblendrt.engine.adapters.rubin.attributes import Sources
+from deblendrt.engine.adapters.rubin import exposure_psf, rubin_objects
+from deblendrt.engine.adapters.rubin.rubin_objects import Sources
 from deblendrt.engine.compute import canvases
 from deblendrt.engine.files.fits import BAD_PLANES
 from deblendrt.engine.measure.light_shares import footprint
@@ -197,7 +197,7 @@ def read_exposures(exposures: Any, catalog: Any, *, bands: Sequence[str] | None 
     exposures : `MultibandExposure`, mapping of band to exposure, or sequence of exposures
         All of one bounding box. None stands for a band that is missing.
     catalog : afw `SourceCatalog`, Table or float (n, 2)
-        Positions in the parent image, see `deblendrt.engine.adapters.rubin.attributes.read_sources`.
+        Positions in the parent image, see `deblendrt.engine.adapters.rubin.rubin_objects.read_sources`.
     bands : sequence of str, optional
         Which to use; default: all.
     zero_point : float or mapping of band to float, optional [AB mag]
@@ -218,7 +218,7 @@ def read_exposures(exposures: Any, catalog: Any, *, bands: Sequence[str] | None 
     ValueError
         What the arguments lack; the message says where. Exposures of different boxes.
     """
-    given = attributes.singles(exposures)
+    given = rubin_objects.singles(exposures)
     names = list(given) if bands is None else list(bands)
     lost = [f"{band}: no exposure" for band in names if given.get(band) is None]
     used = {band: given[band] for band in names if given.get(band) is not None}
@@ -227,22 +227,22 @@ def read_exposures(exposures: Any, catalog: Any, *, bands: Sequence[str] | None 
     images: list[NDArray[Any]] = []
     variances, masks, factors = [], [], []
     first = next(iter(used))
-    x0, y0 = attributes.corner(used[first], first)
+    x0, y0 = rubin_objects.corner(used[first], first)
     for band, exposure in used.items():
-        image = attributes.pixels(exposure.image, f"{band}.image")
-        variance = attributes.pixels(exposure.variance, f"{band}.variance")
-        place = attributes.corner(exposure, band)
+        image = rubin_objects.pixels(exposure.image, f"{band}.image")
+        variance = rubin_objects.pixels(exposure.variance, f"{band}.variance")
+        place = rubin_objects.corner(exposure, band)
         if place != (x0, y0) or image.shape != variance.shape or (images and image.shape != images[0].shape):
             expected = images[0].shape if images else image.shape
             raise ValueError(f"{band}: expected the box of {first}, {expected} pixels from {(x0, y0)}, got "
                              f"{image.shape} from {place}, variance {variance.shape}")
-        bad = attributes.bad_pixels(exposure.mask, bad_planes)
+        bad = rubin_objects.bad_pixels(exposure.mask, bad_planes)
         images.append(image)
         variances.append(variance)
         masks.append(np.zeros(image.shape, bool) if bad is None else bad)
-        factors.append(attributes.njy_per_unit(exposure, band, zero_point))
+        factors.append(rubin_objects.njy_per_unit(exposure, band, zero_point))
     mask = np.stack(masks)
-    sources = attributes.read_sources(catalog, used[first], by)
+    sources = rubin_objects.read_sources(catalog, used[first], by)
     psf = exposure_psf.sample_psf(used, sources.center, (x0, y0), mask, cell, lost)
     return RubinScene(tuple(used), np.stack(images), np.stack(variances), mask, np.array(factors), psf, x0, y0, sources,
                       used, lost)

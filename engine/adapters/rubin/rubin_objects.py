@@ -23,10 +23,10 @@ from deblendrt.engine.files.fits import BAD_PLANES
 from deblendrt.engine.scene.arguments import NJY_ZERO_POINT
 
 X_COLUMNS = (("x", "y"), ("slot_Centroid_x", "slot_Centroid_y"), ("deblend_peak_center_x", "deblend_peak_center_y"))
-SKY_COLUMNS = (("coord_ra", "coord_dec", "rad"), ("ra", "dec", "deg"))  # afw's tables are in radians
+RUBIN_SKY_COLUMNS = (("coord_ra", "coord_dec", "rad"), ("ra", "dec", "deg"))  # afw's tables are in radians
 
 
-class Point(NamedTuple):
+class PixelPosition(NamedTuple):
     """A position for objects that want neither `lsst.geom` nor keywords."""
 
     x: float
@@ -193,7 +193,7 @@ def _point(x: float, y: float) -> Any:
     try:
         from lsst.geom import Point2D  # compiled PSF models take nothing else
     except ImportError:
-        return Point(x, y)
+        return PixelPosition(x, y)
     return Point2D(x, y)
 
 
@@ -220,7 +220,7 @@ def read_sources(catalog: Any, exposure: Any, by: str = "auto") -> Sources:
     catalog : afw catalogue, Table, float (n, 2) or None
         Positions are in the parent image. Of an afw catalogue every peak of every footprint is a source; a record
         without any is one where its centroid is. Of a table, the columns x, y (or `X_COLUMNS`), or else sky positions
-        (`SKY_COLUMNS`), with id, parent and kind where it has them.
+        (`RUBIN_SKY_COLUMNS`), with id, parent and kind where it has them.
     exposure : Any
         Its WCS serves sky positions.
     by : {"auto", "peaks", "records"}
@@ -263,9 +263,9 @@ def _table_sources(table: Any, exposure: Any) -> Sources:
     if pair is not None:
         center = np.column_stack([_floats(table[name]) for name in pair])
     else:
-        sky = next((pair for pair in SKY_COLUMNS if pair[0] in names and pair[1] in names), None)
+        sky = next((pair for pair in RUBIN_SKY_COLUMNS if pair[0] in names and pair[1] in names), None)
         if sky is None:
-            known = " or ".join(", ".join(pair[:2]) for pair in (*X_COLUMNS, *SKY_COLUMNS))
+            known = " or ".join(", ".join(pair[:2]) for pair in (*X_COLUMNS, *RUBIN_SKY_COLUMNS))
             raise ValueError(f"catalog: expected columns {known}, got {', '.join(names)}")
         from astropy import units
 

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.files.fits import BAD_PLANES, STANDARD_BITS
+from deblendrt.engine.files.fits_check import FITS_BLOCK, FITS_CARD
 
-MAX_STAMP_BYTES = 8 << 20  # after gunzip: a Rubin cutout of 102 x 102 pixels has 0.1 MB
-MAX_SIDE = 1024  # pixel
+MAX_CUTOUT_BYTES = 8 << 20  # after gunzip: a Rubin cutout of 102 x 102 pixels has 0.1 MB
+MAX_CUTOUT_SIDE = 1024  # pixel
 MAX_PSF_SIDE = 255  # pixel
 MAX_HDUS = 16
-MAX_HEADER_BLOCKS = 64
-BLOCK, CARD = 2880, 80
-TYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+MAX_CUTOUT_HEADER_BLOCKS = 64
+FITS_DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class TangentPlane:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stamp:
+class CutoutImage:
     """A cutout.
 
     Attributes
@@ -100,7 +100,7 @@ class Stamp:
     notes: tuple[str, ...] = ()
 
 
-def read_stamp(data: bytes, max_bytes: int = MAX_STAMP_BYTES, max_side: int = MAX_SIDE) -> Stamp:
+def read_cutout(data: bytes, max_bytes: int = MAX_CUTOUT_BYTES, max_side: int = MAX_CUTOUT_SIDE) -> CutoutImage:
     """Read a cutout: FITS, gzipped or not.
 
     Parameters
@@ -112,7 +112,7 @@ def read_stamp(data: bytes, max_bytes: int = MAX_STAMP_BYTES, max_side: int = MA
 
     Returns
     -------
-    Stamp
+    CutoutImage
 
     Raises
     ------
@@ -141,7 +141,8 @@ def read_stamp(data: bytes, max_bytes: int = MAX_STAMP_BYTES, max_side: int = MA
     if "PSFIMAGE" in named or "PSF" in named:
         psf = _psf(*named["PSFIMAGE" if "PSFIMAGE" in named else "PSF"], notes)
     unit = header.get("BUNIT", "")
-    return Stamp(image, unit if isinstance(unit, str) else "", variance, mask, psf, _plane(header, notes), tuple(notes))
+    unit = unit if isinstance(unit, str) else ""
+    return CutoutImage(image, unit, variance, mask, psf, _plane(header, notes), tuple(notes))
 
 
 def _gunzip(data: bytes, max_bytes: int) -> bytes:
@@ -171,7 +172,7 @@ def _hdus(data: bytes) -> list[tuple[dict[str, Any], bytes]]:
         if size > len(data) - at:
             raise ValueError(f"stamp: {size} bytes of data announced, {len(data) - at} left")
         hdus.append((header, data[at : at + size]))
-        at += -(-size // BLOCK) * BLOCK  # the last block's padding may be absent
+        at += -(-size // FITS_BLOCK) * FITS_BLOCK  # the last block's padding may be absent
     if not hdus:
         raise ValueError("stamp: empty")
     return hdus
@@ -179,15 +180,15 @@ def _hdus(data: bytes) -> list[tuple[dict[str, Any], bytes]]:
 
 def _header(data: bytes, at: int) -> tuple[dict[str, Any], int]:
     header: dict[str, Any] = {}
-    for block in range(MAX_HEADER_BLOCKS):
-        start = at + block * BLOCK
-        if start + BLOCK > len(data):
+    for block in range(MAX_CUTOUT_HEADER_BLOCKS):
+        start = at + block * FITS_BLOCK
+        if start + FITS_BLOCK > len(data):
             break
-        for card in range(start, start + BLOCK, CARD):
-            text = data[card : card + CARD].decode("latin-1")
+        for card in range(start, start + FITS_BLOCK, FITS_CARD):
+            text = data[card : card + FITS_CARD].decode("latin-1")
             key = text[:8].rstrip()
             if key == "END":
-                return header, start + BLOCK
+                return header, start + FITS_BLOCK
             if text[8:9] == "=" and key not in header:
                 header[key] = _value(text[9:].strip())
     raise ValueError("stamp: a header without END")
@@ -228,7 +229,7 @@ def _number(header: dict[str, Any], key: str, default: float) -> float:
 
 
 def _n_byte(header: dict[str, Any]) -> int:
-    if header.get("BITPIX") not in TYPES:
+    if header.get("BITPIX") not in FITS_DTYPES:
         raise ValueError(f"stamp: BITPIX {header.get('BITPIX')!r}")
     n_axis = _integer(header, "NAXIS")
     if n_axis > 4:
@@ -248,7 +249,7 @@ def _pixels(header: dict[str, Any], body: bytes, max_side: int, name: str) -> ND
     if not (1 <= n_x <= max_side and 1 <= n_y <= max_side):
         raise ValueError(f"stamp: {name} of {n_x} x {n_y} pixels, 1 to {max_side} allowed")
     scale, zero = _number(header, "BSCALE", 1.0), _number(header, "BZERO", 0.0)
-    raw = np.frombuffer(body, TYPES[header["BITPIX"]], n_x * n_y).reshape(n_y, n_x)
+    raw = np.frombuffer(body, FITS_DTYPES[header["BITPIX"]], n_x * n_y).reshape(n_y, n_x)
     with np.errstate(all="ignore"):
         pixels = raw.astype(np.float32) if (scale, zero) == (1, 0) else (raw * scale + zero).astype(np.float32)
     if header["BITPIX"] > 0 and "BLANK" in header:
@@ -276,7 +277,7 @@ def _mask(header: dict[str, Any], body: bytes, max_side: int) -> NDArray[np.bool
         raise ValueError("stamp: a mask of floating-point numbers")
     _pixels(header, body, max_side, "mask")
     n_x, n_y = header["NAXIS1"], header["NAXIS2"]
-    bits = np.frombuffer(body, TYPES[header["BITPIX"]], n_x * n_y).reshape(n_y, n_x).astype(np.int64)
+    bits = np.frombuffer(body, FITS_DTYPES[header["BITPIX"]], n_x * n_y).reshape(n_y, n_x).astype(np.int64)
     named = [header.get(f"MP_{plane}") for plane in BAD_PLANES]
     planes = [plane for plane in named if isinstance(plane, int) and 0 <= plane < 63]
     if not planes and not np.isin(bits, (0, 1)).all():
