@@ -272,7 +272,7 @@ def test_which_cutout_kills_is_found_out(model: Path, cutouts: Path, tmp_path: P
 @pytest.mark.parametrize("place", ["read", "tables"])
 def test_a_unit_that_kills_elsewhere_is_given_up(model: Path, cutouts: Path, tmp_path: Path, place: str,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    original = run_shard.tables
+    original = run_shard.unit_tables
 
     def tables(unit: run_shard.Unit, outcomes: list[Outcome], *given: Any) -> tuple[Table, Table]:
         if unit.number == 2 and outcomes[0].result is not None:
