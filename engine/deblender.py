@@ -36,6 +36,7 @@ from deblendrt.engine.scene.psf_field import PsfField
 from deblendrt.engine.scene.scene import Scene, make_scenes, with_sources, with_stars
 from deblendrt.engine.scene.settings import Settings, checked_settings
 from deblendrt.engine.solve import descent, unlisted
+from deblendrt.engine.solve.constants import ITERATIONS
 from deblendrt.engine.solve.start import build_problem, start_latents
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class Deblender:
             A mistake in the arguments; the message names the argument, what was expected and what came.
         """
         settings = checked_settings(solver, n_iteration, start, robust, center_sigma, aperture_diameter, star_fraction,
-                                    n_threads, memory_limit)
+                                    n_threads, memory_limit, iterations=ITERATIONS)
         cutouts, variance, mask, psf, background = (
             self._on_host(name, value) for name, value in (
                 ("cutouts", cutouts), ("variance", variance), ("mask", mask), ("psf", psf), ("background", background)))

@@ -15,6 +15,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
+from deblendrt.engine.units import AB_ZERO_POINT
 from deblendrt.training import config
 from deblendrt.training.simulation import blend_scenes, population, survey
 
@@ -53,7 +54,7 @@ def write(scene: blend_scenes.SimulatedScene, depth: survey.Depth, galaxies: pop
     primary.header["ORIGIN"] = "deblendrt examples/make_example.py (GalSim, galcheat)"
     primary.header["BANDS"] = ("".join(depth.bands), "order of the planes")
     primary.header["PIXSCALE"] = (depth.pixel_scale, "arcsec")
-    primary.header["ZEROPNT"] = (survey.AB_ZERO_POINT, "AB magnitude of 1 nJy")
+    primary.header["ZEROPNT"] = (AB_ZERO_POINT, "AB magnitude of 1 nJy")
     image = fits.ImageHDU(scene.image, name="IMAGE")
     image.header["BUNIT"] = "nJy"
     variance = fits.ImageHDU(scene.variance, name="VARIANCE")

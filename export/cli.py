@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deblendrt.engine.solve.descent import ITERATIONS
-from deblendrt.engine.solve.moving_blends import FURTHER
+from deblendrt.engine.solve import constants
 
 # Exit codes. argparse itself leaves with 2 on a wrong argument.
 FAILED, NO_INPUT, UNAVAILABLE = 1, 3, 4
@@ -38,10 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     solver = parser.add_argument_group("solvers (--solver, --triton)")
     solver.add_argument("--sources", type=int, metavar="N", help="places for sources; a scene may have fewer")
     solver.add_argument("--size", type=int, nargs=2, metavar=("NY", "NX"), help="of the image [pixel]")
-    n_iteration = ITERATIONS["gauss_newton"]
+    n_iteration = constants.ITERATIONS["gauss_newton"]
     solver.add_argument("--iterations", type=int, default=n_iteration, metavar="N",
                         help=f"of all blends (default {n_iteration}); those that still move get at most "
-                             f"{sum(FURTHER):g} times as many again")
+                             f"{sum(constants.FURTHER_ROUNDS):g} times as many again")
     solver.add_argument("--no-rounds", action="store_true", help="none gets more")
     solver.add_argument("--start", choices=("encoder", "linear"), default="encoder", help="default encoder")
     solver.add_argument("--psf", type=Path, metavar="FITS",

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine.units import AB_ZERO_POINT
+
 if TYPE_CHECKING:
     from deblendrt.engine.deblender import Deblender
     from deblendrt.engine.result.result import DeblendResult
 
-NJY_ZERO_POINT = 31.4  # AB magnitude of 1 nJy
 BTK_PSF_SIZE = 101  # pixel: a Kolmogorov PSF has 0.6% of its light outside 41, and fluxes are total fluxes
 BTK_INSTALL = 'BTK is not there: pip install blending_toolkit "numpy<2.4", in an environment of its own'
 
@@ -181,7 +182,7 @@ def _build() -> type:
                     raise ValueError(f"max_n_sources: expected at least {len(positions)}, the sources of scene {k}, "
                                      f"got {self.max_n_sources}")
             points = zero_points(survey, bands)
-            electrons = 10 ** ((points - NJY_ZERO_POINT) / 2.5)  # of one nJy
+            electrons = 10 ** ((points - AB_ZERO_POINT) / 2.5)  # of one nJy
             arguments = {"bands": bands, "psf": draw_psfs(batch.psf, scale), "zero_point": points,
                          "pixel_scale": scale, "n_threads": n_threads, **self.options}
             variance = [np.broadcast_to(sky[:, None, None], image.shape) for image in images]

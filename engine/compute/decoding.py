@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DoubleArray = NDArray[np.float64]
 FloatArray = NDArray[np.float32]
 
-HALF = 8  # pixel: where the Gaussian is cut, at sigma = 1 below 1e-14
+STAR_HALF = 8  # pixel: where the Gaussian is cut, at sigma = 1 below 1e-14
 
 
 def star_core(bundle: Bundle) -> tuple[DoubleArray, DoubleArray]:
@@ -42,7 +42,7 @@ def star_core(bundle: Bundle) -> tuple[DoubleArray, DoubleArray]:
         Of the whole functions.
     """
     middle = bundle.stamp_size // 2
-    half = min(int(np.ceil(HALF * bundle.reference_psf_sigma)), middle)
+    half = min(int(np.ceil(STAR_HALF * bundle.reference_psf_sigma)), middle)
     inside = slice(middle - half, middle + half + 1)
     return bundle.basis[:, inside, inside].astype(np.float64), bundle.full_basis.sum((1, 2), dtype=np.float64)
 

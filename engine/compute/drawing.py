@@ -22,7 +22,7 @@ from deblendrt.engine.compute.matmul import matmul
 
 FloatArray = NDArray[np.float32]
 
-HELD = 128  # sources whose stamps are held at once, where they are wanted one by one
+HELD_STAMPS = 128  # sources whose stamps are held at once, where they are wanted one by one
 TILE = 32  # sources per matrix product: 50-60 GFLOP/s on one AVX-512 core against 20-30 at 8; 64 gains little more
 ROUND = 8  # the last tile of a batch is padded to a multiple of this; a product of one row would take another path
 
@@ -144,8 +144,8 @@ def each_stamp(coefficients: FloatArray, folded: AnyBasis, extent: NDArray[np.in
 def _each(coefficients: FloatArray, folded: AnyBasis,
           extent: NDArray[np.int8]) -> Iterator[tuple[FloatArray, FloatArray | None, FoldedBasis]]:
     """Of sources, in their order: the stamp in the window, the cells of the outskirts if there are any, the basis."""
-    for start in range(0, len(coefficients), HELD):
-        held = slice(start, start + HELD)
+    for start in range(0, len(coefficients), HELD_STAMPS):
+        held = slice(start, start + HELD_STAMPS)
         part, reach = coefficients[held], extent[held]
         drawn: dict[int, tuple[FloatArray, FloatArray | None, FoldedBasis]] = {}
         for rows, basis, window in windows(folded.take(held), reach):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 32768  # values
+FILTER_BLOCK = 32768  # values
 
 FloatArray = NDArray[np.float32]
 
@@ -39,7 +39,7 @@ class Plane:
         self._source = np.zeros(self.n + 2 * reach, np.float32)
         self.image = self.rows(self._source[reach:])
         self._between = np.zeros(self.n + 2 * reach * self.pitch, np.float32)
-        self._spare = np.empty(min(self.n, BLOCK), np.float32)
+        self._spare = np.empty(min(self.n, FILTER_BLOCK), np.float32)
 
     def rows(self, flat: FloatArray) -> FloatArray:
         """An image without what follows its rows, float32 (n_y, n_x), a view."""
@@ -61,8 +61,8 @@ class Plane:
 
     def _taps(self, source: FloatArray, kernel: NDArray[np.float64], stride: int, out: FloatArray) -> None:
         middle, *taps = kernel.tolist()
-        for start in range(0, self.n, BLOCK):
-            total = out[start : start + BLOCK]
+        for start in range(0, self.n, FILTER_BLOCK):
+            total = out[start : start + FILTER_BLOCK]
             n, here = len(total), start + self.reach * stride
             pair = self._spare[:n]
             np.multiply(source[here : here + n], middle, out=total)

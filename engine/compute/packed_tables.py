@@ -22,7 +22,7 @@ from onnxruntime import OrtValue
 
 FloatArray = NDArray[np.float32]
 
-IR_VERSION, OPSET = 8, 13
+IR_VERSION, PRODUCT_OPSET = 8, 13
 FLOAT, EXTERNAL, INT = 1, 1, 2  # TensorProto.DataType, TensorProto.DataLocation, AttributeProto.AttributeType
 
 
@@ -137,7 +137,7 @@ def _model(n: int, shape: tuple[int, int], transposed: bool) -> bytes:
         graph += _field(1, _field(1, f"rows{k}") + _field(1, f"matrix{k}") + _field(2, f"out{k}") + kind)
         graph += _field(5, stored + _field(8, f"matrix{k}") + given)
         graph += _field(11, _tensor(f"rows{k}", i)) + _field(12, _tensor(f"out{k}", j))
-    return _field(1, IR_VERSION) + _field(7, graph) + _field(8, _field(2, OPSET))
+    return _field(1, IR_VERSION) + _field(7, graph) + _field(8, _field(2, PRODUCT_OPSET))
 
 
 def _tensor(name: str, size: int) -> bytes:

@@ -15,7 +15,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
-NJY_ZERO_POINT = 31.4
+from deblendrt.engine.units import to_magnitude
+
 ZERO_POINT_KEYS = ("ZEROPNT", "MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPOINT")
 PIXEL_SCALE_KEYS = ("PIXSCALE", "PIXELSCL", "PIXSCAL1")
 BAND_KEYS = ("BANDS", "BAND", "FILTER")
@@ -41,7 +42,7 @@ def zero_point(path: Path, *headers: fits.Header) -> float | None:
     if isinstance(unit, str):
         parsed = _unit(path, unit)
         if parsed.is_equivalent(u.nJy):
-            return NJY_ZERO_POINT - 2.5 * float(np.log10(parsed.to(u.nJy)))
+            return float(to_magnitude(parsed.to(u.nJy)))
         if parsed.is_equivalent(u.mgy):
             return -2.5 * float(np.log10(parsed.to(u.mgy)))
         if parsed.is_equivalent(u.nJy / u.sr):

@@ -13,11 +13,11 @@ Newton step, and the fixed point is differentiable at no further cost:
 
 Far from the solution, where that step is large, the step is the one that would be exact for a Gaussian object.
 
-From a round weight of sigma 4 pixels, Gaussians, exponentials and de Vaucouleurs galaxies of half-light radii from
-0.1 to 10 pixels and axis ratios down to 0.2 under the reference PSF are within 4e-5 of the solution after 6
-iterations and at rounding, 1e-11, after 8; GalSim's HSM at precision 1e-9 agrees to 2e-6. Of 10,000 galaxies drawn
-from the prior's base space, 25 have not converged after 8 iterations and 3 after `N_ITERATION`: their bulge and their
-disk would each do as the object, and the solution of one is about to vanish.
+From a round weight of sigma 4 pixels, Gaussians, exponentials and de Vaucouleurs galaxies of half-light radii from 0.1
+to 10 pixels and axis ratios down to 0.2 under the reference PSF are within 4e-5 of the solution after 6 iterations and
+at rounding, 1e-11, after 8; GalSim's HSM at precision 1e-9 agrees to 2e-6. Of 10,000 galaxies drawn from the prior's
+base space, 25 have not converged after 8 iterations and 3 after 15: their bulge and their disk would each do as the
+object, and the solution of one is about to vanish.
 
 Moments are of the stamp's samples. Light beyond the edge is missed, but the weight falls before: an exponential of
 half-light radius 10 / 13 pixels on a stamp of 53 loses 3e-4 / 1.3e-2 of its moments. For a point under the reference
@@ -37,17 +37,17 @@ from deblendrt.engine.compute.matmul import matmul
 FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
 
-N_ITERATION = 15
+N_MOMENT_ITERATION = 15
 START_SIGMA = 4.0  # pixel: galaxies have 1 to 10; a smaller start is slow to leave the bulge of a bright disk
 NEWTON_LIMIT = 0.45  # largest change, in units of the weight, that a Newton step may make; 0.5 keeps M positive
 MAX_SHIFT = 0.5  # of the weight's sigma, and ...
 MAX_GROWTH = 3.0  # ... of an eigenvalue of M, in a Gaussian step
-CONVERGED = 1e-6  # last step in units of the weight
+MOMENTS_CONVERGED = 1e-6  # last step in units of the weight
 
 FOLD = -1e-5  # largest determinant of dF / d(a, S), for a Gaussian -1 / 256: beyond, solutions are not the object's
 
 # powers of u and v in b(u) = (1, u, v, u^2, v^2, u v)
-POWERS = np.array([[0, 0], [1, 0], [0, 1], [2, 0], [0, 2], [1, 1]])
+MOMENT_POWERS = np.array([[0, 0], [1, 0], [0, 1], [2, 0], [0, 2], [1, 1]])
 # F = sum_p w I CONDITIONS b(u), and dw / d(a, S) = w WEIGHT_CHANGE b(u)
 CONDITIONS = np.eye(5, 6, 1) - 0.5 * np.outer([0, 0, 1, 1, 0], np.eye(6)[0])
 WEIGHT_CHANGE = np.diag([1, 1, 0.5, 0.5, 1]) @ np.eye(5, 6, 1)
@@ -128,10 +128,10 @@ def adaptive_moments(image: NDArray[np.floating], start: DoubleArray, basis: Flo
         tile = image[rows].astype(np.float64)
         tile[~np.isfinite(tile).all((1, 2))] = 0  # an unfitted source: no light, and no NaN for the eigenvalues
         center, root = start[rows].astype(np.float64), np.tile(START_SIGMA * np.eye(2), (len(tile), 1, 1))
-        for _ in range(N_ITERATION):
+        for _ in range(N_MOMENT_ITERATION):
             center, root = _move(_match(tile, center, root), center, root)
         match = _match(tile, center, root)
-        good = match.usable & (np.abs(match.step).max(1) < CONVERGED)
+        good = match.usable & (np.abs(match.step).max(1) < MOMENTS_CONVERGED)
         good &= ((center > -0.5) & (center < size - 0.5)).all(1)
         moments = (root @ root.transpose(0, 2, 1))[:, [0, 1, 0], [0, 1, 1]]
         functional = np.zeros((padded, 3, size * size), np.float32)
@@ -187,7 +187,7 @@ def _match(image: DoubleArray, center: DoubleArray, root: DoubleArray) -> _Match
     raw = y @ (weight * image) @ x.transpose(0, 2, 1)  # (n_source, 5, 5): sum of w I dy^j dx^i
     total = raw[:, 0, 0]
     lit = total > 0
-    power_sum = POWERS[:, None] + POWERS[None]
+    power_sum = MOMENT_POWERS[:, None] + MOMENT_POWERS[None]
     gram = raw[:, power_sum[..., 1], power_sum[..., 0]] / np.where(lit, total, 1.0)[:, None, None]
     quadratic = _quadratic(_inverse_root(root))
     gram = quadratic @ gram @ quadratic.transpose(0, 2, 1)
@@ -233,7 +233,7 @@ def _functional(match: _Match, center: DoubleArray, root: DoubleArray) -> Double
     n, size = len(center), match.weight.shape[1]
     by_monomial = -_second(root) @ match.inverse[:, 2:] @ CONDITIONS @ match.quadratic  # (n_source, 3, 6)
     table = np.zeros((n, 3, 3, 3))
-    table[:, :, POWERS[:, 1], POWERS[:, 0]] = by_monomial
+    table[:, :, MOMENT_POWERS[:, 1], MOMENT_POWERS[:, 0]] = by_monomial
     x, y = _powers(center, size)
     polynomial = y[:, None, :3].transpose(0, 1, 3, 2) @ table @ x[:, None, :3]
     return np.asarray(polynomial * match.weight[:, None])

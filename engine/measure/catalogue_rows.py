@@ -12,10 +12,9 @@ from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.measure import adaptive_moments, apertures, fit_quality, systematic_error, uncertainty
 from deblendrt.engine.measure.light_shares import share
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.solve import joint_fluxes, objective
+from deblendrt.engine.solve import constants, joint_fluxes
 from deblendrt.engine.solve.descent import Solution
 
-SWEEPS = 2  # of the last joint linear solve, which starts at the MAP fluxes
 PER_SCENE = ("scene_chi2", "scene_n_pixel", "objective")
 NOT_COPIED = ("source_start", "scene_index", "folded_index", "row", *PER_SCENE)
 
@@ -45,8 +44,8 @@ def record(result: DeblendResult, members: list[int], rows: list[NDArray[np.int6
     row = np.concatenate([result.source_start[i] + r for i, r in zip(members, rows, strict=True)])
     map_flux = np.exp(state.latent[:, :n_band])
     unit = state.jacobian.mix.transpose(0, 2, 1) @ state.jacobian.maps
-    flux, fixed_shape_err = joint_fluxes.linear_fluxes(problem, unit, map_flux, n_sweep=SWEEPS,
-                                                     error=objective.MODEL_ERROR if problem.robust else None)
+    flux, fixed_shape_err = joint_fluxes.linear_fluxes(problem, unit, map_flux, n_sweep=constants.FINAL_SWEEPS,
+                                                     error=constants.MODEL_ERROR if problem.robust else None)
     result.latent[row] = state.latent
     result.coefficients[row] = state.coefficients
     result.extent[row] = problem.extent

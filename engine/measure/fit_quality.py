@@ -11,6 +11,7 @@ from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.engine.solve import objective
 from deblendrt.engine.solve.descent import Solution
+from deblendrt.engine.units import to_magnitude
 
 CORE_RADIUS = 7.0  # pixel: chi2 of a source is taken over the pixels it owns within this radius
 POOR_FIT_SIGMA, POOR_FIT_RATIO = 5.0, 1.2  # chi2 / n beyond 1 + 5 sqrt(2 / n), and beyond 1.2
@@ -118,6 +119,6 @@ def _core_owner(problem: Problem, s: int, here: NDArray[np.int64]) -> NDArray[np
 
 def outside_population(bundle: Bundle, map_flux: DoubleArray) -> NDArray[np.bool_]:
     """Whether the reference magnitude lies outside the training population's range, bool (n_source,)."""
-    magnitude = 31.4 - 2.5 * np.log10(map_flux[:, bundle.reference_index])
+    magnitude = to_magnitude(map_flux[:, bundle.reference_index])
     limits = bundle.training["population"]
     return np.asarray((magnitude < limits["magnitude_min"]) | (magnitude > limits["magnitude_max"]))

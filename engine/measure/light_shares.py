@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute import canvases, drawing
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.solve.start import SIGNIFICANT
+from deblendrt.engine.solve import constants
 
 CORE = 0.5  # of the peak: sources of a total signal to noise below 6 have no significant pixel
 
@@ -113,7 +113,8 @@ def footprint(stamp: FloatArray, weight: FloatArray) -> NDArray[np.bool_]:
     total = square.sum((1, 2), dtype=np.float64)
     mean = (weight * square).sum((1, 2), dtype=np.float64) / np.where(total > 0, total, 1.0)
     significance = (mean.astype(np.float32)[:, None, None] * square).sum(0)
-    return np.asarray((significance >= min(SIGNIFICANT**2, CORE**2 * significance.max())) & (significance > 0))
+    least = min(constants.SIGNIFICANT_LIGHT**2, CORE**2 * significance.max())
+    return np.asarray((significance >= least) & (significance > 0))
 
 
 def _model_and_light(problem: Problem, coefficients: FloatArray) -> tuple[Canvases, Canvases]:

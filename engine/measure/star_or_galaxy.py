@@ -241,7 +241,7 @@ def log_evidence(problem: Problem, solution: Solution, widening: list[FloatArray
                 precision[rows, n_latent + m * n_band + band] += by_itself[:, k, m]
         gradient = np.concatenate([downhill[i], (t * rest).sum(2).T.ravel()])
         scale = 1 / np.sqrt(precision.diagonal())
-        scaled = precision * scale[:, None] * scale + uncertainty.RIDGE * np.eye(len(scale))
+        scaled = precision * scale[:, None] * scale + uncertainty.COVARIANCE_RIDGE * np.eye(len(scale))
         result[i] += 0.5 * (gradient * scale) @ np.linalg.solve(scaled, gradient * scale)
         result[i] -= 0.5 * np.linalg.slogdet(scaled)[1] - np.log(scale).sum()
     return result

@@ -34,10 +34,10 @@ from deblendrt.engine.measure import light_shares
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.solve.descent import Solution
 
-HALF = 24  # pixel: half the side of the square around a source that is looked at
+MISFIT_HALF = 24  # pixel: half the side of the square around a source that is looked at
 SQUARE = 2  # pixel: with 3 or more, misfits of a PSF's size average out
 RING_EDGES = (0.0, 1.5, 3.0, 4.5, 6.5, 9.0, 13.0, 18.0, 24.0)  # pixel
-SIGNIFICANT = 3.0  # z from which a misfit counts as an error
+SIGNIFICANT_MISFIT = 3.0  # z from which a misfit counts as an error
 SCALE = 1.0  # c
 HIDDEN = 0.1  # q
 FLOOR = 0.002  # error of the bundled model on bright isolated galaxies of its own population, flux_err taken out
@@ -78,7 +78,7 @@ def misfit(problem: Problem, solution: Solution) -> Misfit:
     state, folded, n_band = solution.state, problem.folded, problem.n_band
     if problem.device is not None:
         return problem.device.misfit(problem, state)
-    half = min(HALF, folded.half) // SQUARE * SQUARE
+    half = min(MISFIT_HALF, folded.half) // SQUARE * SQUARE
     grid = np.arange(-half, half)
     shape = [problem.data[s].shape for s in problem.scene]
     images = drawing.placed(state.coefficients, folded, problem.corner, problem.extent, shape)
@@ -119,7 +119,7 @@ def summary(square: DoubleArray, significance: DoubleArray, hidden: DoubleArray)
     -------
     Misfit
     """
-    error = np.sqrt(np.where(significance > SIGNIFICANT, square, 0.0).max(1))
+    error = np.sqrt(np.where(significance > SIGNIFICANT_MISFIT, square, 0.0).max(1))
     return Misfit(error, significance.max(1), np.maximum(hidden, 0.0))
 
 

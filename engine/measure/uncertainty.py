@@ -32,8 +32,8 @@ from deblendrt.engine.solve.joint_step import inner_products
 
 # Of the shape latents, for central differences: the flow's curvature over about the width of a posterior. Pulls on
 # simulated blends are the same from 0.05 to 1.
-STEP = 0.3
-RIDGE = 3e-6  # of the unit diagonal: blocks are summed in float32
+PRIOR_STEP = 0.3
+COVARIANCE_RIDGE = 3e-6  # of the unit diagonal: blocks are summed in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def laplace(problem: Problem, solution: Solution) -> Iterator[BlendCovariance]:
         flat = precision.reshape(n, n)
         scale = 1 / np.sqrt(flat.diagonal())
         scaled = flat * scale[:, None] * scale
-        covariance = np.linalg.inv(scaled + RIDGE * np.eye(n)) * scale[:, None] * scale
+        covariance = np.linalg.inv(scaled + COVARIANCE_RIDGE * np.eye(n)) * scale[:, None] * scale
         yield BlendCovariance(rows, (0.5 * (covariance + covariance.T)).reshape(precision.shape))
 
 
@@ -111,9 +111,9 @@ def prior_precision(problem: Problem, latent: DoubleArray) -> DoubleArray:
     hessian = np.empty((n, latent.shape[1], latent.shape[1] - n_band - 2))
     for k in range(hessian.shape[2]):
         step = np.zeros(latent.shape[1])
-        step[n_band + 2 + k] = STEP
+        step[n_band + 2 + k] = PRIOR_STEP
         ahead, back = (decoding.log_prior(problem, latent + sign * step)[1] for sign in (1, -1))
-        hessian[:, :, k] = (back - ahead) / (2 * STEP)
+        hessian[:, :, k] = (back - ahead) / (2 * PRIOR_STEP)
     curvature = hessian[:, shape]
     values, vectors = np.linalg.eigh(0.5 * (curvature + curvature.transpose(0, 2, 1)))
     block = np.zeros((n, latent.shape[1], latent.shape[1]))

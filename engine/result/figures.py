@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.files.output import in_place_of
 from deblendrt.engine.result.colors import Palette, band_noise, palette, reference_band
 from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.units import to_magnitude
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -188,7 +189,7 @@ def source_title(result: DeblendResult, i: int) -> str:
     flux, error = float(result.flux[i, band]), float(result.flux_err[i, band])
     text = f"{i - int(result.source_start[k])}"
     if np.isfinite(flux):
-        magnitude = f"{31.4 - 2.5 * np.log10(flux):.2f} mag" if flux > 0 else "flux < 0"
+        magnitude = f"{to_magnitude(flux):.2f} mag" if flux > 0 else "flux < 0"
         digits = 1 if error < 3 else 0
         text += f"   {result.bands[band]} {flux:,.{digits}f} ± {error:,.{digits}f} nJy ({magnitude})"
     names = flag_names(int(result.flags[i]))

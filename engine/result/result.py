@@ -344,7 +344,7 @@ class DeblendResult:
         fwhm = np.mean([[psf_fwhm(band) for band in self.folded.images[k]] for k in used], 0) if used else (
             self.folded.fold(None if isinstance(scene.psf, PsfField) else scene.psf).fwhm)
         return residual_peaks.residual_peaks(scene, self.model(i_scene), fwhm, self.position[rows],
-                                     residual_peaks.THRESHOLD if threshold is None else threshold)
+                                     residual_peaks.PEAK_THRESHOLD if threshold is None else threshold)
 
     def color(self, blue: str, red: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Colours, blue - red, from the fluxes and their covariance.

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-NJY_ZERO_POINT = 31.4  # AB magnitude of 1 nJy
+from deblendrt.engine.units import to_flux
+
 PIXEL_SCALE_TOLERANCE = 0.02  # relative: 2% in scale is 2% in size, far less than galaxies differ
 
 
@@ -233,7 +234,7 @@ def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_poin
         if magnitude.shape not in ((), (n_band,)) or magnitude.dtype.kind not in "fiu" or not np.isfinite(
                 magnitude).all():
             raise ValueError(f"zero_point: expected a finite number or one for each of {listed}, got {zero_point!r}")
-        factor = 10 ** ((NJY_ZERO_POINT - magnitude.astype(np.float64)) / 2.5)
+        factor = to_flux(magnitude.astype(np.float64))
     else:
         factor = np.ones(()) if given.scale is None else given.scale
     factor = np.broadcast_to(factor, n_band)

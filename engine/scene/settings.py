@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from deblendrt.engine.solve import descent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +26,25 @@ class Settings:
 
 
 def checked_settings(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,
-                     aperture_diameter: float, star_fraction: float, n_threads: int,
-                     memory_limit: float | None) -> Settings:
+                     aperture_diameter: float, star_fraction: float, n_threads: int, memory_limit: float | None, *,
+                     iterations: Mapping[str, int]) -> Settings:
     """Settings from the arguments of `Deblender.deblend_batch`.
+
+    Parameters
+    ----------
+    iterations : mapping of str to int
+        The known solvers, and how many iterations each takes by default; the others as in `Deblender.deblend_batch`.
 
     Raises
     ------
     ValueError
         Names the argument, what was expected and what came.
     """
-    if not isinstance(solver_name, str) or solver_name not in descent.ITERATIONS:
-        raise ValueError(f"solver: expected one of {sorted(descent.ITERATIONS)}, got {solver_name!r}")
+    if not isinstance(solver_name, str) or solver_name not in iterations:
+        raise ValueError(f"solver: expected one of {sorted(iterations)}, got {solver_name!r}")
     if start not in ("linear", "encoder"):
         raise ValueError(f"start: expected 'linear' or 'encoder', got {start!r}")
-    count = descent.ITERATIONS[solver_name] if n_iteration is None else n_iteration
+    count = iterations[solver_name] if n_iteration is None else n_iteration
     if not _is_whole(count, 0):
         raise ValueError(f"n_iteration: expected a whole number of at least 0, got {n_iteration!r}")
     if not (isinstance(center_sigma, numbers.Real) and 0 < center_sigma < np.inf):

@@ -17,7 +17,7 @@ from deblendrt.engine.compute.problem import Canvases, DoubleArray, Problem, Sta
 from deblendrt.engine.solve import objective
 from deblendrt.engine.solve.curvature import apply_blocks, blocks, inverse, mean_weight, rim_weight
 
-N_CONJUGATE = 4  # iterations per step of a device
+N_DEVICE_CONJUGATE = 4  # iterations per step of a device
 
 
 def conjugate_gradient(matrix: Callable[[DoubleArray], DoubleArray], precondition: Callable[[DoubleArray], DoubleArray],
@@ -108,5 +108,5 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
         return pulled + apply_blocks(alone, v) + added[rows] * v
 
     step[rows] = conjugate_gradient(matrix, lambda r: apply_blocks(inverted[rows], r), downhill[rows],
-                                    problem.blend[rows], N_CONJUGATE)
+                                    problem.blend[rows], N_DEVICE_CONJUGATE)
     return step

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem, State
-
-RIM = 5  # pixel
-EXTENDED = 0.3  # pulls in scenes with a large galaxy are a third wider at 1
+from deblendrt.engine.solve import constants
 
 
 def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,
@@ -138,9 +136,8 @@ def prior_curvature(problem: Problem) -> DoubleArray:
     block[:, n_band + 2 :, n_band + 2 :] = np.where(problem.star[:, None, None], np.eye(len(shape)), shape)
     block[:, [n_band, n_band + 1], [n_band, n_band + 1]] = problem.center_sigma**-2
     band = np.arange(n_band)
-    missing = 1 / (np.asarray(problem.bundle.color_sigma) + 0.1) ** 2
-    # 1e-3 (30 in ln flux) keeps the block of a flux at its floor regular
-    block[:, band, band] = np.where(problem.measured, 1e-3, missing)
+    missing = 1 / (np.asarray(problem.bundle.color_sigma) + constants.COLOR_SLACK) ** 2
+    block[:, band, band] = np.where(problem.measured, constants.FREE_FLUX_CURVATURE, missing)
     # a missing band follows the mean of the measured ones, see `objective.missing_color`
     n_measured = np.maximum(problem.measured.sum(1), 1)[:, None]
     pulled = np.where(problem.measured, 0.0, missing)
@@ -172,7 +169,8 @@ def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> Do
     """
     expected = apply_blocks(curvature, step)
     before, after = (step * expected).sum(1), (step * change).sum(1)
-    good = (after > 0.1 * before) & (after < 100 * before) & (before > 1e-10)
+    good = ((after > constants.MIN_SECANT_RATIO * before) & (after < constants.MAX_SECANT_RATIO * before)
+            & (before > constants.MIN_SECANT_CURVATURE))
     removed = expected[:, :, None] * expected[:, None, :] / np.where(good, before, 1.0)[:, None, None]
     added = change[:, :, None] * change[:, None, :] / np.where(good, after, 1.0)[:, None, None]
     return np.where(good[:, None, None], curvature - removed + added, curvature)
@@ -195,7 +193,7 @@ def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
 def rim_weight(problem: Problem, weights: Canvases) -> DoubleArray:
     """Mean weight in the rims of extended sources' windows, float64 (n_source, n_used): as in their outskirts."""
     window = problem.folded.window
-    core = slice(RIM, window - RIM)
+    core = slice(constants.RIM, window - constants.RIM)
     result = np.zeros((len(problem.scene), problem.folded.n_band))
     for i in np.flatnonzero(problem.extended).tolist():
         x, y = problem.corner[i].tolist()
@@ -206,12 +204,13 @@ def rim_weight(problem: Problem, weights: Canvases) -> DoubleArray:
 
 def rim_size(window: int) -> int:
     """Number of pixels in the rim of a window."""
-    return window**2 - (window - 2 * RIM) ** 2
+    return window**2 - (window - 2 * constants.RIM) ** 2
 
 
 def extents(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
-    """How far sources are to be drawn: to the smallest window that leaves light of a signal to noise of `EXTENDED` at
-    most outside, all bands together.
+    """Smallest windows outside which sources have light of signal to noise `constants.MAX_UNDRAWN` at most.
+
+    All bands count together.
 
     Returns
     -------
@@ -224,7 +223,7 @@ def extents(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
         for k in range(0, -1 - len(basis.nested), -1):
             missed = basis.at(k).missed
             square = (drawing.product(coefficients[rows], missed) * coefficients[rows]).sum(2, dtype=np.float64)
-            result[rows][(weight[rows] * square).sum(1) <= EXTENDED**2] = k
+            result[rows][(weight[rows] * square).sum(1) <= constants.MAX_UNDRAWN**2] = k
     return np.maximum(result, problem.smallest)
 
 
@@ -237,6 +236,5 @@ def inverse(block: DoubleArray) -> DoubleArray:
     """Inverse of symmetric positive blocks, scaled to unit diagonal first."""
     scale = 1 / np.sqrt(block.diagonal(axis1=1, axis2=2))
     scaled = block * scale[:, :, None] * scale[:, None, :]
-    # 1e-6 of ridge: the blocks were summed in float32
-    scaled += 1e-6 * np.eye(block.shape[1])
+    scaled += constants.BLOCK_RIDGE * np.eye(block.shape[1])
     return np.linalg.inv(scaled) * scale[:, :, None] * scale[:, None, :]

@@ -23,18 +23,10 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import decoding
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, Problem, State, where_measured
-from deblendrt.engine.solve import objective
+from deblendrt.engine.solve import constants, objective
 from deblendrt.engine.solve.curvature import columns, extents, outskirts, prior_curvature, rim_weight, secant
 from deblendrt.engine.solve.joint_step import joint_step
-from deblendrt.engine.solve.moving_blends import TEMPERED, Progress, in_rounds, temper
-
-MAX_SHAPE_STEP = 3.0  # prior standard deviations
-MAX_OFFSET_STEP, MAX_DRIFT = 0.3, 0.75  # pixel per step, and in all from the caller's centre
-MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
-# After a rejected step: from `MIN_DAMPING` it took up to five more to leave the same step
-FIRST_DAMPING, MIN_DAMPING, REJECTED_DAMPING, MAX_DAMPING = 1e-2, 1e-4, 2e-2, 1e4
-ADAM_EPSILON = 1e-8
-ITERATIONS = {"gauss_newton": 8, "adam": 200}
+from deblendrt.engine.solve.moving_blends import Progress, in_rounds, temper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +119,7 @@ def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: 
     progress : Progress
     """
     state = objective.evaluate(problem, latent)
-    damping: DoubleArray = np.full(problem.n_blend, FIRST_DAMPING)
+    damping: DoubleArray = np.full(problem.n_blend, constants.FIRST_DAMPING)
     left: DoubleArray = np.zeros(problem.n_blend)
     if first_damping is not None:
         damping[problem.blend] = first_damping
@@ -160,10 +152,11 @@ def damped(damping: DoubleArray, decrease: DoubleArray, expected: DoubleArray) -
     -------
     float64 (n_blend,)
     """
-    rejected = np.maximum(damping * 8.0, REJECTED_DAMPING)
-    following = np.select([~(decrease > 0), decrease < 0.25 * expected, decrease < 0.5 * expected],
-                          [rejected, damping * 4.0, damping], damping * 0.25)
-    return np.asarray(np.clip(following, MIN_DAMPING, MAX_DAMPING), np.float64)
+    rejected = np.maximum(damping * constants.REJECTED_FACTOR, constants.REJECTED_DAMPING)
+    following = np.select(
+        [~(decrease > 0), decrease < constants.POOR_DECREASE * expected, decrease < constants.GOOD_DECREASE * expected],
+        [rejected, damping * constants.POOR_FACTOR, damping], damping * constants.GOOD_FACTOR)
+    return np.asarray(np.clip(following, constants.MIN_DAMPING, constants.MAX_DAMPING), np.float64)
 
 
 def extend(problem: Problem, state: State) -> tuple[Problem, State]:
@@ -181,7 +174,7 @@ def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration:
     first, second = np.zeros_like(latent), np.zeros_like(latent)
     for iteration in range(n_iteration):
         coefficients = decoding.decode(problem, latent)
-        if iteration == int(TEMPERED * n_iteration):
+        if iteration == int(constants.TEMPERED_SHARE * n_iteration):
             problem = dataclasses.replace(problem, extent=extents(problem, coefficients))
         model = objective.render(problem, coefficients)
         likely = objective.likelihood(problem, model, error=temper(iteration, n_iteration))
@@ -191,7 +184,7 @@ def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration:
         rate, (first_share, second_share), (first_scale, second_scale) = adam_constants(iteration)
         first += first_share * (uphill - first)
         second += second_share * (uphill**2 - second)
-        latent = latent - rate * first / first_scale / (np.sqrt(second / second_scale) + ADAM_EPSILON)
+        latent = latent - rate * first / first_scale / (np.sqrt(second / second_scale) + constants.ADAM_EPSILON)
         latent[:, :n_band] = np.maximum(latent[:, :n_band], floor)
         _hold_offset(problem, latent)
     return problem, objective.evaluate(problem, latent)
@@ -199,7 +192,9 @@ def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration:
 
 def adam_constants(iteration: int) -> tuple[float, tuple[float, float], tuple[float, float]]:
     """Rate, 1 - beta of the two running means, and 1 - beta^t of them; iterations count from 0."""
-    return 0.075 * 0.8 ** (iteration // 30), (0.1, 0.001), (1 - 0.9 ** (iteration + 1), 1 - 0.999 ** (iteration + 1))
+    rate = constants.ADAM_RATE * constants.ADAM_RATE_FACTOR ** (iteration // constants.ADAM_RATE_EVERY)
+    first_beta, second_beta = constants.ADAM_BETA
+    return rate, constants.ADAM_SHARE, (1 - first_beta ** (iteration + 1), 1 - second_beta ** (iteration + 1))
 
 
 def newton_step(problem: Problem, state: State, weights: Canvases, downhill: DoubleArray,
@@ -241,20 +236,21 @@ def move(problem: Problem, latent: DoubleArray, step: DoubleArray, floor: Double
     """Take a step, shortened to its limits; the flux part is relative and linear."""
     n_band = problem.n_band
     moved = latent.copy()
-    factor = np.clip(1 + step[:, :n_band], MIN_FLUX_FACTOR, MAX_FLUX_FACTOR)
+    factor = np.clip(1 + step[:, :n_band], constants.MIN_FLUX_FACTOR, constants.MAX_FLUX_FACTOR)
     moved[:, :n_band] = np.maximum(latent[:, :n_band] + np.log(factor), floor)
-    moved[:, n_band : n_band + 2] += np.clip(step[:, n_band : n_band + 2], -MAX_OFFSET_STEP, MAX_OFFSET_STEP)
+    offset = step[:, n_band : n_band + 2]
+    moved[:, n_band : n_band + 2] += np.clip(offset, -constants.MAX_OFFSET_STEP, constants.MAX_OFFSET_STEP)
     _hold_offset(problem, moved)
     shape = step[:, n_band + 2 :]
     length = np.sqrt((shape**2).sum(1, keepdims=True))
-    moved[:, n_band + 2 :] += shape * np.minimum(1.0, MAX_SHAPE_STEP / np.maximum(length, 1e-12))
+    moved[:, n_band + 2 :] += shape * np.minimum(1.0, constants.MAX_SHAPE_STEP / np.maximum(length, 1e-12))
     return moved
 
 
 def _hold_offset(problem: Problem, latent: DoubleArray) -> None:
-    """Keep offsets within MAX_DRIFT of the caller's centre, in place."""
+    """Keep offsets within `constants.MAX_DRIFT` of the caller's centre, in place."""
     offset = latent[:, problem.n_band : problem.n_band + 2]
-    np.clip(offset, problem.offset0 - MAX_DRIFT, problem.offset0 + MAX_DRIFT, out=offset)
+    np.clip(offset, problem.offset0 - constants.MAX_DRIFT, problem.offset0 + constants.MAX_DRIFT, out=offset)
 
 
 def _choose(problem: Problem, better: NDArray[np.bool_], trial: State, state: State) -> State:

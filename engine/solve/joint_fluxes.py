@@ -18,11 +18,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem, where_measured
-from deblendrt.engine.solve import objective
-
-# Of the diagonal, on the step: coincident sources keep the ratio of their fluxes instead of amplifying rounding errors.
-# It biases nothing that the sweeps have converged on.
-RIDGE = 1e-4
+from deblendrt.engine.solve import constants, objective
 
 
 def blend_rows(problem: Problem) -> Iterator[list[NDArray[np.int64]]]:
@@ -119,7 +115,7 @@ def linear_fluxes(problem: Problem, unit: FloatArray, flux: DoubleArray, *, n_sw
             diagonal = matrix.diagonal(axis1=1, axis2=2)
             known = diagonal > 0
             scale = np.where(known, 1 / np.sqrt(np.where(known, diagonal, 1.0)), 0.0)
-            scaled = matrix * scale[:, :, None] * scale[:, None, :] + RIDGE * np.eye(len(rows))
+            scaled = matrix * scale[:, :, None] * scale[:, None, :] + constants.FLUX_RIDGE * np.eye(len(rows))
             scaled += np.where(known, 0.0, 1.0)[:, :, None] * np.eye(len(rows))
             inverse = np.linalg.inv(scaled)
             step = (inverse @ (scale * rhs[rows].T)[:, :, None])[:, :, 0] * scale

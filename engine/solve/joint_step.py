@@ -24,15 +24,12 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute import canvases
 from deblendrt.engine.compute.matmul import matmul
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem
+from deblendrt.engine.solve import constants
 from deblendrt.engine.solve.conjugate_gradient import conjugate_gradient
 from deblendrt.engine.solve.curvature import apply_blocks, by_latent, inverse
 
-HELD = 128  # sources whose derivative images are held at once: 60 kB each, for the processor's cache
-LARGEST = 10  # sources of a blend that one dense system solves; LAPACK splits larger ones over threads, with other bits
-N_CONJUGATE = 20
-FLUX_DAMPED = 0.1  # lambda from which on fluxes are damped: the second rejection in a row
+HELD_DERIVATIVES = 128  # sources whose derivative images are held at once: 60 kB each, for the processor's cache
 ON_ONE_THREAD = 200_000  # multiplications: NumPy's BLAS splits products of more over threads, with other bits
-RIDGE = 1e-5  # of the unit diagonal: blocks are summed in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +78,14 @@ def joint_step(problem: Problem, columns: FloatArray, weights: Canvases, downhil
     diagonal = alone.copy()
     diagonal[near.first[own]] += near.block[own]
     parameter = np.arange(diagonal.shape[1])
-    damped = (parameter >= problem.n_band) | (damping[:, None] >= FLUX_DAMPED)
+    damped = (parameter >= problem.n_band) | (damping[:, None] >= constants.FLUX_DAMPED)
     diagonal[:, parameter, parameter] *= 1 + damping[:, None] * damped
     apart = Couplings(near.first[~own], near.second[~own], near.block[~own])
     step = np.empty_like(downhill)
-    for n in sorted({len(rows) for rows in blends if len(rows) <= LARGEST}):
+    for n in sorted({len(rows) for rows in blends if len(rows) <= constants.MAX_DENSE}):
         chosen = np.array([rows for rows in blends if len(rows) == n])
         step[chosen] = _dense(chosen, diagonal, apart, downhill)
-    large = [rows for rows in blends if len(rows) > LARGEST]
+    large = [rows for rows in blends if len(rows) > constants.MAX_DENSE]
     if large:
         rows = np.concatenate(large)
         step[rows] = _conjugate(rows, problem.blend[rows], diagonal, apart, downhill)
@@ -112,7 +109,7 @@ def _dense(blends: NDArray[np.int64], diagonal: DoubleArray, apart: Couplings, t
     scale = 1 / np.sqrt(matrix.diagonal(axis1=1, axis2=2))
     matrix *= scale[:, :, None]
     matrix *= scale[:, None, :]
-    matrix += RIDGE * np.eye(n * n_latent)
+    matrix += constants.JOINT_RIDGE * np.eye(n * n_latent)
     rest = (target[blends].reshape(n_blend, -1) * scale)[:, :, None]
     return (np.linalg.solve(matrix, rest)[:, :, 0] * scale).reshape(n_blend, n, n_latent)
 
@@ -136,7 +133,7 @@ def _conjugate(rows: NDArray[np.int64], group: NDArray[np.int64], diagonal: Doub
         return np.asarray(np.add.reduceat(terms[order], begin, axis=0))
 
     inverted = inverse(diagonal[rows])
-    return conjugate_gradient(matrix, lambda r: apply_blocks(inverted, r), target[rows], group, N_CONJUGATE)
+    return conjugate_gradient(matrix, lambda r: apply_blocks(inverted, r), target[rows], group, constants.N_CONJUGATE)
 
 
 def couplings(problem: Problem, columns: FloatArray, weights: Canvases,
@@ -205,7 +202,7 @@ def _chunks(blends: list[NDArray[np.int64]]) -> Iterator[list[NDArray[np.int64]]
     held: list[NDArray[np.int64]] = []
     for rows in blends:
         held.append(rows)
-        if sum(map(len, held)) >= HELD:
+        if sum(map(len, held)) >= HELD_DERIVATIVES:
             yield held
             held = []
     if held:

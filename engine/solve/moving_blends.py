@@ -11,12 +11,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import decoding
 from deblendrt.engine.compute.problem import DoubleArray, Problem
-from deblendrt.engine.solve import objective
-
-# Blends that still expect a larger decrease of L, or whose light has outgrown its windows, go on: so many times the
-# iterations again in each round
-MOVING, FURTHER = 0.3, (0.5, 0.5, 1.0, 1.0, 2.0)
-FIRST_TEMPER, LAST_TEMPER, TEMPERED = 0.1, 2e-3, 0.6
+from deblendrt.engine.solve import constants, objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +59,9 @@ def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, la
     problem, progress = run(problem, latent, floor, tempers, None, None)
     latent, extent, rows = progress.latent.copy(), problem.extent.copy(), np.arange(len(latent))
     part, damping, curvature = problem, progress.damping[problem.blend], progress.curvature.copy()
-    for share in FURTHER if n_iteration else ():
+    for share in constants.FURTHER_ROUNDS if n_iteration else ():
         wider = np.maximum(part.extent, progress.extent)
-        going = progress.left > MOVING
+        going = progress.left > constants.MOVING_DECREASE
         going[part.blend[wider > part.extent]] = True
         if not going.any():
             break
@@ -84,12 +79,14 @@ def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, la
 
 
 def temper(iteration: int, n_iteration: int) -> float:
-    """tau of the tempered likelihood: geometric from `FIRST_TEMPER` to `LAST_TEMPER`, then 0.
+    """tau of the tempered likelihood: geometric from `constants.FIRST_TEMPER` to `constants.LAST_TEMPER`, then 0.
 
-    It is 0 from iteration `TEMPERED` * n_iteration on, so that the last iterations descend the objective itself.
+    From iteration `constants.TEMPERED_SHARE` * n_iteration on it is 0: the last iterations descend the objective.
     """
-    tempered = int(TEMPERED * n_iteration)
-    return FIRST_TEMPER * (LAST_TEMPER / FIRST_TEMPER) ** (iteration / tempered) if iteration < tempered else 0.0
+    tempered = int(constants.TEMPERED_SHARE * n_iteration)
+    if iteration >= tempered:
+        return 0.0
+    return constants.FIRST_TEMPER * (constants.LAST_TEMPER / constants.FIRST_TEMPER) ** (iteration / tempered)
 
 
 def some_blends(problem: Problem, latent: DoubleArray, chosen: NDArray[np.bool_]) -> tuple[Problem, NDArray[np.int64]]:

@@ -30,9 +30,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import decoding, drawing
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem, State
-
-CLIP = 4.0  # residuals beyond this many sigma lose weight
-MODEL_ERROR = 0.05  # e
+from deblendrt.engine.solve import constants
 
 
 def mix_coefficients(log_flux: NDArray[np.floating], maps: FloatArray, mix: FloatArray) -> FloatArray:
@@ -74,7 +72,7 @@ def prior(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArr
     log_prior -= 0.5 * (offset**2).sum(1)
     gradient[:, n_band : n_band + 2] -= offset / problem.center_sigma
     color, _ = missing_color(problem, latent)
-    sigma = np.asarray(problem.bundle.color_sigma) + 0.1
+    sigma = np.asarray(problem.bundle.color_sigma) + constants.COLOR_SLACK
     log_prior -= 0.5 * ((color / sigma) ** 2).sum(1)
     gradient[:, :n_band] -= color / sigma**2
     n_measured = np.maximum(problem.measured.sum(1, keepdims=True), 1)
@@ -149,7 +147,8 @@ class Likelihood:
     bound: Canvases | None
 
 
-def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0, error: float = MODEL_ERROR) -> Likelihood:
+def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0,
+               error: float = constants.MODEL_ERROR) -> Likelihood:
     """The likelihood around a model.
 
     Parameters
@@ -167,12 +166,12 @@ def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0, error:
     """
     if temper == 0.0 and not problem.robust:
         return Likelihood(problem.weight, None)
-    tau2, error2 = np.float32(temper) ** 2, np.float32(CLIP * max(temper, error)) ** 2
+    tau2, error2 = np.float32(temper) ** 2, np.float32(constants.CLIP * max(temper, error)) ** 2
     inside = _inside(problem)
     weights, bounds = [], []
     for weight, canvas in zip(problem.weight, model, strict=True):
         tempered = weight if temper == 0.0 else np.zeros(weight.shape, np.float32)
-        bound = np.full(weight.shape, CLIP**2, np.float32)  # what the formula says where there is no weight
+        bound = np.full(weight.shape, constants.CLIP**2, np.float32)  # what the formula says where there is no weight
         noise = np.empty_like(weight[0][inside])
         for w, m, w_tempered, c2 in zip(*(a[:, *inside] for a in (weight, canvas, tempered, bound)), strict=True):
             np.multiply(w, m, out=c2)
@@ -183,7 +182,7 @@ def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0, error:
                 np.divide(w, noise, out=w_tempered)
             if problem.robust:
                 np.multiply(c2, error2, out=c2)
-                np.add(c2, np.float32(CLIP**2), out=c2)
+                np.add(c2, np.float32(constants.CLIP**2), out=c2)
                 if temper != 0.0:
                     np.divide(c2, noise, out=c2)
         weights.append(tempered)

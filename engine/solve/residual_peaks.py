@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute.filters import Plane
 from deblendrt.engine.scene.scene import Scene
-from deblendrt.engine.solve.objective import MODEL_ERROR
+from deblendrt.engine.solve import constants
 
-THRESHOLD = 7.0  # pure noise in six bands exceeds it once in 1e8 pixels, correlated noise of coadds more often
+PEAK_THRESHOLD = 7.0  # pure noise in six bands exceeds it once in 1e8 pixels, correlated noise of coadds more often
 
 
 def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.float64], listed: NDArray[np.float64],
-                   threshold: float = THRESHOLD, doubt: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+                   threshold: float = PEAK_THRESHOLD, doubt: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
     """Peaks of a scene's residual, the most significant first.
 
     Parameters
@@ -79,7 +79,7 @@ def _square(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.float64],
         if not weight.any():
             continue
         kernel = np.exp(-0.5 * (np.arange(_half(width) + 1) * 2.3548 / width) ** 2)
-        np.multiply(MODEL_ERROR, m, out=unit) if doubt is None else np.copyto(unit, doubt[b])
+        np.multiply(constants.MODEL_ERROR, m, out=unit) if doubt is None else np.copyto(unit, doubt[b])
         np.square(unit, out=unit)
         np.multiply(unit, weight, out=unit)
         np.add(unit, 1, out=unit)

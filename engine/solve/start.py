@@ -17,20 +17,13 @@ from deblendrt.engine.scene.blends import MIN_BLEND_RADIUS, Partition, partition
 from deblendrt.engine.scene.flags import NOT_FITTED
 from deblendrt.engine.scene.patches import Part
 from deblendrt.engine.scene.scene import Scene
-from deblendrt.engine.solve import joint_fluxes, objective
+from deblendrt.engine.solve import constants, joint_fluxes, objective
 from deblendrt.engine.solve.curvature import extents, mean_weight
 
 if TYPE_CHECKING:
     from deblendrt.engine.compute.cuda.streams import SharedDevice
     from deblendrt.engine.compute.cuda.work import DeviceWork
 
-SWEEPS = 1  # of the joint linear solve: neighbours are subtracted again when the next encoding is done
-START_ERROR = 0.5  # relative error of a model of mean shapes, for the robust weights
-ENCODER_COVERAGE = 0.8  # of its cutout, in some band or on the opposite side; else the shape starts at the prior's mean
-ENCODINGS = 3  # of all sources; from the second on, of a cutout without the others' light as the last one found it
-SIGNIFICANT = 1.0  # sigma of all bands together, per pixel: where a source's light counts for the blends
-HOLE = 5  # pixel: holes are filled from their rims so far
-FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
 
 
 def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
@@ -161,7 +154,7 @@ def light_area(problem: Problem, coefficients: objective.FloatArray) -> DoubleAr
     for i, stamp in enumerate(drawing.each_stamp(coefficients, problem.folded, problem.extent)):
         significance = noise[i] * stamp
         np.square(significance, out=significance)
-        area[i] = np.count_nonzero(significance.sum(0) > SIGNIFICANT**2)
+        area[i] = np.count_nonzero(significance.sum(0) > constants.SIGNIFICANT_LIGHT**2)
     return area
 
 
@@ -188,7 +181,7 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
     flux: DoubleArray = np.zeros((n, n_band))
     problem = dataclasses.replace(problem, extent=problem.smallest)
     models: FloatArray | None = None
-    for _ in range(ENCODINGS if start == "encoder" else 1):
+    for _ in range(constants.ENCODINGS if start == "encoder" else 1):
         if start == "encoder":
             shape, known = encoded_shapes(problem, models)
             latent[known, n_band + 2 :] = shape[known]
@@ -196,10 +189,11 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
         latent[:, :n_band] = 0.0
         unit = decoding.decode(problem, latent)  # log flux 0: unit flux
         if models is None or not problem.robust:
-            flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, n_sweep=SWEEPS)
+            flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, n_sweep=constants.START_SWEEPS)
         if problem.robust:  # without the flux that the shapes so far leave wholly unexplained: unlisted stars
-            flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, error=START_ERROR, n_sweep=SWEEPS)
-        lowest = FLOOR_SIGMA * np.where(problem.measured, sigma, 1.0)
+            flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, error=constants.START_ERROR,
+                                                     n_sweep=constants.START_SWEEPS)
+        lowest = constants.FLOOR_SIGMA * np.where(problem.measured, sigma, 1.0)
         log_flux = np.log(np.maximum(flux, lowest))
         latent[:, :n_band] = log_flux
         latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
@@ -222,7 +216,7 @@ def encoded_shapes(problem: Problem, coefficients: FloatArray | None) -> tuple[D
     -------
     shape : float64 (n_source, n_shape)
     known : bool (n_source,)
-        Whether `ENCODER_COVERAGE` of the cutout is known, in some band or on the opposite side of the centre.
+        Whether `constants.ENCODER_COVERAGE` of the cutout is known, in some band or on the opposite side of the centre.
     """
     size = problem.bundle.encoder_cutout_size
     first = problem.folded.half - size // 2
@@ -243,7 +237,7 @@ def encoded_shapes(problem: Problem, coefficients: FloatArray | None) -> tuple[D
             cutouts[i], log_noise[i], coverage[i] = filled_cutout(seen, problem.weight[s][area], problem.bundle)
     fwhm = np.broadcast_to(problem.folded.fwhm, (n, n_band))
     latent = problem.runtime.encode(cutouts, problem.offset0, np.concatenate([fwhm, log_noise], 1))
-    return latent[:, n_band + 2 :].astype(np.float64), coverage >= ENCODER_COVERAGE
+    return latent[:, n_band + 2 :].astype(np.float64), coverage >= constants.ENCODER_COVERAGE
 
 
 def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple[FloatArray, DoubleArray, float]:
@@ -281,7 +275,7 @@ def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple
     light[opposite] = light[::-1, ::-1][opposite]
     known = known | opposite
     coverage = float(known.mean())
-    for _ in range(HOLE):
+    for _ in range(constants.MAX_HOLE):
         if known.all():
             break
         near, n_near = (_neighbours(a) for a in (np.where(known, light, 0), known.astype(np.float32)))

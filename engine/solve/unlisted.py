@@ -23,11 +23,10 @@ from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.scene.patches import Part, adopt_rows
 from deblendrt.engine.scene.scene import Scene, with_sources
-from deblendrt.engine.solve import objective, residual_peaks
+from deblendrt.engine.solve import constants, objective, residual_peaks
 from deblendrt.engine.solve.descent import Solution
-from deblendrt.engine.solve.start import START_ERROR
 
-THRESHOLD = 10.0  # fainter ones do their neighbours little harm, and misfits of the start are many
+UNLISTED_THRESHOLD = 10.0  # fainter ones do their neighbours little harm, and misfits of the start are many
 GAIN = 25.0  # by which each must lower the objective: one that was none raised it by 15
 REACH = 2.0  # PSF FWHM
 BLINDING = 3000.0  # significance: the misfit of such a one is noise to those within reach, who do better without
@@ -57,8 +56,8 @@ def peaks(scenes: list[Scene], problem: Problem, latent: DoubleArray) -> list[ND
     found = []
     for scene, padded in zip(scenes, model, strict=True):
         m = padded[:, half:-half, half:-half]
-        near = residual_peaks.residual_peaks(scene, m, fwhm, scene.centers, THRESHOLD,
-                                     np.float32(START_ERROR) * brightest(m, reach))
+        near = residual_peaks.residual_peaks(scene, m, fwhm, scene.centers, UNLISTED_THRESHOLD,
+                                     np.float32(constants.START_ERROR) * brightest(m, reach))
         listed = scene.centers[np.isfinite(scene.centers).all(1)]
         apart = np.hypot(*(near[:, None, :2] - listed).transpose(2, 0, 1)).min(1, initial=np.inf)
         found.append(near[(near[:, 2] < BLINDING) | (apart > reach)])

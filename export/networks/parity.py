@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from deblendrt.engine.model.manifest import GRAPHS
 from deblendrt.engine.model.verification import output_error
+from deblendrt.engine.units import AB_ZERO_POINT
 from deblendrt.export.networks.graphs import functions, model_sizes
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def example_inputs(model: Model, n_source: int, seed: int) -> dict[str, Arrays]:
     sizes, population = model_sizes(model), model.config.population
     n_band, n_shape = sizes["B"], sizes["S"]
     magnitude = rng.uniform(population.magnitude_min, population.magnitude_max, (n_source, 1))
-    log_flux = 0.4 * np.log(10.0) * (31.4 - magnitude) + model.mean_color  # magnitude 31.4 is 1 nJy
+    log_flux = 0.4 * np.log(10.0) * (AB_ZERO_POINT - magnitude) + model.mean_color
     log_flux = log_flux + model.color_sigma * rng.standard_normal((n_source, n_band))
     shape = model.start_shape + rng.standard_normal((n_source, n_shape))
     shape[-1] *= model.decoder.shape_radius / np.linalg.norm(shape[-1])

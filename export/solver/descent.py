@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from deblendrt.engine.solve import constants
 from deblendrt.engine.solve import curvature as engine_curvature
-from deblendrt.engine.solve import descent
 from deblendrt.engine.solve import moving_blends as further_rounds
 from deblendrt.export.solver.drawing import Groups
 from deblendrt.export.solver.graph_builder import Value
@@ -35,14 +35,14 @@ class Descent:
         self.n, self.n_band = objective.n_source, objective.n_band
         self.n_latent = self.bundle.n_latent
         self.coupling = Coupling(self.draw, 1 + objective.n_move)
-        shares = further_rounds.FURTHER if n_iteration and rounds else ()
+        shares = constants.FURTHER_ROUNDS if n_iteration and rounds else ()
         further = [max(int(share * n_iteration), 1) for share in shares]
         tempers = [further_rounds.temper(i, n_iteration) for i in range(n_iteration)]
         self.n_total = n_iteration + sum(further)
         self.tempers = np.array([*tempers, *[0.0] * (self.n_total - n_iteration)], np.float32)
         # what is done before an iteration: draw sources as far as their light goes; go on with moving blends only
         self.redraw = np.zeros(self.n_total + 1, bool)
-        known = int(further_rounds.TEMPERED * n_iteration)
+        known = int(constants.TEMPERED_SHARE * n_iteration)
         self.redraw[known] = 0 < known < n_iteration
         self.select = np.zeros(self.n_total + 1, bool)
         self.select[np.cumsum([n_iteration, *further])[:-1]] = True
@@ -70,7 +70,7 @@ class Descent:
         b, n = self.b, self.n
         point = self.o.evaluate(latent)
         model = self.o.render(point, self.draw.groups(extent))
-        damping = b.constant(np.full(n, descent.FIRST_DAMPING))
+        damping = b.constant(np.full(n, constants.FIRST_DAMPING))
         nothing = b.zeros(n)
         start = [*point, model, damping, self.prior_curvature(), extent, nothing, self.scene.fitted,
                  b.constant(np.array(0))]
@@ -102,7 +102,7 @@ class Descent:
         redraw, select = (b.constant(table).take(i + 1) for table in (self.redraw, self.select))
         wanted = self.extents(chosen.coefficients, extent, groups)
         outgrown = wanted > extent
-        going = active & (total(blends, ((left > further_rounds.MOVING) | outgrown).cast(np.float64)) > 0.0)
+        going = active & (total(blends, ((left > constants.MOVING_DECREASE) | outgrown).cast(np.float64)) > 0.0)
         active = (select & going) | (~select & active)  # ONNX Runtime has no Where of bool
         following = b.where(redraw, wanted, b.where(select & outgrown & active, wanted, extent))
         kept = ~(~better & active).any() & ~(redraw | select)
@@ -149,7 +149,7 @@ class Descent:
 
     def rim_weight(self, weight: Value, wide: Value) -> Value:
         """See `deblendrt.engine.solve.curvature.rim_weight`; float32 (n_band, m, 1)."""
-        window, rim = self.draw.folded.window, engine_curvature.RIM
+        window, rim = self.draw.folded.window, constants.RIM
         mask = np.ones((window, window), np.float32)
         mask[rim : window - rim, rim : window - rim] = 0
         mask /= engine_curvature.rim_size(window)
@@ -158,31 +158,34 @@ class Descent:
     def move(self, latent: Value, step: Value, floor: Value) -> Value:
         """See `deblendrt.engine.solve.descent.move`."""
         b, n_band = self.b, self.n_band
-        factor = b.clip(step[:, :n_band] + 1.0, descent.MIN_FLUX_FACTOR, descent.MAX_FLUX_FACTOR)
+        factor = b.clip(step[:, :n_band] + 1.0, constants.MIN_FLUX_FACTOR, constants.MAX_FLUX_FACTOR)
         fluxes = b.maximum(latent[:, :n_band] + b.log(factor), floor)
         moved = slice(n_band, n_band + 2)
-        offset = latent[:, moved] + b.clip(step[:, moved], -descent.MAX_OFFSET_STEP, descent.MAX_OFFSET_STEP)
+        offset = latent[:, moved] + b.clip(step[:, moved], -constants.MAX_OFFSET_STEP, constants.MAX_OFFSET_STEP)
         offset0 = self.scene.offset0
-        offset = b.clip(offset, offset0 - descent.MAX_DRIFT, offset0 + descent.MAX_DRIFT)
+        offset = b.clip(offset, offset0 - constants.MAX_DRIFT, offset0 + constants.MAX_DRIFT)
         shape = step[:, n_band + 2 :]
         length = b.maximum(b.sqrt((shape * shape).sum(1, keep=True)), 1e-12)
-        shape = latent[:, n_band + 2 :] + shape * b.minimum(descent.MAX_SHAPE_STEP / length, 1.0)
+        shape = latent[:, n_band + 2 :] + shape * b.minimum(constants.MAX_SHAPE_STEP / length, 1.0)
         return b.concat([fluxes, offset, shape], 1)
 
     def damped(self, damping: Value, decrease: Value, expected: Value) -> Value:
         """See `deblendrt.engine.solve.descent.damped`."""
         b = self.b
-        following = b.where(decrease < expected * 0.5, damping, damping * 0.25)
-        following = b.where(decrease < expected * 0.25, damping * 4.0, following)
-        following = b.where(decrease > 0.0, following, b.maximum(damping * 8.0, descent.REJECTED_DAMPING))
-        return b.clip(following, descent.MIN_DAMPING, descent.MAX_DAMPING)
+        good, poor = (expected * share for share in (constants.GOOD_DECREASE, constants.POOR_DECREASE))
+        following = b.where(decrease < good, damping, damping * constants.GOOD_FACTOR)
+        following = b.where(decrease < poor, damping * constants.POOR_FACTOR, following)
+        rejected = b.maximum(damping * constants.REJECTED_FACTOR, constants.REJECTED_DAMPING)
+        following = b.where(decrease > 0.0, following, rejected)
+        return b.clip(following, constants.MIN_DAMPING, constants.MAX_DAMPING)
 
     def secant(self, curvature: Value, step: Value, change: Value) -> Value:
         """See `deblendrt.engine.solve.curvature.secant`."""
         b = self.b
         expected = apply(curvature, step)
         before, after = (step * expected).sum(1), (step * change).sum(1)
-        good = (after > before * 0.1) & (after < before * 100.0) & (before > 1e-10)
+        good = ((after > before * constants.MIN_SECANT_RATIO) & (after < before * constants.MAX_SECANT_RATIO)
+                & (before > constants.MIN_SECANT_CURVATURE))
         removed = expected[:, :, None] * expected[:, None] / b.where(good, before, 1.0)[:, None, None]
         added = change[:, :, None] * change[:, None] / b.where(good, after, 1.0)[:, None, None]
         return b.where(good[:, None, None], curvature - removed + added, curvature)
@@ -195,7 +198,7 @@ class Descent:
         result = b.constant(np.ones(self.n, np.int64))
         for k in range(0, -1 - len(folded.nested), -1):
             square = ((by_band @ b.constant(folded.at(k).missed)) * by_band).sum(2).cast(np.float64)
-            result = b.where((weight * square).sum(0) <= engine_curvature.EXTENDED**2, k, result)
+            result = b.where((weight * square).sum(0) <= constants.MAX_UNDRAWN**2, k, result)
         return b.maximum(result, self.scene.smallest)
 
     def prior_curvature(self) -> Value:
@@ -204,12 +207,12 @@ class Descent:
         fixed = np.zeros((self.n_latent, self.n_latent))
         fixed[n_band + 2 :, n_band + 2 :] = bundle.prior_curvature
         fixed[[n_band, n_band + 1], [n_band, n_band + 1]] = self.o.center_sigma**-2
-        missing = 1 / (bundle.color_sigma + 0.1) ** 2
+        missing = 1 / (bundle.color_sigma + constants.COLOR_SLACK) ** 2
         measured = self.scene.measured.cast(np.float64)
         pulled = (1.0 - measured) * missing
         through = measured / self.o.n_measured
         cross = pulled[:, :, None] * through[:, None]
-        own = pulled + measured * 1e-3
+        own = pulled + measured * constants.FREE_FLUX_CURVATURE
         fluxes = (own[:, :, None] * np.eye(n_band)
                   + pulled.sum(1, keep=True)[:, :, None] * through[:, :, None] * through[:, None]
                   - cross - cross.transpose(0, 2, 1))

@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from deblendrt.engine.solve.joint_step import FLUX_DAMPED, RIDGE
+from deblendrt.engine.solve import constants
 from deblendrt.export.solver.drawing import Drawing
 from deblendrt.export.solver.graph_builder import Builder, Value
 from deblendrt.export.solver.linear_algebra import diagonal, solve
@@ -78,10 +78,10 @@ class Coupling:
             same = b.constant(np.eye(n)[:, :, None, None])
             own = (matrix * same).sum(1) + alone
             one, moved = np.eye(n_latent), np.diag([0.0] * self.n_band + [1.0] * (n_latent - self.n_band))
-            damped = b.where((damping >= FLUX_DAMPED)[:, None, None], one, moved)
+            damped = b.where((damping >= constants.FLUX_DAMPED)[:, None, None], one, moved)
             own = b.where(active[:, None, None], own + own * damping[:, None, None] * damped, one)
             scale = 1.0 / b.sqrt(diagonal(b, own, n_latent))
-            own = own * scale[:, :, None] * scale[:, None] + RIDGE * np.eye(n_latent)
+            own = own * scale[:, :, None] * scale[:, None] + constants.JOINT_RIDGE * np.eye(n_latent)
             apart = matrix * scale[:, None, :, None] * scale[None, :, None] * (1.0 - same)
             system = (apart + same * own[:, None]).transpose(0, 2, 1, 3)
             return solve(b, system, downhill * scale, rows, n, n_latent) * scale

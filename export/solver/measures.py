@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from deblendrt.engine.measure import catalogue_rows, fit_quality, uncertainty
+from deblendrt.engine.measure import fit_quality, uncertainty
 from deblendrt.engine.scene.flags import SUSPECT, Flag
-from deblendrt.engine.solve import objective as engine_objective
+from deblendrt.engine.solve import constants
+from deblendrt.engine.units import AB_ZERO_POINT
 from deblendrt.export.solver.descent import Descent
 from deblendrt.export.solver.drawing import Groups
 from deblendrt.export.solver.graph_builder import Value
@@ -32,7 +33,7 @@ def measure(o: Objective, descent: Descent, blends: Blends, point: Point, extent
     map_flux = b.exp(point.latent[:, :n_band])
     unit = point.mix.transpose(0, 2, 1) @ point.maps
     flux, _ = linear_fluxes(
-        o, unit, map_flux, groups, blends.joined, catalogue_rows.SWEEPS, engine_objective.MODEL_ERROR
+        o, unit, map_flux, groups, blends.joined, constants.FINAL_SWEEPS, constants.MODEL_ERROR
     )
     covariance, own = posterior(o, descent, blends, point, groups, weight, unit)
     remaining = remaining_step(o, covariance, own, b.concat(
@@ -110,7 +111,7 @@ def posterior(o: Objective, descent: Descent, blends: Blends, point: Point, grou
     size = n * n_latent
     flat = precision.reshape(size, size)
     scale = 1.0 / b.sqrt(diagonal(b, flat, size))
-    scaled = flat * scale[:, None] * scale[None] + uncertainty.RIDGE * eye(b, size)
+    scaled = flat * scale[:, None] * scale[None] + uncertainty.COVARIANCE_RIDGE * eye(b, size)
     covariance = block_inverse(b, scaled, n, n_latent) * scale[:, None] * scale[None]
     return covariance, (covariance.reshape(n, n_latent, n, n_latent) * units).sum(2)
 
@@ -119,12 +120,12 @@ def prior_precision(o: Objective, latent: Value, n_latent: int) -> Value:
     """See `deblendrt.engine.measure.uncertainty.prior_precision`; float64 (n_source, n_latent, n_latent)."""
     b, n, n_band, n_shape = o.b, o.n_source, o.n_band, o.bundle.n_shape
     steps = np.zeros((2 * n_shape, n_latent))
-    steps[:n_shape, n_band + 2 :] = uncertainty.STEP * np.eye(n_shape)
+    steps[:n_shape, n_band + 2 :] = uncertainty.PRIOR_STEP * np.eye(n_shape)
     steps[n_shape:] = -steps[:n_shape]
     moved = (latent[None] + b.constant(steps[:, None])).reshape(-1, n_latent)
     gradient = b.inline(o.graphs["log_prior"], "log_prior", moved.cast(np.float32))[1].cast(np.float64)
     gradient = gradient.reshape(2, n_shape, n, n_latent)[:, :, :, n_band + 2 :]
-    hessian = ((gradient[1] - gradient[0]) / (2 * uncertainty.STEP)).transpose(1, 2, 0)
+    hessian = ((gradient[1] - gradient[0]) / (2 * uncertainty.PRIOR_STEP)).transpose(1, 2, 0)
     shape = positive_part(b, (hessian + hessian.transpose(0, 2, 1)) * 0.5, n_shape)
     fixed = np.zeros((n_latent, n_latent))
     fixed[[n_band, n_band + 1], [n_band, n_band + 1]] = o.center_sigma**-2
@@ -153,7 +154,7 @@ def all_flags(o: Objective, blends: Blends, flags: Value, chi2: Value, n_pixel: 
     count = b.maximum(n_pixel, 1.0)
     reduced = chi2 / count
     poor = ((reduced > b.sqrt(2.0 / count) * fit_quality.POOR_FIT_SIGMA + 1.0) & (reduced > fit_quality.POOR_FIT_RATIO))
-    magnitude = b.log(map_flux[:, bundle.reference_index]) * (-2.5 / np.log(10.0)) + 31.4
+    magnitude = b.log(map_flux[:, bundle.reference_index]) * (-2.5 / np.log(10.0)) + AB_ZERO_POINT
     limits = bundle.training["population"]
     conditions = {
         Flag.POOR_FIT: poor,

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from deblendrt.engine.model.bundle import Bundle
-from deblendrt.engine.solve.objective import CLIP, MODEL_ERROR
+from deblendrt.engine.solve import constants
 from deblendrt.export.solver.drawing import Drawing, Groups
 from deblendrt.export.solver.graph_builder import Builder, Value
 
@@ -124,7 +124,7 @@ class Objective:
             self.graphs["log_prior"], "log_prior", latent.cast(np.float32)))
         offset = (latent[:, n_band : n_band + 2] - self.scene.offset0) / self.center_sigma
         color, _ = self.missing_color(latent)
-        sigma = self.bundle.color_sigma + 0.1
+        sigma = self.bundle.color_sigma + constants.COLOR_SLACK
         log_prob = log_prob - (offset * offset).sum(1) * 0.5 - ((color / sigma) * (color / sigma)).sum(1) * 0.5
         pulled = color / sigma**2
         through = b.where(measured, pulled.sum(1, keep=True) / self.n_measured, 0.0)
@@ -147,14 +147,14 @@ class Objective:
         """Inner products at every source, float32 (n_source, n_band, n_basis)."""
         return self.draw.project(image, groups).transpose(1, 0, 2)
 
-    def likelihood(self, model: Value, temper: Value | float = 0.0, error: float = MODEL_ERROR) -> Likelihood:
+    def likelihood(self, model: Value, temper: Value | float = 0.0, error: float = constants.MODEL_ERROR) -> Likelihood:
         """The likelihood around a model, robust; `temper` is float32 ()."""
         b, weight = self.b, self.scene.weight
         tau = b.value(temper, np.float32)
         power = weight * model * model
         noise = power * (tau * tau) + 1.0
-        allowed = b.maximum(tau, np.float32(error)) * CLIP
-        return Likelihood(weight / noise, (power * (allowed * allowed) + CLIP**2) / noise)
+        allowed = b.maximum(tau, np.float32(error)) * constants.CLIP
+        return Likelihood(weight / noise, (power * (allowed * allowed) + constants.CLIP**2) / noise)
 
     def weigh(self, likely: Likelihood, model: Value) -> tuple[Value, Value, Value]:
         """Robust weights W, W (y - m), and the loss of every pixel, bands together, float64 (n_y * n_x,)."""

@@ -26,7 +26,7 @@ from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 from deblendrt.engine.scene.blends import MAX_BLEND
 from deblendrt.engine.scene.flags import DESCRIPTIONS
-from deblendrt.engine.solve.descent import ITERATIONS
+from deblendrt.engine.solve import constants
 from deblendrt.export.solver.descent import Descent
 from deblendrt.export.solver.drawing import Drawing
 from deblendrt.export.solver.graph_builder import Builder
@@ -35,7 +35,7 @@ from deblendrt.export.solver.objective import Objective
 from deblendrt.export.solver.start import anchors, read_pixels, scene_of, start_latents
 
 CENTER_SIGMA = 0.2  # pixel, as `Deblender.deblend_batch`
-N_ITERATION = ITERATIONS["gauss_newton"]
+N_ITERATION = constants.ITERATIONS["gauss_newton"]
 
 # name to type and shape: B bands, N sources, L latents
 INPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {

@@ -13,8 +13,7 @@ from deblendrt.engine.scene.blends import MIN_BLEND_RADIUS
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.scene.scene import FILL_SIGMA
 from deblendrt.engine.scene.windows import CLOSE_PAIR_SEPARATION
-from deblendrt.engine.solve import start
-from deblendrt.engine.solve.joint_fluxes import RIDGE
+from deblendrt.engine.solve import constants
 from deblendrt.export.solver.descent import Descent
 from deblendrt.export.solver.drawing import Drawing, Group, Groups
 from deblendrt.export.solver.graph_builder import Builder, Value
@@ -137,7 +136,7 @@ def linear_fluxes(o: Objective, unit: Value, flux: Value, groups: Groups, joined
     known = own > 0.0
     scale = b.where(known, 1.0 / b.sqrt(b.where(known, own, 1.0)), 0.0)
     missing = (~known).cast(np.float64)
-    scaled = matrix * scale[:, :, None] * scale[:, None] + (missing[:, :, None] + RIDGE) * eye(b, n)
+    scaled = matrix * scale[:, :, None] * scale[:, None] + (missing[:, :, None] + constants.FLUX_RIDGE) * eye(b, n)
     inverted = inverse(b, scaled, n)
     for _ in range(n_sweep):
         rest = (weight * (data - model(flux))).cast(np.float32)
@@ -167,7 +166,7 @@ def start_latents(o: Objective, descent: Descent, kind: str) -> tuple[Blends, Va
     shape = b.constant(np.tile(bundle.start_shape, (n, 1)))
     flux = b.zeros(n, n_band)
     coefficients: Value | None = None
-    for _ in range(start.ENCODINGS if kind == "encoder" else 1):
+    for _ in range(constants.ENCODINGS if kind == "encoder" else 1):
         groups = o.draw.groups(extent)
         if kind == "encoder":
             encoded, known = encoded_shapes(o, coefficients, groups)
@@ -175,9 +174,9 @@ def start_latents(o: Objective, descent: Descent, kind: str) -> tuple[Blends, Va
         zero = b.zeros(n, n_band)
         unit = o.evaluate(b.concat([zero, scene.offset0, shape], 1)).coefficients
         if coefficients is None:
-            flux, sigma = linear_fluxes(o, unit, flux, groups, joined, start.SWEEPS, None)
-        flux, sigma = linear_fluxes(o, unit, flux, groups, joined, start.SWEEPS, start.START_ERROR)
-        lowest = b.where(scene.measured, sigma, 1.0) * start.FLOOR_SIGMA
+            flux, sigma = linear_fluxes(o, unit, flux, groups, joined, constants.START_SWEEPS, None)
+        flux, sigma = linear_fluxes(o, unit, flux, groups, joined, constants.START_SWEEPS, constants.START_ERROR)
+        lowest = b.where(scene.measured, sigma, 1.0) * constants.FLOOR_SIGMA
         log_flux = b.log(b.maximum(flux, lowest))
         latent = b.concat([log_flux, scene.offset0, shape], 1)
         log_flux = b.where(scene.measured, log_flux, o.missing_color(latent)[1])
@@ -214,7 +213,7 @@ def light_radius(o: Objective, coefficients: Value, extent: Value) -> Value:
     for rows, drawn, _ in draw.pieces(groups):
         def count(before: Value = area, rows: Value = rows, drawn=drawn) -> Value:  # type: ignore[no-untyped-def]
             significance = drawn(by_band) * noise.take(rows, 1)[:, :, None, None]
-            bright = (significance * significance).sum(0) > start.SIGNIFICANT**2
+            bright = (significance * significance).sum(0) > constants.SIGNIFICANT_LIGHT**2
             return b.node("ScatterElements", before, rows, bright.cast(np.float32).sum(1, 2), reduction="add", axis=0)
 
         area = draw.if_any(rows, count, area)
@@ -273,7 +272,7 @@ def encoded_shapes(o: Objective, coefficients: Value | None, groups: Groups) -> 
     fwhm = b.constant(np.tile(draw.folded.fwhm, (n, 1)), np.float32)
     latent, = b.inline(o.graphs["encode"], "encode", cutout.reshape(n, n_band, size, size),
                        o.scene.offset0.cast(np.float32), b.concat([fwhm, log_noise], 1))
-    return latent[:, n_band + 2 :].cast(np.float64), coverage >= start.ENCODER_COVERAGE
+    return latent[:, n_band + 2 :].cast(np.float64), coverage >= constants.ENCODER_COVERAGE
 
 
 def filled_cutouts(b: Builder, bundle: Bundle, n: int, data: Value, weight: Value) -> tuple[Value, Value, Value]:
@@ -320,7 +319,7 @@ def filled_cutouts(b: Builder, bundle: Bundle, n: int, data: Value, weight: Valu
         summed = b.node("Conv", image.reshape(n, 1, size, size), around, pads=[1, 1, 1, 1])
         return summed.reshape(n, n_pixel)
 
-    for _ in range(start.HOLE):
+    for _ in range(constants.MAX_HOLE):
         near, n_near = neighbours(b.where(known, light, 0.0)), neighbours(known.cast(np.float32))
         light = b.where(known | (n_near < 0.5), light, near / b.maximum(n_near, 1.0))
         known = known | (n_near > 0.5)

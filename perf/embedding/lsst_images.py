@@ -23,6 +23,7 @@ from deblendrt.engine.adapters import rubin
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.fits import read_image
 from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.units import to_flux
 
 XY0 = (9000, 12030)  # inside a tract; the second is no multiple of a cell
 CELL = 50
@@ -43,7 +44,7 @@ def coadds(scene: Any, missing: dict[str, list[tuple[int, int]]]) -> dict[str, C
     projection = SkyProjection.from_fits_wcs(WCS(header), frame, x0=XY0[0], y0=XY0[1])
     schema = MaskSchema([MaskPlane("NO_DATA", "none"), MaskPlane("SAT", "saturated"), MaskPlane("DETECTED", "light")])
     made = {}
-    scale = 1.0 if scene.zero_point is None else 10 ** ((31.4 - np.broadcast_to(scene.zero_point, 6)[0]) / 2.5)
+    scale = 1.0 if scene.zero_point is None else to_flux(np.broadcast_to(scene.zero_point, 6)[0])
     for band in BANDS:
         b = list(scene.bands).index(band)
         n_cell = whole.shape[0] // CELL, whole.shape[1] // CELL

@@ -35,6 +35,8 @@ from perf.embedding import own_environment
 sys.path.append(str(own_environment.ROOT / "tests"))
 from rubin_standins import Exposure, Peak, PhotoCalib, Psf, Record
 
+from deblendrt.engine.units import AB_ZERO_POINT, to_flux
+
 OUT = Path(__file__).parents[1] / "results" / "embedding" / "rubin.json"
 EXAMPLE = own_environment.ROOT / "examples" / "lsst_blend.fits"
 XY0 = (12_000, 8_000)
@@ -44,10 +46,10 @@ MANY = 10_000
 def exposures(scene: Any) -> dict[str, Any]:
     """The example image as exposures of a patch."""
     n_band = len(scene.bands)
-    points = np.broadcast_to(31.4 if scene.zero_point is None else scene.zero_point, n_band)
+    points = np.broadcast_to(AB_ZERO_POINT if scene.zero_point is None else scene.zero_point, n_band)
     return {band: Exposure(band, np.array(scene.image[b], np.float32), np.array(scene.variance[b], np.float32),
                            np.zeros(np.shape(scene.image[b]), np.int32), Psf(np.asarray(scene.psf[b])), XY0,
-                           PhotoCalib(float(10 ** ((31.4 - points[b]) / 2.5)))) for b, band in enumerate(scene.bands)}
+                           PhotoCalib(float(to_flux(points[b])))) for b, band in enumerate(scene.bands)}
 
 
 def faults(deblender: Deblender, scene: Any) -> list[dict[str, Any]]:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.units import AB_ZERO_POINT
 
 SIDE, SPREAD, MARGIN = 101, 12.0, 13  # pixel
 N_SOURCE = (2, 8)
 MAGNITUDES = (19.0, 25.3)
-ZERO_POINT = 31.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def draw_scenes(deblender: Deblender, n_scene: int, seed: int = 0) -> DrawnScene
         anchor = np.rint(center).astype(np.int64)
         magnitude = MAGNITUDES[0] + (MAGNITUDES[1] - MAGNITUDES[0]) * np.sqrt(rng.random((n, 1)))
         color = np.asarray(bundle.mean_color) + np.asarray(bundle.color_sigma) * rng.standard_normal((n, n_band))
-        log_flux = 0.4 * np.log(10) * (ZERO_POINT - magnitude) + color
+        log_flux = 0.4 * np.log(10) * (AB_ZERO_POINT - magnitude) + color
         shape = np.asarray(bundle.start_shape) + 0.7 * rng.standard_normal((n, bundle.n_shape))
         coefficients = deblender.runtime.decode(np.concatenate([log_flux, center - anchor, shape], 1))
         canvas = np.zeros((n_band, SIDE + 2 * half, SIDE + 2 * half), np.float32)

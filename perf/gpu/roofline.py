@@ -63,7 +63,7 @@ def stages(bundle: Bundle, *, scene_side: int = 101, per_scene: float = 4.8, joi
     moves = n_shape + 2
     push = 2.0 * (moves * n_component * n_basis + 2 * n_component * n_band * n_basis)
     block = 8.0 * n_latent**2
-    n_conjugate = conjugate_gradient.N_CONJUGATE
+    n_conjugate = conjugate_gradient.N_DEVICE_CONJUGATE
     yield Stage("decode_jacobian, log_prior", 1, network_flop, d_maps)
     yield Stage("stamps: coefficients x basis", 2, product, coefficients + stamp)
     yield Stage("render: stamps to scenes", 2, n_band * n_pixel, stamp + canvas)

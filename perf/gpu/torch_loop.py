@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import DoubleArray, Problem
-from deblendrt.engine.solve import conjugate_gradient, descent, objective
+from deblendrt.engine.solve import conjugate_gradient, constants
 from deblendrt.engine.solve.curvature import prior_curvature
 from perf.gpu.torch_graph import TorchGraph
 
@@ -193,7 +193,7 @@ class TorchDescent:
     @torch.no_grad()
     def _descend(self) -> Place:
         loaded = self.loaded
-        damping = torch.full((loaded.n_blend,), descent.FIRST_DAMPING, dtype=torch.float64, device=self.latent.device)
+        damping = torch.full((loaded.n_blend,), constants.FIRST_DAMPING, dtype=torch.float64, device=self.latent.device)
         place = Place(self._evaluate(self.latent), damping, torch.zeros_like(damping), loaded.curvature)
         for tau in self.tempers:
             place = self._iterate(place, tau)
@@ -244,8 +244,8 @@ def likelihood(p: Loaded, model: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     """Tempered inverse variance and the square of the bound c, see `objective.likelihood`."""
     significance = p.weight * model * model
     noise = 1 + tau**2 * significance
-    bound = (1 + tau.clamp(min=objective.MODEL_ERROR) ** 2 * significance) / noise
-    return p.weight / noise, objective.CLIP**2 * bound
+    bound = (1 + tau.clamp(min=constants.MODEL_ERROR) ** 2 * significance) / noise
+    return p.weight / noise, constants.CLIP**2 * bound
 
 
 def by_blend(p: Loaded, weight: Tensor, c2: Tensor, state: State) -> Tensor:
@@ -334,7 +334,7 @@ def newton_step(p: Loaded, place: Place, weights: Tensor, downhill: Tensor) -> T
     solution = torch.zeros_like(rest)
     z = direction = (inverted @ rest[:, :, None])[:, :, 0]
     rz = dot(rest, z)
-    for _ in range(conjugate_gradient.N_CONJUGATE):
+    for _ in range(conjugate_gradient.N_DEVICE_CONJUGATE):
         image = render(p, push(p, tuple(jacobian), coefficients, latent, direction), p.joint_window) * weights
         pulled = pull(p, tuple(jacobian), coefficients, latent, project(p, image, p.joint_window))
         applied = pulled + (curvature @ direction[:, :, None])[:, :, 0] + added * direction
@@ -349,15 +349,15 @@ def newton_step(p: Loaded, place: Place, weights: Tensor, downhill: Tensor) -> T
 def move(p: Loaded, latent: Tensor, step: Tensor) -> Tensor:
     """See `descent.move`."""
     n_band = len(p.phi)
-    factor = (1 + step[:, :n_band]).clamp(descent.MIN_FLUX_FACTOR, descent.MAX_FLUX_FACTOR)
+    factor = (1 + step[:, :n_band]).clamp(constants.MIN_FLUX_FACTOR, constants.MAX_FLUX_FACTOR)
     flux = torch.maximum(latent[:, :n_band] + factor.log(), p.floor)
-    offset = latent[:, n_band : n_band + 2] + step[:, n_band : n_band + 2].clamp(-descent.MAX_OFFSET_STEP,
-                                                                                 descent.MAX_OFFSET_STEP)
-    offset = torch.clamp(offset, p.offset0 - descent.MAX_DRIFT, p.offset0 + descent.MAX_DRIFT)
+    offset = latent[:, n_band : n_band + 2] + step[:, n_band : n_band + 2].clamp(-constants.MAX_OFFSET_STEP,
+                                                                                 constants.MAX_OFFSET_STEP)
+    offset = torch.clamp(offset, p.offset0 - constants.MAX_DRIFT, p.offset0 + constants.MAX_DRIFT)
     shape = step[:, n_band + 2 :]
     length = (shape**2).sum(1, keepdim=True).sqrt().clamp(min=1e-12)
     return torch.cat(
-        [flux, offset, latent[:, n_band + 2 :] + shape * (descent.MAX_SHAPE_STEP / length).clamp(max=1)], 1
+        [flux, offset, latent[:, n_band + 2 :] + shape * (constants.MAX_SHAPE_STEP / length).clamp(max=1)], 1
     )
 
 
@@ -365,8 +365,8 @@ def damped(damping: Tensor, decrease: Tensor, expected: Tensor) -> Tensor:
     """See `descent.damped`."""
     following = torch.where(decrease < 0.25 * expected, damping * 4,
                             torch.where(decrease < 0.5 * expected, damping, damping * 0.25))
-    rejected = (damping * 8).clamp(min=descent.REJECTED_DAMPING)
-    return torch.where(decrease > 0, following, rejected).clamp(min=descent.MIN_DAMPING)
+    rejected = (damping * 8).clamp(min=constants.REJECTED_DAMPING)
+    return torch.where(decrease > 0, following, rejected).clamp(min=constants.MIN_DAMPING)
 
 
 def secant(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:

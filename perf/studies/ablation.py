@@ -29,7 +29,7 @@ from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.networks import Runtime
-from deblendrt.engine.solve import curvature, descent, moving_blends, start, unlisted
+from deblendrt.engine.solve import constants, curvature, descent, moving_blends, start, unlisted
 from perf import metrics, report, scenes
 
 FloatArray = NDArray[np.float64]
@@ -299,8 +299,8 @@ def measure(bundle: str, tests: scenes.SceneSet) -> dict[str, Any]:
         "10 iterations": lambda: run(n_iteration=10),
         "30 iterations": lambda: run(n_iteration=30),
     }
-    one = mock.patch.object(start, "ENCODINGS", 1)
-    no_further = mock.patch.object(moving_blends, "FURTHER", ())
+    one = mock.patch.object(constants, "ENCODINGS", 1)
+    no_further = mock.patch.object(constants, "FURTHER_ROUNDS", ())
     changed: dict[str, tuple[contextlib.AbstractContextManager[Any], ...]] = {
         "started at the truth": (start_at(truth),), "one encoding": (one,),
         "no further iterations for moving blends": (no_further,), "neither": (one, no_further),

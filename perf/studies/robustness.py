@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import SUSPECT, Flag
+from deblendrt.engine.units import to_flux
 from deblendrt.training.simulation import blend_scenes
 from perf import scenes
 from perf.report import RESULTS
@@ -112,7 +113,7 @@ def incomplete_lists(cases: Cases) -> None:
         cases.compare(f"{name}, find_missed", complete, rows, there)
     image, variance, star_away = [], [], []
     depth = scenes._pool()[2]
-    light = 10 ** ((31.4 - STAR[0]) / 2.5) * np.exp(np.asarray(cases.deblender.bundle.mean_color) / 2)
+    light = to_flux(STAR[0]) * np.exp(np.asarray(cases.deblender.bundle.mean_color) / 2)
     for y, v, c in zip(cases.image, cases.variance, cases.centers, strict=True):
         angle = rng.uniform(0, 2 * np.pi)
         x_star, y_star = np.clip(np.rint(c[0] + STAR[1] / PIXEL_SCALE * np.array([np.cos(angle), np.sin(angle)])),

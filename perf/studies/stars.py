@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.units import AB_ZERO_POINT, to_magnitude
 from deblendrt.training import config
 from deblendrt.training.simulation import blend_scenes, population, survey
 from perf.report import environment, markdown_table, number, percent
@@ -59,7 +60,7 @@ def star_flux(rng: np.random.Generator) -> NDArray[np.float64]:
     low = int(place)
     color = LOCUS[low] + (place - low) * (LOCUS[low + 1] - LOCUS[low])
     magnitude = np.concatenate([[0.0], -np.cumsum(color)]) + 0.02 * rng.standard_normal(6)
-    return 10 ** (0.4 * (31.4 - rng.uniform(*MAGNITUDES) - magnitude + magnitude[3]))
+    return 10 ** (0.4 * (AB_ZERO_POINT - rng.uniform(*MAGNITUDES) - magnitude + magnitude[3]))
 
 
 def make_case(galaxies: population.Galaxies, psf: survey.Psf, depth: survey.Depth, n: int, size: int,
@@ -111,7 +112,7 @@ def measure(deblender: Deblender, cases: list[Case], psf: NDArray[np.float64]) -
                                      star_fraction=STAR_FRACTION)
     flux = np.concatenate([s.flux for s in scenes])
     return {"star": np.concatenate([c.star for c in cases]), "radius": np.concatenate([c.radius for c in cases]),
-            "magnitude": 31.4 - 2.5 * np.log10(flux[:, 3]), "probability": result.star_probability,
+            "magnitude": to_magnitude(flux[:, 3]), "probability": result.star_probability,
             "alone": np.array([len(scenes[k].centers) == 1 for k in result.scene_index]),
             "error": result.flux[:, 3] / flux[:, 3] - 1,
             "pull": (result.flux[:, 3] - flux[:, 3]) / result.flux_err[:, 3]}

@@ -11,9 +11,9 @@ from shim import ShimDevice
 from deblendrt.cuda.kernels.steps.launch import accept
 from deblendrt.cuda.layout import Layout
 from deblendrt.engine.compute.reference import steps as reference_steps
-from deblendrt.engine.solve import descent
+from deblendrt.engine.solve import constants, descent
 
-CONSTANTS = {"rejected_damping": descent.REJECTED_DAMPING, "min_damping": descent.MIN_DAMPING}
+CONSTANTS = {"rejected_damping": constants.REJECTED_DAMPING, "min_damping": constants.MIN_DAMPING}
 SIZES = [1, 3, 0, 64, 2, 1, 33, 0]
 
 

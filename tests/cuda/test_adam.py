@@ -15,13 +15,13 @@ from deblendrt.engine.compute import decoding
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.compute.reference import steps as reference_steps
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import descent, moving_blends, objective
+from deblendrt.engine.solve import constants, descent, moving_blends, objective
 
 
 def options(iteration: int) -> dict:
     """The published constants."""
     return {"rate": 0.075 * 0.8 ** (iteration // 30), "share": (0.1, 0.001), "epsilon": 1e-8,
-            "correction": (1 - 0.9 ** (iteration + 1), 1 - 0.999 ** (iteration + 1)), "max_drift": descent.MAX_DRIFT}
+            "correction": (1 - 0.9 ** (iteration + 1), 1 - 0.999 ** (iteration + 1)), "max_drift": constants.MAX_DRIFT}
 
 
 def downhill(problem: Problem, latent: np.ndarray, tau: float) -> np.ndarray:
@@ -36,7 +36,7 @@ def downhill(problem: Problem, latent: np.ndarray, tau: float) -> np.ndarray:
 def test_reference_is_the_solver(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     """Over a dozen iterations; the floor and the limit of the drift are met."""
     problem, start, floor = toy_problem(toy_deblender, toy_model, 2)
-    start[:, 3:5] = problem.offset0 + descent.MAX_DRIFT - 0.05
+    start[:, 3:5] = problem.offset0 + constants.MAX_DRIFT - 0.05
     floor = np.where(np.arange(len(start))[:, None] % 2, start[:, :3] - 0.01, floor)
     n_iteration = 12
     _, expected = descent.adam(problem, start, floor, n_iteration)

@@ -15,8 +15,8 @@ from deblendrt.cuda.kernels.linear.launch import flux_coefficients, flux_solve, 
 from deblendrt.cuda.layout import Layout
 from deblendrt.engine.compute.reference import linear as reference_linear
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import objective
-from deblendrt.engine.solve.joint_fluxes import RIDGE, linear_fluxes
+from deblendrt.engine.solve import constants, objective
+from deblendrt.engine.solve.joint_fluxes import linear_fluxes
 
 SIZES = [1, 4, 0, 64, 2, 1, 17]
 
@@ -45,14 +45,14 @@ def draw(layout: Layout, seed: int = 0) -> list[np.ndarray]:
 def test_kernel(sizes: list[int]) -> None:
     layout = blends_only(sizes)
     arguments, largest = draw(layout), max(sizes)
-    results = both(flux_solve, reference_linear.flux_solve, layout, *arguments, outputs=(4, 5), ridge=RIDGE,
-                   largest=largest)
+    results = both(flux_solve, reference_linear.flux_solve, layout, *arguments, outputs=(4, 5),
+                   ridge=constants.FLUX_RIDGE, largest=largest)
     real = layout.scene >= 0
     (flux, expected_flux), (sigma, expected_sigma) = results
     known = np.isfinite(expected_sigma[real])
     np.testing.assert_array_equal(np.isfinite(sigma[real]), known)
     assert ((flux == arguments[4])[real][~known]).all()
-    # the condition number is at most 64 / RIDGE
+    # the condition number is at most 64 / FLUX_RIDGE
     np.testing.assert_allclose(sigma[real][known], expected_sigma[real][known], rtol=1e-9)
     assert (np.abs(flux - expected_flux)[real][known] <= 1e-9 * expected_sigma[real][known]).all()
 
@@ -61,7 +61,7 @@ def test_kernel(sizes: list[int]) -> None:
 def test_bits_do_not_depend_on_the_batch() -> None:
     layout = blends_only(SIZES)
     arguments = draw(layout)
-    together = run(ShimDevice(), flux_solve, layout, *arguments, outputs=(4, 5), ridge=RIDGE, largest=64)
+    together = run(ShimDevice(), flux_solve, layout, *arguments, outputs=(4, 5), ridge=constants.FLUX_RIDGE, largest=64)
     rows = layout.blend_source[layout.blend_start[6] : layout.blend_start[7]]
     alone = blends_only([17])
     here = slice(*arguments[2][6:8])
@@ -70,7 +70,7 @@ def test_bits_do_not_depend_on_the_batch() -> None:
     part += [np.empty((17, 3)) for _ in range(3)]
     for k in (3, 4, 5):
         part[k][alone.blend_source] = arguments[k][rows]
-    single = run(ShimDevice(), flux_solve, alone, *part, outputs=(4, 5), ridge=RIDGE, largest=17)
+    single = run(ShimDevice(), flux_solve, alone, *part, outputs=(4, 5), ridge=constants.FLUX_RIDGE, largest=17)
     for a, b in zip(together, single, strict=True):
         np.testing.assert_array_equal(a[rows], b[alone.blend_source])
 
@@ -83,14 +83,14 @@ def test_rounding_does_not_break_the_factor() -> None:
     values = np.array([[1e-40], [1.2e-40], [1e-40]]).repeat(3, 1)
     zeros = np.zeros((2, 3))
     flux, sigma = run(ShimDevice(), flux_solve, layout, values, pairs, start, 1e-40 + zeros, zeros, zeros,
-                      outputs=(4, 5), ridge=RIDGE, largest=2)
+                      outputs=(4, 5), ridge=constants.FLUX_RIDGE, largest=2)
     assert np.isfinite(flux).all()
     assert np.isfinite(sigma).all()
 
 
 def test_a_blend_too_large() -> None:
     with pytest.raises(ValueError, match="a blend of 77 sources"):
-        flux_solve(ShimDevice(), blends_only([1]), *[None] * 6, ridge=RIDGE, largest=77)  # type: ignore[list-item]
+        flux_solve(ShimDevice(), blends_only([1]), *[None] * 6, ridge=constants.FLUX_RIDGE, largest=77)  # type: ignore[list-item]
 
 
 @needs_shim
@@ -133,7 +133,7 @@ def test_sweeps_are_the_engine(toy_deblender: Deblender, toy_model: ToyModel, er
     pairs, start = source_pairs(layout, arguments[2])
     values = np.zeros((len(arguments[4]), N_BAND))
     flux, sigma, n = pad(begin), pad(np.zeros_like(begin)), len(begin)
-    options = {"ridge": RIDGE, "largest": int(np.diff(layout.blend_start).max())}
+    options = {"ridge": constants.FLUX_RIDGE, "largest": int(np.diff(layout.blend_start).max())}
     if on_shim:
         [values] = run(ShimDevice(), normal, layout, *arguments, values, outputs=(5,))
     else:

@@ -16,9 +16,10 @@ from deblendrt.cuda.layout import Layout
 from deblendrt.engine.compute.reference import measures as reference_measures
 from deblendrt.engine.compute.reference import pixels as reference
 from deblendrt.engine.measure import light_shares
+from deblendrt.engine.solve import constants
 
 FLOAT32 = 2e-6  # of the largest value
-LIMITS = {"significant": light_shares.SIGNIFICANT, "core": light_shares.CORE}
+LIMITS = {"significant": constants.SIGNIFICANT_LIGHT, "core": light_shares.CORE}
 
 
 class Drawn(NamedTuple):

@@ -13,11 +13,11 @@ from deblendrt.cuda.kernels.steps.launch import move
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.compute.reference import steps as reference_steps
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import descent
+from deblendrt.engine.solve import constants, descent
 
-LIMITS = {"min_flux_factor": descent.MIN_FLUX_FACTOR, "max_flux_factor": descent.MAX_FLUX_FACTOR,
-          "max_offset_step": descent.MAX_OFFSET_STEP, "max_drift": descent.MAX_DRIFT,
-          "max_shape_step": descent.MAX_SHAPE_STEP}
+LIMITS = {"min_flux_factor": constants.MIN_FLUX_FACTOR, "max_flux_factor": constants.MAX_FLUX_FACTOR,
+          "max_offset_step": constants.MAX_OFFSET_STEP, "max_drift": constants.MAX_DRIFT,
+          "max_shape_step": constants.MAX_SHAPE_STEP}
 
 Case = tuple[Problem, np.ndarray, np.ndarray, np.ndarray]
 

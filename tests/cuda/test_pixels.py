@@ -19,10 +19,10 @@ from deblendrt.engine.compute.cuda.layouts import make_layout, row_tiles
 from deblendrt.engine.compute.problem import Problem, State
 from deblendrt.engine.compute.reference import pixels as reference
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import curvature, objective
+from deblendrt.engine.solve import constants, curvature, objective
 
 FLOAT32 = 2e-6  # of the largest value: sums of some hundred products in float32
-CLIP = objective.CLIP
+CLIP = constants.CLIP
 
 
 class Case(NamedTuple):
@@ -123,7 +123,7 @@ def test_references_are_the_engine(case: Case) -> None:
         weights, rest = objective.weighted_residual(engine, likely, model)
         out = [np.zeros(layout.n_pixel, np.float32) for _ in range(2)]
         data, weight = case.flat(problem.data), case.flat(problem.weight)
-        error = max(temper, objective.MODEL_ERROR)
+        error = max(temper, constants.MODEL_ERROR)
         reference.residual(layout, data, weight, image, temper, error, CLIP, robust, *out)
         close(out[0] * case.inside, case.flat(weights) * case.inside, 1e-5)
         close(out[1] * case.inside, case.flat(rest) * case.inside, 1e-5)

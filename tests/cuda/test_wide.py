@@ -14,7 +14,7 @@ from toy_model import N_BAND
 from deblendrt.cuda.kernels.pixels.launch import wide
 from deblendrt.engine.compute import decoding, drawing
 from deblendrt.engine.compute.reference import pixels as reference_pixels
-from deblendrt.engine.solve import curvature
+from deblendrt.engine.solve import constants, curvature
 
 
 @pytest.mark.parametrize("prefix", ["", "wide_"])
@@ -31,7 +31,7 @@ def test_reference_is_the_engine(request: pytest.FixtureRequest, prefix: str) ->
     for window in range(1 + len(problem.folded.insets)):
         through = drawing.product(coefficients, problem.folded.of(0).at(-window).missed)
         reference_pixels.wide(layout_of(problem), *map(pad, (through, coefficients, wbar, smallest)), out,
-                             window=window, threshold=curvature.EXTENDED**2)
+                             window=window, threshold=constants.MAX_UNDRAWN**2)
     np.testing.assert_array_equal(out, pad(expected.astype(np.int32), -7))
 
 

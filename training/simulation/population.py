@@ -34,6 +34,7 @@ import galsim
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine.units import AB_ZERO_POINT
 from deblendrt.training.config import Population, Survey
 from deblendrt.training.simulation import bandpass as curves
 
@@ -41,7 +42,6 @@ FloatArray = NDArray[np.float64]
 
 TEMPLATES = ("CWW_E_ext.sed", "CWW_Sbc_ext.sed", "CWW_Scd_ext.sed", "CWW_Im_ext.sed")
 MAX_REDSHIFT = 3.0
-AB_ZERO_POINT = 31.4  # nJy
 EXPONENTIAL_HALF_LIGHT = 1.67835  # half-light radius over scale length of an exponential disk
 MIN_RADIUS, MAX_RADIUS = 0.03, 5.0  # arcsec, half-light
 

@@ -26,9 +26,9 @@ import galsim
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deblendrt.engine.units import AB_ZERO_POINT
 from deblendrt.training import config
 
-AB_ZERO_POINT = 31.4  # AB magnitude of 1 nJy
 PSF_SIZE = 41  # pixel
 # Half of GalSim's default folding threshold costs 1.5 times the time and keeps aliased light below 0.25%.
 GSPARAMS = galsim.GSParams(folding_threshold=2.5e-3)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deblendrt.cuda.driver.device import DeviceError
 from deblendrt.engine.adapters.alerts.packets import Alert, CutoutImage, read_cutout
 from deblendrt.engine.scene.arguments import check_pixel_scale
+from deblendrt.engine.units import AB_ZERO_POINT
 
 if TYPE_CHECKING:
     from deblendrt.engine.adapters.alerts.settings import AlertSettings
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from deblendrt.engine.result.result import DeblendResult
 
 SCHEMA = Path(__file__).with_name("deblended_alert.avsc")
-NJY_ZERO_POINT = 31.4  # AB magnitude of 1 nJy
 SYNC = b"deblendrt alerts"  # of containers; random ones would make copies of a record differ
 
 log = logging.getLogger("deblendrt.alerts")
@@ -123,7 +123,7 @@ class AlertDeblender:
         if stamp.unit == "nJy":
             factor = 1.0
         elif alert.zero_point is not None:
-            factor = 10 ** (-0.4 * (alert.zero_point - NJY_ZERO_POINT))
+            factor = 10 ** (-0.4 * (alert.zero_point - AB_ZERO_POINT))
         else:
             return "refused", f"unit {stamp.unit!r} and no zero point"
         image, variance = stamp.image.astype(np.float64), stamp.variance

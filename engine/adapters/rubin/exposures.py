@@ -28,6 +28,7 @@ from deblendrt.engine.compute import canvases
 from deblendrt.engine.files.fits import BAD_PLANES
 from deblendrt.engine.measure.light_shares import footprint
 from deblendrt.engine.scene.psf_field import CELL, CellPsf
+from deblendrt.engine.units import to_magnitude
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -116,7 +117,7 @@ class RubinScene:
         """What `Deblender.deblend_batch` takes."""
         return {"cutouts": self.image, "centers": self.sources.center - (self.x0, self.y0), "variance": self.variance,
                 "mask": self.mask, "bands": self.bands, "psf": self.psf, "kind": self.sources.kind,
-                "zero_point": 31.4 - 2.5 * np.log10(self.factor)}
+                "zero_point": to_magnitude(self.factor)}
 
     def deblend(self, deblender: Deblender, **options: Any) -> DeblendResult:
         """Deblend; `options` as for `Deblender.deblend_batch`, and before what the catalogue says."""

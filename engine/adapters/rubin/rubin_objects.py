@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.files.fits import BAD_PLANES
-from deblendrt.engine.scene.arguments import NJY_ZERO_POINT
+from deblendrt.engine.units import to_flux
 
 X_COLUMNS = (("x", "y"), ("slot_Centroid_x", "slot_Centroid_y"), ("deblend_peak_center_x", "deblend_peak_center_y"))
 RUBIN_SKY_COLUMNS = (("coord_ra", "coord_dec", "rad"), ("ra", "dec", "deg"))  # afw's tables are in radians
@@ -138,7 +138,7 @@ def njy_per_unit(exposure: Any, band: str, zero_point: float | Mapping[str, floa
     """nJy of one unit of an exposure's image: from the zero point, the unit, or the photometric calibration."""
     if zero_point is not None:
         value = zero_point[band] if isinstance(zero_point, Mapping) else zero_point
-        return float(10 ** ((NJY_ZERO_POINT - float(value)) / 2.5))
+        return float(to_flux(float(value)))
     unit = getattr(exposure, "unit", None)
     if unit is not None:
         from astropy import units

@@ -35,8 +35,8 @@ from deblendrt.engine.adapters.scarlet.model_reader import ScarletModel, read_mo
 from deblendrt.engine.compute import canvases, drawing
 from deblendrt.engine.files.output import in_place_of
 from deblendrt.engine.measure.light_shares import footprint
-from deblendrt.engine.scene.arguments import NJY_ZERO_POINT
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
+from deblendrt.engine.units import AB_ZERO_POINT
 
 if TYPE_CHECKING:
     from deblendrt.engine.model.bundle import Bundle
@@ -101,7 +101,7 @@ class _Drawn:
 
 def model_data(result: DeblendResult, bundle: Bundle, *, source_ids: Sequence[int] | None = None,
                parent_ids: Sequence[int] | None = None, xy0: tuple[int, int] = (0, 0), i_scene: int = 0,
-               bands: Sequence[str] | None = None, zero_point: float = NJY_ZERO_POINT,
+               bands: Sequence[str] | None = None, zero_point: float = AB_ZERO_POINT,
                container: str = "scarlet_lite") -> dict[str, Any]:
     """A scene of a result as scarlet_lite's model data, ready for JSON.
 
@@ -151,7 +151,7 @@ def model_data(result: DeblendResult, bundle: Bundle, *, source_ids: Sequence[in
     blend = result.blend[rows]
     alone = int(blend.max(initial=-1)) + 1 + np.arange(n)
     parents = _numbers(parent_ids, np.where(blend < 0, alone, blend), n, "parent_ids")
-    drawn = _draw(result, bundle, rows, own, ids, xy0, 10 ** ((zero_point - NJY_ZERO_POINT) / 2.5))
+    drawn = _draw(result, bundle, rows, own, ids, xy0, 10 ** ((zero_point - AB_ZERO_POINT) / 2.5))
     reference = _reference_image(bundle)
     blends: dict[str, Any] = {}
     for parent in dict.fromkeys(parents.tolist()):

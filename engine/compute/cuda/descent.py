@@ -37,14 +37,14 @@ from deblendrt.engine.compute.cuda.model import DeviceModel, Tables
 from deblendrt.engine.compute.folded_basis import NESTED
 from deblendrt.engine.compute.problem import DoubleArray, Problem, State
 from deblendrt.engine.model.networks import FactoredJacobian
-from deblendrt.engine.solve import descent, moving_blends, objective
-from deblendrt.engine.solve.conjugate_gradient import N_CONJUGATE
-from deblendrt.engine.solve.curvature import EXTENDED, prior_curvature
+from deblendrt.engine.solve import constants, descent, moving_blends, objective
+from deblendrt.engine.solve.conjugate_gradient import N_DEVICE_CONJUGATE
+from deblendrt.engine.solve.curvature import prior_curvature
 
 DRAWN = ("row_tile", "tile_start", "tile_source")  # what the layouts of all sources and of joint ones differ in
-LIMITS = {"min_flux_factor": descent.MIN_FLUX_FACTOR, "max_flux_factor": descent.MAX_FLUX_FACTOR,
-          "max_offset_step": descent.MAX_OFFSET_STEP, "max_drift": descent.MAX_DRIFT,
-          "max_shape_step": descent.MAX_SHAPE_STEP}
+LIMITS = {"min_flux_factor": constants.MIN_FLUX_FACTOR, "max_flux_factor": constants.MAX_FLUX_FACTOR,
+          "max_offset_step": constants.MAX_OFFSET_STEP, "max_drift": constants.MAX_DRIFT,
+          "max_shape_step": constants.MAX_SHAPE_STEP}
 ARRAYS = tuple(f.name for f in dataclasses.fields(Layout) if f.type == "Any")
 
 
@@ -120,7 +120,7 @@ class Descent:
         self.latent32, self.flow_gradient, self.log_prob = empty((n, n_latent), f32), empty((n, n_latent), f32), empty(
             n, f32)
         self.damping, self.left, self.rz = (empty(n_blend, f64) for _ in range(3))
-        self.first_damping = self.device.upload(np.full(n_blend, descent.FIRST_DAMPING))
+        self.first_damping = self.device.upload(np.full(n_blend, constants.FIRST_DAMPING))
         self.better, self.loss = empty(n_blend, i32), empty((n_blend, 2), f64)
         self.columns, self.through = (empty((n, n_band, n_column, n_basis), f32) for _ in range(2))
         self.d_coefficients, self.changed, self.trimmed = (empty((n, n_band, n_basis), f32) for _ in range(3))
@@ -183,7 +183,7 @@ class Descent:
         self.put(floor, self.floor)
         curvature = prior_curvature(self.problem) if curvature is None else curvature
         self.put(curvature, self.first_curvature, np.eye(latent.shape[1]))
-        first: DoubleArray = np.full(len(self.first_damping), descent.FIRST_DAMPING)
+        first: DoubleArray = np.full(len(self.first_damping), constants.FIRST_DAMPING)
         if damping is not None:
             first[self.problem.blend] = damping
         self.device.upload(first, self.first_damping)
@@ -249,7 +249,7 @@ class Descent:
     def weigh(self, temper: float, error: float) -> None:
         """Queue the robust weights, the weighted residual, and the way downhill."""
         state = self.state
-        residual(self.device, self.every, self.data, self.weight, state.model, temper, error, objective.CLIP,
+        residual(self.device, self.every, self.data, self.weight, state.model, temper, error, constants.CLIP,
                  int(self.problem.robust), self.weights, self.residual)
         self.project(self.every, self.residual, self.d_coefficients)
         pull(self.device, self.every, *state.jacobian, state.coefficients, state.latent, self.d_coefficients,
@@ -264,7 +264,7 @@ class Descent:
         for window, missed in enumerate(self.tables.missed):
             product(self.device, self.every, lines, missed, through)
             wide(self.device, self.every, self.changed, self.state.coefficients, self.full_wbar, self.smallest, target,
-                 window=window, threshold=EXTENDED**2)
+                 window=window, threshold=constants.MAX_UNDRAWN**2)
 
     def newton_step(self) -> None:
         """Queue `conjugate.newton_step`."""
@@ -284,7 +284,7 @@ class Descent:
         blocks(device, self.columns, self.through, self.wbar, alone, self.block)
         damped_inverse(device, every, self.block, self.damping, every.n_band, self.inverse, self.added)
         conjugate_start(device, every, self.inverse, self.downhill, self.step, self.rest, self.direction, self.rz)
-        for _ in range(N_CONJUGATE):
+        for _ in range(N_DEVICE_CONJUGATE):
             push(device, joint, *state.jacobian, state.coefficients, state.latent, self.direction, self.changed)
             self.stamp(joint, self.changed, outskirts=False)
             render(device, joint, self.stamps, None, self.extended, None, self.weights, self.image)
@@ -308,16 +308,16 @@ class Descent:
                 self.extend(self.extent)
                 self.reach()
                 self.draw(state)
-            error = max(tau, objective.MODEL_ERROR)
+            error = max(tau, constants.MODEL_ERROR)
             self.weigh(tau, error)
             self.newton_step()
             move(device, self.every, state.latent, self.step, self.floor, self.offset0, trial.latent, **LIMITS)
             self.evaluate(trial)
-            loss(device, self.every, self.data, self.weight, state.model, trial.model, tau, error, objective.CLIP,
+            loss(device, self.every, self.data, self.weight, state.model, trial.model, tau, error, constants.CLIP,
                  robust, self.loss)
             accept(device, self.every, self.loss, state.log_prior, trial.log_prior, self.downhill, self.step,
-                   self.damping, self.better, self.left, rejected_damping=descent.REJECTED_DAMPING,
-                   min_damping=descent.MIN_DAMPING)
+                   self.damping, self.better, self.left, rejected_damping=constants.REJECTED_DAMPING,
+                   min_damping=constants.MIN_DAMPING)
             secant(device, self.every, state.latent, trial.latent, state.prior_gradient, trial.prior_gradient,
                    self.curvature)
             choose(device, self.every, self.better, trial.by_source, state.by_source)
@@ -332,19 +332,19 @@ class Descent:
             device.clear(moment)
         for iteration in range(n_iteration):
             self.evaluate(state)
-            if iteration == int(moving_blends.TEMPERED * n_iteration):
+            if iteration == int(constants.TEMPERED_SHARE * n_iteration):
                 self.extend(self.extent)
                 self.reach()
                 self.draw(state)
             self.weigh(0.0, moving_blends.temper(iteration, n_iteration))
             rate, share, correction = descent.adam_constants(iteration)
             adam(device, self.every, self.downhill, self.floor, self.offset0, first, second, state.latent, rate=rate,
-                 share=share, correction=correction, epsilon=descent.ADAM_EPSILON, max_drift=descent.MAX_DRIFT)
+                 share=share, correction=correction, epsilon=constants.ADAM_EPSILON, max_drift=constants.MAX_DRIFT)
         self.evaluate(state)
 
     def finish(self) -> None:
         """Queue what a `Solution` holds of the state."""
-        self.weigh(0.0, objective.MODEL_ERROR)
+        self.weigh(0.0, constants.MODEL_ERROR)
 
     def run(self, key: Any, work: Callable[[], None]) -> None:
         """Queue work on the loaded problem; recorded at its second time, as many sizes come but once."""

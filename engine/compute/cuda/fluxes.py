@@ -9,7 +9,7 @@ from deblendrt.cuda.kernels.pixels.launch import residual
 from deblendrt.engine.compute.cuda.descent import Descent
 from deblendrt.engine.compute.cuda.layouts import filled, padded
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray
-from deblendrt.engine.solve import joint_fluxes, objective
+from deblendrt.engine.solve import constants
 
 
 def linear_fluxes(descent: Descent, unit: FloatArray, flux: DoubleArray, n_sweep: int,
@@ -41,20 +41,20 @@ def linear_fluxes(descent: Descent, unit: FloatArray, flux: DoubleArray, n_sweep
     descent.put(unit, on_unit)
     descent.put(flux, on_flux)
     descent.put(np.full(flux.shape, np.inf), sigma)
-    model, plain = descent.state.model, (0.0, 0.0, objective.CLIP, 0)
+    model, plain = descent.state.model, (0.0, 0.0, constants.CLIP, 0)
     weights = descent.weight if error is None else descent.weights
     for sweep in range(n_sweep):
         flux_coefficients(device, on_unit, on_flux, coefficients)
         descent.draw(descent.state)
         if sweep == 0:
             if error is not None:
-                residual(device, every, descent.data, descent.weight, model, 0.0, error, objective.CLIP,
+                residual(device, every, descent.data, descent.weight, model, 0.0, error, constants.CLIP,
                          int(problem.robust), weights, descent.residual)
             descent.stamp(every, on_unit)
             normal(device, every, descent.stamps, descent.cells, descent.extended, weights, on_pairs, values)
         residual(device, every, descent.data, weights, model, *plain, descent.image, descent.residual)
         descent.project(every, descent.residual, descent.d_coefficients)
         flux_target(device, on_unit, descent.d_coefficients, target)
-        flux_solve(device, every, values, on_pairs, on_start, target, on_flux, sigma, ridge=joint_fluxes.RIDGE,
+        flux_solve(device, every, values, on_pairs, on_start, target, on_flux, sigma, ridge=constants.FLUX_RIDGE,
                    largest=largest)
     return descent.fetch(on_flux), descent.fetch(sigma)

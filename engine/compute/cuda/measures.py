@@ -17,7 +17,7 @@ from deblendrt.engine.compute.cuda.descent import Descent
 from deblendrt.engine.compute.cuda.layouts import filled, pixel_tiles
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray, State
 from deblendrt.engine.measure import fit_quality, light_shares, systematic_error
-from deblendrt.engine.solve import objective, start
+from deblendrt.engine.solve import constants
 
 
 def shared(descent: Descent, coefficients: FloatArray, flux: DoubleArray) -> light_shares.Sharing:
@@ -66,7 +66,7 @@ def misfits(descent: Descent, state: State) -> systematic_error.Misfit:
     Misfit
     """
     device, problem, every = descent.device, descent.problem, descent.every
-    half = min(systematic_error.HALF, problem.folded.half) // systematic_error.SQUARE * systematic_error.SQUARE
+    half = min(systematic_error.MISFIT_HALF, problem.folded.half) // systematic_error.SQUARE * systematic_error.SQUARE
     redraw(descent, state)
     out, seen = (device.empty((every.n_source, n), np.float64) for n in (4, every.n_band))
     misfit(device, every, descent.stamps, descent.state.latent, descent.data, descent.weight, descent.state.model,
@@ -94,8 +94,8 @@ def own_pixels(descent: Descent, state: State) -> tuple[DoubleArray, NDArray[np.
     """
     device, problem, every = descent.device, descent.problem, descent.every
     redraw(descent, state)
-    residual(device, every, descent.data, descent.weight, descent.state.model, 0.0, objective.MODEL_ERROR,
-             objective.CLIP, int(problem.robust), descent.weights, descent.residual)
+    residual(device, every, descent.data, descent.weight, descent.state.model, 0.0, constants.MODEL_ERROR,
+             constants.CLIP, int(problem.robust), descent.weights, descent.residual)
     owner = np.concatenate([part.owner.ravel() for part in problem.partition])
     number = np.arange(len(problem.scene)) - np.searchsorted(problem.scene, problem.scene)
     centre = filled(problem.corner + problem.folded.half + problem.offset0, every.n_source, 0, np.float64)
@@ -125,7 +125,7 @@ def light_areas(descent: Descent, coefficients: FloatArray) -> DoubleArray:
     mean_weight(device, every, descent.weight, descent.tables.profile, descent.inset, descent.full_wbar)
     out = device.empty(every.n_source, np.int32)
     light_area(device, every, descent.stamps, descent.cells, descent.extended, descent.full_wbar, out,
-               threshold=start.SIGNIFICANT**2)
+               threshold=constants.SIGNIFICANT_LIGHT**2)
     return descent.fetch(out).astype(np.float64)
 
 
@@ -141,7 +141,7 @@ def _footprints(descent: Descent) -> DeviceArray:
     device, every = descent.device, descent.every
     out = device.empty((every.n_source, measures_launch.n_word(every)), np.int32)
     measures_launch.footprint(device, every, descent.stamps, descent.cells, descent.extended, descent.weight, out,
-                         significant=light_shares.SIGNIFICANT, core=light_shares.CORE)
+                         significant=constants.SIGNIFICANT_LIGHT, core=light_shares.CORE)
     return out
 
 

@@ -13,7 +13,7 @@ from deblendrt.cuda.driver.device import DeviceArray
 from deblendrt.engine.compute.decoding import star_core
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.model.device_networks import DeviceRuntime
-from deblendrt.engine.solve import curvature
+from deblendrt.engine.solve import constants, curvature
 
 KEPT_TABLES = 8  # sets of folded bases on the device, some 50 MB for each PSF
 
@@ -91,7 +91,7 @@ class DeviceModel:
 
         rim = np.zeros((problem.n_band, problem.folded.window, problem.folded.window))
         rim[:] = 1 / curvature.rim_size(problem.folded.window)
-        rim[:, curvature.RIM : -curvature.RIM, curvature.RIM : -curvature.RIM] = 0
+        rim[:, constants.RIM : -constants.RIM, constants.RIM : -constants.RIM] = 0
         n_window = 1 + len(problem.folded.insets)
         tables = Tables(
             **{name: stack(of(name)) for name in ("phi", "phi_t", "outer", "outer_t")},

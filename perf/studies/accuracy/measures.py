@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.measure import apertures
 from deblendrt.engine.scene.flags import Flag
-from deblendrt.engine.solve.descent import ITERATIONS
+from deblendrt.engine.solve import constants
 from deblendrt.training.simulation import blend_scenes, components, population
 from perf import metrics, report, scenes
 from perf.studies.accuracy import uncertainty
 
 FloatArray = NDArray[np.float64]
-SOLVERS = ITERATIONS
+SOLVERS = constants.ITERATIONS
 SHAPE_BAND = "r"  # of SNR, blendedness, cosine and SSIM
 REFERENCE_BAND = "i"  # of the pulls by SNR and blendedness, and of moments
 APERTURE_STAMP = 11  # pixel, holds the aperture

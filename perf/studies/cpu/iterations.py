@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import descent, moving_blends
+from deblendrt.engine.solve import constants
 from perf import report, scenes
 from perf.studies.accuracy import measures
 from perf.studies.cpu import plots
@@ -208,7 +208,7 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
             for name, n_iteration in entries]
     own = [row for row in rows if row["solver"] == "gauss_newton"]
     return {"n_scene": len(tests), "n_source": len(truth), "scenes_sha256": tests.sha256, "reference": reference,
-            "default": descent.ITERATIONS["gauss_newton"], "rows": rows,
+            "default": constants.ITERATIONS["gauss_newton"], "rows": rows,
             "noise_floor": errors(known["floor"], truth, tests.bands, blended),
             "saturation": {"all": saturation(own, reference, ("all",)),
                            "all and blended": saturation(own, reference)}}
@@ -262,7 +262,7 @@ def verdict(figures: Mapping[str, Any]) -> str:
             f"all sources {count(found['all'])}; {count(found['all and blended'])} if the {n_blended} at blendedness "
             f"above {BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, "
             f"blends that "
-            f"still move get up to {sum(moving_blends.FURTHER):g} times as many again, which is in the times.")
+            f"still move get up to {sum(constants.FURTHER_ROUNDS):g} times as many again, which is in the times.")
 
 
 def main(argv: list[str] | None = None) -> int:

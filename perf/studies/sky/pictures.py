@@ -23,6 +23,7 @@ from deblendrt.engine.files.fits import read_image
 from deblendrt.engine.result.colors import palette, reference_band
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.units import to_magnitude
 from perf.studies.sky.fields import CENTER_SIGMA
 
 BEYOND = 5.0  # sigma
@@ -103,7 +104,7 @@ def remaining(result: DeblendResult) -> str:
         else:
             kind = "star" if result.star[i] else "galaxy"
             lines.append(f"    {pixels} pixels at the {kind} {i} at ({result.position[i, 0]:.0f}, "
-                         f"{result.position[i, 1]:.0f}), i = {31.4 - 2.5 * np.log10(result.map_flux[i, 3]):.1f}, "
+                         f"{result.position[i, 1]:.0f}), i = {to_magnitude(result.map_flux[i, 3]):.1f}, "
                          f"P(star) {result.star_probability[i]:.3f}, reduced chi2 {reduced[i]:.2f}")
     for px, py, s in result.residual_peaks(0):
         lines.append(f"    residual peak of {s:.1f} sigma at ({px:.0f}, {py:.0f})")

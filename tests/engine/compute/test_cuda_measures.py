@@ -68,7 +68,7 @@ def test_misfit_is_the_engines(engine: Engine) -> None:
     solution = descent.Solution(engine.problem, state, engine.latent, [], [], np.zeros(2))
     expected = systematic_error.misfit(engine.problem, solution)
     result = systematic_error.misfit(engine.on_device, solution)
-    assert (expected.significance > systematic_error.SIGNIFICANT).any()
+    assert (expected.significance > systematic_error.SIGNIFICANT_MISFIT).any()
     np.testing.assert_allclose(result.significance, expected.significance, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(result.error, expected.error, rtol=1e-4)
     flux = np.exp(engine.latent[:, :N_BAND])

@@ -29,7 +29,7 @@ def test_correlation(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) ->
         expected = np.einsum("yxij,i,j->yx", windows(image, reach), whole, whole)
         np.testing.assert_allclose(plane.rows(out), expected, atol=1e-5)
         found.append(plane.rows(out))
-    monkeypatch.setattr(filters, "BLOCK", 777)
+    monkeypatch.setattr(filters, "FILTER_BLOCK", 777)
     small = Plane(shape, 5)
     small.image[...] = image
     small.correlate(kernel, out)

@@ -16,7 +16,7 @@ from deblendrt.engine.measure import adaptive_moments, apertures, fit_quality, u
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene import batches
 from deblendrt.engine.scene.flags import SUSPECT, Flag
-from deblendrt.engine.solve import descent
+from deblendrt.engine.solve import constants, descent
 
 ANCHORS = np.array([[14, 16], [19, 20], [40, 33], [30, 40]])
 SHAPE = (48, 52)
@@ -224,7 +224,7 @@ def test_aperture_flux_is_the_light_in_a_circle(toy_deblender: Deblender,
 def own_covariances(deblender: Deblender, image: Any, centers: Any) -> tuple[np.ndarray, np.ndarray]:
     """Solution and covariance of every source, as `deblend_batch` has them with start="linear"."""
     problem, start, floor = make_problem(deblender, image, centers)
-    solution = descent.solve(problem, start, floor, "gauss_newton", descent.ITERATIONS["gauss_newton"])
+    solution = descent.solve(problem, start, floor, "gauss_newton", constants.ITERATIONS["gauss_newton"])
     n_latent = deblender.bundle.n_latent
     own = np.empty((len(centers), n_latent, n_latent))
     for blend in uncertainty.laplace(problem, solution):

@@ -70,7 +70,7 @@ def test_against_the_formula(toy_deblender: Deblender, toy_model: ToyModel) -> N
     problem, start, floor = make_problem(toy_deblender, image, centers)
     solution = descent.solve(problem, start, floor, "gauss_newton", 15)
     found = systematic_error.misfit(problem, solution)
-    half = min(systematic_error.HALF, problem.folded.half) // 2 * 2
+    half = min(systematic_error.MISFIT_HALF, problem.folded.half) // 2 * 2
     x, y = problem.corner[0] + problem.folded.half
     model = solution.state.model[0].astype(np.float64)  # the other source is far away
     squares: dict[tuple[int, int], list[float]] = {}

@@ -71,9 +71,9 @@ def dense_prior(model: ToyModel, problem: Problem, latent: np.ndarray) -> np.nda
     block[:, range(N_BAND), range(N_BAND)] = ~problem.measured
     block[:, range(N_BAND, N_BAND + 2), range(N_BAND, N_BAND + 2)] = problem.center_sigma**-2
     for k in range(N_BAND + 2, N_LATENT):
-        step = uncertainty.STEP * np.eye(N_LATENT)[k]
+        step = uncertainty.PRIOR_STEP * np.eye(N_LATENT)[k]
         change = model.log_prior(latent + step)[1] - model.log_prior(latent - step)[1]
-        block[:, k, N_BAND + 2 :] = -change[:, N_BAND + 2 :] / (2 * uncertainty.STEP)
+        block[:, k, N_BAND + 2 :] = -change[:, N_BAND + 2 :] / (2 * uncertainty.PRIOR_STEP)
     return block
 
 
@@ -183,7 +183,7 @@ def test_prior_precision_is_the_second_derivative(toy_deblender: Deblender, toy_
         for k, b in enumerate(corner):
             second = sum(s * t * toy_model.log_prior(latent + s * a + t * b)[0] for s in (1, -1) for t in (1, -1))
             np.testing.assert_allclose(block[:, N_BAND + 2 + j, N_BAND + 2 + k], -second / (2 * step) ** 2,
-                                       atol=0.1 * uncertainty.STEP**2 * 2 + 1e-3)
+                                       atol=0.1 * uncertainty.PRIOR_STEP**2 * 2 + 1e-3)
     np.testing.assert_allclose(block, dense_prior(toy_model, problem, latent), atol=1e-5)
     np.testing.assert_array_equal(block, block.transpose(0, 2, 1))
 

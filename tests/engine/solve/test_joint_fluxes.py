@@ -11,8 +11,8 @@ from toy_model import N_BAND, ToyModel, add_noise, draw_latent, make_problem, pa
 
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.solve import constants
 from deblendrt.engine.solve.joint_fluxes import blend_rows, linear_fluxes, normal_matrices
-from deblendrt.engine.solve.objective import MODEL_ERROR
 
 SHAPE = (52, 50)
 CLOSE = np.array([[20, 22], [24, 26], [17, 27]])  # one blend
@@ -134,7 +134,7 @@ def test_errors_are_the_scatter(toy_deblender: Deblender, toy_model: ToyModel) -
     for robust in (False, True):
         problem, _, _ = make_problem(toy_deblender, images, [centers] * n_scene, robust=robust)
         start = truth if robust else np.zeros_like(truth)
-        flux, sigma = linear_fluxes(problem, unit, start, n_sweep=2, error=MODEL_ERROR if robust else None)
+        flux, sigma = linear_fluxes(problem, unit, start, n_sweep=2, error=constants.MODEL_ERROR if robust else None)
         pull = ((flux - truth) / sigma).reshape(n_scene, len(CLOSE) * N_BAND)
         n = pull.size
         assert abs(pull.mean()) < SAMPLE_SIGMA * np.sqrt(len(CLOSE) / n)  # neighbours' errors are correlated

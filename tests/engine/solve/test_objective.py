@@ -14,7 +14,7 @@ from toy_model import N_BAND, ToyModel, add_noise, draw_latent, make_problem, pa
 
 from deblendrt.engine.compute.problem import Problem, State
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import moving_blends, objective
+from deblendrt.engine.solve import constants, moving_blends, objective
 from deblendrt.engine.solve.objective import Likelihood
 
 STEP = 1e-5  # of central differences in float64: truncation 1e-10, rounding 1e-11 of L
@@ -48,7 +48,7 @@ def make(deblender: Deblender, model: ToyModel, *, robust: bool, missing: bool =
 def log_prior(model: ToyModel, problem: Problem, latent: np.ndarray) -> np.ndarray:
     """The three terms, source by source."""
     total = model.log_prior(latent)[0]
-    mean, sigma = problem.bundle.mean_color, problem.bundle.color_sigma + 0.1
+    mean, sigma = problem.bundle.mean_color, problem.bundle.color_sigma + constants.COLOR_SLACK
     for i, row in enumerate(latent):
         total[i] -= 0.5 * (((row[N_BAND : N_BAND + 2] - problem.offset0[i]) / problem.center_sigma) ** 2).sum()
         known = problem.measured[i]

@@ -11,7 +11,7 @@ from toy_model import CUTOUT, N_BAND, ToyModel, draw_latent, make_problem, paint
 
 from deblendrt.engine.compute import decoding
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import start
+from deblendrt.engine.solve import constants, start
 
 ANCHORS = np.array([[14, 20], [18, 22], [40, 30]])
 SHAPE = (50, 56)
@@ -56,7 +56,7 @@ def test_every_encoding_starts_from_the_last(toy_deblender: Deblender, toy_model
     problem, _, _ = make_problem(toy_deblender, image, ANCHORS + latent[:, N_BAND : N_BAND + 2])
     problem = dataclasses.replace(problem, runtime=(runtime := Listening(problem.runtime)))
     _, started, floor = start.start_latents(problem, "encoder")
-    assert len(runtime.cutouts) == start.ENCODINGS
+    assert len(runtime.cutouts) == constants.ENCODINGS
     encoded = toy_model.encode(runtime.cutouts[-1], problem.offset0, np.zeros((len(latent), 2 * N_BAND)))
     np.testing.assert_allclose(started[:, N_BAND + 2 :], encoded[:, N_BAND + 2 :], atol=1e-5)
     assert (started[:, :N_BAND] >= floor).all()

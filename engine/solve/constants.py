@@ -1,0 +1,71 @@
+"""The numbers of the solver, each with its unit and its reason.
+
+Code below the solver, the exporter and the kernels of a GPU take these numbers as arguments. No number has a copy.
+"""
+
+from __future__ import annotations
+
+# Iterations of a solver, all blends together.
+ITERATIONS = {"gauss_newton": 8, "adam": 200}
+
+# The likelihood, see `objective`.
+CLIP = 4.0  # sigma: residuals beyond it lose weight
+MODEL_ERROR = 0.05  # e: relative error of a model that never counts as a misfit
+START_ERROR = 0.5  # e while the shapes are those of the start
+
+# Tempering: tau falls from the first value to the last one, and is 0 after this share of the iterations.
+FIRST_TEMPER, LAST_TEMPER, TEMPERED_SHARE = 0.1, 2e-3, 0.6
+
+# The prior.
+COLOR_SLACK = 0.1  # ln flux: added to the population's scatter of a colour, for bands without weight
+FREE_FLUX_CURVATURE = 1e-3  # a standard deviation of 30 in ln flux: keeps the block of a flux at its floor regular
+# The secant update of the prior's curvature is skipped where the new curvature along the step is out of proportion to
+# the old one, or where the old one is too small to divide by.
+MIN_SECANT_RATIO, MAX_SECANT_RATIO, MIN_SECANT_CURVATURE = 0.1, 100.0, 1e-10
+
+# Damping lambda of a blend. After a rejected step it is at least `REJECTED_DAMPING`: from `MIN_DAMPING` it took up to
+# five more rejected steps to leave the same step.
+FIRST_DAMPING, MIN_DAMPING, REJECTED_DAMPING, MAX_DAMPING = 1e-2, 1e-4, 2e-2, 1e4
+REJECTED_FACTOR = 8.0  # where L did not fall
+POOR_DECREASE, POOR_FACTOR = 0.25, 4.0  # where L fell by less than this share of the expected decrease
+GOOD_DECREASE, GOOD_FACTOR = 0.5, 0.25  # where L fell by at least this share
+FLUX_DAMPED = 0.1  # lambda from which on fluxes are damped too: the second rejected step in a row
+
+# Limits of a step.
+MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
+MAX_OFFSET_STEP = 0.3  # pixel
+MAX_DRIFT = 0.75  # pixel: all steps together, from the caller's centre
+MAX_SHAPE_STEP = 3.0  # standard deviations of the prior
+
+# Further iterations of single blends, as shares of the first iterations. A blend goes on while it expects L to fall by
+# more than `MOVING_DECREASE`, or when its light has outgrown its windows.
+MOVING_DECREASE, FURTHER_ROUNDS = 0.3, (0.5, 0.5, 1.0, 1.0, 2.0)
+
+# The joint step of a blend.
+MAX_DENSE = 10  # sources of a blend that one dense system solves; LAPACK splits larger ones over threads: other bits
+N_CONJUGATE = 20  # iterations of conjugate gradients for larger blends
+JOINT_RIDGE = 1e-5  # of the unit diagonal: blocks are summed in float32
+BLOCK_RIDGE = 1e-6  # the same, for the block of a single source
+
+# Windows.
+MAX_UNDRAWN = 0.3  # signal to noise of the light outside the window; pulls beside a large galaxy are a third wider at 1
+RIM = 5  # pixel: the edge of a window where the weight of the outskirts is taken
+
+# The start.
+ENCODINGS = 3  # of all sources; from the second on, without the light of the others as the last one found it
+ENCODER_COVERAGE = 0.8  # known share of a cutout's pixels, or of those opposite; below it the prior's mean shape serves
+MAX_HOLE = 5  # pixel: holes of a cutout are filled from their rims so far
+START_SWEEPS = 1  # of the joint linear solve: neighbours are subtracted again at the next encoding
+FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
+SIGNIFICANT_LIGHT = 1.0  # sigma of all bands together, per pixel: a source's light counts for the blends from here on
+
+# Joint linear fluxes.
+FINAL_SWEEPS = 2  # after the descent, from the MAP fluxes
+# Of the unit diagonal, on the step: coincident sources keep the ratio of their fluxes instead of amplifying rounding
+# errors. The ridge biases nothing on which the sweeps have converged.
+FLUX_RIDGE = 1e-4
+
+# Adam as published (Biswas et al. 2025): the rate falls by a factor after a number of iterations.
+ADAM_RATE, ADAM_RATE_FACTOR, ADAM_RATE_EVERY = 0.075, 0.8, 30
+ADAM_BETA, ADAM_SHARE = (0.9, 0.999), (0.1, 0.001)  # of the running means of the gradient and its square; 1 - beta
+ADAM_EPSILON = 1e-8
