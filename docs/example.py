@@ -15,7 +15,7 @@ def run(app: Sphinx, _config: Any) -> None:
     """Deblend the example, unless the pictures are newer than the engine."""
     out = Path(app.srcdir) / "generated" / "example"
     pictures = [out / "overview.png", out / "sources.png"]
-    newest = max(path.stat().st_mtime for path in (ROOT / "engine").glob("*.py"))
+    newest = max(path.stat().st_mtime for path in (ROOT / "engine").rglob("*.py"))
     if all(path.exists() and path.stat().st_mtime > newest for path in pictures):
         return
     os.environ.setdefault("MPLBACKEND", "agg")
