@@ -52,7 +52,7 @@ SCALARS = ("star", "star_probability", "chi2", "n_pixel", "log_prior", "flags")
 
 
 def write_result(path: str | Path, result: DeblendResult, *, images: bool = False, overwrite: bool = False) -> None:
-    """Write a result, see `deblendrt.engine.result.result.DeblendResult.write`."""
+    """Write a result, see `deblendrt.engine.DeblendResult.write`."""
     path = Path(path)
     if path.suffix == ".parquet":
         if images:
@@ -204,7 +204,7 @@ def read_catalog(path: str | Path) -> Table:
 
 def read_result(path: str | Path, *, blend: int | None = None, scene: int | None = None,
                 model: str | Path | Deblender | None = None) -> DeblendResult:
-    """Read a result, see `deblendrt.engine.result.result.DeblendResult.read`."""
+    """Read a result, see `deblendrt.engine.DeblendResult.read`."""
     if blend is not None and scene is not None:
         raise ValueError(f"blend, scene: expected one of them at most, got {blend} and {scene}")
     if Path(path).suffix == ".parquet":

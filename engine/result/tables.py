@@ -89,7 +89,7 @@ def entries(bands: tuple[str, ...]) -> list[Entry]:
 
 
 def catalog_table(result: DeblendResult) -> Table:
-    """Catalogue in this package's words, see `deblendrt.engine.result.result.DeblendResult.to_table`."""
+    """Catalogue in this package's words, see `deblendrt.engine.DeblendResult.to_table`."""
     columns = []
     for entry in entries(result.bands):
         values = getattr(result, entry.field)
@@ -117,7 +117,7 @@ def metadata(result: DeblendResult) -> dict[str, Any]:
 
 
 def rubin_table(result: DeblendResult) -> Table:
-    """Catalogue in Rubin's words, see `deblendrt.engine.result.result.DeblendResult.to_table`.
+    """Catalogue in Rubin's words, see `deblendrt.engine.DeblendResult.to_table`.
 
     Names and meanings are those of the child records of lsst.meas.extensions.scarlet, its per-band catalogues joined
     with the band as prefix. What differs is said in the column's description.

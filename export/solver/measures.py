@@ -24,7 +24,7 @@ from deblendrt.export.solver.start import linear_fluxes
 
 def measure(o: Objective, descent: Descent, blends: Blends, point: Point, extent: Value,
             flags: Value) -> dict[str, Value]:
-    """The graph's outputs by name; see `deblendrt.export.solver_graph.OUTPUTS`."""
+    """The graph's outputs by name; see `OUTPUTS` of `deblendrt.export.solver.solver_graph`."""
     b, n_band, scene = o.b, o.n_band, o.scene
     groups = o.draw.groups(extent)
     model = o.render(point, groups)

@@ -32,7 +32,7 @@ class Scene(NamedTuple):
     measured : Value
         bool (n_source, n_band).
     smallest : Value
-        int64 (n_source,), see `deblendrt.engine.solve.objective.Problem`.
+        int64 (n_source,), see `deblendrt.engine.compute.problem.Problem`.
     profile : list of Value
         float32 (n_band, size^2, 1), of each window: what mean weights are weighted by.
     """
