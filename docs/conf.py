@@ -1,6 +1,6 @@
 """Sphinx configuration: ``python -m sphinx -W --keep-going -b html docs OUT``.
 
-Nothing is fetched when the site is built or read: there are no inventories of other projects, and MathJax is part of the site.
+Nothing is fetched when the site is built or read: no inventories of other projects are used, and the site contains MathJax.
 """
 
 import importlib.util
@@ -56,7 +56,7 @@ exclude_patterns = ["templates"]
 
 
 def keep_plain_text(_app, what, _name, _obj, _options, lines):  # type: ignore[no-untyped-def]
-    """Make a docstring valid reStructuredText: |x| is an absolute value, flux_ a name, and indented lines an equation."""
+    """Make a docstring valid reStructuredText: |x| is an absolute value, flux_ a name, indented lines an equation."""
     text = "\n".join(lines)
     if what == "module":
         text = re.sub(r"([^:\s]:?)\n\n(?=    )", r"\1\n\n.. code-block:: text\n\n", text)

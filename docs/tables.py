@@ -16,13 +16,13 @@ MARKER = re.compile(r"^<!-- table: (\w+) -->$", re.MULTILINE)
 
 
 def flags() -> str:
-    """Return bit, value, name and meaning of every flag, and its group."""
+    """Return bit, name, meaning and group of every flag."""
     from deblendrt.engine.scene.flags import DESCRIPTIONS, NOT_FITTED, SUSPECT, Flag
 
-    rows = ["| bit | value | name | meaning | |", "|---:|---:|---|---|---|"]
+    rows = ["| bit | name | meaning | group |", "|---:|---|---|---|"]
     for flag in Flag:
         group = "not fitted" if flag & NOT_FITTED else "suspect" if flag & SUSPECT else ""
-        rows.append(f"| {flag.bit_length() - 1} | {flag.value} | `{flag.name}` | {DESCRIPTIONS[flag]} | {group} |")
+        rows.append(f"| {flag.bit_length() - 1} | `{flag.name}` | {DESCRIPTIONS[flag]} | {group} |")
     return "\n".join(rows)
 
 
