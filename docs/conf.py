@@ -1,6 +1,6 @@
 """Sphinx configuration: ``python -m sphinx -W --keep-going -b html docs OUT``.
 
-Nothing is fetched when the site is built or read: no inventories of other projects are used, and the site contains MathJax.
+Nothing is fetched when the site is built or read: the site contains MathJax, and no inventory of another project is used.
 """
 
 import importlib.util
