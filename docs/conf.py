@@ -1,6 +1,6 @@
 """Sphinx configuration: ``python -m sphinx -W --keep-going -b html docs OUT``.
 
-Nothing is fetched when the site is built or read: the site contains MathJax, and no inventory of another project is used.
+Nothing is fetched when the site is built or read: the site contains MathJax, and uses no inventory of another project.
 """
 
 import importlib.util

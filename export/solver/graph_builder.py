@@ -263,8 +263,8 @@ class Builder:
         carried : sequence of Value
             What it starts with.
         body : callable
-            Takes ``(i, *carried)``; returns the values to carry on, then the values to stack. With `condition` its first
-            value, bool (), says whether to go on.
+            Takes ``(i, *carried)``; returns the values to carry on, then the values to stack. With `condition` a
+            first value, bool (), says whether to go on.
         scan : sequence of sequence of int
             Shapes of what is stacked: with no trip at all, they say what there is none of.
         condition : bool
