@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.compute.matmul import matmul
-from deblendrt.engine.compute.packed_tables import Table
+from deblendrt.engine.compute.matmul import PackedMatrices, matmul
 
 NESTED = ((43, 96), (31, 64), (23, 32))
 """Smaller windows for sources of less light: side [pixel] and number of basis functions, which are sorted by how much
@@ -62,25 +61,25 @@ class Window:
         return np.ascontiguousarray(cut).reshape(n_band, self.n_used, -1)
 
     @functools.cached_property
-    def draw(self) -> Table:
+    def draw(self) -> PackedMatrices:
         """From coefficients to pixels."""
-        return Table(self.phi) if self.whole is None else self.whole.draw.part(self.bands)
+        return PackedMatrices(self.phi) if self.whole is None else self.whole.draw.part(self.bands)
 
     @functools.cached_property
-    def gather(self) -> Table:
+    def gather(self) -> PackedMatrices:
         """From pixels to coefficients."""
-        return Table(self.phi, transposed=True) if self.whole is None else self.whole.gather.part(self.bands)
+        return PackedMatrices(self.phi, transposed=True) if self.whole is None else self.whole.gather.part(self.bands)
 
     @functools.cached_property
-    def _halved(self) -> dict[tuple[int, int], tuple[Table, int, int]]:
+    def _halved(self) -> dict[tuple[int, int], tuple[PackedMatrices, int, int]]:
         return {}
 
-    def halved(self, row: int, column: int) -> tuple[Table, int, int]:
+    def halved(self, row: int, column: int) -> tuple[PackedMatrices, int, int]:
         """From coefficients to every second pixel along both axes, counted from 0 or 1, packed when first asked for.
 
         Returns
         -------
-        table : Table
+        table : PackedMatrices
         height, width : int [pixel]
             Of what it draws.
         """
@@ -90,7 +89,7 @@ class Window:
         if (row, column) not in self._halved:
             n_band, n_used, _ = self.phi.shape
             pixels = self.phi.reshape(n_band, n_used, self.size, self.size)[:, :, row::2, column::2]
-            table = Table(np.ascontiguousarray(pixels).reshape(n_band, n_used, -1))
+            table = PackedMatrices(np.ascontiguousarray(pixels).reshape(n_band, n_used, -1))
             self._halved[row, column] = table, pixels.shape[2], pixels.shape[3]
         return self._halved[row, column]
 
@@ -181,14 +180,14 @@ class FoldedBasis:
         return np.ascontiguousarray(self.outer.transpose(0, 2, 1))
 
     @functools.cached_property
-    def draw_outer(self) -> Table:
+    def draw_outer(self) -> PackedMatrices:
         """From coefficients to cells."""
-        return Table(self.outer) if self.whole is None else self.whole.draw_outer.part(self.bands)
+        return PackedMatrices(self.outer) if self.whole is None else self.whole.draw_outer.part(self.bands)
 
     @functools.cached_property
-    def gather_outer(self) -> Table:
+    def gather_outer(self) -> PackedMatrices:
         """From cells to coefficients."""
-        return (Table(self.outer, transposed=True) if self.whole is None
+        return (PackedMatrices(self.outer, transposed=True) if self.whole is None
                 else self.whole.gather_outer.part(self.bands))
 
     def at(self, extent: int) -> Window:

@@ -122,60 +122,6 @@ def columns(state: State) -> FloatArray:
     return rows
 
 
-def prior_curvature(problem: Problem) -> DoubleArray:
-    """Curvature of the prior: the population's mean for the shape, exact for offsets and missing bands.
-
-    Returns
-    -------
-    float64 (n_source, n_latent, n_latent)
-    """
-    n, n_band = problem.measured.shape
-    shape = np.asarray(problem.bundle.prior_curvature)
-    n_latent = n_band + 2 + len(shape)
-    block = np.zeros((n, n_latent, n_latent))
-    block[:, n_band + 2 :, n_band + 2 :] = np.where(problem.star[:, None, None], np.eye(len(shape)), shape)
-    block[:, [n_band, n_band + 1], [n_band, n_band + 1]] = problem.center_sigma**-2
-    band = np.arange(n_band)
-    missing = 1 / (np.asarray(problem.bundle.color_sigma) + constants.COLOR_SLACK) ** 2
-    block[:, band, band] = np.where(problem.measured, constants.FREE_FLUX_CURVATURE, missing)
-    # a missing band follows the mean of the measured ones, see `objective.missing_color`
-    n_measured = np.maximum(problem.measured.sum(1), 1)[:, None]
-    pulled = np.where(problem.measured, 0.0, missing)
-    through = problem.measured / n_measured
-    cross = pulled[:, :, None] * through[:, None, :]
-    block[:, :n_band, :n_band] += (pulled.sum(1)[:, None, None] * through[:, :, None] * through[:, None, :]
-                                   - cross - cross.transpose(0, 2, 1))
-    return block
-
-
-def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> DoubleArray:
-    """BFGS update of the prior's curvature from what its gradient did along a step, tried or taken.
-
-    The population's mean curvature is only a start: the flow is sharper in places, and its dependence on the fluxes
-    couples them to the shapes. With the mean alone the last iterations were slow.
-
-    Parameters
-    ----------
-    curvature : float64 (n_source, n_latent, n_latent)
-        Symmetric, positive definite.
-    step : float64 (n_source, n_latent)
-    change : float64 (n_source, n_latent)
-        Of the gradient of -log p along the step.
-
-    Returns
-    -------
-    float64 (n_source, n_latent, n_latent)
-        Unchanged where the curvature along the step is negative or out of proportion.
-    """
-    expected = apply_blocks(curvature, step)
-    before, after = (step * expected).sum(1), (step * change).sum(1)
-    good = ((after > constants.MIN_SECANT_RATIO * before) & (after < constants.MAX_SECANT_RATIO * before)
-            & (before > constants.MIN_SECANT_CURVATURE))
-    removed = expected[:, :, None] * expected[:, None, :] / np.where(good, before, 1.0)[:, None, None]
-    added = change[:, :, None] * change[:, None, :] / np.where(good, after, 1.0)[:, None, None]
-    return np.where(good[:, None, None], curvature - removed + added, curvature)
-
-
 def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
     """Mean weight under sources, float64 (n_source, n_used): weighted by the square of the mean galaxy's image."""
     result = np.empty((len(problem.scene), problem.folded.n_band))

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.compute import decoding
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, Problem, State, where_measured
 from deblendrt.engine.solve import constants, objective
-from deblendrt.engine.solve.curvature import columns, extents, outskirts, prior_curvature, rim_weight, secant
+from deblendrt.engine.solve.adam import adam
+from deblendrt.engine.solve.curvature import columns, extents, outskirts, rim_weight
+from deblendrt.engine.solve.further_rounds import Progress, in_rounds
 from deblendrt.engine.solve.joint_step import joint_step
-from deblendrt.engine.solve.moving_blends import Progress, in_rounds, temper
+from deblendrt.engine.solve.prior import prior_curvature, secant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,35 +167,6 @@ def extend(problem: Problem, state: State) -> tuple[Problem, State]:
         return problem, state
     problem = dataclasses.replace(problem, extent=extent)
     return problem, dataclasses.replace(state, model=objective.render(problem, state.coefficients))
-
-
-def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> tuple[Problem, State]:
-    """Adam with the published step sizes; parameters as in `solve`."""
-    n_band = problem.n_band
-    first, second = np.zeros_like(latent), np.zeros_like(latent)
-    for iteration in range(n_iteration):
-        coefficients = decoding.decode(problem, latent)
-        if iteration == int(constants.TEMPERED_SHARE * n_iteration):
-            problem = dataclasses.replace(problem, extent=extents(problem, coefficients))
-        model = objective.render(problem, coefficients)
-        likely = objective.likelihood(problem, model, error=temper(iteration, n_iteration))
-        _, residual = objective.weighted_residual(problem, likely, model)
-        pulled = decoding.decode_pullback(problem, latent, objective.project(problem, residual))
-        uphill = -(pulled + objective.prior(problem, latent)[1])
-        rate, (first_share, second_share), (first_scale, second_scale) = adam_constants(iteration)
-        first += first_share * (uphill - first)
-        second += second_share * (uphill**2 - second)
-        latent = latent - rate * first / first_scale / (np.sqrt(second / second_scale) + constants.ADAM_EPSILON)
-        latent[:, :n_band] = np.maximum(latent[:, :n_band], floor)
-        _hold_offset(problem, latent)
-    return problem, objective.evaluate(problem, latent)
-
-
-def adam_constants(iteration: int) -> tuple[float, tuple[float, float], tuple[float, float]]:
-    """Rate, 1 - beta of the two running means, and 1 - beta^t of them; iterations count from 0."""
-    rate = constants.ADAM_RATE * constants.ADAM_RATE_FACTOR ** (iteration // constants.ADAM_RATE_EVERY)
-    first_beta, second_beta = constants.ADAM_BETA
-    return rate, constants.ADAM_SHARE, (1 - first_beta ** (iteration + 1), 1 - second_beta ** (iteration + 1))
 
 
 def newton_step(problem: Problem, state: State, weights: Canvases, downhill: DoubleArray,

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute import decoding, drawing
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem, State
 from deblendrt.engine.solve import constants
+from deblendrt.engine.solve.prior import prior_terms
 
 
 def mix_coefficients(log_flux: NDArray[np.floating], maps: FloatArray, mix: FloatArray) -> FloatArray:
@@ -54,49 +55,8 @@ def evaluate(problem: Problem, latent: DoubleArray) -> State:
     jacobian = decoding.decode_jacobian(problem, latent)
     coefficients = mix_coefficients(latent[:, : problem.n_band], jacobian.maps, jacobian.mix)
     model = render(problem, coefficients)
-    log_prior, gradient = prior(problem, latent)
+    log_prior, gradient = prior_terms(problem, latent)
     return State(latent, jacobian, coefficients, model, log_prior, gradient)
-
-
-def prior(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """Log prior of every source, up to constants, and its gradient by the latent.
-
-    Returns
-    -------
-    log_prior : float64 (n_source,)
-    gradient : float64 (n_source, n_latent)
-    """
-    n_band = problem.n_band
-    log_prior, gradient = decoding.log_prior(problem, latent)
-    offset = (latent[:, n_band : n_band + 2] - problem.offset0) / problem.center_sigma
-    log_prior -= 0.5 * (offset**2).sum(1)
-    gradient[:, n_band : n_band + 2] -= offset / problem.center_sigma
-    color, _ = missing_color(problem, latent)
-    sigma = np.asarray(problem.bundle.color_sigma) + constants.COLOR_SLACK
-    log_prior -= 0.5 * ((color / sigma) ** 2).sum(1)
-    gradient[:, :n_band] -= color / sigma**2
-    n_measured = np.maximum(problem.measured.sum(1, keepdims=True), 1)
-    through = (color / sigma**2).sum(1, keepdims=True) / n_measured  # the expectation moves with the measured bands
-    gradient[:, :n_band] += np.where(problem.measured, through, 0.0)
-    return log_prior, gradient
-
-
-def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """How far the bands without weight are from the colour that the measured bands suggest.
-
-    Returns
-    -------
-    difference : float64 (n_source, n_band)
-        ln flux minus its expectation; 0 in measured bands.
-    expectation : float64 (n_source, n_band)
-        Mean over the measured bands of ln flux minus the population's mean colour, plus the band's mean colour.
-    """
-    log_flux = latent[:, : problem.n_band]
-    color = np.asarray(problem.bundle.mean_color)
-    n = np.maximum(problem.measured.sum(1, keepdims=True), 1)
-    level = np.where(problem.measured, log_flux - color, 0.0).sum(1, keepdims=True) / n
-    expectation = level + color
-    return np.where(problem.measured, 0.0, log_flux - expectation), expectation
 
 
 def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64] | None = None) -> Canvases:
@@ -188,6 +148,17 @@ def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0,
         weights.append(tempered)
         bounds.append(bound)
     return Likelihood(weights, bounds if problem.robust else None)
+
+
+def temper(iteration: int, n_iteration: int) -> float:
+    """tau of an iteration: geometric from `constants.FIRST_TEMPER` to `constants.LAST_TEMPER`, then 0.
+
+    From iteration `constants.TEMPERED_SHARE` * n_iteration on it is 0: the last iterations descend the objective.
+    """
+    tempered = int(constants.TEMPERED_SHARE * n_iteration)
+    if iteration >= tempered:
+        return 0.0
+    return constants.FIRST_TEMPER * (constants.LAST_TEMPER / constants.FIRST_TEMPER) ** (iteration / tempered)
 
 
 def robust_weight(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatArray | None) -> FloatArray:

@@ -19,6 +19,7 @@ from deblendrt.engine.scene.patches import Part
 from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.solve import constants, joint_fluxes, objective
 from deblendrt.engine.solve.curvature import extents, mean_weight
+from deblendrt.engine.solve.prior import missing_color
 
 if TYPE_CHECKING:
     from deblendrt.engine.compute.cuda.streams import SharedDevice
@@ -196,7 +197,7 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
         lowest = constants.FLOOR_SIGMA * np.where(problem.measured, sigma, 1.0)
         log_flux = np.log(np.maximum(flux, lowest))
         latent[:, :n_band] = log_flux
-        latent[:, :n_band] = np.where(problem.measured, log_flux, objective.missing_color(problem, latent)[1])
+        latent[:, :n_band] = np.where(problem.measured, log_flux, missing_color(problem, latent)[1])
         coefficients = models = decoding.decode(problem, latent)
         problem = dataclasses.replace(problem, extent=extents(problem, coefficients))
     divided = divide(problem, light_radius(problem, coefficients))

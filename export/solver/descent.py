@@ -11,7 +11,7 @@ import numpy as np
 
 from deblendrt.engine.solve import constants
 from deblendrt.engine.solve import curvature as engine_curvature
-from deblendrt.engine.solve import moving_blends as further_rounds
+from deblendrt.engine.solve import objective as engine_objective
 from deblendrt.export.solver.drawing import Groups
 from deblendrt.export.solver.graph_builder import Value
 from deblendrt.export.solver.joint_step import Coupling, by_latent
@@ -37,7 +37,7 @@ class Descent:
         self.coupling = Coupling(self.draw, 1 + objective.n_move)
         shares = constants.FURTHER_ROUNDS if n_iteration and rounds else ()
         further = [max(int(share * n_iteration), 1) for share in shares]
-        tempers = [further_rounds.temper(i, n_iteration) for i in range(n_iteration)]
+        tempers = [engine_objective.temper(i, n_iteration) for i in range(n_iteration)]
         self.n_total = n_iteration + sum(further)
         self.tempers = np.array([*tempers, *[0.0] * (self.n_total - n_iteration)], np.float32)
         # what is done before an iteration: draw sources as far as their light goes; go on with moving blends only
@@ -180,7 +180,7 @@ class Descent:
         return b.clip(following, constants.MIN_DAMPING, constants.MAX_DAMPING)
 
     def secant(self, curvature: Value, step: Value, change: Value) -> Value:
-        """See `deblendrt.engine.solve.curvature.secant`."""
+        """See `deblendrt.engine.solve.prior.secant`."""
         b = self.b
         expected = apply(curvature, step)
         before, after = (step * expected).sum(1), (step * change).sum(1)
@@ -202,7 +202,7 @@ class Descent:
         return b.maximum(result, self.scene.smallest)
 
     def prior_curvature(self) -> Value:
-        """See `deblendrt.engine.solve.curvature.prior_curvature`; float64 (n_source, n_latent, n_latent)."""
+        """See `deblendrt.engine.solve.prior.prior_curvature`; float64 (n_source, n_latent, n_latent)."""
         b, n_band, bundle = self.b, self.n_band, self.bundle
         fixed = np.zeros((self.n_latent, self.n_latent))
         fixed[n_band + 2 :, n_band + 2 :] = bundle.prior_curvature

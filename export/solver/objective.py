@@ -132,7 +132,7 @@ class Objective:
         return log_prob, b.concat([gradient[:, : n_band + 2] + added, gradient[:, n_band + 2 :]], 1)
 
     def missing_color(self, latent: Value) -> tuple[Value, Value]:
-        """See `deblendrt.engine.solve.objective.missing_color`."""
+        """See `deblendrt.engine.solve.prior.missing_color`."""
         b, measured, color = self.b, self.scene.measured, self.bundle.mean_color
         log_flux = latent[:, : self.n_band]
         level = b.where(measured, log_flux - color, 0.0).sum(1, keep=True) / self.n_measured

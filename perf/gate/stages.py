@@ -60,7 +60,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "solve": (
         "solve.descent.newton_step",
         "solve.descent.gauss_newton",
-        "solve.moving_blends.in_rounds",
+        "solve.further_rounds.in_rounds",
         "solve.descent.descend",
         "solve.descent.solve",
         "solve.joint_step.joint_step",
@@ -70,7 +70,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "solve.curvature.mean_weight",
         "solve.curvature.rim_weight",
         "solve.curvature.extents",
-        "solve.curvature.secant",
+        "solve.prior.secant",
         "solve.objective.push",
         "solve.objective.pull",
     ),
@@ -95,15 +95,15 @@ CALLS: dict[str, tuple[str, ...]] = {  # the first name that a version has is co
     "iteration": ("solve.descent.newton_step",),
 }
 # functions of two operands (..., i, j) and (..., j, k)
-PRODUCTS = ("compute.matmul.matmul", "compute.packed_tables.multiply")
+PRODUCTS = ("compute.matmul.matmul", "compute.matmul.multiply")
 ITERATION = ("solve.descent.newton_step",)  # functions of a problem, whose `scene` has a number per source
-# modules of versions whose engine was one flat folder
+# modules, or single functions' modules, of versions whose engine was one flat folder
 FORMER = {
     "compute.decoding": "decoding",
     "compute.drawing": "ops",
     "compute.folding": "psf",
     "compute.matmul": "matmul",
-    "compute.packed_tables": "packed",
+    "compute.matmul.multiply": "packed",
     "measure.adaptive_moments": "shapes",
     "measure.apertures": "apertures",
     "measure.catalogue_rows": "record",
@@ -117,8 +117,9 @@ FORMER = {
     "solve.descent": "solver",
     "solve.joint_fluxes": "photometry",
     "solve.joint_step": "coupling",
-    "solve.moving_blends": "rounds",
+    "solve.further_rounds": "rounds",
     "solve.objective": "objective",
+    "solve.prior.secant": "curvature",
     "solve.start": "start",
     "solve.unlisted": "unlisted",
 }
@@ -288,7 +289,7 @@ def _find(name: str) -> tuple[Any, str, Any] | None:
     n_module = 1 if words[0] == "deblender" else 2
     module, parts = ".".join(words[:n_module]), words[n_module:]
     owner: Any = None
-    for known in (module, FORMER.get(module, module)):
+    for known in (module, FORMER.get(name, FORMER.get(module, module))):
         with contextlib.suppress(ImportError):
             owner = importlib.import_module(f"{PACKAGE}.{known}")
             break

@@ -20,12 +20,12 @@ from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import DoubleArray, Problem
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.scene.scene import make_scenes
-from deblendrt.engine.solve import constants, moving_blends
+from deblendrt.engine.solve import constants, objective
 from deblendrt.engine.solve.start import build_problem, start_latents
 from perf.gpu.drawn_scenes import DrawnScenes
 
 N_ITERATION = constants.ITERATIONS["gauss_newton"]
-TEMPERS = tuple(moving_blends.temper(i, N_ITERATION) for i in range(N_ITERATION))
+TEMPERS = tuple(objective.temper(i, N_ITERATION) for i in range(N_ITERATION))
 REPEATS = 5
 VARIANTS: dict[str, dict[str, bool]] = {"eager": {}, "graph": {"recorded": True},
                                         "compile": {"compiled": True, "recorded": True}}

@@ -19,7 +19,7 @@ from torch import Tensor
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import DoubleArray, Problem
 from deblendrt.engine.solve import conjugate_gradient, constants
-from deblendrt.engine.solve.curvature import prior_curvature
+from deblendrt.engine.solve.prior import prior_curvature
 from perf.gpu.torch_graph import TorchGraph
 
 

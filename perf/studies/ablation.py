@@ -29,7 +29,7 @@ from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.networks import Runtime
-from deblendrt.engine.solve import constants, curvature, descent, moving_blends, start, unlisted
+from deblendrt.engine.solve import constants, curvature, descent, objective, start, unlisted
 from perf import metrics, report, scenes
 
 FloatArray = NDArray[np.float64]
@@ -210,7 +210,7 @@ def start_at(latents: FloatArray) -> Iterator[None]:
         return start.divide(problem, start.light_radius(problem, coefficients)), latent, floor
 
     with mock.patch.object(engine_deblender, "start_latents", given), \
-            mock.patch.object(moving_blends, "temper", return_value=0.0), \
+            mock.patch.object(objective, "temper", return_value=0.0), \
             mock.patch.object(unlisted, "peaks", return_value=[]):
         yield
     if done != len(latents):

@@ -15,7 +15,8 @@ from deblendrt.engine.compute import decoding
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.compute.reference import steps as reference_steps
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import constants, descent, moving_blends, objective
+from deblendrt.engine.solve import adam as published
+from deblendrt.engine.solve import constants, objective, prior
 
 
 def options(iteration: int) -> dict:
@@ -30,7 +31,7 @@ def downhill(problem: Problem, latent: np.ndarray, tau: float) -> np.ndarray:
     likely = objective.likelihood(problem, model, error=tau)
     _, residual = objective.weighted_residual(problem, likely, model)
     pulled = decoding.decode_pullback(problem, latent, objective.project(problem, residual))
-    return pulled + objective.prior(problem, latent)[1]
+    return pulled + prior.prior_terms(problem, latent)[1]
 
 
 def test_reference_is_the_solver(toy_deblender: Deblender, toy_model: ToyModel) -> None:
@@ -39,11 +40,11 @@ def test_reference_is_the_solver(toy_deblender: Deblender, toy_model: ToyModel) 
     start[:, 3:5] = problem.offset0 + constants.MAX_DRIFT - 0.05
     floor = np.where(np.arange(len(start))[:, None] % 2, start[:, :3] - 0.01, floor)
     n_iteration = 12
-    _, expected = descent.adam(problem, start, floor, n_iteration)
+    _, expected = published.adam(problem, start, floor, n_iteration)
     layout = dataclasses.replace(layout_of(problem), n_source=len(start))
     latent, first, second = start.copy(), np.zeros_like(start), np.zeros_like(start)
     for k in range(n_iteration):
-        slope = downhill(problem, latent, moving_blends.temper(k, n_iteration))
+        slope = downhill(problem, latent, objective.temper(k, n_iteration))
         reference_steps.adam(layout, slope, floor, problem.offset0, first, second, latent, **options(k))
     np.testing.assert_allclose(latent, expected.latent, rtol=1e-9)
 

@@ -16,7 +16,7 @@ from deblendrt.cuda.kernels.prior.launch import prior_terms
 from deblendrt.cuda.layout import Layout
 from deblendrt.engine.compute.reference import prior as reference_prior
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import objective
+from deblendrt.engine.solve import prior
 
 OUTPUTS = 9, 10
 
@@ -47,7 +47,7 @@ def test_reference_is_the_objective(toy_deblender: Deblender, toy_model: ToyMode
         layout_of(problem), pad(latent), *flow, pad(measured.astype(np.int32)), pad(problem.offset0),
         pad(problem.star.astype(np.int32)), np.asarray(problem.bundle.mean_color),
         np.asarray(problem.bundle.color_sigma), np.float64(problem.center_sigma), *out)
-    for mine, theirs in zip(out, objective.prior(problem, latent), strict=True):
+    for mine, theirs in zip(out, prior.prior_terms(problem, latent), strict=True):
         np.testing.assert_allclose(mine[:n], theirs, rtol=1e-13, atol=1e-13)
         assert (mine[n:] == 7.0).all()
 

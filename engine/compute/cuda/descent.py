@@ -37,9 +37,10 @@ from deblendrt.engine.compute.cuda.model import DeviceModel, Tables
 from deblendrt.engine.compute.folded_basis import NESTED
 from deblendrt.engine.compute.problem import DoubleArray, Problem, State
 from deblendrt.engine.model.networks import FactoredJacobian
-from deblendrt.engine.solve import constants, descent, moving_blends, objective
+from deblendrt.engine.solve import constants, objective
+from deblendrt.engine.solve.adam import adam_rates
 from deblendrt.engine.solve.conjugate_gradient import N_DEVICE_CONJUGATE
-from deblendrt.engine.solve.curvature import prior_curvature
+from deblendrt.engine.solve.prior import prior_curvature
 
 DRAWN = ("row_tile", "tile_start", "tile_source")  # what the layouts of all sources and of joint ones differ in
 LIMITS = {"min_flux_factor": constants.MIN_FLUX_FACTOR, "max_flux_factor": constants.MAX_FLUX_FACTOR,
@@ -336,8 +337,8 @@ class Descent:
                 self.extend(self.extent)
                 self.reach()
                 self.draw(state)
-            self.weigh(0.0, moving_blends.temper(iteration, n_iteration))
-            rate, share, correction = descent.adam_constants(iteration)
+            self.weigh(0.0, objective.temper(iteration, n_iteration))
+            rate, share, correction = adam_rates(iteration)
             adam(device, self.every, self.downhill, self.floor, self.offset0, first, second, state.latent, rate=rate,
                  share=share, correction=correction, epsilon=constants.ADAM_EPSILON, max_drift=constants.MAX_DRIFT)
         self.evaluate(state)

@@ -23,9 +23,9 @@ from deblendrt.engine.compute.cuda.layouts import make_layout
 from deblendrt.engine.compute.cuda.model import DeviceModel
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem, State
 from deblendrt.engine.measure import light_shares, systematic_error
-from deblendrt.engine.solve import moving_blends, objective
+from deblendrt.engine.solve import further_rounds, objective
 from deblendrt.engine.solve.descent import Solution
-from deblendrt.engine.solve.moving_blends import Progress
+from deblendrt.engine.solve.further_rounds import Progress
 
 KEPT = 4  # sets of buffers
 
@@ -122,7 +122,7 @@ class DeviceWork:
 
     def _gauss_newton(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
                       n_iteration: int) -> tuple[Problem, Descent]:
-        problem, latent, further = moving_blends.in_rounds(self._descend, problem, latent, floor, n_iteration)
+        problem, latent, further = further_rounds.in_rounds(self._descend, problem, latent, floor, n_iteration)
         descent = self._load(problem)
         if further:
             descent.start(latent, floor)

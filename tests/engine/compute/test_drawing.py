@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from tolerances import ADJOINT, FLOAT32, relative_error
 from toy_model import gaussian_psf
 
 from deblendrt.engine.compute import canvases, drawing
-from deblendrt.engine.compute import matmul as matmul_module
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.folding import fold
 
@@ -180,33 +173,3 @@ def test_strided_arguments_serve(folded: FoldedBasis) -> None:
     np.testing.assert_array_equal(
         drawing.stamps(np.asfortranarray(coefficients), folded), drawing.stamps(coefficients, folded)
     )
-
-
-PRODUCT = """
-import hashlib, numpy as np
-from deblendrt.engine.compute.matmul import matmul
-rng = np.random.default_rng(0)
-a, b = (rng.standard_normal(s).astype(np.float32) for s in ((2, 40, 700), (2, 700, 300)))
-print(hashlib.sha256(matmul(a, b).tobytes()).hexdigest())
-"""
-
-
-@pytest.mark.parametrize("threads", ["1", "2"])
-def test_bits_do_not_depend_on_the_threads_of_blas(threads: str) -> None:
-    rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal(s).astype(np.float32) for s in ((2, 40, 700), (2, 700, 300)))
-    product = matmul_module.matmul(a, b)
-    assert relative_error(product, a.astype(np.float64) @ b.astype(np.float64)) < FLOAT32
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
-    other = subprocess.run([sys.executable, "-c", PRODUCT], env=environment, capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == hashlib.sha256(product.tobytes()).hexdigest()
-
-
-def test_the_graph_of_the_product_is_what_it_says() -> None:
-    onnx = pytest.importorskip("onnx")
-    helper = onnx.helper
-    a, b, c = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, None, None]) for name in "abc")
-    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "matmul", [a, b], [c])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    path = Path(matmul_module.__file__).with_name("matmul.onnx")
-    assert path.read_bytes() == model.SerializeToString()

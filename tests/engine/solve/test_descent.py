@@ -17,9 +17,10 @@ from deblendrt.engine.solve import (
     constants,
     curvature,
     descent,
-    moving_blends,
     objective,
 )
+from deblendrt.engine.solve.adam import adam as run_adam
+from deblendrt.engine.solve.prior import prior_curvature, secant
 
 ANCHORS = np.array([[14, 20], [19, 23], [38, 8], [42, 40], [44, 33]])  # two blends of two and a source alone
 SHAPE = (50, 56)
@@ -128,9 +129,9 @@ def test_blocks_are_the_dense_product(toy_deblender: Deblender, toy_model: ToyMo
     latent = latent + 0.1
     state = objective.evaluate(problem, latent)
     wbar = np.random.default_rng(0).uniform(0.2, 1.0, (len(latent), N_BAND))
-    block, outskirts = curvature.blocks(problem, state, wbar, np.zeros_like(wbar), curvature.prior_curvature(problem))
+    block, outskirts = curvature.blocks(problem, state, wbar, np.zeros_like(wbar), prior_curvature(problem))
     assert not outskirts.any()
-    jacobian, prior = toy_model.jacobian(latent), curvature.prior_curvature(problem)
+    jacobian, prior = toy_model.jacobian(latent), prior_curvature(problem)
     phi = problem.folded.phi.astype(np.float64)
     for i in range(len(latent)):
         expected = prior[i].copy()
@@ -149,12 +150,12 @@ def test_prior_curvature_is_positive_and_knows_missing_bands(toy_deblender: Debl
     measured = problem.measured.copy()
     measured[1, 0] = False
     with_gap = dataclasses.replace(problem, measured=measured)
-    for block in (curvature.prior_curvature(problem), curvature.prior_curvature(with_gap)):
+    for block in (prior_curvature(problem), prior_curvature(with_gap)):
         np.testing.assert_array_equal(block, block.transpose(0, 2, 1))
         assert np.linalg.eigvalsh(block).min() > 0
         np.testing.assert_allclose(block[:, N_BAND, N_BAND], problem.center_sigma**-2)
         np.testing.assert_array_equal(block[0, N_BAND + 2 :, N_BAND + 2 :], problem.bundle.prior_curvature)
-    whole, gap = (curvature.prior_curvature(p)[1, 0, 0] for p in (problem, with_gap))
+    whole, gap = (prior_curvature(p)[1, 0, 0] for p in (problem, with_gap))
     assert gap >= 0.99 / (problem.bundle.color_sigma[0] + constants.COLOR_SLACK) ** 2 > whole
 
 
@@ -191,11 +192,11 @@ def test_newton_step_solves_the_joint_system(toy_deblender: Deblender, toy_model
     weights, residual = objective.weighted_residual(problem, likely, state.model)
     downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
     step = module.newton_step(problem, state, weights, downhill, np.zeros(len(latent)),
-                              curvature.prior_curvature(problem))
+                              prior_curvature(problem))
     design = dense_design(toy_model, problem, state.latent)
     matrix = (design * weights[0].ravel()[:, None].astype(np.float64)).T @ design
     n = latent.shape[1]
-    for i, prior in enumerate(curvature.prior_curvature(problem)):
+    for i, prior in enumerate(prior_curvature(problem)):
         rows = slice(i * n, (i + 1) * n)
         matrix[rows, rows] += prior
     expected = np.linalg.solve(matrix, downhill.ravel()).reshape(latent.shape)
@@ -212,9 +213,9 @@ def test_a_source_alone_takes_its_block(toy_deblender: Deblender, toy_model: Toy
     problem, latent, _, _ = make(toy_deblender, toy_model)
     state = objective.evaluate(problem, latent + 0.05)
     downhill = np.random.default_rng(0).standard_normal(latent.shape)
-    arguments = (problem, state, problem.weight, downhill, np.zeros(len(latent)), curvature.prior_curvature(problem))
+    arguments = (problem, state, problem.weight, downhill, np.zeros(len(latent)), prior_curvature(problem))
     wbar = curvature.mean_weight(problem, problem.weight)
-    block = curvature.blocks(problem, state, wbar, np.zeros_like(wbar), curvature.prior_curvature(problem))[0][2]
+    block = curvature.blocks(problem, state, wbar, np.zeros_like(wbar), prior_curvature(problem))[0][2]
     expected = np.linalg.solve(block, downhill[2])
     for module, tolerance in ((conjugate_gradient, 1e-6), (descent, 0.1)):
         error = module.newton_step(*arguments)[2] - expected
@@ -227,7 +228,7 @@ def test_damping_shortens_the_shape_step(toy_deblender: Deblender, toy_model: To
     downhill = np.random.default_rng(0).standard_normal(latent.shape)
     lengths = [np.linalg.norm(descent.newton_step(problem, state, problem.weight, downhill,
                                                  np.full(len(latent), damping),
-                                                 curvature.prior_curvature(problem))[:, N_BAND + 2 :], axis=1)
+                                                 prior_curvature(problem))[:, N_BAND + 2 :], axis=1)
                for damping in (0.0, 1.0, 100.0, 1e4)]
     assert all((b < a).all() for a, b in itertools.pairwise(lengths))
     assert (lengths[-1] < 1e-3 * lengths[0]).all()
@@ -261,7 +262,7 @@ def test_blends_that_still_move_go_on_and_leave_the_others(toy_deblender: Deblen
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     problem, _, start, floor = make(toy_deblender, toy_model, robust=True)
     n_iteration = 4
-    tempers = [moving_blends.temper(i, n_iteration) for i in range(n_iteration)]
+    tempers = [objective.temper(i, n_iteration) for i in range(n_iteration)]
     _, stopped, progress = descent.descend(problem, start, floor, tempers)
     left = progress.left
     limit = float(np.sort(left)[-2:].mean())
@@ -279,7 +280,7 @@ def test_blends_that_still_move_go_on_and_leave_the_others(toy_deblender: Deblen
 
 def test_temper_ends_at_the_objective_itself() -> None:
     for n_iteration in (0, 1, 2, 5, 15, 200):
-        tau = [moving_blends.temper(k, n_iteration) for k in range(n_iteration)]
+        tau = [objective.temper(k, n_iteration) for k in range(n_iteration)]
         assert all(a >= b >= 0 for a, b in itertools.pairwise(tau))
         assert n_iteration < 5 or tau[-1] == 0
 
@@ -334,7 +335,7 @@ def test_both_solvers_agree(toy_deblender: Deblender, toy_model: ToyModel, robus
     """Adam lowers L from the same start, and ends where Gauss-Newton does, give or take its slowness."""
     problem, _, start, floor = make(toy_deblender, toy_model, robust=robust)
     before = objective_at(problem, objective.evaluate(problem, start)).sum()
-    adam = objective_at(problem, descent.adam(problem, start, floor, 60)[1]).sum()
+    adam = objective_at(problem, run_adam(problem, start, floor, 60)[1]).sum()
     newton = objective_at(problem, descent.gauss_newton(problem, start, floor, 15)[1]).sum()
     assert adam < before
     assert newton < before
@@ -371,7 +372,7 @@ def test_secant_meets_the_secant_condition_and_stays_positive() -> None:
     step = rng.standard_normal((6, 5))
     change = (truth @ step[:, :, None])[:, :, 0]
     change[-1] *= -1  # negative curvature: no update
-    updated = curvature.secant(start, step, change)
+    updated = secant(start, step, change)
     np.testing.assert_allclose((updated @ step[:, :, None])[:-1, :, 0], change[:-1], rtol=1e-10)
     np.testing.assert_array_equal(updated[-1], start[-1])
     assert (np.linalg.eigvalsh(updated) > 0).all()

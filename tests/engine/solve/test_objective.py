@@ -14,7 +14,7 @@ from toy_model import N_BAND, ToyModel, add_noise, draw_latent, make_problem, pa
 
 from deblendrt.engine.compute.problem import Problem, State
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import constants, moving_blends, objective
+from deblendrt.engine.solve import constants, further_rounds, objective, prior
 from deblendrt.engine.solve.objective import Likelihood
 
 STEP = 1e-5  # of central differences in float64: truncation 1e-10, rounding 1e-11 of L
@@ -113,7 +113,7 @@ def test_objective_and_gradient(toy_deblender: Deblender, toy_model: ToyModel, r
     rounding = 10 * np.finfo(np.float64).eps * abs(value) / STEP
     assert (np.abs(gradient - expected) < GRADIENT * np.abs(expected).max(0) + rounding).all()
     if missing:  # small beside the data's gradient: by itself, and exactly, where float32 allows
-        _, prior_gradient = objective.prior(problem, latent)
+        _, prior_gradient = prior.prior_terms(problem, latent)
         numeric = np.empty_like(latent)
         for j in range(latent.shape[1]):
             step = STEP * np.eye(latent.shape[1])[j]
@@ -228,7 +228,7 @@ def test_part_of_a_problem_sees_the_rest_as_background(toy_deblender: Deblender,
     blend_scene[problem.blend] = problem.scene
     for blends in ([0], [problem.n_blend - 1], list(range(problem.n_blend))):
         chosen = np.isin(np.arange(problem.n_blend), blends)
-        part, rows = moving_blends.some_blends(problem, latent, chosen)
+        part, rows = further_rounds.some_blends(problem, latent, chosen)
         np.testing.assert_array_equal(rows, np.flatnonzero(chosen[problem.blend]))
         alone = objective.evaluate(part, latent[rows])
         scenes = np.unique(problem.scene[rows])

@@ -21,7 +21,8 @@ from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.bundle import load_bundle
 from deblendrt.engine.solve import conjugate_gradient, objective
 from deblendrt.engine.solve import descent as engine_descent
-from deblendrt.engine.solve.curvature import blocks, inverse, mean_weight, prior_curvature
+from deblendrt.engine.solve.curvature import blocks, inverse, mean_weight
+from deblendrt.engine.solve.prior import prior_curvature
 from perf.gpu import descent_alone
 from perf.gpu.descent_alone import TEMPERS, Start, make_start, repeated
 from perf.gpu.torch_graph import TorchGraph

@@ -55,7 +55,7 @@ def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, la
     further : bool
         Some blends went on.
     """
-    tempers = [temper(i, n_iteration) for i in range(n_iteration)]
+    tempers = [objective.temper(i, n_iteration) for i in range(n_iteration)]
     problem, progress = run(problem, latent, floor, tempers, None, None)
     latent, extent, rows = progress.latent.copy(), problem.extent.copy(), np.arange(len(latent))
     part, damping, curvature = problem, progress.damping[problem.blend], progress.curvature.copy()
@@ -76,17 +76,6 @@ def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, la
         latent[rows], extent[rows] = progress.latent, part.extent
         damping[rows], curvature[rows] = progress.damping[part.blend], progress.curvature
     return dataclasses.replace(problem, extent=extent), latent, part is not problem
-
-
-def temper(iteration: int, n_iteration: int) -> float:
-    """tau of the tempered likelihood: geometric from `constants.FIRST_TEMPER` to `constants.LAST_TEMPER`, then 0.
-
-    From iteration `constants.TEMPERED_SHARE` * n_iteration on it is 0: the last iterations descend the objective.
-    """
-    tempered = int(constants.TEMPERED_SHARE * n_iteration)
-    if iteration >= tempered:
-        return 0.0
-    return constants.FIRST_TEMPER * (constants.LAST_TEMPER / constants.FIRST_TEMPER) ** (iteration / tempered)
 
 
 def some_blends(problem: Problem, latent: DoubleArray, chosen: NDArray[np.bool_]) -> tuple[Problem, NDArray[np.int64]]:

@@ -1,0 +1,113 @@
+r"""The prior of every source: log p, its gradient and its curvature.
+
+    log p(z) = log flow(z)  -  |offset - offset0|^2 / 2 sigma_c^2  -  sum_missing (color - expected)^2 / 2 sigma_b^2
+
+The flow is the prior of a galaxy's shape; the shape of a star has an N(0, 1) prior. offset0 is the centre that the
+caller gave. A band without weight keeps a weak prior on its colour, so that its flux stays finite: the flux is expected
+at the population's mean colour from the mean of the measured bands.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deblendrt.engine.compute import decoding
+from deblendrt.engine.compute.problem import Problem
+from deblendrt.engine.solve import constants
+from deblendrt.engine.solve.curvature import apply_blocks
+from deblendrt.engine.units import DoubleArray
+
+
+def prior_terms(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """Log prior of every source, up to constants, and its gradient by the latent.
+
+    Returns
+    -------
+    log_prior : float64 (n_source,)
+    gradient : float64 (n_source, n_latent)
+    """
+    n_band = problem.n_band
+    log_prior, gradient = decoding.log_prior(problem, latent)
+    offset = (latent[:, n_band : n_band + 2] - problem.offset0) / problem.center_sigma
+    log_prior -= 0.5 * (offset**2).sum(1)
+    gradient[:, n_band : n_band + 2] -= offset / problem.center_sigma
+    color, _ = missing_color(problem, latent)
+    sigma = np.asarray(problem.bundle.color_sigma) + constants.COLOR_SLACK
+    log_prior -= 0.5 * ((color / sigma) ** 2).sum(1)
+    gradient[:, :n_band] -= color / sigma**2
+    n_measured = np.maximum(problem.measured.sum(1, keepdims=True), 1)
+    through = (color / sigma**2).sum(1, keepdims=True) / n_measured  # the expectation moves with the measured bands
+    gradient[:, :n_band] += np.where(problem.measured, through, 0.0)
+    return log_prior, gradient
+
+
+def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """How far the bands without weight are from the colour that the measured bands suggest.
+
+    Returns
+    -------
+    difference : float64 (n_source, n_band)
+        ln flux minus its expectation; 0 in measured bands.
+    expectation : float64 (n_source, n_band)
+        Mean over the measured bands of ln flux minus the population's mean colour, plus the band's mean colour.
+    """
+    log_flux = latent[:, : problem.n_band]
+    color = np.asarray(problem.bundle.mean_color)
+    n = np.maximum(problem.measured.sum(1, keepdims=True), 1)
+    level = np.where(problem.measured, log_flux - color, 0.0).sum(1, keepdims=True) / n
+    expectation = level + color
+    return np.where(problem.measured, 0.0, log_flux - expectation), expectation
+
+
+def prior_curvature(problem: Problem) -> DoubleArray:
+    """Curvature of the prior: the population's mean for the shape, exact for offsets and missing bands.
+
+    Returns
+    -------
+    float64 (n_source, n_latent, n_latent)
+    """
+    n, n_band = problem.measured.shape
+    shape = np.asarray(problem.bundle.prior_curvature)
+    n_latent = n_band + 2 + len(shape)
+    block = np.zeros((n, n_latent, n_latent))
+    block[:, n_band + 2 :, n_band + 2 :] = np.where(problem.star[:, None, None], np.eye(len(shape)), shape)
+    block[:, [n_band, n_band + 1], [n_band, n_band + 1]] = problem.center_sigma**-2
+    band = np.arange(n_band)
+    missing = 1 / (np.asarray(problem.bundle.color_sigma) + constants.COLOR_SLACK) ** 2
+    block[:, band, band] = np.where(problem.measured, constants.FREE_FLUX_CURVATURE, missing)
+    # a missing band follows the mean of the measured ones, see `objective.missing_color`
+    n_measured = np.maximum(problem.measured.sum(1), 1)[:, None]
+    pulled = np.where(problem.measured, 0.0, missing)
+    through = problem.measured / n_measured
+    cross = pulled[:, :, None] * through[:, None, :]
+    block[:, :n_band, :n_band] += (pulled.sum(1)[:, None, None] * through[:, :, None] * through[:, None, :]
+                                   - cross - cross.transpose(0, 2, 1))
+    return block
+
+
+def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> DoubleArray:
+    """BFGS update of the prior's curvature from what its gradient did along a step, tried or taken.
+
+    The population's mean curvature is only a start: the flow is sharper in places, and its dependence on the fluxes
+    couples them to the shapes. With the mean alone the last iterations were slow.
+
+    Parameters
+    ----------
+    curvature : float64 (n_source, n_latent, n_latent)
+        Symmetric, positive definite.
+    step : float64 (n_source, n_latent)
+    change : float64 (n_source, n_latent)
+        Of the gradient of -log p along the step.
+
+    Returns
+    -------
+    float64 (n_source, n_latent, n_latent)
+        Unchanged where the curvature along the step is negative or out of proportion.
+    """
+    expected = apply_blocks(curvature, step)
+    before, after = (step * expected).sum(1), (step * change).sum(1)
+    good = ((after > constants.MIN_SECANT_RATIO * before) & (after < constants.MAX_SECANT_RATIO * before)
+            & (before > constants.MIN_SECANT_CURVATURE))
+    removed = expected[:, :, None] * expected[:, None, :] / np.where(good, before, 1.0)[:, None, None]
+    added = change[:, :, None] * change[:, None, :] / np.where(good, after, 1.0)[:, None, None]
+    return np.where(good[:, None, None], curvature - removed + added, curvature)
