@@ -1,4 +1,4 @@
-"""The job of ``deblendrt run``: files in, catalogue, images and figures out."""
+"""``deblendrt run``: reads an image and a list of sources, and writes the catalogue, images and figures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUN_STAGES = ("read", "load model", "deblend", "write", "plot")
 
 
 def deblend_files(arguments: argparse.Namespace) -> None:
-    """Deblend the image that the command line names; see `deblendrt.engine.adapters.cli.main`."""
+    """Deblend the image that the command line names; `deblendrt.engine.adapters.cli.main` parses the arguments."""
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else print
     plotting = not arguments.no_plot and importlib.util.find_spec("matplotlib") is not None
     targets = [CATALOG, IMAGES, *([STAMPS] if arguments.stamps else []), *([OVERVIEW, SOURCES] if plotting else [])]
@@ -80,7 +80,7 @@ def _claim(out: Path, targets: list[str], overwrite: bool) -> None:
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How to deblend: arguments of `Deblender.deblend_batch`."""
+    """Return the options of `Deblender.deblend_batch` that the command line sets."""
     return {"solver": arguments.solver, "n_iteration": arguments.iterations, "start": arguments.start,
             "robust": not arguments.no_robust, "center_sigma": arguments.center_sigma,
             "aperture_diameter": arguments.aperture, "find_missed": arguments.find_missed,
@@ -88,7 +88,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_inputs(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[str]]:
-    """The image, its list of sources, and what was assumed."""
+    """Return the image, its list of sources, and notes about every assumption."""
     bands = fits_header.parse_bands(arguments.bands) if arguments.bands else None
     image = fits.read_image(arguments.image, bands=bands, bad_bits=arguments.bad_bits)
     notes = list(image.notes)
@@ -134,7 +134,7 @@ def _write(arguments: argparse.Namespace, result: DeblendResult, catalog: Catalo
     table = result.to_table()
     if catalog.ids is not None:
         found = np.full(len(table) - len(catalog.ids), -1).astype(catalog.ids.dtype)
-        table.add_column(np.concatenate([catalog.ids, found]), name="catalog_id", index=1)  # -1: not in the catalogue
+        table.add_column(np.concatenate([catalog.ids, found]), name="catalog_id", index=1)  # -1: found in the image
     if image.wcs is not None:
         sky = np.full((len(table), 2), np.nan)
         sky[result.fitted] = np.column_stack(image.wcs.all_pix2world(*result.position[result.fitted].T, 0))
@@ -160,7 +160,7 @@ def _plot(out: Path, result: DeblendResult, name: str) -> list[str]:
 
 
 def summary_lines(result: DeblendResult, deblending: float, total: float) -> Iterator[str]:
-    """Lines for a person: how many sources, how well, what was flagged, how long."""
+    """Yield the lines of the report: number of sources, quality of the fit, flags, time."""
     flags = np.asarray(result.flags)
     yield (
         f"{len(flags)} sources, {result.fitted.sum()} fitted, bands {''.join(result.bands)}, "
@@ -177,7 +177,7 @@ def summary_lines(result: DeblendResult, deblending: float, total: float) -> Ite
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function to call with the name of each stage as it begins."""
+    """Yield a function that reports the name of each stage as the stage begins."""
     if quiet:
         yield lambda stage: None
     elif sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:

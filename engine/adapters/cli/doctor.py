@@ -1,4 +1,4 @@
-"""What is installed and what it can use: ``deblendrt doctor``."""
+"""``deblendrt doctor``: reports the installed packages, devices and models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from deblendrt.engine.files.installation import n_usable_cpu, package_version
 
 REQUIRED = ("deblendrt", "numpy", "onnxruntime", "astropy")
-# package -> (extra that brings it, what it is for)
+# package -> (extra that installs it, purpose)
 OPTIONAL = {
     "matplotlib": ("plot", "figures"),
     "tqdm": ("plot", "progress bar"),
@@ -26,7 +26,7 @@ OPTIONAL = {
 
 
 def report() -> Iterator[str]:
-    """Lines for a person (or a bug report) to read."""
+    """Yield the lines of the report."""
     yield f"python           {platform.python_version()} ({sys.executable})"
     yield f"machine          {platform.machine()}, {platform.platform(terse=True)}, {n_usable_cpu()} usable CPU cores"
     yield ""
@@ -71,7 +71,7 @@ def _gpus() -> Iterator[str]:
 
 
 def _cuda() -> Iterator[str]:
-    """Whether device="cuda" works, which nvidia-smi does not say."""
+    """Yield whether device="cuda" works. nvidia-smi does not tell this."""
     from deblendrt.cuda.driver import compile as kernel_compiler
     from deblendrt.cuda.driver.cuda_device import open_device
     from deblendrt.cuda.driver.device import DeviceError

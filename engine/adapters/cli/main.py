@@ -1,6 +1,7 @@
 """The command line: ``deblendrt run``, ``merge``, ``alerts``, ``verify``, ``model``, ``build``, ``doctor``, ``flags``.
 
-Exit status: 0 done, 1 a problem with the data, a file or the installation (one line on stderr), 2 a wrong command.
+The exit status is 0 for success, 1 for a problem with the data, a file or the installation (one line on stderr), and 2
+for a wrong command.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ STARTS = ("linear", "encoder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     arguments = parser().parse_args(argv)
     try:
         status: int = arguments.function(arguments)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # `deblendrt flags | head`: nobody reads on; keep Python from saying so at exit
+    except BrokenPipeError:  # `deblendrt flags | head` closes the pipe; Python must not report it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -40,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _problems() -> tuple[type[Exception], ...]:
-    """Errors of the data, a file or the installation, not of the program."""
-    from deblendrt.cuda.driver.device import DeviceError  # here, so that `--help` and `--version` stay instant
+    """Return the classes of errors of the data, a file or the installation; other errors are faults of the program."""
+    from deblendrt.cuda.driver.device import DeviceError  # imported here: `--help` and `--version` must stay instant
 
     return ValueError, OSError, ImportError, MemoryError, NotImplementedError, DeviceError  # BundleError: a ValueError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The argument parser, with all commands."""
+    """Return the argument parser with all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     root = argparse.ArgumentParser(prog="deblendrt", description="Separate overlapping galaxies in survey images.")
@@ -212,7 +213,7 @@ def _capability(text: str) -> tuple[int, int]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.shard is not None:  # imports here, so that `--help` and `--version` stay instant
+    if arguments.shard is not None:
         from deblendrt.engine.adapters.shards import run_shard
 
         arguments.shard = run_shard.parse_shard(arguments.shard)

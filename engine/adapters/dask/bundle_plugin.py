@@ -1,4 +1,4 @@
-"""What brings a bundle to every worker of a dask cluster (extra ``dask``), also to those that join or restart later."""
+"""A dask plugin that sends a bundle to every worker of a cluster, also to workers that join or restart later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deblendrt.engine.adapters.dask.worker_engine import receive
 class BundlePlugin(WorkerPlugin):
     """Writes a bundle to the local folder of each worker before the worker's first task.
 
-    The scheduler keeps it and sends it once to each worker process, whenever that starts.
+    The scheduler keeps the plugin and sends it once to each worker process when the process starts.
 
     Parameters
     ----------
@@ -29,5 +29,5 @@ class BundlePlugin(WorkerPlugin):
         self.name = f"deblendrt-{sha256}"
 
     def setup(self, worker: Worker) -> None:
-        """Called by dask on the worker."""
+        """Write the bundle; dask calls this on the worker."""
         receive(self.contents, worker.local_directory)

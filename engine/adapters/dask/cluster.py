@@ -1,9 +1,9 @@
 """Deblending on a dask cluster (extra ``dask``): scenes in, rows or results out, lazily and in the same order.
 
 Each worker process loads the model once (`deblendrt.engine.adapters.dask.worker_engine`) and deblends a partition's
-scenes together. A scene's bits do not depend on the batch that it is in, so they depend neither on the partitions nor
-on the number of workers, and a task that dask runs again because its worker died gives the same bits. What is bad in an
-input stays with that input (`deblendrt.engine.adapters.input_rows`): it keeps its rows, with the reason.
+scenes together. The bits of a scene's result do not depend on the batch that the scene is in, hence neither on the
+partitions nor on the number of workers. A task that dask repeats because its worker died gives the same bits. A bad
+input does not affect others: it keeps its rows, with the reason (`deblendrt.engine.adapters.input_rows`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FailedInput", "PartitionDeblender", "deblend_dask", "send_model"]
 
-PER_TASK = 32  # images of a list; 8 alert cutouts at a time take the engine 1.6 times as long each
+PER_TASK = 32  # images of a list; with 8 alert cutouts per task, the engine takes 1.6 times as long for each
 RETURNS = ("frame", "table", "result")
-_PER_SCENE_ONLY = ("cutouts", "centers", "mask", "kind")  # options that could not mean the same for all scenes
+_PER_SCENE_ONLY = ("cutouts", "centers", "mask", "kind")  # arguments that belong to a scene and are no options
 
 
 def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: str | Path = "lsst", device: str = "cpu",
@@ -45,46 +45,47 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
     Parameters
     ----------
     scenes : dask Bag, dask DataFrame, or list
-        A Bag's items and a list's elements are scenes: mappings of image and centers and, if there are, variance, mask,
-        psf, kind, background, bands, zero_point and pixel_scale, as `Deblender.deblend_batch` takes them for one scene,
-        and an id. A list's elements may be delayed, or futures. A DataFrame has a scene a row: its columns of those
-        names, or what `fetch` makes of it.
+        The items of a Bag and the elements of a list are scenes: mappings with image and centers, and optionally
+        variance, mask, psf, kind, background, bands, zero_point and pixel_scale, as `Deblender.deblend_batch` takes
+        them for one scene, and id. The elements of a list may be delayed objects or futures. A row of a DataFrame is a
+        scene, with columns of these names or as `fetch` makes it.
     centers : sequence of float (n_source, 2) [pixel], optional
-        The elements of the list are images alone; these are their centres.
+        Centres of the sources, if the elements of the list are images.
     model : str or Path
         Name of a bundled model, or a bundle's folder on this machine, which is sent to the workers once.
     device : str
-        Of each worker process: "cpu", "cuda" (the first GPU that it sees, see CUDA_VISIBLE_DEVICES) or "cuda:N".
+        Device of each worker process: "cpu", "cuda" (the first GPU that the process sees, see CUDA_VISIBLE_DEVICES) or
+        "cuda:N".
     returns : {"frame", "table", "result"}, optional
-        A dask DataFrame with a row a source; an astropy Table, or a DeblendResult, a scene. Default: a DataFrame for a
-        DataFrame, else tables. An input that failed has rows with the reason in `error`, or, in place of its
-        DeblendResult, a `FailedInput`.
+        "frame" gives a dask DataFrame with a row per source, "table" an astropy Table per scene, "result" a
+        DeblendResult per scene. The default is "frame" for a DataFrame and "table" otherwise. A failed input has rows
+        with the reason in `error`, or a `FailedInput` in place of its DeblendResult.
     fetch : callable, optional
-        Gets a partition of the DataFrame, gives one scene for each of its rows, None or an exception where there is
-        none.
+        Function of a partition of the DataFrame. It returns a scene for each row; None or an exception stands for a
+        scene that is missing.
     keep : sequence of str
-        Columns of the DataFrame that each row of the result repeats; its index is kept as it is.
+        Columns of the DataFrame that each row of the result repeats. The index is kept too.
     per_task : int
         Elements of a list that one task deblends. Results do not depend on it.
     resources : mapping of str to float, optional
-        Worker resources that each task takes, such as {"GPU": 1}: it runs only where they are. For lists that become
-        tables or results; of Bags and DataFrames dask forgets it as it fuses their tasks, so that it has to be told
-        when they are computed: ``client.compute(found, resources={"GPU": 1})``.
+        Worker resources that each task takes, such as {"GPU": 1}: the task runs only on workers that have them. This
+        holds for lists that become tables or results. For Bags and DataFrames, dask drops the resources when it fuses
+        tasks; give them when the result is computed: ``client.compute(found, resources={"GPU": 1})``.
     **options
-        Of `Deblender.deblend_batch`, for all scenes that do not say otherwise.
+        Options of `Deblender.deblend_batch`, for all scenes that do not set their own.
 
     Returns
     -------
     dask DataFrame, dask Bag or list of Delayed
-        Lazily. Tables and results: a Bag of them for a Bag or DataFrame, a list of Delayed for a list. Every input has
-        its rows, in the order of the inputs.
+        Not yet computed. Tables and results of a Bag or DataFrame are a Bag, those of a list a list of Delayed. Every
+        input has its rows, in the order of the inputs.
 
     Raises
     ------
     ValueError
-        A mistake in the arguments: raised here, before anything is computed.
+        A mistake in the arguments, raised before anything is computed.
     BundleError
-        The model is not a bundle, or damaged.
+        The model is no bundle, or is damaged.
     ImportError
         dask, or for DataFrames pandas, is not installed.
     """
@@ -133,29 +134,30 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
 
 
 class PartitionDeblender:
-    """Deblends one partition: what runs on a worker, and what LSDB's ``map_partitions`` is given.
+    """Deblends one partition on a worker. LSDB's ``map_partitions`` takes this object.
 
-    Pickles to a few hundred bytes: the model stays behind. `send_model` brings one that does not ship with the package.
+    It pickles to a few hundred bytes, without the model. `send_model` sends a model that does not ship with the package.
 
     Parameters
     ----------
     fetch : callable, optional
-        Gets the partition, gives one scene for each of its rows (see `deblend_dask`).
+        Function of a partition that returns a scene for each row (see `deblend_dask`).
     model, device, keep, **options
         See `deblend_dask`.
     form : {"frame", "table", "result"}
-        What a call returns: one pandas DataFrame, or a list with an item a scene.
+        A call returns one pandas DataFrame, or a list of tables or results with an item per scene.
     first_only : bool
-        Of each scene give the first source alone: the row's object, whose neighbours are in the scene because they
-        overlap it and have rows, and cutouts, of their own. The result then has the partition's rows, one for one.
+        Return only the first source of each scene. The first source is the row's object. Its neighbours are in the
+        scene because they overlap it, and have rows and cutouts of their own. The result then has one row for each row
+        of the partition.
 
     Attributes
     ----------
     meta : pandas.DataFrame
-        Of the result without kept columns; `make_meta` adds them.
+        The empty result without kept columns; `make_meta` adds them.
     """
 
-    __name__ = "deblend"  # of the tasks, on dask's dashboard
+    __name__ = "deblend"  # name of the tasks on dask's dashboard
 
     def __init__(self, fetch: Callable[[pandas.DataFrame], Sequence[Any]] | None = None, *, model: str | Path = "lsst",
                  device: str = "cpu", keep: Sequence[str] = (), form: str = "frame", first_only: bool = False,
@@ -174,11 +176,11 @@ class PartitionDeblender:
         known = inspect.signature(Deblender.deblend_batch).parameters
         if unknown := sorted(set(self.options) - (set(known) - {"self", *_PER_SCENE_ONLY})):
             raise ValueError(f"unknown options {', '.join(unknown)}; a scene's own are {', '.join(SCENE_KEYS)}")
-        blank = np.zeros((len(_names(self.options, bundle)), 5, 5))  # no source: arguments are checked, nothing solved
+        blank = np.zeros((len(_names(self.options, bundle)), 5, 5))  # without sources: arguments are checked, nothing is solved
         Deblender(bundle, OrtRuntime(bundle)).deblend_batch([blank], [np.zeros((0, 2))], **self.options)
 
     def check_columns(self, names: Iterable[str]) -> None:
-        """Raise ValueError where a DataFrame lacks columns that are needed."""
+        """Raise ValueError if a DataFrame lacks a column that is needed."""
         needed = [*self.keep, *(() if self.fetch else ("image", "centers"))]
         if missing := [name for name in needed if name not in list(names)]:
             raise ValueError(f"the DataFrame has no column {', '.join(missing)}" +
@@ -186,16 +188,16 @@ class PartitionDeblender:
 
     @property
     def meta(self) -> pandas.DataFrame:
-        """The empty result of a partition without kept columns."""
+        """Return the empty result of a partition without kept columns."""
         return self.make_meta()
 
     def make_meta(self, of: pandas.DataFrame | None = None) -> pandas.DataFrame:
-        """The empty result of a partition: names and types of its columns, and its index.
+        """Return the empty result of a partition, with the names and types of its columns and its index.
 
         Parameters
         ----------
         of : pandas.DataFrame, optional
-            Meta of the DataFrame that is deblended (`catalog._meta`, `frame._meta`); the kept columns come from it.
+            Meta of the DataFrame that is deblended (`catalog._meta`, `frame._meta`), which gives the kept columns.
 
         Returns
         -------
@@ -206,9 +208,10 @@ class PartitionDeblender:
         return self._frame([], empty, None if of is None else of.iloc[:0], None if of is None else 0)
 
     def __call__(self, part: Any, *_: Any, number: int | None = None) -> Any:
-        """Deblend a partition: a pandas DataFrame, or a sequence of scenes.
+        """Deblend a partition, which is a pandas DataFrame or a sequence of scenes.
 
-        Further positional arguments, such as the pixel that LSDB can add, are not needed. `number` is the partition's.
+        Further positional arguments, such as the pixel that LSDB can add, are ignored. `number` is the partition's
+        number.
         """
         deblender = engine(self.model)
         framed = hasattr(part, "columns")
@@ -222,7 +225,7 @@ class PartitionDeblender:
         return self._frame(outcomes, empty, part if framed else None, number)
 
     def _scenes(self, part: pandas.DataFrame) -> list[Any]:
-        """One scene, or what is in its place, for each row."""
+        """Return a scene for each row; None or an exception stands for a scene that is missing."""
         if self.fetch is None:
             names = [name for name in SCENE_KEYS if name in part.columns]
             return [{name: value for name, value in zip(names, row, strict=True) if not _missing(value)}
@@ -231,7 +234,7 @@ class PartitionDeblender:
             return []
         try:
             scenes = list(self.fetch(part))
-        except Exception as error:  # of the caller's own code: every row says so, none is lost
+        except Exception as error:  # the caller's code failed: every row is kept and tells the reason
             return [ValueError(f"fetch: {type(error).__name__}: {error}")] * len(part)
         if len(scenes) != len(part):
             return [ValueError(f"fetch: expected {len(part)} scenes, one for each row, got {len(scenes)}")] * len(part)
@@ -239,7 +242,7 @@ class PartitionDeblender:
 
     def _frame(self, outcomes: Sequence[Outcome], empty: DeblendResult, part: pandas.DataFrame | None,
                number: int | None) -> pandas.DataFrame:
-        """Rows as a DataFrame, with the kept columns and the index of the rows that they come from."""
+        """Return the rows as a DataFrame, with the kept columns and the index of the partition."""
         try:
             import pandas
         except ImportError as error:
@@ -258,9 +261,9 @@ class PartitionDeblender:
 
 
 def send_model(client: Client, model: str | Path) -> None:
-    """Bring a bundle that does not ship with the package to all workers of a cluster, those that start later too.
+    """Send a bundle that does not ship with the package to all workers of a cluster, also to workers that start later.
 
-    `deblend_dask` does this where a client is active; `PartitionDeblender` likewise.
+    `deblend_dask` and `PartitionDeblender` do this if a client is active.
 
     Parameters
     ----------
@@ -271,9 +274,9 @@ def send_model(client: Client, model: str | Path) -> None:
     Raises
     ------
     BundleError
-        Not a bundle, or damaged.
+        The model is no bundle, or is damaged.
     ValueError
-        An asynchronous client.
+        The client is asynchronous.
     """
     if client.asynchronous:
         raise ValueError("client: expected one that is not asynchronous: what it is told here has to have happened")
@@ -291,11 +294,11 @@ def _active_client() -> Client | None:
     try:
         return default_client()
     except ValueError:
-        return None  # dask's schedulers of this machine find the bundle where it is
+        return None  # the schedulers that dask runs on this machine read the bundle from its folder
 
 
 def _kind(scenes: Any) -> str:
-    """"Bag", "frame" or "list"."""
+    """Return "Bag", "frame" or "list"."""
     module = type(scenes).__module__
     if module.startswith("dask.bag"):
         return "Bag"
@@ -322,7 +325,7 @@ def _names(options: Mapping[str, Any], bundle: Bundle) -> tuple[str, ...]:
 
 
 def _tables(outcomes: Sequence[Outcome], empty: DeblendResult) -> list[Table]:
-    """A table for each input."""
+    """Return a table for each input."""
     from astropy.table import Table
 
     found = columns(outcomes, empty)

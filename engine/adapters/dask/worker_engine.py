@@ -32,14 +32,14 @@ _lock = threading.RLock()
 
 @dataclasses.dataclass(frozen=True)
 class ModelReference:
-    """Which engine a task needs.
+    """The model and the device that a task needs.
 
     Attributes
     ----------
     name : str
-        Of a bundle that ships with the package, or the folder that it has on the caller's machine.
+        Name of a bundle that ships with the package, or the bundle's folder on the caller's machine.
     sha256 : str
-        The bundle's identity: a process that finds another one under that name refuses it.
+        The bundle's identity: a process that finds another bundle under the name refuses it.
     device : str
         "cpu", "cuda" (the first GPU that the process sees) or "cuda:N".
     """
@@ -51,7 +51,7 @@ class ModelReference:
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Folds PSFs with the process's engine of a model: what a result holds where it must travel without its engine."""
+    """Folds PSFs with the process's engine of a model. A result that is sent without its engine holds this object."""
 
     model: ModelReference
 
@@ -61,13 +61,13 @@ class Fold:
 
 
 def find_model(name_or_path: str | Path, device: str = "cpu") -> tuple[ModelReference, Bundle]:
-    """The model that a caller names, checked on the caller's machine.
+    """Check a model on the caller's machine, and return the reference that tasks carry.
 
     Parameters
     ----------
     name_or_path : str or Path
     device : str
-        Of the workers; nothing is opened here.
+        Device of the workers. It is not opened here.
 
     Returns
     -------
@@ -89,24 +89,24 @@ def find_model(name_or_path: str | Path, device: str = "cpu") -> tuple[ModelRefe
 
 
 def ships(bundle: Bundle) -> bool:
-    """Whether a bundle is one of the package's own, which every worker has."""
+    """Return whether a bundle ships with the package, so that every worker has it."""
     return bundle.path.parent == SHIPPED
 
 
 def bundle_contents(bundle: Bundle) -> dict[str, bytes]:
-    """Contents of a bundle's files, by name, their hashes checked."""
+    """Return the contents of a bundle's files by name, after a check of their hashes."""
     return {MANIFEST: (bundle.path / MANIFEST).read_bytes(), **{name: bundle.read(name) for name in bundle.files}}
 
 
 def receive(contents: Mapping[str, bytes], folder: str | Path) -> Path:
-    """Write a bundle that came over the network, and remember where it is.
+    """Write a bundle that came over the network, and remember its folder.
 
     Parameters
     ----------
     contents : mapping of str to bytes
         As from `bundle_contents`.
     folder : str or Path
-        Of the worker; the bundle's own folder is made in it, whole or not at all.
+        The worker's folder. The bundle's folder is made in it, whole or not at all.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def receive(contents: Mapping[str, bytes], folder: str | Path) -> Path:
     Raises
     ------
     BundleError
-        Not a bundle, damaged on its way, or a name that is not a plain file's.
+        The files are no bundle or were damaged on the way, or a name is not that of a plain file.
     """
     sha256 = hashlib.sha256(contents.get(MANIFEST, b"")).hexdigest()
     place = Path(folder) / f"deblendrt-{sha256[:16]}"
@@ -130,7 +130,7 @@ def receive(contents: Mapping[str, bytes], folder: str | Path) -> Path:
                 for name, content in contents.items():
                     (partial / name).write_bytes(content)
                 load_bundle(partial)
-                shutil.rmtree(place, ignore_errors=True)  # what a worker that was killed left half-way
+                shutil.rmtree(place, ignore_errors=True)  # a worker that was killed may have left a part
                 with contextlib.suppress(OSError):  # another process was first
                     partial.rename(place)
             finally:
@@ -140,13 +140,13 @@ def receive(contents: Mapping[str, bytes], folder: str | Path) -> Path:
 
 
 def engine(model: ModelReference, *, any_device: bool = False) -> Deblender:
-    """This process's engine of a model, loaded at the first call.
+    """Return this process's engine of a model; the first call loads it.
 
     Parameters
     ----------
     model : ModelReference
     any_device : bool
-        An engine on another device serves as well; else, if there is none, one on the CPU.
+        Accept a loaded engine on any device; load an engine on the CPU if there is none.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def engine(model: ModelReference, *, any_device: bool = False) -> Deblender:
     Raises
     ------
     BundleError
-        The model is not here, or another one is under its name; the message says what to do.
+        The model is not on this machine, or its name belongs to another model; the message says what to do.
     DeviceError
         No usable GPU.
     """
@@ -172,7 +172,7 @@ def engine(model: ModelReference, *, any_device: bool = False) -> Deblender:
 
 
 def _locate(model: ModelReference) -> Path:
-    """Folder of a model on this machine."""
+    """Return the folder of a model on this machine."""
     if model.sha256 in _received:
         return _received[model.sha256]
     try:

@@ -1,1 +1,1 @@
-"""Long lists of inputs, divided among processes."""
+"""Runs over long lists of inputs, divided among processes."""

@@ -1,13 +1,13 @@
-"""Marks of what a shard has begun, so that an input that ends its process does not stop the rest for ever.
+"""Marks of the work in progress, so that an input that crashes its process cannot stop a shard for ever.
 
-    OUT/in_progress/000012       how many processes have begun unit 12 and have not been heard of since
-    OUT/in_progress/000012.005   the same of its input 5, at work alone
+    OUT/in_progress/000012       number of processes that began unit 12 and did not end it
+    OUT/in_progress/000012.005   the same for input 5 of the unit, deblended alone
 
-A mark is written before the work and removed after it: what is left counts processes that ended without a word: out of
-memory, crashed or killed. A unit that was begun before is done input by input, to learn which it is. A process that can
-still speak takes its mark back: it failed with an exception, or was told to stop (SIGTERM, Ctrl-C). Not with
-MemoryError, which would come back at every start, as the kernel's killer does. Nobody knows whether a mark's process
-lives: several that do one unit by mistake count as well.
+A mark is written before the work and removed after it. A mark that is left therefore counts processes that ran out of
+memory, crashed or were killed. A unit with such a mark is deblended input by input, which finds the input at fault. A
+process that fails with an exception, or is told to stop (SIGTERM, Ctrl-C), removes its own count. MemoryError is the
+exception to this rule: it would come back at every start, as the kernel's out-of-memory killer does. A mark does not
+tell whether its process is still alive: processes that do the same unit by mistake are counted too.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from typing import Any
 from deblendrt.engine.files import output
 
 CRASH_MARKS = "in_progress"  # folder of the marks
-MAX_KILLS = 2  # one may be anybody's kill -9
+MAX_KILLS = 2  # a single kill may have been sent by anybody
 _STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def mark(out: Path, number: int) -> Path:
-    """Where the mark of a unit is."""
+    """Return the path of a unit's mark."""
     return out / CRASH_MARKS / f"{number:06d}"
 
 
 def mark_of_input(mark: Path, k: int) -> Path:
-    """Where the mark of a unit's k-th input is."""
+    """Return the path of the mark of a unit's k-th input."""
     return mark.with_name(f"{mark.name}.{k:03d}")
 
 
 def marks(out: Path) -> list[tuple[int, Path]]:
-    """All marks, with the numbers of their units."""
+    """Return the unit's number and the path of every mark."""
     return [(int(path.name.partition(".")[0]), path) for path in sorted((out / CRASH_MARKS).glob("[0-9]*"))]
 
 
 def n_kill(path: Path) -> int:
-    """How many processes have not been heard of, says a mark."""
+    """Return the number of processes that a mark counts."""
     try:
         return int(path.read_text())
     except FileNotFoundError:
         return 0
-    except ValueError:  # of a machine that died before the content was on the disk
+    except ValueError:  # the machine died before the content was on the disk
         return 1
 
 
 @contextlib.contextmanager
 def at_work(path: Path, *, part: bool = False) -> Iterator[None]:
-    """Work that has its mark for as long as it is neither done nor given back.
+    """Count this process in a mark while the body of the ``with`` statement runs.
 
     Parameters
     ----------
     path : Path
         The mark.
     part : bool
-        More is to come: the mark is put back to what it said before.
+        The body is a part of the unit's work: at its end the mark gets its earlier count back and is not removed.
     """
     before = n_kill(path)
 
@@ -87,14 +87,14 @@ def at_work(path: Path, *, part: bool = False) -> Iterator[None]:
 
 
 def crash_reason(n: int, n_input: int) -> str:
-    """What is known of inputs that were given up.
+    """Return the error text of inputs that are not tried again.
 
     Parameters
     ----------
     n : int
-        How often their process ended.
+        Number of processes that ended.
     n_input : int
-        How many were at work together.
+        Number of inputs that were deblended together.
     """
     times = "twice" if n == 2 else f"{n} times"
     why = "out of memory, a crash, or a kill from outside"
@@ -111,13 +111,13 @@ def _write(path: Path, count: int) -> None:
 
 @contextlib.contextmanager
 def _before_a_stop(do: Callable[[], None]) -> Iterator[None]:
-    """Do something before a signal that asks to stop does what it would have done; one that is ignored stays so."""
+    """Call a function before a signal stops the process. Signals that the process ignores or handles are left alone."""
     def stop(number: int, _: Any) -> None:
         do()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    main = threading.current_thread() is threading.main_thread()  # no other may ask for signals
+    main = threading.current_thread() is threading.main_thread()  # only it may handle signals
     caught = [number for number in _STOPS if main and signal.getsignal(number) is signal.SIG_DFL]
     for number in caught:
         signal.signal(number, stop)

@@ -1,8 +1,9 @@
-"""``deblendrt merge``: the results of all shards as one catalogue, if every input is there, once.
+"""``deblendrt merge``: the results of all shards as one catalogue, in which every input occurs once.
 
-A unit may be in several manifests: of a run with another N, or of one that did failed inputs again. Their hashes differ
-where its results did, and the last process that wrote the file has told its hash: so the file has to be what one of the
-manifests says, whichever. One that was damaged, or written by a process that has not finished, is refused.
+A unit may be in several manifests: after a run with another N, or after failed inputs were tried again. The manifests
+then hold different hashes if the results differ. The file must have the hash of any of them, because the process that
+wrote the file last also wrote a manifest. A file that was damaged, or written by a process that has not finished, is
+refused.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from deblendrt.engine.files import output
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """What was merged.
+    """Summary of a merge.
 
     Attributes
     ----------
@@ -51,7 +52,7 @@ def merge(folder: str | Path, target: str | Path, *, partial: bool = False, over
         ``.parquet`` (needs the extra ``parquet``; written unit by unit, the inputs beside it in
         ``<name>.inputs.parquet``), else FITS with the tables CATALOG and INPUTS, which are held in memory.
     partial : bool
-        Take what there is.
+        Merge the units that are there.
     overwrite : bool
 
     Returns
@@ -61,7 +62,7 @@ def merge(folder: str | Path, target: str | Path, *, partial: bool = False, over
     Raises
     ------
     ValueError
-        Units are missing, damaged, of another run, or not as any manifest says.
+        Units are missing, damaged or of another run, or differ from every manifest.
     FileExistsError
         The target exists.
     """
@@ -88,7 +89,7 @@ def merge(folder: str | Path, target: str | Path, *, partial: bool = False, over
 
 
 def _units(folder: Path, run: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """All units that some manifest knows, by number; ``sha256`` is the set of what they say."""
+    """Return the units of all manifests by number; ``sha256`` is the set of hashes that the manifests give."""
     units: dict[int, dict[str, Any]] = {}
     for path in sorted((folder / SHARDS).glob("*.json")):
         manifest = _json(path)
@@ -113,13 +114,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _tables(folder: Path, units: list[dict[str, Any]], counts: Any) -> Iterator[tuple[Table, Table]]:
-    """Rows and inputs of each unit, checked; counts inputs, rows and failed inputs."""
+    """Yield the checked rows and inputs of each unit, and add its inputs, rows and failed inputs to the counts."""
     for unit in units:
         path = folder / unit["file"]
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() not in unit["sha256"]:
             raise ValueError(f"{path}: changed since its shard was done: run the shard again")
-        with fits.open(io.BytesIO(content)) as hdus:  # what was checked: a shard may be at work
+        with fits.open(io.BytesIO(content)) as hdus:  # the checked bytes: a shard may write to the file now
             catalog, inputs = Table(hdus["CATALOG"].data), Table(hdus["INPUTS"].data)
         counts += [len(inputs), len(catalog), int((np.asarray(inputs["error"]) != "").sum())]
         yield catalog, inputs
@@ -159,12 +160,12 @@ def _write_parquet(target: Path, parts: Iterator[tuple[Table, Table]]) -> None:
 
 
 def _beside(target: Path) -> Path:
-    """Where a catalogue in Parquet has its inputs."""
+    """Return the path of the inputs that belong to a catalogue in Parquet."""
     return target.with_name(f"{target.stem}.inputs.parquet")
 
 
 def _plain(column: Any) -> Any:
-    """A column in this machine's order of bytes, text as str."""
+    """Return a column in the machine's byte order; text becomes str."""
     values = np.asarray(column)
     if values.dtype.kind in "SU":
         return [str(value) for value in np.char.strip(values.astype(str))]

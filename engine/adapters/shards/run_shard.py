@@ -1,14 +1,15 @@
-"""``deblendrt run --shard i/N``: a long list of inputs, divided among processes that know nothing of each other.
+"""``deblendrt run --shard i/N``: a long list of inputs, divided among processes that do not talk to each other.
 
-    OUT/run.json              what is run: inputs, model, settings, and their fingerprint
+    OUT/run.json              the run: inputs, model, settings, and their fingerprint
     OUT/units/000/000012.fits results of one unit: an image, or some hundred rows of a catalogue of cutouts
-    OUT/in_progress/000012    mark of a unit at work, or of one that ended its process: see `crash_marks`
-    OUT/shards/3-of-8.json    manifest of a shard, written last: its units and their hashes; the mark that it is done
+    OUT/in_progress/000012    mark of a unit in progress, or of a unit that ended its process: see `crash_marks`
+    OUT/shards/3-of-8.json    manifest of a finished shard: its units and their hashes
 
-Unit k is shard k mod N's. A file of results appears whole or not at all, its bits depend on nothing but its inputs, and
-one that is there is not computed again: a shard that was killed is started again as it was, with another N if wanted,
-and two that do the same by mistake write the same bytes. No locks, so any shared file system will do. An input that
-fails has its rows, with the reason in the column ``error``. `merge` sees to it that every input is there once.
+Shard k mod N does unit k. A file of results appears whole or not at all, and its bits depend only on its inputs. A file
+that is there is not computed again: a killed shard is started again with the same command, or with another N. Two
+processes that do the same unit by mistake write the same bytes. There are no locks, so any shared file system serves.
+An input that fails keeps its rows, with the reason in the column ``error``. `merge` checks that every input is there
+once.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from deblendrt.engine.files import output
 from deblendrt.engine.files.cutouts import CutoutCatalog
 from deblendrt.engine.files.installation import package_version
 
-UNIT_ROWS = 256  # cutouts a unit: some ten seconds' work, which is what a kill may cost
+UNIT_ROWS = 256  # cutouts per unit: a kill then loses some ten seconds of work
 SHARD_REVISION = 1
 RUN_FILE, SHARDS = "run.json", "shards"
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``i/N``, i from 0 to N - 1."""
+    """Return i and N of a text ``i/N``; i is 0 to N - 1."""
     first, _, second = text.partition("/")
     if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
         raise ValueError(f"--shard: expected i/N with i from 0 to N - 1, got {text}")
@@ -50,12 +51,12 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def list_inputs(given: list[Path]) -> list[Path]:
-    """Files of the command line: lists (``.txt``, ``.lst``) and folders are replaced by what they hold.
+    """Return the files that the command line names. Lists (``.txt``, ``.lst``) and folders are replaced by their files.
 
     Raises
     ------
     ValueError
-        There is none, or one is named twice.
+        There is no file, or a file is named twice.
     """
     found: list[Path] = []
     for path in given:
@@ -74,13 +75,13 @@ def list_inputs(given: list[Path]) -> list[Path]:
 
 
 def split_into_units(paths: list[Path], cutouts: bool) -> list[Unit]:
-    """All units, the same whoever asks.
+    """Divide the inputs of a run into units. All shards get the same units.
 
     Parameters
     ----------
     paths : list of Path
     cutouts : bool
-        FITS files are catalogues of cutouts too, as Parquet files always are.
+        FITS files are catalogues of cutouts, not images. Parquet files always are.
     """
     units: list[Unit] = []
     start = 0
@@ -98,7 +99,7 @@ def split_into_units(paths: list[Path], cutouts: bool) -> list[Unit]:
 
 
 def run_shard(arguments: argparse.Namespace) -> None:
-    """Do one shard's units that are not done yet; arguments as `deblendrt.engine.adapters.cli.main` parses them."""
+    """Compute the units of a shard that are not there yet; `deblendrt.engine.adapters.cli.main` parses the arguments."""
     number, n_shard = arguments.shard
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else _log
     if arguments.overwrite:
@@ -136,7 +137,7 @@ def run_shard(arguments: argparse.Namespace) -> None:
 
 def _do(deblender: Deblender, unit: Unit, arguments: argparse.Namespace, options: dict[str, Any], fingerprint: str,
         max_kills: int) -> Table:
-    """Do a unit and write its results; after a kill, its inputs one by one. Returns the table of its inputs."""
+    """Deblend a unit, write its results and return the table of its inputs. After a kill, inputs are done singly."""
     def write(outcomes: list[Outcome], extra: Any = None) -> Table:
         catalog, table = unit_tables(unit, outcomes, deblender.deblend_batch([], []), extra)
         write_unit(unit.file(arguments.out), fingerprint, unit, catalog, table)
@@ -144,7 +145,7 @@ def _do(deblender: Deblender, unit: Unit, arguments: argparse.Namespace, options
 
     n, mark = unit.stop - unit.start, crash_marks.mark(arguments.out, unit.number)
     n_kill = crash_marks.n_kill(mark)
-    if n_kill >= max_kills:  # not even read; the mark stays, or the shard's next start would try it again
+    if n_kill >= max_kills:  # the input is not even read; the mark stays, else the shard's next start would try again
         return write([failed(None, ValueError(crash_marks.crash_reason(n_kill, n)))] * n)
     if n == 1 or not n_kill:
         with crash_marks.at_work(mark):
@@ -160,7 +161,8 @@ def _do(deblender: Deblender, unit: Unit, arguments: argparse.Namespace, options
 
 def _one_by_one(deblender: Deblender, inputs: list[Any], options: dict[str, Any], mark: Path,
                 max_kills: int) -> list[Outcome]:
-    """`deblend_inputs` with a mark for each, to learn which kills: the same bits, for they depend on no neighbour."""
+    """Deblend inputs singly, each with a mark of its own, to find the input that kills. The results are the same bits:
+    they do not depend on the other inputs."""
     outcomes: list[Outcome] = []
     for k, given in enumerate(inputs):
         own = crash_marks.mark_of_input(mark, k)
@@ -174,12 +176,12 @@ def _one_by_one(deblender: Deblender, inputs: list[Any], options: dict[str, Any]
 
 
 def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
-    """A unit's inputs; what cannot be read is an exception in its place."""
+    """Yield a unit's inputs. An exception stands for an input that cannot be read."""
     if unit.row is not None:
         told = {name: value for name in ("bands", "zero_point", "pixel_scale", "kind")
                 if (value := getattr(arguments, name)) is not None}
         for scene in CutoutCatalog(unit.path).rows(unit.row, unit.row + unit.stop - unit.start):
-            yield scene if isinstance(scene, ValueError) else told | scene  # what a row says goes before
+            yield scene if isinstance(scene, ValueError) else told | scene  # the row's own values win
         return
     one = copy.copy(arguments)
     one.image = unit.path
@@ -189,7 +191,7 @@ def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
         image, catalog, _ = deblend_files.read_inputs(one)
     except NOT_THE_INPUT:
         raise
-    except Exception as error:  # of astropy, for a file of any kind
+    except Exception as error:  # astropy raises any class for a damaged file
         yield error
         return
     kind = arguments.kind or catalog.kinds
@@ -200,7 +202,7 @@ def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
 
 def _describe(arguments: argparse.Namespace, options: dict[str, Any], paths: list[Path], units: list[Unit],
               deblender: Deblender) -> dict[str, Any]:
-    """What results depend on, and its fingerprint."""
+    """Return everything that the results depend on, and its fingerprint."""
     told = {name: str(value) for name in ("catalog", "one_based", "detect", "threshold", "kind", "bands", "zero_point",
                                           "pixel_scale", "psf", "bad_bits")
             if (value := getattr(arguments, name)) is not None}
@@ -217,7 +219,7 @@ def _describe(arguments: argparse.Namespace, options: dict[str, Any], paths: lis
 
 
 def _claim(out: Path, run: dict[str, Any]) -> None:
-    """Write what is run, or see that the folder holds the same."""
+    """Write the description of the run, or check that the folder holds the same run."""
     for folder in (out / UNITS, out / SHARDS):
         folder.mkdir(parents=True, exist_ok=True)
     path = out / RUN_FILE
@@ -235,7 +237,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _finish(out: Path, run: dict[str, Any], number: int, n_shard: int, mine: list[Unit]) -> None:
-    """Write a shard's manifest; only now may a unit that was given up be tried again, with --retry-failed."""
+    """Write a shard's manifest and remove its marks, so that --retry-failed may try units again."""
     units = [{"unit": unit.number, "file": str(unit.file(out).relative_to(out)), "start": unit.start, "stop": unit.stop,
               "sha256": _sha256(unit.file(out))} for unit in mine]
     _write_json(out / SHARDS / f"{number}-of-{n_shard}.json",
@@ -245,7 +247,7 @@ def _finish(out: Path, run: dict[str, Any], number: int, n_shard: int, mine: lis
     for k, mark in crash_marks.marks(out):
         if k in numbers:
             mark.unlink(missing_ok=True)
-    output.remove_stale(out, RUN_FILE)  # what else is there is not of the shards
+    output.remove_stale(out, RUN_FILE)
     for folder in {out / SHARDS, out / crash_marks.CRASH_MARKS, *(unit.file(out).parent for unit in mine)}:
         output.remove_stale(folder)
 

@@ -1,4 +1,4 @@
-"""A unit of a shard's work: what is computed and written at once, and the file of its results."""
+"""Units of a shard's work, and the files of their results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIGEST = "DIGEST"  # card of a unit's primary header
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What is computed and written at once.
+    """Inputs that are deblended together and written to one file.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class Unit:
     path : Path
         An image, or a catalogue of cutouts.
     start, stop : int
-        Numbers of the inputs among all, the latter one past the last.
+        The unit holds the inputs with the numbers start to stop - 1 of the whole run.
     row : int or None
-        The first input's row in the catalogue; None: an image.
+        Row of the first input in the catalogue of cutouts; None for an image.
     """
 
     number: int
@@ -43,30 +43,30 @@ class Unit:
     row: int | None = None
 
     def file(self, out: Path) -> Path:
-        """Where its results are."""
+        """Return the path of the unit's results."""
         return out / UNITS / f"{self.number // 1000:03d}" / f"{self.number:06d}.fits"
 
 
 def unit_tables(unit: Unit, outcomes: list[Outcome], empty: DeblendResult,
            extra: tuple[Any, Any] | None = None) -> tuple[Table, Table]:
-    """What became of a unit.
+    """Return the tables of a unit's results.
 
     Parameters
     ----------
     unit : Unit
     outcomes : list of Outcome
-        Of its inputs.
+        One per input of the unit.
     empty : DeblendResult
-        Of no scene.
+        A result without scenes, which gives the columns.
     extra : tuple, optional
-        Of an image that could be read: the ids of its catalogue and its WCS, each may be None.
+        For an image that could be read: the identifiers of its catalogue and its WCS. Each may be None.
 
     Returns
     -------
     catalog : Table
-        A row a source, and one for an input that has none.
+        A row per source, and one row for an input without sources.
     inputs : Table
-        A row an input.
+        A row per input.
     """
     found = columns(outcomes, empty)
     number = found.pop("scene")
@@ -83,7 +83,7 @@ def unit_tables(unit: Unit, outcomes: list[Outcome], empty: DeblendResult,
 
 
 def _add_catalog(catalog: Table, outcome: Outcome, extra: tuple[Any, Any] | None) -> None:
-    """What an image's own list and WCS know of its sources."""
+    """Add the identifiers of an image's catalogue and the sky positions to the rows of its sources."""
     n = len(catalog)
     sky, ids = np.full((n, 2), np.nan), np.full(n, "", object)
     if extra is not None and outcome.result is not None:
@@ -98,7 +98,7 @@ def _add_catalog(catalog: Table, outcome: Outcome, extra: tuple[Any, Any] | None
 
 
 def _texts(values: Any) -> Any:
-    """Columns of objects as text; FITS holds ASCII."""
+    """Return columns of objects as ASCII text, which FITS requires."""
     if np.asarray(values).dtype.kind != "O":
         return values
     plain = [str(value).encode("ascii", "replace").decode()[:500] for value in values]
@@ -106,14 +106,14 @@ def _texts(values: Any) -> Any:
 
 
 def read_unit(file: Path, fingerprint: str, unit: Unit) -> Table | None:
-    """The table of inputs of a unit's results; None where they are not there, or damaged."""
+    """Return the table of inputs from the file of a unit's results; None if the file is missing or damaged."""
     try:
         content = file.read_bytes()
         with fits.open(io.BytesIO(content)) as hdus:
             whole = hdus[0].header.get(DIGEST) == _digest(content)
             header, inputs = hdus["INPUTS"].header, Table(hdus["INPUTS"].data)
             n_row = len(hdus["CATALOG"].data)
-    except Exception:  # not there, or whatever a damaged file makes astropy say: the unit is done again
+    except Exception:  # astropy raises any class for a damaged file; the unit is computed again
         return None
     good = (whole and header.get("RUN") == fingerprint[:32] and header.get("UNIT") == unit.number
             and np.array_equal(inputs["input"], np.arange(unit.start, unit.stop))
@@ -122,7 +122,7 @@ def read_unit(file: Path, fingerprint: str, unit: Unit) -> Table | None:
 
 
 def write_unit(file: Path, fingerprint: str, unit: Unit, catalog: Table, inputs: Table) -> None:
-    """Write a unit's results; the file appears whole or not at all, and is on the disk when it does."""
+    """Write a unit's results. The file appears whole or not at all, and only after its data are on the disk."""
     header = fits.Header([("RUN", fingerprint[:32], "of run.json"), ("UNIT", unit.number, "number of the unit")])
     hdus = [fits.PrimaryHDU(), *(fits.BinTableHDU(table.as_array(), header, name=name)
                                  for name, table in (("CATALOG", catalog), ("INPUTS", inputs)))]
@@ -133,9 +133,9 @@ def write_unit(file: Path, fingerprint: str, unit: Unit, catalog: Table, inputs:
     with output.in_place_of(file) as partial, open(partial, "wb") as opened:
         fits.HDUList(hdus).writeto(opened)
         opened.flush()
-        os.fsync(opened.fileno())  # before it gets its name: a machine that dies must not leave a name without data
+        os.fsync(opened.fileno())  # before the file gets its name: a crash must not leave a name without data
 
 
 def _digest(content: bytes) -> str:
-    """Of all that follows the primary header: a shard's new manifest must not vouch for a file that is damaged."""
+    """Return the SHA-256 of everything after the primary header, so that damage is found before a file is reused."""
     return hashlib.sha256(content[output.FITS_BLOCK:]).hexdigest()
