@@ -1,17 +1,16 @@
-r"""A deblender of the Blending ToolKit (BTK), so that its metrics judge this engine as they judge the others.
+r"""A deblender for the Blending ToolKit (BTK), so that BTK's metrics can compare this engine with other deblenders.
 
     from deblendrt.engine.adapters.btk import DeblendRt
     deblend_batch = DeblendRt(max_n_sources=10)(blend_batch)
 
-BTK's pixels are electrons of a filter's full exposure, the sky subtracted. A filter's zero point is the magnitude of
-one electron a second, so that one electron is, in AB magnitudes,
+BTK's pixels are electrons of a filter's full exposure, with the sky subtracted. A filter's zero point is the magnitude
+of one electron per second. The AB magnitude of one electron is therefore
 
     zero_point = zeropoint + 2.5 log10(full_exposure_time / 1 s)
 
-and the noise is that of the sky, whose mean level in electrons is its variance, and of the galaxies' own photons. The
-latter is taken from the model of a first solution and the scene is solved once more: noise taken from noisy pixels
-would bias fluxes. BTK itself is imported when `DeblendRt` is first asked for; it needs NumPy below 2.4, see
-docs/embedding/btk.md.
+The noise has two parts. The variance of the sky is its mean level in electrons. The photon noise of the galaxies is
+computed from the model of a first solution, and the scene is then solved again: noise computed from the noisy pixels
+would bias fluxes. BTK is imported when `DeblendRt` is first used. It needs NumPy below 2.4, see docs/embedding/btk.md.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ if TYPE_CHECKING:
     from deblendrt.engine.deblender import Deblender
     from deblendrt.engine.result.result import DeblendResult
 
-BTK_PSF_SIZE = 101  # pixel: a Kolmogorov PSF has 0.6% of its light outside 41, and fluxes are total fluxes
+BTK_PSF_SIZE = 101  # pixel: fluxes are total fluxes, and a Kolmogorov PSF has 0.6% of its light outside 41 pixels
 BTK_INSTALL = 'BTK is not there: pip install blending_toolkit "numpy<2.4", in an environment of its own'
 
 
 def zero_points(survey: Any, bands: Sequence[str]) -> NDArray[np.float64]:
-    """AB magnitudes of one electron of a survey's full exposures.
+    """Return the AB magnitude of one electron in a survey's full exposures.
 
     Parameters
     ----------
@@ -49,17 +48,16 @@ def zero_points(survey: Any, bands: Sequence[str]) -> NDArray[np.float64]:
 
 
 def sky_variance(survey: Any, bands: Sequence[str]) -> NDArray[np.float64]:
-    """Variance of the sky in a pixel, float64 (n_band,) [electron^2]: BTK's mean sky level."""
+    """Return the variance of the sky in a pixel, float64 (n_band,) [electron^2]: BTK's mean sky level."""
     from surveycodex.utilities import mean_sky_level
 
     return np.array([mean_sky_level(survey, survey.get_filter(band)).to_value("electron") for band in bands])
 
 
 def draw_psfs(psfs: Sequence[Any], pixel_scale: float, size: int = BTK_PSF_SIZE) -> NDArray[np.float64]:
-    """Effective PSF images of a batch.
+    """Draw the effective PSF images of a batch, with the survey's pixels and their response.
 
-    `BlendBatch.get_numpy_psf` leaves the scale to GalSim, which takes another than the survey's; these have the
-    survey's pixels, and the pixel's response in them.
+    `BlendBatch.get_numpy_psf` leaves the pixel scale to GalSim, whose choice is not the survey's.
 
     Parameters
     ----------
@@ -76,7 +74,7 @@ def draw_psfs(psfs: Sequence[Any], pixel_scale: float, size: int = BTK_PSF_SIZE)
     Raises
     ------
     ValueError
-        A PSF is an image, as in a batch that BTK read from a file: its pixels' size is lost.
+        A PSF is an image, as in a batch that BTK read from a file. The size of its pixels is lost.
     """
     if any(not hasattr(psf, "drawImage") for psf in psfs):
         raise ValueError("blend_batch: expected PSFs as galsim objects, got images, whose pixel scale a batch read from"
@@ -85,9 +83,9 @@ def draw_psfs(psfs: Sequence[Any], pixel_scale: float, size: int = BTK_PSF_SIZE)
 
 
 def centers_of(catalog: Any, wcs: Any) -> NDArray[np.float64]:
-    """Positions in a catalogue of BTK, float64 (n_source, 2) [pixel]: (x, y), 0-based.
+    """Return the positions in a catalogue of BTK, float64 (n_source, 2) [pixel]: (x, y), 0-based.
 
-    From the columns ``x_peak`` and ``y_peak``, or else ``ra`` and ``dec`` [arcsec].
+    They come from the columns ``x_peak`` and ``y_peak``, or else from ``ra`` and ``dec`` [arcsec].
     """
     if "x_peak" in catalog.colnames and "y_peak" in catalog.colnames:
         x, y = catalog["x_peak"], catalog["y_peak"]
@@ -99,11 +97,11 @@ def centers_of(catalog: Any, wcs: Any) -> NDArray[np.float64]:
 
 
 def _build() -> type:
-    """The class `DeblendRt`, whose base class is BTK's."""
+    """Return the class `DeblendRt`, whose base class is BTK's."""
     try:
         from btk.blend_batch import DeblendBatch, DeblendExample
         from btk.deblend import Deblender as BtkDeblender
-    except (ImportError, AttributeError) as error:  # Astropy 6, which BTK pins, fails so with NumPy 2.4
+    except (ImportError, AttributeError) as error:  # Astropy 6, which BTK pins, raises AttributeError with NumPy 2.4
         raise ImportError(f"{BTK_INSTALL} ({error})") from error
 
     class DeblendRt(BtkDeblender):
@@ -112,16 +110,16 @@ def _build() -> type:
         Parameters
         ----------
         max_n_sources : int
-            Sources that the arrays have room for, as BTK wants to know; more in a scene raise.
+            Number of sources that BTK's arrays hold; a scene with more raises.
         model : str or Deblender
-            Name of a bundled model, a bundle's folder, or a loaded one. Its bands must include the survey's.
+            Name of a bundled model, a bundle's folder, or a loaded deblender. Its bands must include the survey's.
         detect : bool
-            Find the sources (`deblendrt.engine.files.detection`, extra ``detect``) where no catalogue is given; by
-            default the positions are those of the truth catalogue, as BTK's Scarlet has them.
+            Find the sources (`deblendrt.engine.files.detection`, extra ``detect``) if no catalogue is given. By
+            default the positions come from the truth catalogue, as in BTK's Scarlet.
         photon_noise : bool
-            The images hold the noise of the galaxies' photons (``add_noise="all"``); takes two solutions.
+            The images hold the photon noise of the galaxies (``add_noise="all"``). This takes two solutions.
         **options
-            For `Deblender.deblend_batch`.
+            Options of `Deblender.deblend_batch`.
         """
 
         def __init__(self, max_n_sources: int, model: str | Deblender = "lsst", *, detect: bool = False,
@@ -137,11 +135,11 @@ def _build() -> type:
             self.options = options
 
         def deblend(self, ii: int, blend_batch: Any, reference_catalogs: Any = None) -> Any:
-            """One scene, see `batch_call`; returns a ``DeblendExample``."""
+            """Deblend a scene, see `batch_call`, and return a ``DeblendExample``."""
             return self._solve([ii], blend_batch, reference_catalogs)[0]
 
         def batch_call(self, blend_batch: Any, njobs: int = 1, reference_catalogs: Any = None, **kwargs: Any) -> Any:
-            """All scenes of a batch in one call of the engine: the same bits as one by one.
+            """Deblend all scenes of a batch in one call of the engine. The results have the bits of single calls.
 
             Parameters
             ----------
@@ -149,7 +147,7 @@ def _build() -> type:
             njobs : int
                 Threads.
             reference_catalogs : list of Table, optional
-                Positions, a table per scene; default: the truth's, or what is detected.
+                Positions, a table per scene; default: the truth catalogue's, or the detected sources.
 
             Returns
             -------
@@ -182,7 +180,7 @@ def _build() -> type:
                     raise ValueError(f"max_n_sources: expected at least {len(positions)}, the sources of scene {k}, "
                                      f"got {self.max_n_sources}")
             points = zero_points(survey, bands)
-            electrons = 10 ** ((points - AB_ZERO_POINT) / 2.5)  # of one nJy
+            electrons = 10 ** ((points - AB_ZERO_POINT) / 2.5)  # electrons per nJy
             arguments = {"bands": bands, "psf": draw_psfs(batch.psf, scale), "zero_point": points,
                          "pixel_scale": scale, "n_threads": n_threads, **self.options}
             variance = [np.broadcast_to(sky[:, None, None], image.shape) for image in images]
@@ -209,18 +207,18 @@ def _build() -> type:
                     images[j, :, y0:y1, x0:x1] = stamp[own, y0 - y:y1 - y, x0 - x:x1 - x] * electrons[:, None, None]
             catalog = Table()
             ra, dec = batch.wcs.pixel_to_world_values(position[:, 0], position[:, 1])
-            catalog["ra"] = ((np.asarray(ra) + 180) % 360 - 180) * 3600  # arcsec around the centre, as the truth's
+            catalog["ra"] = ((np.asarray(ra) + 180) % 360 - 180) * 3600  # arcsec from the centre, as in the truth catalogue
             catalog["dec"] = np.asarray(dec) * 3600
             catalog["x_peak"], catalog["y_peak"] = position[:, 0], position[:, 1]
             catalog["flags"] = result.flags[rows]
             for b, band in enumerate(bands):  # electrons
                 catalog[f"flux_{band}"] = result.flux[rows, own[b]] * electrons[b]
                 catalog[f"flux_err_{band}"] = result.flux_err[rows, own[b]] * electrons[b]
-            # BTK's metrics refuse negative pixels; what the models have of them is far below the noise
+            # BTK's metrics refuse negative pixels; the models' negative pixels are far below the noise.
             return DeblendExample(self.max_n_sources, catalog, len(bands), size, None, images.clip(0),
                                   {"n_fitted": int(fitted.sum())})
 
-    DeblendRt.__module__, DeblendRt.__qualname__ = __name__, "DeblendRt"  # BTK's worker processes look it up here
+    DeblendRt.__module__, DeblendRt.__qualname__ = __name__, "DeblendRt"  # BTK's worker processes look the class up here
     return DeblendRt
 
 

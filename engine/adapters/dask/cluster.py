@@ -136,7 +136,7 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
 class PartitionDeblender:
     """Deblends one partition on a worker. LSDB's ``map_partitions`` takes this object.
 
-    It pickles to a few hundred bytes, without the model. `send_model` sends a model that does not ship with the package.
+    It pickles to a few hundred bytes: the model is not included. `send_model` sends a model that is not shipped.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ class PartitionDeblender:
         known = inspect.signature(Deblender.deblend_batch).parameters
         if unknown := sorted(set(self.options) - (set(known) - {"self", *_PER_SCENE_ONLY})):
             raise ValueError(f"unknown options {', '.join(unknown)}; a scene's own are {', '.join(SCENE_KEYS)}")
-        blank = np.zeros((len(_names(self.options, bundle)), 5, 5))  # without sources: arguments are checked, nothing is solved
+        blank = np.zeros((len(_names(self.options, bundle)), 5, 5))  # no sources: only checks
         Deblender(bundle, OrtRuntime(bundle)).deblend_batch([blank], [np.zeros((0, 2))], **self.options)
 
     def check_columns(self, names: Iterable[str]) -> None:
@@ -344,7 +344,7 @@ def _missing(value: Any) -> bool:
 
 
 def _dense(value: Any) -> Any:
-    """An array of a DataFrame's cell: Parquet's nested lists come as arrays of arrays."""
+    """Return a cell of a DataFrame as an array. Nested lists of Parquet come as arrays of arrays."""
     if isinstance(value, np.ndarray) and value.dtype == object:
         return np.array([_dense(item) for item in value])
     return value

@@ -1,9 +1,9 @@
 """PSFs of Rubin's exposures, evaluated once in each cell of the image that has sources.
 
-In a cell a model is asked at the cell's centre and, where it raises there, as afw's do where no input covers a
-position, at the cell's sources. A band that fails at all of them while another band does not is masked in the cell:
-Rubin's deblender leaves such a band out, too. Where all bands fail, the nearest cell's PSF serves, and the sources are
-flagged.
+A PSF model is evaluated at the centre of a cell. If it raises there, it is evaluated at the cell's sources: afw's models
+raise where no input image covers a position. If a band fails at all these positions and another band does not, the
+band is masked in the cell; Rubin's deblender leaves such a band out, too. If all bands fail, the PSF of the nearest
+cell is used and the sources are flagged.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from deblendrt.engine.scene.psf_field import CellPsf
 
 
 def sample_psf(exposures: dict[str, Any], centers: NDArray[np.float64], xy0: tuple[int, int],
-                mask: NDArray[np.bool_], cell: float, lost: list[str]) -> CellPsf | None:
-    """PSFs of the cells with sources.
+               mask: NDArray[np.bool_], cell: float, lost: list[str]) -> CellPsf | None:
+    """Return the PSFs of the cells that have sources.
 
     Parameters
     ----------
@@ -27,12 +27,13 @@ def sample_psf(exposures: dict[str, Any], centers: NDArray[np.float64], xy0: tup
     centers : float64 (n_source, 2) [pixel]
         (x, y) in the parent image.
     xy0 : tuple of int [pixel]
-        (x, y) of the image's first pixel there.
+        (x, y) of the image's first pixel in the parent image.
     mask : bool (n_band, n_y, n_x)
-        Set where a band has no PSF though another has.
+        Set to True where a band has no PSF and another band has one.
     cell : float [pixel]
+        Side of a cell.
     lost : list of str
-        What fails is added.
+        Messages about failures are appended.
 
     Returns
     -------
@@ -57,14 +58,14 @@ def sample_psf(exposures: dict[str, Any], centers: NDArray[np.float64], xy0: tup
                 try:
                     found[i, j][band] = rubin_objects.psf_at(exposure, float(x), float(y))
                     break
-                except Exception as error:  # models of many packages raise what they like, and each is recorded
+                except Exception as error:  # each package has its own exceptions; the text is kept in `lost`
                     failure = failure or f"{type(error).__name__}: {error}".strip()
             if band not in found[i, j]:
                 lost.append(f"{band}: no PSF in the cell around x = {middle[0]:.0f}, y = {middle[1]:.0f} ({failure})")
     have = {band for cells in found.values() for band in cells}
     for b, band in enumerate(exposures):
         for (i, j), cells in found.items():
-            if band not in cells and (cells or band not in have):  # no other choice for it than to do without
+            if band not in cells and (cells or band not in have):
                 rows, columns = (slice(*(int(np.ceil(max(edge, 0))) for edge in edges[k:k + 2]))
                                  for edges, k in ((y_edges, i), (x_edges, j)))
                 mask[b, rows, columns] = True
@@ -81,7 +82,7 @@ def sample_psf(exposures: dict[str, Any], centers: NDArray[np.float64], xy0: tup
 
 def _nearest(found: dict[tuple[int, int], dict[str, NDArray[np.float64]]], band: str, i: int,
              j: int) -> NDArray[np.float64]:
-    """A band's PSF in the nearest cell that has one; any band's if there is none, for pixels that are masked."""
+    """Return a band's PSF in the nearest cell that has it; if there is none, any PSF, for the band is masked."""
     cells = [place for place, images in found.items() if band in images]
     if not cells:
         return next(image for images in found.values() for image in images.values())
@@ -90,7 +91,7 @@ def _nearest(found: dict[tuple[int, int], dict[str, NDArray[np.float64]]], band:
 
 def _edges(exposure: Any, shape: tuple[int, ...], xy0: tuple[int, int],
            size: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Edges of cells, local pixels: those of a coadd's own cells, or squares of about `size`."""
+    """Return the edges of the cells in local pixels: the cells of a cell-based coadd, or squares of about `size`."""
     grid = getattr(getattr(exposure, "psf", None), "grid", None)
     edges = []
     for axis, first, n in (("x", xy0[0], shape[1]), ("y", xy0[1], shape[0])):

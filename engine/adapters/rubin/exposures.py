@@ -1,15 +1,15 @@
-"""Rubin's exposures and catalogues in, their words and shapes out; needs nothing of Rubin's software.
+"""Rubin's exposures and catalogues as scenes, and results in Rubin's terms, without Rubin's software.
 
-    from deblendrt.engine import rubin
+    from deblendrt.engine.adapters import rubin
     scene = rubin.read_exposures(mexposure, catalog)     # afw MultibandExposure, or {"g": exposure, ...}, and a list
     result = scene.deblend(deblender, kind="auto")
     table = scene.table(result)                          # Rubin's columns and ids, parent coordinates
-    images = scene.model_images(result)                  # band -> image of the kind that came in
-    heavy = scene.heavy_footprint(result, 0)             # spans and pixel values: what an afw HeavyFootprint holds
+    images = scene.model_images(result)                  # band -> image of the same kind as the exposure's
+    heavy = scene.heavy_footprint(result, 0)             # spans and pixel values, as in an afw HeavyFootprint
 
-What the objects must have is in `rubin_objects`. What can not be used is left out, said in
-`RubinScene.lost`, and shows in the sources' flags: a band without an exposure or a PSF, the pixels of a band where its
-PSF raised though another band's did not (`deblendrt.engine.adapters.rubin.exposure_psf`). A source never loses its row.
+`rubin_objects` lists the attributes that the objects must have. Data that cannot be used are left out, reported in
+`RubinScene.lost` and visible in the sources' flags. They are bands without an exposure or a PSF, and pixels where one
+band has a PSF and another has not (`deblendrt.engine.adapters.rubin.exposure_psf`). A source never loses its row.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BandImage:
-    """An image with its place.
+    """An image and its position in the parent image.
 
     Attributes
     ----------
     array : float32 (n_y, n_x) [unit of the exposure's image]
     x0, y0 : int [pixel]
-        Of its first pixel in the parent image.
+        Position of the first pixel in the parent image.
     """
 
     array: NDArray[np.float32]
@@ -54,20 +54,20 @@ class BandImage:
 
     @property
     def bbox(self) -> tuple[int, int, int, int]:
-        """minX, minY, maxX, maxY, the latter inclusive, as `lsst.geom.Box2I` has them."""
+        """minX, minY, maxX, maxY; the maxima are inclusive, as in `lsst.geom.Box2I`."""
         return self.x0, self.y0, self.x0 + self.array.shape[1] - 1, self.y0 + self.array.shape[0] - 1
 
 
 @dataclass(frozen=True)
 class HeavyFootprint:
-    """Pixels of a source and its light in them.
+    """The pixels of a source and the source's light in them.
 
     Attributes
     ----------
     spans : int64 (n_span, 3) [pixel]
         y, first x, last x (inclusive) in the parent image, in afw's order: by y, then x.
     values : dict of str to float32 (n_pixel,) [unit of the exposure's image]
-        By band, in the order of the spans.
+        Pixel values by band, in the order of the spans.
     peak : tuple of int [pixel]
         (x, y).
     """
@@ -84,21 +84,21 @@ class RubinScene:
     Attributes
     ----------
     bands : tuple of str
-        That can be used.
+        The bands that can be used.
     image, variance : number (n_band, n_y, n_x)
         As in the exposures.
     mask : bool (n_band, n_y, n_x)
         True means bad.
     factor : float64 (n_band,) [nJy]
-        Of one image unit.
+        Flux of one image unit.
     psf : CellPsf or None
-        None: there is no usable pixel.
+        None if no pixel is usable.
     x0, y0 : int [pixel]
-        Of the first pixel in the parent image.
+        Position of the first pixel in the parent image.
     sources : Sources
     exposures : dict of str to exposure
     lost : list of str
-        What could not be used, and why.
+        The data that could not be used, with the reasons.
     """
 
     bands: tuple[str, ...]
@@ -114,23 +114,26 @@ class RubinScene:
     lost: list[str]
 
     def arguments(self) -> dict[str, Any]:
-        """What `Deblender.deblend_batch` takes."""
+        """Return the arguments of `Deblender.deblend_batch`."""
         return {"cutouts": self.image, "centers": self.sources.center - (self.x0, self.y0), "variance": self.variance,
                 "mask": self.mask, "bands": self.bands, "psf": self.psf, "kind": self.sources.kind,
                 "zero_point": to_magnitude(self.factor)}
 
     def deblend(self, deblender: Deblender, **options: Any) -> DeblendResult:
-        """Deblend; `options` as for `Deblender.deblend_batch`, and before what the catalogue says."""
+        """Deblend the scene. `options` of `Deblender.deblend_batch` override the catalogue."""
         return deblender.deblend_batch(**{**self.arguments(), **options})
 
     def ids(self, result: DeblendResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids of the sources and of their parents, int64 (n_source,); -1, -2, ... and 0 for those that were found."""
+        """Return the ids of the sources and of their parents, int64 (n_source,).
+
+        Sources that the engine found have the ids -1, -2, ... and the parent 0.
+        """
         n_found = result.n_source - len(self.sources.source_id)
         return (np.concatenate([self.sources.source_id, -1 - np.arange(n_found)]),
                 np.concatenate([self.sources.parent_id, np.zeros(n_found, np.int64)]))
 
     def table(self, result: DeblendResult) -> Table:
-        """Catalogue in Rubin's words, with the ids of the list and positions in the parent image."""
+        """Return the catalogue with Rubin's column names, the list's ids and positions in the parent image."""
         table = result.to_table("rubin")
         source_id, parent_id = self.ids(result)
         table["id"][:], table["deblend_peakId"][:] = source_id, source_id
@@ -144,31 +147,32 @@ class RubinScene:
         return table
 
     def model_images(self, result: DeblendResult) -> dict[str, Any]:
-        """Models of the whole scene by band, as images of the kind that the exposures have, in their units."""
+        """Return the model of the whole scene by band, as images of the exposures' class and unit."""
         model = result.model(0)
         return {band: _like(self.exposures[band].image, model[result.bands.index(band)] / self.factor[b])
                 for b, band in enumerate(self.bands)}
 
     def source_images(self, result: DeblendResult, i_source: int, redistributed: bool = False) -> dict[str, BandImage]:
-        """A source's own model, or its share of the observed light, by band."""
+        """Return a source's model by band, or its share of the observed light."""
         stamp, (x, y) = result.redistributed(i_source) if redistributed else result.stamps(i_source)
         return {band: BandImage((stamp[result.bands.index(band)] / self.factor[b]).astype(np.float32),
                                 x + self.x0, y + self.y0) for b, band in enumerate(self.bands)}
 
     def heavy_footprint(self, result: DeblendResult, i_source: int, redistributed: bool = True) -> HeavyFootprint:
-        """A source's significant pixels on the image, and its light there.
+        """Return a source's significant pixels on the image and its light in them.
 
         Parameters
         ----------
         result : DeblendResult
         i_source : int
         redistributed : bool
-            The image's own light, shared in proportion to the models, as Rubin's pipelines have it; else the model.
+            True gives the observed light, shared in proportion to the models, as in Rubin's pipelines. False gives the
+            model.
 
         Returns
         -------
         HeavyFootprint
-            Without spans for a source that was not fitted.
+            A source that was not fitted has no spans.
         """
         row = range(result.n_source)[i_source]
         stamp, (x, y) = result.stamps(row)
@@ -191,24 +195,24 @@ class RubinScene:
 def read_exposures(exposures: Any, catalog: Any, *, bands: Sequence[str] | None = None,
                    zero_point: float | Mapping[str, float] | None = None, bad_planes: Sequence[str] = BAD_PLANES,
                    by: str = "auto", cell: float = CELL) -> RubinScene:
-    """Take exposures and a catalogue of Rubin's for the deblender.
+    """Read exposures and a catalogue of Rubin's software.
 
     Parameters
     ----------
     exposures : `MultibandExposure`, mapping of band to exposure, or sequence of exposures
-        All of one bounding box. None stands for a band that is missing.
+        All with the same bounding box. None stands for a missing band.
     catalog : afw `SourceCatalog`, Table or float (n, 2)
         Positions in the parent image, see `deblendrt.engine.adapters.rubin.rubin_objects.read_sources`.
     bands : sequence of str, optional
-        Which to use; default: all.
+        The bands to use; default: all.
     zero_point : float or mapping of band to float, optional [AB mag]
-        Of one unit of the images; default: their unit, or their calibration.
+        Magnitude of one image unit; default: from the images' unit or calibration.
     bad_planes : sequence of str
-        Of the mask, whose pixels count as bad.
+        Mask planes whose pixels are bad.
     by : {"auto", "peaks", "records"}
-        What a source is in an afw catalogue.
+        Sources of an afw catalogue, see `read_sources`.
     cell : float [pixel]
-        In which the PSF counts as constant; a coadd of cells says its own.
+        Side of the cells in which the PSF is constant; a cell-based coadd has its own cells.
 
     Returns
     -------
@@ -217,7 +221,7 @@ def read_exposures(exposures: Any, catalog: Any, *, bands: Sequence[str] | None 
     Raises
     ------
     ValueError
-        What the arguments lack; the message says where. Exposures of different boxes.
+        An exposure or the catalogue lacks an attribute, or the bounding boxes differ; the message names it.
     """
     given = rubin_objects.singles(exposures)
     names = list(given) if bands is None else list(bands)
@@ -250,7 +254,7 @@ def read_exposures(exposures: Any, catalog: Any, *, bands: Sequence[str] | None 
 
 
 def _spans(inside: NDArray[np.bool_], x0: int, y0: int) -> NDArray[np.int64]:
-    """Runs of pixels, int64 (n_span, 3): y, first x, last x."""
+    """Return the runs of True pixels, int64 (n_span, 3): y, first x, last x."""
     step = np.diff(inside.astype(np.int8), axis=1, prepend=0, append=0)
     y, start = np.nonzero(step == 1)
     stop = np.nonzero(step == -1)[1] - 1
@@ -258,7 +262,7 @@ def _spans(inside: NDArray[np.bool_], x0: int, y0: int) -> NDArray[np.int64]:
 
 
 def _like(image: Any, array: NDArray[Any]) -> Any:
-    """An image of the same kind and place with other pixels."""
+    """Return an image of the same class and position with other pixel values."""
     if hasattr(image, "clone"):
         twin = image.clone()
     else:

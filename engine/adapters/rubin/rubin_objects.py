@@ -1,6 +1,6 @@
-"""What Rubin's image and catalogue objects expose, read by their attributes: nothing of Rubin's software is imported.
+"""Readers of Rubin's image and catalogue objects. They use the objects' attributes and import no Rubin software.
 
-Two families are known, told apart by what they have:
+Two families of classes are known, and told apart by their attributes:
 
 - lsst.afw: `Exposure` and `MultibandExposure` (``getBBox``, ``image.array``, ``mask.getMaskPlaneDict``, ``getPsf``,
   ``getPhotoCalib``, ``getWcs``): lsst/afw python/lsst/afw/image/_exposure/_multiband.py, _image/_multiband.py,
@@ -8,7 +8,7 @@ Two families are known, told apart by what they have:
 - lsst.images: `MaskedImage`, `VisitImage`, `CellCoadd` (``bbox``, ``unit``, ``mask.get``, ``psf.compute_kernel_image``,
   ``sky_projection``): lsst/images python/lsst/images/_masked_image.py, _mask.py, psfs/_base.py, cells/_coadd.py.
 
-Positions are Rubin's: pixel coordinates of the parent image, whose box an image's ``bbox`` tells.
+Positions are pixel coordinates of the parent image, as in Rubin's software. An image's ``bbox`` gives its place there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RUBIN_SKY_COLUMNS = (("coord_ra", "coord_dec", "rad"), ("ra", "dec", "deg"))  # 
 
 
 class PixelPosition(NamedTuple):
-    """A position for objects that want neither `lsst.geom` nor keywords."""
+    """A position for PSF models that take an object with getX and getY, if `lsst.geom` is not installed."""
 
     x: float
     y: float
@@ -48,7 +48,7 @@ class Sources(NamedTuple):
     ----------
     source_id, parent_id : int64 (n_source,)
     center : float64 (n_source, 2) [pixel]
-        (x, y) in the parent image; NaN where there is none.
+        (x, y) in the parent image; NaN if unknown.
     kind : list of str, or None
     """
 
@@ -59,15 +59,17 @@ class Sources(NamedTuple):
 
 
 def singles(exposures: Any) -> dict[str, Any]:
-    """Exposures by band; None where one is missing.
+    """Return exposures by band.
 
     Parameters
     ----------
-    exposures : mapping of str to exposure, `MultibandExposure`, sequence of exposures that know their band, or one such
+    exposures : mapping of str to exposure, `MultibandExposure`, exposure, or sequence of exposures
+        Without a mapping, every exposure must know its band.
 
     Returns
     -------
     dict of str to exposure or None
+        None for a missing exposure.
     """
     if isinstance(exposures, Mapping):
         return {str(band): exposure for band, exposure in exposures.items()}
@@ -89,14 +91,14 @@ def singles(exposures: Any) -> dict[str, Any]:
 
 
 def band_of(exposure: Any) -> str | None:
-    """Band of an exposure, if it says."""
+    """Return the band of an exposure; None if the exposure does not tell it."""
     label = exposure.getFilter() if hasattr(exposure, "getFilter") else None
     band = getattr(exposure, "band", None) if label is None else getattr(label, "bandLabel", None)
     return None if band is None else str(band)
 
 
 def corner(exposure: Any, name: str) -> tuple[int, int]:
-    """(x, y) of an exposure's first pixel in its parent image."""
+    """Return (x, y) of an exposure's first pixel in its parent image."""
     box: Any = exposure.getBBox() if hasattr(exposure, "getBBox") else getattr(exposure, "bbox", None)
     if hasattr(box, "getMinX"):
         return int(box.getMinX()), int(box.getMinY())
@@ -109,7 +111,7 @@ def corner(exposure: Any, name: str) -> tuple[int, int]:
 
 
 def pixels(plane: Any, name: str) -> NDArray[Any]:
-    """Array of an image or variance plane, (n_y, n_x)."""
+    """Return the array of an image or variance plane, (n_y, n_x)."""
     array = getattr(plane, "array", None)
     if not isinstance(array, np.ndarray) or array.ndim != 2:
         raise ValueError(f"{name}: expected an image with an array (n_y, n_x), got {type(plane).__name__}")
@@ -117,7 +119,10 @@ def pixels(plane: Any, name: str) -> NDArray[Any]:
 
 
 def bad_pixels(mask: Any, planes: Sequence[str] = BAD_PLANES) -> NDArray[np.bool_] | None:
-    """Pixels in any of the named planes, bool (n_y, n_x); planes that a mask lacks are none. None without a mask."""
+    """Return the pixels in any of the named planes, bool (n_y, n_x); None without a mask.
+
+    Planes that the mask does not have are ignored.
+    """
     if mask is None:
         return None
     if hasattr(mask, "getMaskPlaneDict"):
@@ -135,7 +140,7 @@ def bad_pixels(mask: Any, planes: Sequence[str] = BAD_PLANES) -> NDArray[np.bool
 
 
 def njy_per_unit(exposure: Any, band: str, zero_point: float | Mapping[str, float] | None) -> float:
-    """nJy of one unit of an exposure's image: from the zero point, the unit, or the photometric calibration."""
+    """Return the flux of one image unit in nJy, from the zero point, the unit or the photometric calibration."""
     if zero_point is not None:
         value = zero_point[band] if isinstance(zero_point, Mapping) else zero_point
         return float(to_flux(float(value)))
@@ -162,9 +167,10 @@ def njy_per_unit(exposure: Any, band: str, zero_point: float | Mapping[str, floa
 
 
 def psf_at(exposure: Any, x: float, y: float) -> NDArray[np.float64]:
-    """Effective PSF image at a position of the parent image, odd and square, centred on its central pixel.
+    """Return the effective PSF image at a position of the parent image: odd, square, centred on the central pixel.
 
-    Whatever the model raises is passed on: afw's raise `InvalidParameterError` where no input covers the position.
+    Exceptions of the PSF model are passed on. afw's models raise `InvalidParameterError` where no input image covers
+    the position.
     """
     psf = exposure.getPsf() if hasattr(exposure, "getPsf") else getattr(exposure, "psf", None)
     if psf is None:
@@ -191,14 +197,14 @@ def _has_box(image: Any) -> bool:
 
 def _point(x: float, y: float) -> Any:
     try:
-        from lsst.geom import Point2D  # compiled PSF models take nothing else
+        from lsst.geom import Point2D  # compiled PSF models accept only this class
     except ImportError:
         return PixelPosition(x, y)
     return Point2D(x, y)
 
 
 def sky_to_pixel(exposure: Any, ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Positions in the parent image, float64 (n, 2), of sky positions in radians."""
+    """Return positions in the parent image, float64 (n, 2), of sky positions in radians."""
     wcs: Any = exposure.getWcs() if hasattr(exposure, "getWcs") else getattr(exposure, "sky_projection", None)
     if hasattr(wcs, "skyToPixelArray"):
         x, y = wcs.skyToPixelArray(ra, dec)
@@ -213,18 +219,18 @@ def sky_to_pixel(exposure: Any, ra: NDArray[np.float64], dec: NDArray[np.float64
 
 
 def read_sources(catalog: Any, exposure: Any, by: str = "auto") -> Sources:
-    """Sources of a catalogue: an afw `SourceCatalog`, an astropy Table, or an array (n, 2).
+    """Return the sources of a catalogue: an afw `SourceCatalog`, an astropy Table, or an array (n, 2).
 
     Parameters
     ----------
     catalog : afw catalogue, Table, float (n, 2) or None
-        Positions are in the parent image. Of an afw catalogue every peak of every footprint is a source; a record
-        without any is one where its centroid is. Of a table, the columns x, y (or `X_COLUMNS`), or else sky positions
-        (`RUBIN_SKY_COLUMNS`), with id, parent and kind where it has them.
+        Positions are in the parent image. In an afw catalogue, every peak of every footprint is a source; a record
+        without peaks is a source at its centroid. A table needs the columns x and y (or other `X_COLUMNS`) or sky
+        positions (`RUBIN_SKY_COLUMNS`); its columns id, parent and kind are used if there.
     exposure : Any
-        Its WCS serves sky positions.
+        Its WCS converts sky positions.
     by : {"auto", "peaks", "records"}
-        What a source is in an afw catalogue: a peak, or a record at its centroid.
+        "records" makes every record of an afw catalogue a source at its centroid, whether or not it has peaks.
     """
     if by not in ("auto", "peaks", "records"):
         raise ValueError(f'by: expected "auto", "peaks" or "records", got {by!r}')
@@ -252,7 +258,7 @@ def read_sources(catalog: Any, exposure: Any, by: str = "auto") -> Sources:
             parents.append(int(record.getParent()))
             places.append((float(record.getX()), float(record.getY())))
     source_id = np.array(ids, np.int64)
-    if len(np.unique(source_id)) < len(ids):  # peaks of unmerged detections are numbered footprint by footprint
+    if len(np.unique(source_id)) < len(ids):  # ids of unmerged detections start anew in each footprint
         source_id = np.arange(len(ids))
     return Sources(source_id, np.array(parents, np.int64), np.array(places, np.float64), None)
 

@@ -1,8 +1,8 @@
-"""Where the sources are in a model that scarlet_lite persisted: plain JSON, read without scarlet_lite.
+"""The positions of the sources in a model that scarlet_lite persisted, read without scarlet_lite.
 
-Every schema since the first is read. What they have in common: a model is a table of blends, which may hold blends, and
-a blend a table of sources, whose components have a peak (y, x) in whole pixels of the parent image. Facts from
-lsst/scarlet_lite python/lsst/scarlet/lite/io/*.py and lsst/meas_extensions_scarlet
+A persisted model is JSON. All schemas since the first can be read. In all of them a model is a table of blends, a blend
+is a table of blends or of sources, and the components of a source have a peak (y, x) in whole pixels of the parent
+image. The facts are from lsst/scarlet_lite python/lsst/scarlet/lite/io/*.py and lsst/meas_extensions_scarlet
 python/lsst/meas/extensions/scarlet/io/*.py, in the versions of 2025 and 2026.
 """
 
@@ -19,26 +19,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_BYTES = 2**31  # of a model that is read, unpacked
+MAX_BYTES = 2**31  # size of an unpacked model
 
 
 @dataclass(frozen=True, eq=False)
 class ScarletModel:
-    """What a persisted model says about where the sources are.
+    """The sources of a persisted model.
 
     Attributes
     ----------
     source_id : list
-        As persisted: the source's metadata ``id`` or else its key; int where it is a whole number.
+        The ``id`` of the source's metadata, else its key; int if it is a whole number.
     parent_id : list of int
-        Of the entry of the model that the source is in; an isolated source is its own.
+        Number of the blend that the source is in; an isolated source is its own parent.
     center : float64 (n_source, 2) [pixel]
-        (x, y) in the coordinates of the parent image, whole pixels as scarlet_lite has them; NaN for a source without
-        components.
+        (x, y) in the parent image, in whole pixels; NaN for a source without components.
     bands : tuple of str, or None
     psf : float64 (n_band, q, q), or None
-        Observed PSF of the whole model, if it has one.
+        Observed PSF of the whole model.
     model_psf : float64 (q, q), or None
+        PSF of the frame of the components.
     """
 
     source_id: list[Any]
@@ -49,20 +49,20 @@ class ScarletModel:
     model_psf: NDArray[np.float64] | None
 
     def centers(self, xy0: tuple[int, int] = (0, 0)) -> NDArray[np.float64]:
-        """Positions on an image whose first pixel is `xy0` (x, y) of the parent image, float64 (n_source, 2)."""
+        """Return positions on an image whose first pixel is `xy0` (x, y) of the parent image, float64 (n_source, 2)."""
         return self.center - np.asarray(xy0, np.float64)
 
 
 def read_model(source: str | Path | bytes | Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> ScarletModel:
     """Read the sources of a persisted model: `ScarletModelData` JSON, a ``.scarlet`` zip file, or the parsed JSON.
 
-    Every schema since the first is read. Nothing but JSON is parsed, and nothing is run.
+    Only JSON is parsed, and nothing is run.
 
     Parameters
     ----------
     source : str or Path (a file), bytes (its content) or mapping (parsed)
     max_bytes : int
-        A larger one, unpacked, is refused.
+        A model that is larger when unpacked is refused.
 
     Returns
     -------
@@ -71,11 +71,11 @@ def read_model(source: str | Path | bytes | Mapping[str, Any], *, max_bytes: int
     Raises
     ------
     ValueError
-        It is no such model; the message says where it departs from one.
+        The source is no persisted model; the message names the entry at fault.
     """
     data = source if isinstance(source, Mapping) else _parse(source, max_bytes)
     metadata = _arrays(data.get("metadata"))
-    if "psfShape" in data:  # before there were schemas
+    if "psfShape" in data:  # the form before schemas existed
         metadata.setdefault("model_psf", _array(data["psf"], data["psfShape"], "psf"))
     ids: list[Any] = []
     parents: list[int] = []
@@ -103,7 +103,7 @@ def read_model(source: str | Path | bytes | Mapping[str, Any], *, max_bytes: int
 
 
 def _parse(source: str | Path | bytes, max_bytes: int) -> dict[str, Any]:
-    """A model's JSON, of a zip file put together as one text would hold it."""
+    """Return a model's JSON object. The entries of a zip file are joined as in a single JSON text."""
     stream: Any = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
     size = len(source) if isinstance(source, bytes) else stream.stat().st_size
     if size > max_bytes:
@@ -152,7 +152,7 @@ def _mapping(data: Mapping[str, Any], key: str, missing: bool = False) -> Mappin
 
 
 def _leaves(blend: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
-    """Blends with sources of an entry, which may be nested."""
+    """Yield the blends of an entry that hold sources; blends may be nested."""
     todo = [blend]
     while todo:
         entry = todo.pop()
@@ -165,7 +165,7 @@ def _leaves(blend: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _arrays(metadata: Any) -> dict[str, Any]:
-    """Metadata with its arrays put together again; what newer schemas hold as objects of their own, too."""
+    """Return metadata with its arrays restored. Newer schemas hold arrays as objects of their own."""
     found = dict(metadata) if isinstance(metadata, Mapping) else {}
     for key in found.get("array_keys", ()):
         shape = found.get(f"{key}_shape", found.get(f"{key}Shape"))
@@ -204,7 +204,7 @@ def _pair(value: Any, name: str) -> tuple[float, float]:
 
 
 def _peak(entry: Mapping[str, Any], name: str) -> tuple[float, float]:
-    """(x, y) of a source: its first component's peak, as scarlet_lite takes it."""
+    """Return (x, y) of a source: the peak of its first component, as in scarlet_lite."""
     components = [*entry.get("components", ()), *entry.get("factorized", ())]
     if not components:
         return np.nan, np.nan

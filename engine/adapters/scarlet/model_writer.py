@@ -1,22 +1,22 @@
-"""Results as scarlet_lite's persisted models: plain JSON and NumPy, without scarlet_lite.
+"""Results as scarlet_lite's persisted models, written without scarlet_lite.
 
-scarlet_lite (Moolekamp et al., Rubin's deblender) persists a blend as its sources' components in a PSF-free frame: a
-component is a spectrum times a morphology under a narrow circular *model PSF*, and whoever loads it convolves with the
-difference kernel to the observed PSF. That is this engine's frame too: its sources are few component maps with a flux
-per band under a Gaussian *reference PSF*. A result is therefore written without approximation but the windows that
-sources are drawn in: model PSF = reference PSF, and the coefficients of a source (n_band, n_basis), whose rank is the
-model's number of maps, taken apart as
+scarlet_lite (Moolekamp et al., Rubin's deblender) persists a blend as the components of its sources in a PSF-free frame.
+A component is a spectrum times a morphology under a narrow circular *model PSF*; the reader convolves it with the
+difference kernel to the observed PSF. This engine has the same frame: a source is a few component maps with a flux per
+band under a Gaussian *reference PSF*. A result is therefore written exactly, apart from the finite windows of the
+sources. The model PSF is the reference PSF. The coefficients of a source (n_band, n_basis) have the rank of the model's
+number of maps and are decomposed as
 
     coefficients[b] = sum_m spectrum[m, b] map[m]
 
-with the maps of those bands that differ most, which makes spectra of positive fluxes positive (the other bands lie
-between them), and morphologies images of the source in a band.
+with the maps of the bands that differ most. The morphologies are then images of the source in a band, and the spectra
+of positive fluxes are positive, because the other bands lie between the chosen ones.
 
 Two containers hold the same blends: ``ScarletModelData`` of scarlet_lite (one JSON text), and ``LsstScarletModelData``
-of Rubin's meas_extensions_scarlet (a zip file ``.scarlet``, a JSON text per parent), which its catalogues' heavy
-footprints are made from. Written are the schemas "1.0.0", which later readers migrate. Facts from
-lsst/scarlet_lite (w.2025.43) python/lsst/scarlet/lite/io/*.py and lsst/meas_extensions_scarlet
-python/lsst/meas/extensions/scarlet/io/*.py; how models are read is in `deblendrt.engine.adapters.scarlet.model_reader`.
+of Rubin's meas_extensions_scarlet (a zip file ``.scarlet`` with a JSON text per parent), from which Rubin's pipelines
+make heavy footprints. The schemas "1.0.0" are written; later readers migrate them. The facts are from lsst/scarlet_lite
+(w.2025.43) python/lsst/scarlet/lite/io/*.py and lsst/meas_extensions_scarlet
+python/lsst/meas/extensions/scarlet/io/*.py.
 """
 
 from __future__ import annotations
@@ -46,28 +46,29 @@ __all__ = ["ScarletModel", "components", "model_data", "read_model", "write_mode
 
 # Of all schemas, the oldest that can hold what is written: a reader refuses schemas newer than its own.
 SCARLET_VERSION = "1.0.0"
-RANK_TOLERANCE = 1e-4  # of a source's brightest band: float32 coefficients are of the model's rank to 1e-6
-BLEND_BORDER = 8  # pixel around the significant light of a blend
-DECIMALS = 9  # of morphologies of unit sum: a ten-millionth of their peak, and half the size of the file
+RANK_TOLERANCE = 1e-4  # relative to a source's brightest band: float32 coefficients have the model's rank to 1e-6
+BLEND_BORDER = 8  # pixels around the significant light of a blend
+DECIMALS = 9  # of morphologies of unit sum: exact to a ten-millionth of their peak; this halves the file
 
 
 def components(coefficients: NDArray[np.float32], n_max: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Take the coefficients of a source apart into spectra and maps.
+    """Decompose the coefficients of a source into spectra and maps.
 
-    Bands are picked one after the other, that one whose map is farthest from the span of those before it.
+    Bands are picked one after the other. The next band is the band whose map is farthest from the span of the picked
+    maps.
 
     Parameters
     ----------
     coefficients : float32 (n_band, n_basis) [nJy]
     n_max : int
-        The model's number of maps, which the rank does not exceed.
+        The model's number of maps, the largest possible rank.
 
     Returns
     -------
     spectra : float64 (n_component, n_band)
-        In units of the picked bands.
+        Flux of each band in units of the map's norm.
     maps : float64 (n_component, n_basis)
-        Coefficients of the picked bands, of unit norm.
+        Coefficients of the picked bands, normalized.
     """
     rows = coefficients.astype(np.float64)
     norm = np.linalg.norm(rows, axis=1)
@@ -80,7 +81,7 @@ def components(coefficients: NDArray[np.float32], n_max: int) -> tuple[NDArray[n
         best = int(np.argmax(length))
         if length[best] <= RANK_TOLERANCE:
             break
-        # the first of all would be any: the one that differs most from the mean starts at an end of the range
+        # At first all distances are equal. The band that differs most from the mean is at an end of the range.
         if not picked:
             best = int(np.argmax(np.where(usable, np.linalg.norm(unit - unit[usable].mean(0), axis=1), -1)))
         picked.append(best)
@@ -93,7 +94,7 @@ def components(coefficients: NDArray[np.float32], n_max: int) -> tuple[NDArray[n
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One source as scarlet_lite has it; boxes in the pixels of the parent image."""
+    """A source as scarlet_lite's JSON, with boxes in pixels of the parent image, and its row in the result."""
 
     entry: dict[str, Any]
     row: int
@@ -103,33 +104,33 @@ def model_data(result: DeblendResult, bundle: Bundle, *, source_ids: Sequence[in
                parent_ids: Sequence[int] | None = None, xy0: tuple[int, int] = (0, 0), i_scene: int = 0,
                bands: Sequence[str] | None = None, zero_point: float = AB_ZERO_POINT,
                container: str = "scarlet_lite") -> dict[str, Any]:
-    """A scene of a result as scarlet_lite's model data, ready for JSON.
+    """Return a scene of a result as scarlet_lite's model data, ready for JSON.
 
     Parameters
     ----------
     result : DeblendResult
     bundle : Bundle
-        That it was made with: ``deblender.bundle``.
+        The model of the result: ``deblender.bundle``.
     source_ids, parent_ids : sequence of int (n_source,), optional
-        Of the scene's sources and of the blends to write them in; default: rows of the result, and its blends (a
-        source that was not fitted is one of its own).
+        Ids of the scene's sources and of the blends to write them in; default: the rows and the blends of the result.
+        A source that was not fitted is then a blend of its own.
     xy0 : tuple of int [pixel]
         (x, y) of the image's first pixel in the parent image.
     i_scene : int
     bands : sequence of str, optional
-        Default: those in which the scene has data.
+        Default: the bands in which the scene has data.
     zero_point : float [AB mag]
-        Of the unit of the spectra; default nJy.
+        Zero point of the spectra; default: nJy.
     container : {"scarlet_lite", "lsst"}
-        Of `ScarletModelData`, whose blends carry their PSFs, or of `LsstScarletModelData`, where one PSF serves all:
-        the one that most sources have.
+        "scarlet_lite" is `ScarletModelData`, whose blends have their own PSFs. "lsst" is `LsstScarletModelData`, which
+        has one PSF: the PSF of most sources.
 
     Returns
     -------
     dict
-        For `write_model` or ``ScarletModelData.parse_obj``. Every source is in it: one that was not fitted as a pixel
-        of zero flux with ``deblend_failed`` and ``deblend_error`` in its metadata, which Rubin's catalogues flag as
-        ``deblend_zeroFlux``.
+        For `write_model` or ``ScarletModelData.parse_obj``. It holds every source. A source that was not fitted is a
+        pixel of zero flux with ``deblend_failed`` and ``deblend_error`` in its metadata, which Rubin's catalogues flag
+        as ``deblend_zeroFlux``.
 
     Raises
     ------
@@ -186,7 +187,7 @@ def _numbers(given: Sequence[int] | None, default: NDArray[np.int64], n: int, na
 
 
 def _reference_image(bundle: Bundle) -> NDArray[np.float64]:
-    """The reference PSF: a Gaussian, float64 (q, q), of sum one; what lies outside is below 1e-8 of the peak."""
+    """Return the reference PSF, a Gaussian of sum one, float64 (q, q). Outside it is below 1e-8 of the peak."""
     half = int(np.ceil(6.1 * bundle.reference_psf_sigma))
     profile = np.exp(-0.5 * (np.arange(-half, half + 1) / bundle.reference_psf_sigma) ** 2)
     image = np.outer(profile, profile)
@@ -195,8 +196,8 @@ def _reference_image(bundle: Bundle) -> NDArray[np.float64]:
 
 def _draw(result: DeblendResult, bundle: Bundle, rows: slice, own: list[int], ids: NDArray[np.int64],
           xy0: tuple[int, int], scale: float) -> list[_Drawn]:
-    """Sources of a scene, their components drawn under the reference PSF."""
-    from deblendrt.engine.deblender import fold_bundle  # it imports half of the engine
+    """Return the sources of a scene, with their components drawn under the reference PSF."""
+    from deblendrt.engine.deblender import fold_bundle  # imported here: it imports half of the engine
 
     basis = fold_bundle(bundle, _reference_image(bundle)[None])
     height, width = result.scenes[int(result.scene_index[rows.start])].shape if rows.start < rows.stop else (1, 1)
@@ -235,24 +236,24 @@ def _draw(result: DeblendResult, bundle: Bundle, rows: slice, own: list[int], id
 
 def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: int, own: list[int],
            xy0: tuple[int, int]) -> tuple[tuple[int, int], NDArray[np.bool_]]:
-    """Pixels of the image where a blend has significant light: (y, x) of their box in the parent image, and the box."""
+    """Return the pixels where a blend has significant light: (y, x) of their box in the parent image, and the box."""
     scene = result.scenes[i_scene]
     covered = []
     for row in members:
         stamp, (x, y) = result.stamps(row)
         placed = canvases.place(stamp[own], x, y, scene.image[own].shape)
         weight = placed.cut(scene.inverse_variance[own])
-        if not result.has_images:  # read from a file without them: as deep as the survey
+        if not result.has_images:  # a result read from a file without images: use the survey's depth
             weight = np.broadcast_to((bundle.sky_sigma[own] ** -2.0)[:, None, None].astype(np.float32), weight.shape)
         inside = footprint(placed.image, weight) if result.fitted[row] and placed.image.size else np.zeros(0, bool)
         if inside.any():
             ys, xs = np.nonzero(inside)
             covered.append(np.column_stack([ys + placed.y.start, xs + placed.x.start]))
-        # its own pixel in any case: a blend without light has a box all the same
+        # The centre's pixel is always in: a blend without light needs a box too.
         place = np.where(np.isfinite(result.center[row]), result.center[row], 0.0)
         covered.append(np.clip(np.rint(place[::-1]), 0, np.array(scene.shape) - 1).astype(np.int64)[None])
     pixels = np.concatenate(covered)
-    # whoever loads it convolves inside the box: light that the PSF brings in from outside would be missed
+    # The reader convolves inside the box. The border keeps the light that the PSF brings in from outside.
     low = np.maximum(pixels.min(0) - BLEND_BORDER, 0)
     high = np.minimum(pixels.max(0) + BLEND_BORDER, np.array(scene.shape) - 1)
     box = np.zeros(tuple(high - low + 1), bool)
@@ -261,7 +262,7 @@ def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: i
 
 
 def _encode(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata with its arrays as lists, their shapes and types beside them, as scarlet_lite encodes them."""
+    """Return metadata as scarlet_lite encodes it: arrays as lists, with their shapes and types as further keys."""
     encoded: dict[str, Any] = {}
     keys = []
     for key, value in metadata.items():
@@ -276,14 +277,15 @@ def _encode(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_model(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Write model data; the file appears whole or not at all.
+    """Write model data. The file appears whole or not at all.
 
     Parameters
     ----------
     path : str or Path
-        ``.scarlet``: the zip file of Rubin's butler, for `container` "lsst"; else one JSON text.
+        A name that ends in ``.scarlet`` gives the zip file of Rubin's butler and needs the container "lsst". Other
+        names give one JSON text.
     data : mapping
-        From `model_data`.
+        As from `model_data`.
     overwrite : bool
 
     Raises
@@ -291,7 +293,7 @@ def write_model(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = 
     FileExistsError
         The file exists and `overwrite` is False.
     ValueError
-        A ``.scarlet`` file of data that are not in the container "lsst".
+        The file is a ``.scarlet`` file and the data are not in the container "lsst".
     """
     path = Path(path)
     if path.exists() and not overwrite:

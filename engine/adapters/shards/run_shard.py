@@ -99,7 +99,7 @@ def split_into_units(paths: list[Path], cutouts: bool) -> list[Unit]:
 
 
 def run_shard(arguments: argparse.Namespace) -> None:
-    """Compute the units of a shard that are not there yet; `deblendrt.engine.adapters.cli.main` parses the arguments."""
+    """Compute the missing units of a shard; `deblendrt.engine.adapters.cli.main` parses the arguments."""
     number, n_shard = arguments.shard
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else _log
     if arguments.overwrite:
