@@ -207,7 +207,7 @@ def _build() -> type:
                     images[j, :, y0:y1, x0:x1] = stamp[own, y0 - y:y1 - y, x0 - x:x1 - x] * electrons[:, None, None]
             catalog = Table()
             ra, dec = batch.wcs.pixel_to_world_values(position[:, 0], position[:, 1])
-            catalog["ra"] = ((np.asarray(ra) + 180) % 360 - 180) * 3600  # arcsec from the centre, as in the truth catalogue
+            catalog["ra"] = ((np.asarray(ra) + 180) % 360 - 180) * 3600  # arcsec from the centre
             catalog["dec"] = np.asarray(dec) * 3600
             catalog["x_peak"], catalog["y_peak"] = position[:, 0], position[:, 1]
             catalog["flags"] = result.flags[rows]
@@ -218,7 +218,7 @@ def _build() -> type:
             return DeblendExample(self.max_n_sources, catalog, len(bands), size, None, images.clip(0),
                                   {"n_fitted": int(fitted.sum())})
 
-    DeblendRt.__module__, DeblendRt.__qualname__ = __name__, "DeblendRt"  # BTK's worker processes look the class up here
+    DeblendRt.__module__, DeblendRt.__qualname__ = __name__, "DeblendRt"  # BTK's workers look it up here
     return DeblendRt
 
 

@@ -1,4 +1,4 @@
-"""Read the positions of sources from a table: FITS, ECSV or CSV."""
+"""Readers of tables of sources (FITS, ECSV, CSV, Parquet) and of the positions in them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from deblendrt.engine.files.fits_check import open_fits
 PIXEL_COLUMNS = ("x", "y")
 ONE_BASED_COLUMNS = ("x_image", "y_image")  # SourceExtractor's, 1-based like ds9
 SKY_COLUMNS = (("ra", "dec"), ("coord_ra", "coord_dec"), ("alpha_j2000", "delta_j2000"))
-MAX_LINE, MAX_HEADER = 2**17, 2**18  # bytes: of a first line, which names the columns, and of a header
+MAX_LINE, MAX_HEADER = 2**17, 2**18  # bytes of the first line, which names the columns, and of the header of ECSV
 ID_COLUMNS = ("id", "objectid", "source_id", "number")
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """Positions of sources, in the file's order.
+    """The sources of a table, in the table's order.
 
     Attributes
     ----------
     centers : float64 (n_source, 2) [pixel]
         (x, y), 0-based; NaN where the table has no value.
     ids : array (n_source,), or None
-        The table's identifiers, if it has any.
+        The table's identifiers.
     kinds : list of str (n_source,), or None
-        "galaxy", "star" or "auto", from a column kind, if there is one.
+        "galaxy", "star" or "auto", from the column kind.
     """
 
     centers: NDArray[np.float64]
@@ -40,22 +40,15 @@ class Catalog:
     kinds: list[str] | None = None
 
 
-def read_catalog(path: str | Path, wcs: WCS | None = None, one_based: bool = False) -> Catalog:
-    """Read a catalogue file.
-
-    Parameters
-    ----------
-    path : str or Path
-        FITS table (the first one in the file), ECSV, or CSV.
-    wcs : astropy.wcs.WCS, optional
-        The image's; needed for a catalogue of sky positions.
-    one_based : bool
-        The catalogue counts pixels from 1 (ds9, SourceExtractor); ``x_image, y_image`` are accepted then.
+def read_table(path: str | Path) -> Table:
+    """Read a table from FITS (the first table in the file), ECSV, CSV or Parquet (needs the extra ``parquet``).
 
     Raises
     ------
     ValueError
-        The file is no table or has no positions; the message says what was found.
+        The file is no table; the message says what was found.
+    FileNotFoundError
+        There is no such file.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,24 +57,49 @@ def read_catalog(path: str | Path, wcs: WCS | None = None, one_based: bool = Fal
         suffixes = {suffix.lower() for suffix in path.suffixes}
         if suffixes & {".fits", ".fit", ".fz"}:
             with open_fits(path) as hdus:
-                table = Table.read(hdus)
-        else:
-            ecsv = ".ecsv" in suffixes
-            _check_text(path, ecsv)
-            table = Table.read(path, format="ascii.ecsv" if ecsv else "ascii.csv")
+                return Table.read(hdus)
+        if ".parquet" in suffixes:
+            return Table.read(path, format="parquet")
+        ecsv = ".ecsv" in suffixes
+        _check_text(path, ecsv)
+        return Table.read(path, format="ascii.ecsv" if ecsv else "ascii.csv")
     except MemoryError:
         raise
-    except Exception as error:  # astropy's readers raise a different class for each way to be no table
+    except Exception as error:  # astropy's readers raise different classes
         raise ValueError(f"{path}: not readable as a table ({(str(error).splitlines() or [''])[0][:200]})") from error
+
+
+def identifiers(table: Table) -> tuple[NDArray[Any] | None, list[str] | None]:
+    """Return the identifiers (`ID_COLUMNS`) and the kinds of a table's sources; None if the column is missing."""
     columns = {name.lower(): name for name in table.colnames}
     key = next((columns[name] for name in ID_COLUMNS if name in columns), None)
-    kinds = [str(kind) for kind in table[columns["kind"]]] if "kind" in columns else None
-    centers = positions(str(path), table, wcs, one_based)
-    return Catalog(centers, None if key is None else np.asarray(table[key]), kinds)
+    return (None if key is None else np.asarray(table[key]),
+            [str(kind) for kind in table[columns["kind"]]] if "kind" in columns else None)
+
+
+def read_catalog(path: str | Path, wcs: WCS | None = None, one_based: bool = False) -> Catalog:
+    """Read the sources of a catalogue file.
+
+    Parameters
+    ----------
+    path : str or Path
+        As for `read_table`.
+    wcs : astropy.wcs.WCS, optional
+        The image's WCS, which a catalogue of sky positions needs.
+    one_based : bool
+        The catalogue counts pixels from 1 (ds9, SourceExtractor). ``x_image, y_image`` are accepted then.
+
+    Raises
+    ------
+    ValueError
+        The file is no table or has no positions; the message says what was found.
+    """
+    table = read_table(path)
+    return Catalog(positions(str(path), table, wcs, one_based), *identifiers(table))
 
 
 def _check_text(path: Path, ecsv: bool) -> None:
-    """Refuse text whose reading takes much more memory or time than its size lets expect."""
+    """Refuse text that takes much more memory or time to read than its size suggests."""
     with path.open("rb") as file:
         first = file.readline(MAX_LINE + 1)
         if len(first) > MAX_LINE:
@@ -95,7 +113,7 @@ def _check_text(path: Path, ecsv: bool) -> None:
 
 
 def positions(where: str, table: Table, wcs: WCS | None = None, one_based: bool = False) -> NDArray[np.float64]:
-    """Pixel positions from a table with ``x, y`` or sky coordinates (degree, unless the column says otherwise).
+    """Return pixel positions from the columns ``x, y`` or from sky coordinates (degree, if the column has no unit).
 
     Returns
     -------
@@ -107,18 +125,25 @@ def positions(where: str, table: Table, wcs: WCS | None = None, one_based: bool 
     for names in pixel:
         if all(name in columns for name in names):
             return _stack(where, table, [columns[name] for name in names]) - (1.0 if one_based else 0.0)
-    for names in SKY_COLUMNS:
-        if all(name in columns for name in names):
-            if wcs is None:
-                raise ValueError(f"{where}: sky positions ({', '.join(names)}), but the image has no WCS")
-            sky = _stack(where, table, [columns[name] for name in names], unit=u.deg)
-            finite = np.isfinite(sky).all(axis=1)
-            centers = np.full(sky.shape, np.nan)
-            # A position on the far side of the sky projects to NaN; it stays in the list and gets its flag.
-            centers[finite] = np.column_stack(wcs.all_world2pix(*sky[finite].T, 0, quiet=True))
-            return centers
+    sky = sky_positions(where, table)
+    if sky is not None:
+        if wcs is None:
+            names = next(names for names in SKY_COLUMNS if all(name in columns for name in names))
+            raise ValueError(f"{where}: sky positions ({', '.join(names)}), but the image has no WCS")
+        finite = np.isfinite(sky).all(axis=1)
+        centers = np.full(sky.shape, np.nan)
+        # A position on the far side of the sky becomes NaN. The source stays in the list and is flagged.
+        centers[finite] = np.column_stack(wcs.all_world2pix(*sky[finite].T, 0, quiet=True))
+        return centers
     hint = "; x_image, y_image count from 1: say so with one_based (--one-based)" if "x_image" in columns else ""
     raise ValueError(f"{where}: expected columns x, y or ra, dec; found {', '.join(table.colnames)}{hint}")
+
+
+def sky_positions(where: str, table: Table) -> NDArray[np.float64] | None:
+    """Return RA and Dec, float64 (n_source, 2) [deg], from the first of `SKY_COLUMNS` that a table has, else None."""
+    columns = {name.lower(): name for name in table.colnames}
+    names = next((names for names in SKY_COLUMNS if all(name in columns for name in names)), None)
+    return None if names is None else _stack(where, table, [columns[name] for name in names], unit=u.deg)
 
 
 def _stack(where: str, table: Table, names: list[str], unit: u.Unit | None = None) -> NDArray[np.float64]:

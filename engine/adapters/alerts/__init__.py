@@ -1,1 +1,1 @@
-"""Alert streams: Kafka in, Kafka out."""
+"""Deblending of alert streams: Kafka in, Kafka out."""

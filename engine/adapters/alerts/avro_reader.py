@@ -1,11 +1,10 @@
-"""Read chosen fields of an Avro record from bytes that nobody vouches for, under a schema that may come with them.
+"""Reader of chosen fields of an Avro record, from untrusted bytes and under a schema that may be untrusted too.
 
-The reader is our own because those of Avro packages trust their input: in fastavro a record type that holds itself
-overflows the C stack, an array of nulls that claims 2^60 items never ends, and fields that nobody wants become objects.
-Here a schema is compiled once: runs of fields that are not wanted become one regular expression each, which skips a
-history of detections some twenty times faster than it could be decoded. Every step takes at least one byte, types may
-not hold themselves, and nothing is made of fields that were not asked for; so time and memory are bounded by the
-message's length. Whatever is wrong is a ValueError.
+Avro packages trust their input. In fastavro a record type that contains itself overflows the C stack, an array of nulls
+that claims 2^60 items never ends, and unwanted fields become objects. This reader compiles a schema once. A run of
+unwanted fields becomes one regular expression, which skips a history of detections some twenty times faster than
+decoding. Every step consumes at least one byte, types may not contain themselves, and unwanted fields make no objects.
+Time and memory are therefore bounded by the message's length. All errors are ValueError.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-MAX_SCHEMA_DEPTH = 24  # of types within types
+MAX_SCHEMA_DEPTH = 24  # types within types
 MAX_TYPES = 20_000
-MAX_PATTERN = 50_000  # characters of one regular expression; longer runs are several
+MAX_PATTERN = 50_000  # characters of a regular expression; a longer run becomes several
 MAX_ITEMS = 100_000  # of an array or map
 
-Wanted = Mapping[str, Any]  # field name -> True, or the same of a record, a nullable record or an array of records
+# Field name -> True, or a mapping of the same form for a record, a nullable record or an array of records.
+Wanted = Mapping[str, Any]
 
 _FLOAT, _DOUBLE = struct.Struct("<f"), struct.Struct("<d")
 _LONG = b"(?>[\x80-\xff]{0,9}[\x00-\x7f])"
@@ -30,9 +30,9 @@ _PRIMITIVES = frozenset(_PRIMITIVE_PATTERNS) | {"bytes", "string"}
 
 
 class _Type(NamedTuple):
-    """A compiled type: how its values are skipped and read.
+    """A compiled type, with the functions that skip and read its values.
 
-    `pattern` matches exactly one value, where a regular expression can; it is empty for types without bytes.
+    `pattern` matches exactly one value. It is empty for types without bytes, and None if no regular expression exists.
     """
 
     pattern: bytes | None
@@ -41,15 +41,15 @@ class _Type(NamedTuple):
 
 
 def compile_record(schema: Any, wanted: Wanted) -> Callable[[bytes, int], tuple[dict[str, Any], int]]:
-    """A function that reads the wanted fields of one record.
+    """Return a function that reads the wanted fields of a record.
 
     Parameters
     ----------
     schema : dict
         Avro schema of a record, as from JSON. Logical types, aliases and defaults are ignored.
     wanted : mapping
-        Names of the fields to read; a mapping instead of True names the fields of a record, of a union's records or of
-        an array's items. Fields that the schema lacks are left out.
+        Names of the fields to read. A mapping instead of True names the fields of a record, of the records of a union,
+        or of the items of an array. Fields that the schema lacks are left out.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def compile_record(schema: Any, wanted: Wanted) -> Callable[[bytes, int], tuple[
     Raises
     ------
     ValueError
-        The schema is not one, or is recursive, too deep or too large.
+        The schema is invalid, recursive, too deep or too large.
     """
     if not isinstance(schema, dict) or schema.get("type") not in ("record", "error"):
         raise ValueError("schema: expected an Avro record")
@@ -70,7 +70,7 @@ def compile_record(schema: Any, wanted: Wanted) -> Callable[[bytes, int], tuple[
 
 
 def read_long(data: bytes, at: int) -> tuple[int, int]:
-    """A zigzag varint of at most 64 bits: its value, and where it ends."""
+    """Read a zigzag varint of at most 64 bits; return its value and the position after it."""
     shift = number = 0
     while True:
         if at >= len(data):
@@ -88,7 +88,7 @@ def read_long(data: bytes, at: int) -> tuple[int, int]:
 
 
 def read_bytes(data: bytes, at: int) -> tuple[bytes, int]:
-    """Bytes after their length: the bytes, and where they end."""
+    """Read a length and as many bytes; return the bytes and the position after them."""
     length, at = read_long(data, at)
     if not 0 <= length <= len(data) - at:
         raise ValueError(f"{length} bytes announced, {len(data) - at} left")
@@ -124,7 +124,7 @@ class _Compiler:
             name = _full_name(schema.get("name"), schema.get("namespace"), space)
             self.named[name] = schema
             return self._named(name, wanted, depth)
-        for name in (f"{space}.{kind}", kind):  # a bare name is of the enclosing namespace first
+        for name in (f"{space}.{kind}", kind):  # a bare name is first looked up in the enclosing namespace
             if name in self.named:
                 return self._named(name, wanted, depth)
         raise ValueError(f"schema: unknown type {kind[:80]!r}")
@@ -230,7 +230,7 @@ def _matcher(pattern: bytes) -> Callable[[bytes, int], int]:
 
 
 def _runs(types: Iterable[_Type]) -> list[Callable[[bytes, int], int]]:
-    """Steps that skip values one after the other; neighbours that are regular in one step."""
+    """Return steps that skip values one after the other. Neighbours with patterns are joined into one step."""
     steps: list[Callable[[bytes, int], int]] = []
     run = b""
     for one in types:

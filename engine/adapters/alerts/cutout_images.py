@@ -1,9 +1,9 @@
-"""Read the FITS cutouts of alerts from bytes that nobody vouches for.
+"""Reader of the FITS cutouts of alerts, from untrusted bytes.
 
-Rubin's are what astropy's CCDData writes: the image [nJy] and a linear WCS, ``UNCERT`` with the variance, ``PSFIMAGE``,
-and ``MASK`` where there is one (Rubin's own packager writes none). ZTF's are gzipped: one image [DN] without WCS. A
-parser of our own reads the few kinds of FITS that occur: it is bounded in memory, takes a tenth of astropy's time and
-knows one error, ValueError.
+Rubin's cutouts are written by astropy's CCDData: the image [nJy] with a linear WCS, ``UNCERT`` with the variance,
+``PSFIMAGE``, and sometimes ``MASK`` (Rubin's own packager writes none). ZTF's cutouts are gzipped and hold one image
+[DN] without WCS. This module parses only these kinds of FITS. Its memory is bounded, it takes a tenth of astropy's
+time, and all its errors are ValueError.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.files.fits import BAD_PLANES, STANDARD_BITS
 from deblendrt.engine.files.fits_check import FITS_BLOCK, FITS_CARD
 
-MAX_CUTOUT_BYTES = 8 << 20  # after gunzip: a Rubin cutout of 102 x 102 pixels has 0.1 MB
+MAX_CUTOUT_BYTES = 8 << 20  # decompressed; a Rubin cutout of 102 x 102 pixels has 0.1 MB
 MAX_CUTOUT_SIDE = 1024  # pixel
 MAX_PSF_SIDE = 255  # pixel
 MAX_HDUS = 16
@@ -29,16 +29,16 @@ FITS_DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"
 
 @dataclasses.dataclass(frozen=True)
 class TangentPlane:
-    """Sky positions on a small stamp: a tangent plane with a linear map to pixels.
+    """The WCS of a small cutout: a tangent plane with a linear map to pixels.
 
     Attributes
     ----------
     ra, dec : float [deg]
-        Of the reference pixel.
+        Position of the reference pixel.
     pixel : tuple of float [pixel]
         (x, y) of the reference pixel, 0-based.
     matrix : float64 (2, 2) [deg / pixel]
-        Pixel offsets to offsets on the sky, (east, north).
+        Maps offsets in pixels to offsets on the sky, (east, north).
     """
 
     ra: float
@@ -48,11 +48,11 @@ class TangentPlane:
 
     @property
     def pixel_scale(self) -> float:
-        """Side of a square pixel of the same area [arcsec]."""
+        """Square root of a pixel's area [arcsec]."""
         return 3600 * math.sqrt(abs(float(np.linalg.det(self.matrix))))
 
     def to_pixel(self, sky: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Pixels (x, y), float64 (n, 2), of sky positions (n, 2) [deg]; NaN on the far side of the sky."""
+        """Return pixels (x, y), float64 (n, 2), of sky positions (n, 2) [deg]; NaN on the far side of the sky."""
         ra, dec = np.radians(sky.T)
         ra0, dec0 = math.radians(self.ra), math.radians(self.dec)
         cosine = math.sin(dec0) * np.sin(dec) + math.cos(dec0) * np.cos(dec) * np.cos(ra - ra0)
@@ -62,7 +62,7 @@ class TangentPlane:
         return np.degrees(np.stack([east, north], 1)) @ np.linalg.inv(self.matrix).T + self.pixel
 
     def to_sky(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sky positions (RA, Dec), float64 (n, 2) [deg], of pixels (x, y), (n, 2)."""
+        """Return sky positions (RA, Dec), float64 (n, 2) [deg], of pixels (x, y), (n, 2)."""
         east, north = np.radians((pixels - self.pixel) @ self.matrix.T).T
         dec0 = math.radians(self.dec)
         below = math.cos(dec0) - north * math.sin(dec0)
@@ -73,22 +73,22 @@ class TangentPlane:
 
 @dataclasses.dataclass(frozen=True)
 class CutoutImage:
-    """A cutout.
+    """A cutout of an alert.
 
     Attributes
     ----------
     image : float32 (n_y, n_x) [`unit`]
         NaN where blank.
     unit : str
-        ``BUNIT``, empty if there is none.
+        ``BUNIT``; empty if it is missing.
     variance : float32 (n_y, n_x), or None [`unit` squared]
     mask : bool (n_y, n_x), or None
         True means bad.
     psf : float32 (q, q), or None
-        As it came, q odd.
+        Not normalized; q is odd.
     plane : TangentPlane or None
     notes : tuple of str
-        What was there and could not be used.
+        The parts of the file that could not be used, with the reasons.
     """
 
     image: NDArray[np.float32]
@@ -101,13 +101,13 @@ class CutoutImage:
 
 
 def read_cutout(data: bytes, max_bytes: int = MAX_CUTOUT_BYTES, max_side: int = MAX_CUTOUT_SIDE) -> CutoutImage:
-    """Read a cutout: FITS, gzipped or not.
+    """Read a cutout from FITS, which may be gzipped.
 
     Parameters
     ----------
     data : bytes
     max_bytes : int [byte]
-        Of the FITS file once decompressed; longer ones are refused after as many bytes.
+        Largest decompressed size. The decompression of a larger file stops there.
     max_side : int [pixel]
 
     Returns
@@ -117,7 +117,7 @@ def read_cutout(data: bytes, max_bytes: int = MAX_CUTOUT_BYTES, max_side: int = 
     Raises
     ------
     ValueError
-        No FITS stamp, or one above the limits; whatever the bytes are, no other error.
+        The bytes are no FITS cutout, or exceed a limit. No bytes raise another error.
     """
     if data[:2] == b"\x1f\x8b":
         data = _gunzip(data, max_bytes)
@@ -159,7 +159,7 @@ def _gunzip(data: bytes, max_bytes: int) -> bytes:
 
 
 def _hdus(data: bytes) -> list[tuple[dict[str, Any], bytes]]:
-    """Headers and data of the file's units."""
+    """Return the headers and the data of the file's units."""
     hdus: list[tuple[dict[str, Any], bytes]] = []
     at = 0
     while at < len(data) and (data[at : at + 8] == b"XTENSION" if hdus else True):
@@ -195,7 +195,7 @@ def _header(data: bytes, at: int) -> tuple[dict[str, Any], int]:
 
 
 def _value(text: str) -> Any:
-    """A card's value: str, bool, int, float, or None if it is none of these."""
+    """Return a card's value as str, bool, int or float; None if it is none of these."""
     if text.startswith("'"):
         end = 1
         while (end := text.find("'", end)) >= 0 and text[end + 1 : end + 2] == "'":
@@ -242,7 +242,7 @@ def _n_byte(header: dict[str, Any]) -> int:
 
 
 def _pixels(header: dict[str, Any], body: bytes, max_side: int, name: str) -> NDArray[np.float32]:
-    """The pixels of a 2-D image with its scale, NaN where blank."""
+    """Return the scaled pixels of a 2-D image, NaN where blank."""
     if header.get("NAXIS") != 2 or header.get("XTENSION", "IMAGE") != "IMAGE":
         raise ValueError(f"stamp: {name} is no image of two axes")
     n_x, n_y = _integer(header, "NAXIS1"), _integer(header, "NAXIS2")
@@ -258,7 +258,7 @@ def _pixels(header: dict[str, Any], body: bytes, max_side: int, name: str) -> ND
 
 
 def _variance(header: dict[str, Any], body: bytes, max_side: int) -> NDArray[np.float32]:
-    """Variance, of which CCDData may have stored the root or the inverse."""
+    """Return the variance. CCDData may have stored its square root or its inverse."""
     pixels = _pixels(header, body, max_side, "uncertainty")
     kind = header.get("UTYPE", "VarianceUncertainty" if header.get("EXTNAME") == "VARIANCE" else "StdDevUncertainty")
     with np.errstate(all="ignore"):
@@ -272,7 +272,7 @@ def _variance(header: dict[str, Any], body: bytes, max_side: int) -> NDArray[np.
 
 
 def _mask(header: dict[str, Any], body: bytes, max_side: int) -> NDArray[np.bool_]:
-    """Bad pixels: planes of afw by name or by their customary bits, else whatever is not zero."""
+    """Return the bad pixels: those in afw's bad planes, by name or customary bit, else all that are not zero."""
     if header.get("BITPIX", 0) < 0:
         raise ValueError("stamp: a mask of floating-point numbers")
     _pixels(header, body, max_side, "mask")
@@ -286,7 +286,7 @@ def _mask(header: dict[str, Any], body: bytes, max_side: int) -> NDArray[np.bool
 
 
 def _psf(header: dict[str, Any], body: bytes, notes: list[str]) -> NDArray[np.float32] | None:
-    """The PSF, None and a note if it is no PSF: a stamp is worth deblending with the nominal one."""
+    """Return the PSF; None and a note if it is unusable, for the cutout can be deblended with the nominal PSF."""
     try:
         psf = _pixels(header, body, MAX_PSF_SIDE, "PSF")
     except ValueError as error:
@@ -300,7 +300,7 @@ def _psf(header: dict[str, Any], body: bytes, notes: list[str]) -> NDArray[np.fl
 
 
 def _plane(header: dict[str, Any], notes: list[str]) -> TangentPlane | None:
-    """The linear WCS; Rubin's gives no CTYPE, its matrix is of the tangent plane."""
+    """Return the linear WCS. Rubin's has no CTYPE; its matrix maps to the tangent plane."""
     if "CRVAL1" not in header or not any(key in header for key in ("CD1_1", "PC1_1", "CDELT1")):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Metrics of the alert worker for Prometheus, and its health, over HTTP."""
+"""Prometheus metrics and the health check of the alert worker, over HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Metrics:
-    """Counters and histograms of one worker, in a registry of its own."""
+    """The metrics of one worker, in a registry of its own."""
 
     def __init__(self) -> None:
         try:
@@ -43,13 +43,13 @@ class Metrics:
         self.solve = histogram("batch_seconds", "Deblending a batch", times)
         self.batch = histogram("batch_size", "Alerts of a batch", (1, 2, 4, 8, 16, 32, 64, 128, 256))
         self.queue = gauge("queue", "Alerts that wait")
-        self.queue_bytes = gauge("queue_bytes", "Their messages")
+        self.queue_bytes = gauge("queue_bytes", "Bytes of the messages of the alerts that wait")
         self.pending = gauge("pending", "Messages read and not answered yet")
         self.paused = gauge("paused", "1 while the worker does not read, for its queue is full")
         self.partitions = gauge("partitions", "Partitions that the worker has")
 
     def text(self) -> bytes:
-        """The exposition."""
+        """Return the metrics in Prometheus' text format."""
         import prometheus_client
 
         return prometheus_client.generate_latest(self.registry)
@@ -59,15 +59,15 @@ Health = Callable[[], tuple[bool, bool, dict[str, Any]]]
 
 
 def serve(address: str, metrics: Metrics, health: Health) -> http.server.ThreadingHTTPServer:
-    """Answer ``/metrics``, ``/healthz`` and ``/readyz`` on a thread, until `shutdown` of what is returned.
+    """Answer ``/metrics``, ``/healthz`` and ``/readyz`` on a thread until `shutdown` of the returned server.
 
     Parameters
     ----------
     address : str
-        "host:port"; port 0 takes a free one.
+        "host:port"; port 0 takes a free port.
     metrics : Metrics
     health : callable
-        Gives (healthy, ready, what to say as JSON); not healthy and not ready are status 503.
+        Returns healthy, ready and a report that is sent as JSON. The status is 503 if not healthy or not ready.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def serve(address: str, metrics: Metrics, health: Health) -> http.server.Threadi
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        timeout = 10  # a client that says nothing keeps no thread
+        timeout = 10  # s: a silent client must not hold a thread
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
@@ -97,7 +97,7 @@ def serve(address: str, metrics: Metrics, health: Health) -> http.server.Threadi
             self.wfile.write(body)
 
         def log_message(self, format: str, *values: Any) -> None:
-            """Probes come every few seconds: no line for each."""
+            """Log nothing: probes come every few seconds."""
 
     host, _, port = address.rpartition(":")
     server = http.server.ThreadingHTTPServer((host.strip("[]") or "0.0.0.0", int(port)), Handler)

@@ -1,10 +1,9 @@
-"""Alerts as they come from the stream: Avro records of Rubin and ZTF, in three framings, from bytes that nobody vouches
-for.
+"""Readers of alert messages: Avro records of Rubin and ZTF in three framings, from untrusted bytes.
 
-Rubin sends Confluent's wire format (a zero byte, the schema's number in four bytes, the record) with numbered schemas;
-ZTF sends an object container with the schema in every message; a record alone is read under a schema that the caller
-names. What cannot be read as an alert with a number and a position is a ValueError; a missing or broken cutout is not:
-such an alert still gets its result record.
+Rubin sends Confluent's wire format (a zero byte, the schema's number in four bytes, the record) with numbered schemas.
+ZTF sends an object container with the schema in every message. A record without framing is read under a schema that the
+caller names. A message that is no alert with a number and a position raises ValueError. An alert with a missing or
+broken cutout is accepted and gets a result record.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from deblendrt.engine.adapters.alerts.cutout_images import CutoutImage, TangentP
 
 __all__ = ["Alert", "CutoutImage", "Schemas", "TangentPlane", "load_schema", "parse_alert", "read_cutout"]
 
-MAX_MESSAGE_BYTES = 4 << 20  # Rubin's alerts have 0.1 MB, with a long history 1 MB
+MAX_MESSAGE_BYTES = 4 << 20  # Rubin's alerts have 0.1 MB; 1 MB with a long history
 MAX_SCHEMA_BYTES = 1 << 20
-MAX_POSITIONS = 64  # of an alert's own history that are handed on
+MAX_POSITIONS = 64  # positions from an alert's history that are used
 CONTAINER = b"Obj\x01"
 FRAMINGS = ("auto", "confluent", "container", "plain")
 ZTF_BANDS = {1: "g", 2: "r", 3: "i"}
@@ -53,7 +52,7 @@ Reader = Callable[[bytes, int], tuple[dict[str, Any], int]]
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
-    """What the worker needs of an alert.
+    """The fields of an alert that the worker uses.
 
     Attributes
     ----------
@@ -61,17 +60,17 @@ class Alert:
     alert_id : int
         ``alertId``, else ``diaSourceId`` or ``candid``: unique in its survey.
     object_id : str or None
-        Of the object that the alert belongs to.
+        Identifier of the object that the alert belongs to.
     ra, dec : float [deg]
     band : str or None
     zero_point : float or None [AB magnitude of one unit of the science cutout]
-        None: the cutout's ``BUNIT`` decides.
+        None if the cutout's ``BUNIT`` gives the scale.
     positions : float64 (n, 2) [deg]
-        RA and Dec of earlier detections, of the object and of the reference source beside it.
+        RA and Dec of the object, of earlier detections and of the nearest reference source.
     origins : tuple of str (n,)
-        Where each position is from: "object", "history" or "reference".
+        Origin of each position: "object", "history" or "reference".
     cutouts : dict of str to bytes
-        FITS by "science", "template", "difference"; absent if null.
+        FITS by "science", "template", "difference"; a null cutout is absent.
     """
 
     survey: str
@@ -87,24 +86,24 @@ class Alert:
 
     @property
     def key(self) -> str:
-        """Key of the result record: the same for every copy of the alert."""
+        """Key of the result record, which is the same for every copy of the alert."""
         return f"{self.survey}:{self.alert_id}"
 
 
 class Schemas:
-    """Compiled schemas of alerts: by number, those that come in containers, and one for records alone.
+    """The compiled schemas of alerts. Thread-safe.
 
-    Thread-safe.
+    They are the numbered schemas, the schemas that came in containers, and the schema of records without framing.
 
     Parameters
     ----------
     by_id : mapping of int to schema, optional
         As from `load_schema`.
     default : schema, optional
-        Of records without any framing.
+        Schema of records without framing.
     fetch : callable, optional
-        int -> schema or None, asked once for each unknown number. What it raises passes through `parse_alert`, unless
-        it is a ValueError, which is the message's fault: a registry that is down is not.
+        int -> schema or None, called once for each unknown number. `parse_alert` passes its exceptions on. A ValueError
+        is taken for a fault of the message; a registry that is down must raise another error.
     """
 
     def __init__(self, by_id: Mapping[int, Any] | None = None, default: Any = None,
@@ -119,7 +118,7 @@ class Schemas:
         return number in self._readers or self._fetch is not None
 
     def numbered(self, number: int) -> Reader:
-        """The reader of a numbered schema."""
+        """Return the reader of a numbered schema."""
         with self._lock:
             if number not in self._readers and self._fetch is not None and len(self._readers) < 10_000:
                 schema = self._fetch(number)
@@ -130,7 +129,7 @@ class Schemas:
             return self._readers[number]
 
     def embedded(self, text: bytes) -> Reader:
-        """The reader of a schema that a message brought; the last 32 are kept."""
+        """Return the reader of a schema that came in a message. The last 32 readers are kept."""
         if len(text) > MAX_SCHEMA_BYTES:
             raise ValueError(f"schema of {len(text)} bytes, at most {MAX_SCHEMA_BYTES}")
         key = hashlib.sha256(text).digest()
@@ -151,12 +150,12 @@ class Schemas:
 
 
 def load_schema(path: str | Path) -> Any:
-    """Read an ``.avsc`` file; types that it names and does not define are read from ``<name>.avsc`` beside it.
+    """Read an ``.avsc`` file. Types that it names and does not define are read from ``<name>.avsc`` in its folder.
 
     Raises
     ------
     ValueError
-        Not a schema.
+        The file is no schema.
     OSError
         The file cannot be read.
     ImportError
@@ -170,7 +169,7 @@ def load_schema(path: str | Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         return fastavro.schema.load_schema(str(path), _write_hint=False)
-    except Exception as error:  # fastavro has a dozen of its own, without a common parent
+    except Exception as error:  # fastavro has a dozen exceptions without a common base class
         raise ValueError(f"{path}: not an Avro schema: {error}") from error
 
 
@@ -183,12 +182,13 @@ def parse_alert(payload: bytes, schemas: Schemas | None = None, *, framing: str 
     payload : bytes
         A message's value.
     schemas : Schemas, optional
-        Default: none are known, so only containers can be read.
+        Default: no schema is known, so only containers can be read.
     framing : {"auto", "confluent", "container", "plain"}
-        "auto": a container if it begins like one; Confluent's if it begins with a zero byte and, unless there is no
-        other way, a known number; else a record alone.
+        "auto" tells the framing from the first bytes. A container has a magic number. Confluent's format begins with a
+        zero byte and a known schema number; the number may be unknown if `schemas` has no default. Otherwise the
+        message is a record without framing.
     max_bytes : int [byte]
-        Of the message, and of a container's block once decompressed.
+        Largest message, and largest decompressed block of a container.
 
     Returns
     -------
@@ -197,8 +197,8 @@ def parse_alert(payload: bytes, schemas: Schemas | None = None, *, framing: str 
     Raises
     ------
     ValueError
-        Too long, not Avro, of an unknown schema, or no alert; whatever the bytes are, no other error (but see
-        `Schemas`).
+        The message is too long, not Avro, of an unknown schema, or no alert. No bytes raise another error (but see
+        `fetch` of `Schemas`).
     """
     schemas = Schemas() if schemas is None else schemas
     if len(payload) > max_bytes:
@@ -227,7 +227,7 @@ def parse_alert(payload: bytes, schemas: Schemas | None = None, *, framing: str 
 
 
 def _container(payload: bytes, schemas: Schemas, max_bytes: int) -> tuple[Reader, bytes]:
-    """The reader and the bytes of the one record of an object container."""
+    """Return the reader and the bytes of the single record in an object container."""
     if payload[:4] != CONTAINER:
         raise ValueError("not an Avro container")
     at = 4
@@ -271,7 +271,7 @@ def _inflate(block: bytes, max_bytes: int) -> bytes:
 
 
 def _alert(record: dict[str, Any]) -> Alert:
-    """An alert of a record's fields, of either survey."""
+    """Return the alert that a record of either survey holds."""
     source, candidate = record.get("diaSource"), record.get("candidate")
     if isinstance(source, dict):
         survey, main = "rubin", source
@@ -306,7 +306,7 @@ def _alert(record: dict[str, Any]) -> Alert:
 
 
 def _rows(value: Any) -> list[Any]:
-    """A history's rows, latest first."""
+    """Return the rows of a history, latest first."""
     return value[::-1] if isinstance(value, list) else []
 
 

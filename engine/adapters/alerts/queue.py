@@ -1,4 +1,4 @@
-"""Alerts that wait for the engine, and how they become micro-batches."""
+"""The queue of alerts that wait for the engine, which takes them in batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deblendrt.engine.adapters.alerts.packets import Alert
 
 @dataclasses.dataclass(frozen=True)
 class WaitingAlert:
-    """An alert, and the message that it came in.
+    """An alert, and the Kafka message that brought it.
 
     Attributes
     ----------
@@ -21,8 +21,9 @@ class WaitingAlert:
     partition : Partition
     offset : int
     n_byte : int
+        Length of the message.
     arrival : float [s]
-        On the monotonic clock.
+        Time of reading on the monotonic clock.
     sent : float [s]
         The message's timestamp, Unix time; 0 if it has none.
     """
@@ -36,12 +37,14 @@ class WaitingAlert:
 
 
 class AlertQueue:
-    """A bounded wait: between the thread that reads and the one that deblends.
+    """The queue between the thread that reads and the thread that deblends.
 
     Parameters
     ----------
     max_batch : int
+        Largest number of alerts in a batch.
     max_wait : float [s]
+        Longest time that an alert waits for others to join its batch.
     """
 
     def __init__(self, max_batch: int, max_wait: float) -> None:
@@ -59,7 +62,10 @@ class AlertQueue:
             self._changed.notify()
 
     def take(self) -> list[WaitingAlert]:
-        """The next batch: when it is full or its first alert has waited long enough; empty once closed and drained."""
+        """Wait for the next batch and return it; an empty list once the queue is closed and empty.
+
+        A batch is taken when it is full or its first alert has waited for `max_wait`.
+        """
         with self._changed:
             while not self._closed and len(self._waiting) < self.max_batch:
                 left = self._waiting[0].arrival + self.max_wait - time.monotonic() if self._waiting else None
@@ -71,18 +77,18 @@ class AlertQueue:
             return batch
 
     def drop(self, partitions: list[Partition]) -> None:
-        """Forget what waits of these partitions."""
+        """Remove the alerts of these partitions."""
         with self._changed:
             self._waiting = collections.deque(w for w in self._waiting if w.partition not in partitions)
             self._n_byte = sum(waiting.n_byte for waiting in self._waiting)
 
     def close(self) -> None:
-        """No more will come: what waits is handed out without further delay."""
+        """Close the queue: no alerts follow, and the waiting alerts are handed out without delay."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def size(self) -> tuple[int, int]:
-        """Alerts that wait, and the bytes of their messages."""
+        """Return the number of waiting alerts and the bytes of their messages."""
         with self._changed:
             return len(self._waiting), self._n_byte

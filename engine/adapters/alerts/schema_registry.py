@@ -15,7 +15,7 @@ REGISTRY_TIMEOUT = 10.0  # s
 
 
 def read_schemas(settings: AlertSettings) -> Schemas:
-    """The schemas that the settings name.
+    """Read the schemas that the settings name.
 
     Raises
     ------
@@ -32,12 +32,14 @@ def read_schemas(settings: AlertSettings) -> Schemas:
 
 
 def ask_registry(url: str) -> Callable[[int], Any]:
-    """A function that asks a registry for a schema by its number: None if it has none, OSError if it does not answer.
+    """Return a function that asks a registry for a schema by its number.
+
+    The function returns None if the registry does not have the schema, and raises OSError if the registry fails.
 
     Raises
     ------
     ValueError
-        Not http or https.
+        The address is not http or https.
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"schema_registry: expected an http or https address, got {url!r}")
@@ -54,7 +56,7 @@ def ask_registry(url: str) -> Callable[[int], Any]:
             raise ValueError(f"schema {number}: more than {MAX_SCHEMA_BYTES} bytes")
         try:
             return json.loads(json.loads(text)["schema"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:  # the registry's fault, not the message's
+        except (ValueError, KeyError, TypeError, RecursionError) as error:  # the registry's fault
             raise OSError(f"{url}: schema {number}: no schema in the reply") from error
 
     return fetch

@@ -1,4 +1,4 @@
-"""Settings of the worker that deblends alert streams: a TOML file, and the command line over it."""
+"""Settings of the alert worker, from a TOML file and the command line."""
 
 from __future__ import annotations
 
@@ -13,65 +13,67 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class AlertSettings:
-    """What ``deblendrt alerts`` is told; names are the keys of the TOML file.
+    """The settings of ``deblendrt alerts``; their names are the keys of the TOML file.
 
     Attributes
     ----------
     brokers : str
         "host:port,host:port".
     topics : list of str
-        To read. In TOML also ``topic = "..."``.
+        Topics to read. In TOML also ``topic = "..."``.
     out_topic, dead_letter_topic : str
     group : str
         Workers of one group share the partitions.
     kafka, consumer, producer : dict
-        Further librdkafka properties, for both clients or one. "env:NAME" takes a value from the environment.
+        Further librdkafka properties for both clients, or for one of them. "env:NAME" takes a value from the
+        environment.
     framing : {"auto", "confluent", "container", "plain"}
     schema : str
         ``.avsc`` file of records without framing.
     schemas : dict of str to str
         ``.avsc`` files by number.
     schema_registry : str
-        URL, asked for numbers that `schemas` lacks.
+        URL of a registry that is asked for numbers that `schemas` lacks.
     out_schema_id : int, optional
-        Results in Confluent's wire format under this number; by default each is an object container.
+        Number of the results' schema in Confluent's wire format. By default each result is an object container.
     cutout : {"science", "template"}
     models : dict of str to str
-        Bundles by survey. Alerts of a survey without one are answered with the status "refused".
+        Bundles by survey. Alerts of other surveys are answered with the status "refused".
     pixel_scales : dict of str to float [arcsec]
-        Of surveys whose cutouts have no WCS.
+        Pixel scales of surveys whose cutouts have no WCS.
     device : str
     threads : int
     kind : {"galaxy", "star", "auto"}
-        Of sources of which the catalogue says nothing.
+        Kind of the sources for which the catalogue gives none.
     psf : {"cutout", "nominal"}
-        "nominal": the model's, whatever the cutout has: less right, and much faster where each alert has its own.
+        "nominal" uses the model's PSF even if the cutout has one. This is less accurate, and much faster if each alert
+        has its own PSF.
     find_missed : bool
     center_sigma : float [pixel]
     catalog : str
         Table of known sources, see `SkyCatalog`.
     history : bool
-        Take the positions in the alert's own history along.
+        Use the positions in the alert's own history.
     same_radius : float [arcsec]
         Positions nearer to each other are one source.
     max_sources : int
-        Of a cutout, the nearest to the alert.
+        Largest number of sources in a cutout; the nearest to the alert are kept.
     max_batch : int
-        Alerts solved together.
+        Largest number of alerts that are deblended together.
     max_wait : float [s]
-        Longest time that an alert waits for others to join it.
+        Longest time that an alert waits for others to join its batch.
     max_queue : int
-        Alerts waiting; above it the worker stops reading until half are done.
+        Largest number of waiting alerts. A full queue stops the reading until half of them are answered.
     max_queue_bytes : int [byte]
     max_message_bytes, max_stamp_bytes : int [byte]
-        Larger ones are refused before they are parsed or decompressed.
+        Larger messages and cutouts are refused before they are parsed or decompressed.
     commit_interval : float [s]
     shutdown_seconds : float [s]
-        After a signal to stop, the time to finish what was read.
+        Time to answer the messages that were read, after a signal to stop.
     stall_seconds : float [s]
-        Without progress, the health check fails.
+        Time without progress after which the health check fails.
     http : str
-        "host:port" of metrics and health check; empty: none.
+        "host:port" of metrics and health check; empty for none.
     """
 
     brokers: str = ""
@@ -133,12 +135,12 @@ class AlertSettings:
 
 
 def read_settings(path: str | Path | None = None, **over: Any) -> AlertSettings:
-    """Settings from a TOML file, if there is one, and over it those that are not None.
+    """Return the settings of a TOML file, overridden by the keyword arguments that are not None.
 
     Raises
     ------
     ValueError
-        A key that does not exist, a value of another type or out of range; the message names the key.
+        A key does not exist, or its value has a wrong type or is out of range; the message names the key.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -162,12 +164,14 @@ def read_settings(path: str | Path | None = None, **over: Any) -> AlertSettings:
 
 
 def kafka_properties(settings: AlertSettings, own: dict[str, Any]) -> dict[str, Any]:
-    """librdkafka's properties of a client: ours, those for both clients, its own.
+    """Return librdkafka's properties of a client.
+
+    `own` overrides the settings for both clients, which override the defaults.
 
     Raises
     ------
     ValueError
-        "env:NAME", and the environment has no NAME.
+        A value is "env:NAME" and the environment has no NAME.
     """
     found = {"bootstrap.servers": settings.brokers, "client.id": "deblendrt", **settings.kafka, **own}
     for name, value in found.items():

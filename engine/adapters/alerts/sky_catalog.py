@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.files.catalogues import ID_COLUMNS, SKY_COLUMNS
+from deblendrt.engine.files.catalogues import identifiers, read_table, sky_positions
 
 KINDS = ("galaxy", "star", "auto")
 
@@ -32,47 +32,33 @@ class SkyCatalog:
 
     @staticmethod
     def read(path: str | Path) -> SkyCatalog:
-        """Read a table with ``ra``, ``dec`` [deg] and, if it likes, ``id`` and ``kind`` (galaxy, star, auto).
+        """Read a table with ``ra``, ``dec`` [deg] and optionally ``id`` and ``kind`` (galaxy, star, auto).
 
         Parameters
         ----------
         path : str or Path
-            FITS, ECSV, CSV, or Parquet (extra ``parquet``).
+            As for `read_table`.
 
         Raises
         ------
         ValueError
-            No such table; the message says what was found.
+            The file is no table, or a column is missing or wrong; the message says what was found.
         """
-        from astropy.table import Table
-
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        suffix = path.suffix.lower()
-        kind = {".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".parquet": "parquet"}.get(suffix, "ascii.csv")
-        try:
-            table = Table.read(path, format=kind)
-        except Exception as error:  # astropy's readers raise a different class for each way to be no table
-            raise ValueError(f"{path}: not readable as a table ({(str(error) or 'empty').splitlines()[0]})") from error
-        columns = {name.lower(): name for name in table.colnames}
-        names = next((n for n in SKY_COLUMNS if all(part in columns for part in n)), None)
-        if names is None:
+        table = read_table(path)
+        sky = sky_positions(str(path), table)
+        if sky is None:
             raise ValueError(f"{path}: expected columns ra, dec; found {', '.join(table.colnames)}")
-        try:
-            ra, dec = (np.ma.filled(np.ma.asarray(table[columns[n]]).astype(np.float64), np.nan) for n in names)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {', '.join(names)} are not numbers") from error
+        ra, dec = sky.T
         usable = np.flatnonzero(np.isfinite(ra) & (np.abs(dec) <= 90))
         order = usable[np.argsort(dec[usable], kind="stable")]
-        key = next((columns[n] for n in ID_COLUMNS if n in columns), None)
-        kinds = np.asarray(table[columns["kind"]], str)[order] if "kind" in columns else None
+        ids, words = identifiers(table)
+        kinds = None if words is None else np.array(words, str)[order]
         if kinds is not None and not np.isin(kinds, KINDS).all():
             raise ValueError(f"{path}: kind: expected {', '.join(KINDS)}, found {sorted(set(kinds) - set(KINDS))[0]!r}")
-        return SkyCatalog(ra[order] % 360, dec[order], None if key is None else np.asarray(table[key])[order], kinds)
+        return SkyCatalog(ra[order] % 360, dec[order], None if ids is None else ids[order], kinds)
 
     def near(self, ra: float, dec: float, radius: float) -> NDArray[np.int64]:
-        """Rows within a radius [deg] of a position, nearest first."""
+        """Return the rows within a radius [deg] of a position, nearest first."""
         first, last = np.searchsorted(self.dec, [dec - radius, dec + radius])
         rows = np.arange(first, last)
         east = (self.ra[rows] - ra + 180) % 360 - 180

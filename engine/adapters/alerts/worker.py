@@ -1,10 +1,11 @@
 """The worker that deblends an alert stream: Kafka in, Kafka out.
 
-Two threads. One talks to Kafka: it reads messages, parses them, sends what is no alert to the dead-letter topic, puts
-alerts into a bounded queue and commits offsets. The other takes micro-batches, deblends them and produces one record an
-alert. An offset is committed once the broker has acknowledged the answers to all messages up to it, so a worker that
-dies at any moment loses nothing: its successor answers again what was not committed, under the same keys and with the
-same bytes. When the queue is full the worker pauses its partitions, and while the broker is away it waits.
+A worker has two threads. The first talks to Kafka: it reads and parses messages, sends messages that are no alerts to
+the dead-letter topic, puts alerts into a bounded queue and commits offsets. The second takes batches of alerts from the
+queue, deblends them and produces one record per alert. An offset is committed after the broker has acknowledged the
+answers to all messages before it. A worker that dies therefore loses nothing: its successor answers the uncommitted
+messages again, with the same keys and the same bytes. A worker with a full queue pauses its partitions. A worker waits
+while the broker is away.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from deblendrt.engine.adapters.alerts.schema_registry import read_schemas
 from deblendrt.engine.adapters.alerts.settings import AlertSettings, kafka_properties
 from deblendrt.engine.adapters.alerts.sky_catalog import SkyCatalog
 
-MAX_DEAD_LETTER_BYTES = 8 << 20  # of longer poison only the digest is kept: the message itself is where it was
+MAX_DEAD_LETTER_BYTES = 8 << 20  # only the digest of a longer message is sent; the message stays in its own topic
 POLL = 0.05  # s
-PAUSE_SECONDS = 2.0  # full for as long, the partitions are paused
-COMMIT_SECONDS = 5.0  # for the last commit
+PAUSE_SECONDS = 2.0  # partitions are paused after the queue was full for this time
+COMMIT_SECONDS = 5.0  # time for the last commit
 READ_AT_ONCE = 64  # messages
 
 CONSUMER = {"enable.auto.commit": False, "enable.auto.offset.store": False, "auto.offset.reset": "earliest",
-            "queued.max.messages.kbytes": 16384}  # what librdkafka reads ahead
-# An answer waits for the broker as long as it takes: it is the queue that is bounded.
+            "queued.max.messages.kbytes": 16384}  # librdkafka reads ahead
+# An answer waits for the broker without a limit of time. The queue of alerts is bounded instead.
 PRODUCER = {"enable.idempotence": True, "message.timeout.ms": 0, "linger.ms": 5,
             "message.max.bytes": MAX_DEAD_LETTER_BYTES + (1 << 20), "compression.type": "lz4"}
 
@@ -42,13 +43,13 @@ log = logging.getLogger("deblendrt.alerts")
 
 
 class Worker:
-    """One worker.
+    """A worker of the consumer group.
 
     Parameters
     ----------
     settings : AlertSettings
     deblender : AlertDeblender, optional
-        What answers; by default the models of the settings are loaded.
+        By default the models that the settings name are loaded.
     """
 
     def __init__(self, settings: AlertSettings, deblender: AlertDeblender | None = None) -> None:
@@ -73,19 +74,19 @@ class Worker:
             **PRODUCER, "error_cb": self._client_error, **settings.producer}))
         self._solver = threading.Thread(target=self._solve, name="deblend", daemon=True)
         self._assigned: set[Partition] = set()
-        self._full = 0.0  # since when, on the monotonic clock; 0: it is not
+        self._full = 0.0  # time on the monotonic clock at which the queue became full; 0: it is not full
         self._paused = False
         self._beat = self._moved = time.monotonic()
         self._last_commit = 0.0
         self._committing: dict[Partition, int] = {}
 
     def run(self) -> None:
-        """Work until `stop`, then finish what was read, and commit it.
+        """Work until `stop` is called, then answer the messages that were read and commit their offsets.
 
         Raises
         ------
         Exception
-            What made the work impossible; nothing unanswered is committed then.
+            The error that ended the work. Offsets of unanswered messages are not committed.
         """
         settings = self.settings
         server = serve(settings.http, self.metrics, self.health) if settings.http else None
@@ -107,11 +108,11 @@ class Worker:
             raise self.error
 
     def stop(self) -> None:
-        """Ask the worker to finish; from any thread or signal handler."""
+        """Ask the worker to finish. Any thread or signal handler may call this."""
         self.stopping.set()
 
     def health(self) -> tuple[bool, bool, dict[str, Any]]:
-        """Whether the worker moves, whether it has partitions, and what to say of it; see `alert_metrics.serve`."""
+        """Return whether the worker makes progress, whether it has partitions, and a report; see `metrics.serve`."""
         now, pending = time.monotonic(), self.offsets.n_pending()
         quiet, beat = now - self._moved, now - self._beat
         healthy = self.error is None and beat < self.settings.stall_seconds and (
@@ -122,7 +123,7 @@ class Worker:
         return healthy, bool(self._assigned), report
 
     def _turn(self) -> None:
-        """One turn of the thread that talks to Kafka."""
+        """Do one turn of the thread that talks to Kafka."""
         self._beat = time.monotonic()
         if self.error is not None:
             self.stop()
@@ -165,7 +166,7 @@ class Worker:
         self.queue.put(WaitingAlert(alert, partition, offset, len(payload), arrival, sent))
 
     def _bury(self, message: Any, reason: str, whole: bool = True) -> None:
-        """Send a message to the dead-letter topic as it came, with the reason in its headers."""
+        """Send a message unchanged to the dead-letter topic, with the reason in its headers."""
         payload = message.value() or b""
         whole = whole and len(payload) <= MAX_DEAD_LETTER_BYTES
         headers = [("reason", reason[:1000].encode()), ("topic", message.topic().encode()),
@@ -188,7 +189,7 @@ class Worker:
         self._produce(self.settings.dead_letter_topic, payload if whole else None, key, headers, delivered)
 
     def _solve(self) -> None:
-        """The thread that deblends."""
+        """Deblend batches until the queue is closed; this is the second thread."""
         try:
             while batch := self.queue.take():
                 began = time.monotonic()
@@ -231,10 +232,10 @@ class Worker:
                 return
 
     def _throttle(self) -> None:
-        """Stop reading when the queue is full, and go on when half of it is done.
+        """Stop reading when the queue is full, and go on when half of it is answered.
 
-        Kafka wants to be polled all the same, so after a while the partitions are paused; not at once, for librdkafka
-        then throws away what it has read ahead.
+        Kafka's client must be polled all the same, so the partitions are paused after a while. They are not paused at
+        once, because librdkafka then discards the messages that it has read ahead.
         """
         n, n_byte = self.queue.size()
         pending = self.offsets.n_pending()
@@ -254,7 +255,7 @@ class Worker:
             gauge.set(value)
 
     def _commit(self) -> None:
-        """Ask for a commit, one at a time; `_on_commit` hears of it."""
+        """Ask for a commit if none is under way; librdkafka calls `_on_commit` with the outcome."""
         self._last_commit = time.monotonic()
         if self._committing or not (offsets := self.offsets.to_commit()):
             return
@@ -275,7 +276,7 @@ class Worker:
         self.offsets.committed({p: n for p, n in offsets.items() if p in good})
 
     def _finish(self) -> None:
-        """Answer what was read, as long as there is time, and commit it."""
+        """Answer the messages that were read, as long as there is time, and commit their offsets."""
         if self._assigned:
             self._consumer.pause([self._kafka.TopicPartition(*p) for p in self._assigned])
         self.queue.close()
@@ -291,21 +292,21 @@ class Worker:
         log.info("stopped; %s", f"{left} messages were not answered and will be read again" if left else "all answered")
 
     def _serve(self) -> None:
-        """Let the clients call back; the partitions are paused."""
+        """Let the clients make their callbacks while the partitions are paused."""
         self._beat = time.monotonic()
         self._producer.poll(POLL)
         self._consumer.poll(0)
 
     def _on_assign(self, consumer: Any, partitions: list[Any]) -> None:
-        if self._paused:  # `_throttle` decides again, for all
+        if self._paused:  # `_throttle` decides again, for all partitions
             consumer.resume([self._kafka.TopicPartition(*p) for p in self._assigned])
             self._paused = False
         self._assigned |= {(p.topic, p.partition) for p in partitions}
         log.info("assigned: %s", ", ".join(f"{p.topic}/{p.partition}" for p in partitions) or "nothing")
 
     def _on_revoke(self, consumer: Any, partitions: list[Any]) -> None:
-        """Another worker takes over: commit what is answered; it reads the rest again."""
-        if not self.stopping.is_set():  # else `_finish` has committed, or has waited for the broker in vain
+        """Commit the answered messages of partitions that another worker takes over; that worker reads the others."""
+        if not self.stopping.is_set():  # otherwise `_finish` has committed, or has waited for the broker in vain
             self._producer.poll(0)
             revoked = {(p.topic, p.partition) for p in partitions}
             offsets = [self._kafka.TopicPartition(*p, n) for p, n in self.offsets.to_commit().items() if p in revoked]
@@ -317,7 +318,7 @@ class Worker:
         self._on_lost(consumer, partitions)
 
     def _on_lost(self, consumer: Any, partitions: list[Any]) -> None:
-        """What was read of these partitions is no longer ours to commit; what waits of them, another answers."""
+        """Forget the messages of partitions that belong to another worker, which answers and commits them."""
         lost = [(p.topic, p.partition) for p in partitions]
         self.queue.drop(lost)
         self.offsets.give_up(lost)
@@ -335,7 +336,7 @@ class Worker:
 
 
 def load_deblender(settings: AlertSettings) -> AlertDeblender:
-    """The models and the catalogue that the settings name, warmed up."""
+    """Load the models and the catalogue that the settings name, and warm the models up."""
     from deblendrt.engine.deblender import Deblender
 
     catalog = SkyCatalog.read(settings.catalog) if settings.catalog else None
@@ -346,12 +347,12 @@ def load_deblender(settings: AlertSettings) -> AlertDeblender:
 
 
 def run_worker(settings: AlertSettings) -> None:
-    """Run a worker until SIGTERM or SIGINT; a second signal ends it at once, without a commit.
+    """Run a worker until SIGTERM or SIGINT. A second signal ends it at once, without a commit.
 
     Raises
     ------
     ValueError, OSError, ImportError
-        Wrong settings, a missing file or package; Kafka's errors that make the work impossible.
+        The settings are wrong, a file or package is missing, or a Kafka error ended the work.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     worker = Worker(settings)

@@ -1,8 +1,8 @@
 """PSFs of Rubin's exposures, evaluated once in each cell of the image that has sources.
 
-A PSF model is evaluated at the centre of a cell. If it raises there, it is evaluated at the cell's sources: afw's models
-raise where no input image covers a position. If a band fails at all these positions and another band does not, the
-band is masked in the cell; Rubin's deblender leaves such a band out, too. If all bands fail, the PSF of the nearest
+A PSF model is evaluated at the centre of a cell. If it raises there, it is evaluated at the cell's sources: the models
+of afw raise where no input image covers a position. If a band fails at all these positions and another band does not,
+the band is masked in the cell; Rubin's deblender leaves such a band out, too. If all bands fail, the PSF of the nearest
 cell is used and the sources are flagged.
 """
 

@@ -1,9 +1,9 @@
 """Results as scarlet_lite's persisted models, written without scarlet_lite.
 
-scarlet_lite (Moolekamp et al., Rubin's deblender) persists a blend as the components of its sources in a PSF-free frame.
-A component is a spectrum times a morphology under a narrow circular *model PSF*; the reader convolves it with the
-difference kernel to the observed PSF. This engine has the same frame: a source is a few component maps with a flux per
-band under a Gaussian *reference PSF*. A result is therefore written exactly, apart from the finite windows of the
+scarlet_lite (Moolekamp et al., Rubin's deblender) persists a blend as the components of its sources in a PSF-free
+frame. A component is a spectrum times a morphology under a narrow circular *model PSF*; the reader convolves it with
+the difference kernel to the observed PSF. This engine has the same frame: a source is a few component maps with a flux
+per band under a Gaussian *reference PSF*. A result is therefore written exactly, apart from the finite windows of the
 sources. The model PSF is the reference PSF. The coefficients of a source (n_band, n_basis) have the rank of the model's
 number of maps and are decomposed as
 
