@@ -290,7 +290,7 @@ class Deblender:
         if self.pool is None:
             raise ValueError(f'{name}: expected arrays on the host with device="cpu", got one on a GPU')
         with self.pool.stream() as device:
-            return device.device.download(interop.adopt(device.device, value, name=name))
+            return device.device.download(interop.adopt_array(device.device, value, name=name))
 
     def model_on_device(self, result: DeblendResult, i_scene: int) -> DeviceArray:
         """Model image of a scene, drawn on the GPU and left there.

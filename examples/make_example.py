@@ -43,7 +43,7 @@ def make_scene(cfg: config.Config) -> tuple[blend_scenes.SimulatedScene, survey.
     indices = choose_galaxies(galaxies, rng)
     scale = depth.pixel_scale
     positions = blend_scenes.blend_positions(len(indices), SHAPE, rng, spread=SPREAD / scale,
-                                         min_separation=blend_scenes.MIN_SEPARATION / scale, margin=8.0)
+                                         min_separation=blend_scenes.BLEND_SEPARATION / scale, margin=8.0)
     scene = blend_scenes.simulate_scene(galaxies, indices, positions, survey.nominal_psf(depth), depth, SHAPE, rng)
     return scene, depth, galaxies[indices]
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from deblendrt.engine.model import outskirts
 from deblendrt.engine.model.manifest import FORMAT_REVISION, GRAPHS, MANIFEST, STORED_OUTPUTS
 from deblendrt.engine.model.verification import verify_bundle
-from deblendrt.export.networks.graphs import MINIMUM_ONNXRUNTIME, OPSET, export_graphs, narrow
+from deblendrt.export.networks.graphs import GRAPH_OPSET, MINIMUM_ONNXRUNTIME, export_graphs, to_float32
 from deblendrt.export.networks.parity import check_parity, example_inputs, reference_outputs
 
 if TYPE_CHECKING:
-    from deblendrt.training.checkpoint import Model
+    from deblendrt.training.checkpoint import TrainedModel
 
 PARITY_SOURCES, PARITY_SEED = 64, 1
 GOLDEN_SOURCES, GOLDEN_SEED = 5, 2  # fewer than a tile, so that `deblendrt verify` goes through the padding too
@@ -57,7 +57,7 @@ def npz_bytes(arrays: dict[str, NDArray[Any]]) -> bytes:
     return file.getvalue()
 
 
-def golden_vectors(model: Model) -> dict[str, NDArray[np.float32]]:
+def golden_vectors(model: TrainedModel) -> dict[str, NDArray[np.float32]]:
     """Inputs "graph.in.name" and outputs "graph.out.name", the outputs from torch in float64."""
     inputs = example_inputs(model, GOLDEN_SOURCES, GOLDEN_SEED)
     outputs = reference_outputs(model, inputs)
@@ -65,7 +65,7 @@ def golden_vectors(model: Model) -> dict[str, NDArray[np.float32]]:
             for kind, values in (("in", inputs[name]), ("out", outputs[name])) for key, value in values.items()}
 
 
-def split_basis(model: Model) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+def split_basis(model: TrainedModel) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Core and outskirts of the basis, as the bundle stores them.
 
     Returns
@@ -87,7 +87,7 @@ def split_basis(model: Model) -> tuple[NDArray[np.floating], NDArray[np.floating
     return core, cells
 
 
-def bundle_files(model: Model) -> tuple[dict[str, bytes], dict[str, dict[str, float]]]:
+def bundle_files(model: TrainedModel) -> tuple[dict[str, bytes], dict[str, dict[str, float]]]:
     """Contents of every file but the manifest, and the graphs' parity.
 
     Raises
@@ -97,7 +97,7 @@ def bundle_files(model: Model) -> tuple[dict[str, bytes], dict[str, dict[str, fl
     """
     basis, cells = split_basis(model)
     wide = export_graphs(model)
-    graphs = {name: narrow(proto) for name, proto in wide.items()}
+    graphs = {name: to_float32(proto) for name, proto in wide.items()}
     inputs = example_inputs(model, PARITY_SOURCES, PARITY_SEED)
     parity = check_parity(graphs, wide, inputs, reference_outputs(model, inputs))
     files = {f"{name}.onnx": proto.SerializeToString(deterministic=True) for name, proto in graphs.items()}
@@ -106,8 +106,8 @@ def bundle_files(model: Model) -> tuple[dict[str, bytes], dict[str, dict[str, fl
     return files, parity
 
 
-def manifest_of(model: Model, files: dict[str, bytes], parity: dict[str, dict[str, float]], *, model_version: str,
-                licence: str) -> dict[str, Any]:
+def manifest_of(model: TrainedModel, files: dict[str, bytes], parity: dict[str, dict[str, float]], *,
+                model_version: str, licence: str) -> dict[str, Any]:
     """The manifest, as `deblendrt.engine.model.manifest` reads it."""
     config, decoder = model.config, model.decoder
     return {
@@ -136,20 +136,20 @@ def manifest_of(model: Model, files: dict[str, bytes], parity: dict[str, dict[st
         "log_prob_percentiles": {key: float(value) for key, value in model.log_prob_percentiles.items()},
         "training": config.to_dict() | {"population": config.to_dict()["population"] | model.population},
         "parity": parity,
-        "opset": OPSET,
+        "opset": GRAPH_OPSET,
         "minimum_onnxruntime": MINIMUM_ONNXRUNTIME,
         "golden_tolerance": GOLDEN_TOLERANCE,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
 
 
-def write_bundle(model: Model, out: str | Path, *, model_version: str = "1", licence: str = "BSD-3-Clause",
+def write_bundle(model: TrainedModel, out: str | Path, *, model_version: str = "1", licence: str = "BSD-3-Clause",
                  overwrite: bool = False) -> list[str]:
     """Export a model into a bundle, verified before it appears under its name.
 
     Parameters
     ----------
-    model : Model
+    model : TrainedModel
         Of `deblendrt.training.checkpoint.load_model`.
     out : str or Path
         The bundle's folder. Must not exist, be empty or, with `overwrite`, be a bundle.

@@ -23,7 +23,7 @@ from deblendrt.engine.model.manifest import GRAPHS
 
 # Rows: at more the graphs gain no speed; and how long the server may wait for others
 MAX_BATCH, QUEUE_DELAY = 512, 200  # rows, microseconds
-TYPES: dict[int, str] = {TensorProto.FLOAT: "TYPE_FP32", TensorProto.DOUBLE: "TYPE_FP64",
+TRITON_TYPES: dict[int, str] = {TensorProto.FLOAT: "TYPE_FP32", TensorProto.DOUBLE: "TYPE_FP64",
                          TensorProto.INT32: "TYPE_INT32", TensorProto.INT64: "TYPE_INT64",
                          TensorProto.BOOL: "TYPE_BOOL"}
 
@@ -98,7 +98,7 @@ def _tensor(value: onnx.ValueInfoProto, *, batched: bool) -> str:
     tensor = value.type.tensor_type
     dims = [dim.dim_value for dim in tensor.shape.dim][1 if batched else 0 :]
     reshape = "" if dims else " reshape { shape: [] }"  # Triton knows no scalars
-    return (f'  {{ name: "{value.name}" data_type: {TYPES[tensor.elem_type]} '
+    return (f'  {{ name: "{value.name}" data_type: {TRITON_TYPES[tensor.elem_type]} '
             f"dims: {_list(dims or [1])}{reshape} }}")
 
 

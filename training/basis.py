@@ -1,8 +1,8 @@
 """The orthonormal basis of stamps: principal components of component maps under the reference PSF.
 
-The covariance is summed over the eight symmetries of the square, so the basis favours no direction on the sky; it is
-uncentred, so that a coefficient vector is a stamp. Galaxies are drawn with sub-pixel offsets, so the span is closed
-under small shifts to within its truncation error; the generators of those shifts are computed here too.
+The covariance is summed over the eight symmetries of the square, so the basis favours no direction on the sky. No mean
+is subtracted, so a coefficient vector is a stamp. Galaxies are drawn with sub-pixel offsets, so the basis draws shifted
+stamps too, to within its truncation error. The generators of these shifts are computed here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deblendrt.training.simulation.population import draw
 
 
 @dataclasses.dataclass(frozen=True)
-class Basis:
+class StampBasis:
     """An orthonormal basis.
 
     Attributes
@@ -41,12 +41,13 @@ class Basis:
 class Cells:
     """A stamp cut into single pixels in its core and square cells of `binning` pixels in its outskirts.
 
-    A few per cent of the galaxies need outskirts, whose light is smooth: 147 x 147 pixels become 5929 cells.
+    A few per cent of the galaxies need outskirts, and their light is smooth there. Cells make 5929 numbers of the 147 x
+    147 pixels of an LSST stamp.
 
     Attributes
     ----------
     label : int64 (size, size)
-        Cell of each pixel.
+        The cell of each pixel.
     area : int64 (n_cell,) [pixel]
     core_size, binning : int [pixel]
     """
@@ -57,7 +58,7 @@ class Cells:
     binning: int
 
     def reduce(self, images: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Sum over each cell / sqrt(area), which keeps the sum of squares of smooth images; float32 (n, n_cell)."""
+        """Sums over cells / sqrt(area), float32 (n, n_cell): smooth images keep their sum of squares."""
         flat = images.reshape(len(images), -1)
         order = np.argsort(self.label.ravel(), kind="stable")
         start = np.concatenate([[0], np.cumsum(self.area)[:-1]])
@@ -65,17 +66,17 @@ class Cells:
         return (sums / np.sqrt(self.area)).astype(np.float32)
 
     def expand(self, cells: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Images (n, size, size) of reduced ones: bilinear between the centres of the outskirts' cells."""
+        """Images (n, size, size) from reduced images: bilinear between the centres of the outskirts' cells."""
         fine = (cells / np.sqrt(self.area))[:, self.label]
         return outskirts.expand(*outskirts.split(fine, self.core_size, self.binning), self.binning)
 
 
-def cut(spec: config.Basis) -> Cells:
-    """The cells of a basis' stamps."""
+def cut(spec: config.BasisSettings) -> Cells:
+    """The cells of the stamps of a basis."""
     size, b = spec.stamp_size, spec.binning
     y, x = np.mgrid[:size, :size]
     inside = np.maximum(np.abs(y - size // 2), np.abs(x - size // 2)) <= spec.core_size // 2
-    # numbers of cells begin where those of pixels end
+    # pixels have the numbers below size^2, cells have larger numbers
     number = np.where(inside, y * size + x, size * size + (y // b) * size + x // b)
     label = np.unique(number, return_inverse=True)[1].reshape(size, size)
     return Cells(label, np.bincount(label.ravel()), spec.core_size, b)
@@ -98,7 +99,7 @@ def symmetrised_covariance(maps: NDArray[np.floating], label: NDArray[np.int64])
     total = np.zeros_like(covariance)
     for turn in range(4):
         for mirror in (1, -1):
-            moved = np.empty(len(covariance), np.int64)  # where a symmetry takes each cell
+            moved = np.empty(len(covariance), np.int64)  # the cell that the symmetry makes of each cell
             moved[label.ravel()] = np.rot90(label, turn)[:, ::mirror].ravel()
             total += covariance[np.ix_(moved, moved)]
     return total
@@ -107,8 +108,8 @@ def symmetrised_covariance(maps: NDArray[np.floating], label: NDArray[np.int64])
 def shift_generators(phi: NDArray[np.floating]) -> NDArray[np.float64]:
     """Minus the derivative along x and y of each basis function, projected on the basis.
 
-    The derivative is taken in Fourier space on a zero-padded grid: under the reference PSF (sigma = 1 pixel) the basis
-    is band-limited to 0.7% of the peak power at the Nyquist frequency.
+    The derivative is taken in Fourier space on a zero-padded grid. Under the reference PSF (sigma = 1 pixel) the power
+    of the basis at the Nyquist frequency is 0.7% of its peak.
 
     Parameters
     ----------
@@ -131,14 +132,14 @@ def shift_generators(phi: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def orthonormal(phi: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The orthonormal functions nearest to some that nearly are (Löwdin), which favours none of them."""
+    """The orthonormal functions nearest to nearly orthonormal functions, by Löwdin's symmetric method."""
     flat = phi.reshape(len(phi), -1).astype(np.float64)
     values, vectors = np.linalg.eigh(flat @ flat.T)
     return ((vectors / np.sqrt(values)) @ vectors.T @ flat).reshape(phi.shape)
 
 
-def build_basis(config: Config, rng: np.random.Generator) -> Basis:
-    """Draw galaxies of the population with random offsets and take their principal components.
+def build_basis(config: Config, rng: np.random.Generator) -> StampBasis:
+    """The principal components of the population's galaxies, drawn with random offsets.
 
     Parameters
     ----------
@@ -147,14 +148,14 @@ def build_basis(config: Config, rng: np.random.Generator) -> Basis:
 
     Returns
     -------
-    Basis
+    StampBasis
     """
     from tqdm import tqdm
 
     spec = config.basis
     galaxies = draw(config.population, config.survey, spec.n_galaxy, rng)
     offsets = rng.uniform(-spec.max_offset, spec.max_offset, (spec.n_galaxy, 2))
-    # a component enters as often as it matters: bulges by their share of the light
+    # one component of each galaxy: the bulge with the probability of its share of the light
     kinds = rng.random(spec.n_galaxy) < np.clip(galaxies.bulge_fraction, 0.3, 0.7)
     cells = cut(spec)
     maps = np.concatenate([cells.reduce(component_map(
@@ -163,5 +164,5 @@ def build_basis(config: Config, rng: np.random.Generator) -> Basis:
     values, vectors = np.linalg.eigh(symmetrised_covariance(maps, cells.label))
     explained = np.cumsum(values[::-1]) / values.sum()
     phi = orthonormal(cells.expand(vectors[:, ::-1][:, : spec.n_basis].T))
-    phi = phi * np.where(phi.sum((1, 2)) < 0, -1.0, 1.0)[:, None, None]  # eigenvectors have no sign of their own
-    return Basis(phi.astype(np.float32), shift_generators(phi).astype(np.float32), explained[: spec.n_basis])
+    phi = phi * np.where(phi.sum((1, 2)) < 0, -1.0, 1.0)[:, None, None]  # an eigenvector's sign is arbitrary
+    return StampBasis(phi.astype(np.float32), shift_generators(phi).astype(np.float32), explained[: spec.n_basis])

@@ -1,6 +1,6 @@
-"""What training leaves on disk, and how export and the diagnostics get it back.
+"""Checkpoints: the folder that training writes, and the `TrainedModel` that export and the figures read from it.
 
-A checkpoint is a folder: ``config.json`` and one file per finished stage. Only tensors and arrays are stored: nothing
+A checkpoint holds ``config.json`` and the files of each finished stage. Only tensors and arrays are stored, and nothing
 is unpickled (``torch.load(weights_only=True)``, ``numpy.load(allow_pickle=False)``).
 """
 
@@ -26,23 +26,21 @@ from deblendrt.training.networks.flow import ShapePrior
 from deblendrt.training.networks.vae import GalaxyEncoder
 from deblendrt.training.simulation import survey
 
-FloatArray = NDArray[np.floating[Any]]
-
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A trained model, modules in evaluation mode, float32 on the CPU.
+class TrainedModel:
+    """A trained model. Its modules are in evaluation mode, float32, on the CPU.
 
     Attributes
     ----------
     config : Config
     decoder : Decoder
     galaxy_encoder : GalaxyEncoder
-        The VAE's encoder of isolated noiseless galaxies, used by the diagnostics.
+        The VAE's encoder of isolated noiseless galaxies. Only training and the figures use it.
     prior : ShapePrior
     encoder : DeblendingEncoder
     basis : float32 (n_basis, size, size)
-        Orthonormal; bilinear between cells outside the core.
+        Orthonormal stamps. Outside the core they are bilinear between cells.
     shift : float32 (2, n_basis, n_basis)
     nominal_psf : float32 (n_band, q, q)
     psf_fwhm : float64 (n_band,) [arcsec]
@@ -56,7 +54,7 @@ class Model:
     log_prob_percentiles : dict of str to float
         Percentiles of log p(z) over the population.
     population : dict
-        What the model was trained on, in words, and its limits.
+        The training population: a description in words, its magnitude limits and reference band.
     """
 
     config: Config
@@ -64,21 +62,21 @@ class Model:
     galaxy_encoder: GalaxyEncoder
     prior: ShapePrior
     encoder: DeblendingEncoder
-    basis: FloatArray
-    shift: FloatArray
-    nominal_psf: FloatArray
-    psf_fwhm: FloatArray
-    sky_sigma: FloatArray
-    start_shape: FloatArray
-    prior_curvature: FloatArray
-    mean_color: FloatArray
-    color_sigma: FloatArray
+    basis: NDArray[np.floating]
+    shift: NDArray[np.floating]
+    nominal_psf: NDArray[np.floating]
+    psf_fwhm: NDArray[np.floating]
+    sky_sigma: NDArray[np.floating]
+    start_shape: NDArray[np.floating]
+    prior_curvature: NDArray[np.floating]
+    mean_color: NDArray[np.floating]
+    color_sigma: NDArray[np.floating]
     log_prob_percentiles: dict[str, float]
     population: dict[str, Any]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name, then rename it, so that a killed run leaves no half file."""
+    """Write a file under a temporary name, then rename it: a run that is killed leaves no half-written file."""
     temporary = path.with_name(path.name + ".part" + path.suffix)
     write(temporary)
     os.replace(temporary, path)
@@ -121,7 +119,7 @@ def load_config(directory: str | Path) -> Config:
     return config_module.from_dict(json.loads(path.read_text()), str(path))
 
 
-def load_model(directory: str | Path) -> Model:
+def load_model(directory: str | Path) -> TrainedModel:
     """Load a finished checkpoint.
 
     Parameters
@@ -130,7 +128,7 @@ def load_model(directory: str | Path) -> Model:
 
     Returns
     -------
-    Model
+    TrainedModel
 
     Raises
     ------
@@ -152,21 +150,21 @@ def load_model(directory: str | Path) -> Model:
     return _assemble(config, modules, phi, shift, summary)
 
 
-def _assemble(config: Config, modules: tuple[Decoder, GalaxyEncoder, ShapePrior, DeblendingEncoder], phi: FloatArray,
-              shift: FloatArray, summary: dict[str, Any]) -> Model:
+def _assemble(config: Config, modules: tuple[Decoder, GalaxyEncoder, ShapePrior, DeblendingEncoder],
+              phi: NDArray[np.floating], shift: NDArray[np.floating], summary: dict[str, Any]) -> TrainedModel:
     for module in modules:
         module.eval().requires_grad_(False)
     depth = survey.depth(config.survey)
     nominal_psf = survey.nominal_psf(depth).image.astype(np.float32)
-    return Model(config, *modules, basis=phi, shift=shift, nominal_psf=nominal_psf, psf_fwhm=depth.psf_fwhm,
+    return TrainedModel(config, *modules, basis=phi, shift=shift, nominal_psf=nominal_psf, psf_fwhm=depth.psf_fwhm,
                  sky_sigma=depth.sky_sigma,
                  start_shape=np.array(summary["start_shape"]), prior_curvature=np.array(summary["prior_curvature"]),
                  mean_color=np.array(summary["mean_color"]), color_sigma=np.array(summary["color_sigma"]),
                  log_prob_percentiles=summary["log_prob_percentiles"], population=_population_summary(config))
 
 
-def random_model(config: Config, seed: int) -> Model:
-    """A model with random weights: the right shapes for tests of export and engine, no astronomy.
+def random_model(config: Config, seed: int) -> TrainedModel:
+    """A model with random weights, for tests of export and engine: its arrays have the right shapes and no meaning.
 
     Parameters
     ----------
@@ -175,7 +173,7 @@ def random_model(config: Config, seed: int) -> Model:
 
     Returns
     -------
-    Model
+    TrainedModel
     """
     from deblendrt.training.basis import cut, shift_generators
 

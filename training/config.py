@@ -1,6 +1,6 @@
-"""The training configuration: one TOML file describes a survey's model from population to encoder.
+"""The training configuration: one TOML file describes a survey's model, from its population to its encoder.
 
-Unknown keys are errors: a misspelt setting that is silently ignored costs an hour of training.
+Unknown keys are errors: a misspelt setting that is ignored costs an hour of training.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Depth:
-    """What a survey's coadds look like, by band, for surveys that galcheat does not know or knows at another depth."""
+class DepthTable:
+    """Seeing, noise and exposure of a survey's coadds, by band. galcheat has them for the surveys that it knows."""
 
     psf_fwhm: dict[str, float]  # arcsec, without the pixel
     sky_sigma: dict[str, float]  # nJy per pixel
@@ -25,19 +25,19 @@ class Depth:
 class Survey:
     """Bands, pixel scale, filter curves and depth."""
 
-    galcheat_name: str | None  # the depth is galcheat's, or that of the table `depth`
+    galcheat_name: str | None  # the survey whose depth galcheat gives; None with a table `depth`
     bands: list[str]
     reference_band: str
     pixel_scale: float  # arcsec
     bandpass: str  # filter curves, with {band}; see `deblendrt.training.simulation.bandpass`
-    depth: Depth | None = None
+    depth: DepthTable | None = None
 
     def __post_init__(self) -> None:
         if self.reference_band not in self.bands:
             raise ValueError(f"reference_band: {self.reference_band!r} is not in bands")
         if (self.galcheat_name is None) == (self.depth is None):
             raise ValueError("the depth: expected either galcheat_name or a table [survey.depth]")
-        for field in dataclasses.fields(Depth) if self.depth else ():
+        for field in dataclasses.fields(DepthTable) if self.depth else ():
             values = getattr(self.depth, field.name)
             if set(values) != set(self.bands) or min(values.values()) <= 0:
                 raise ValueError(f"depth.{field.name}: expected a positive number for each of {self.bands}, "
@@ -51,35 +51,35 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-    """Galaxy population, see `deblendrt.training.simulation.population`."""
+    """Limits of the galaxy population, see `deblendrt.training.simulation.population`."""
 
     n_galaxy: int
     magnitude_min: float
     magnitude_max: float
-    uniform_fraction: float
-    surface_brightness_limit: float  # mag / arcsec^2
+    uniform_fraction: float  # of the galaxies, drawn uniform in magnitude
+    surface_brightness_limit: float  # mag / arcsec^2, within the half-light radius
     bulge_sersic: list[float] = dataclasses.field(default_factory=lambda: [4.0])  # Sersic indices, equally likely
     disk_sersic: list[float] = dataclasses.field(default_factory=lambda: [1.0])
 
     def __post_init__(self) -> None:
         for name in ("bulge_sersic", "disk_sersic"):
             values = getattr(self, name)
-            # GalSim draws no profile outside these
+            # GalSim's limits
             if not values or min(values) < 0.3 or max(values) > 6.2:
                 raise ValueError(f"{name}: expected indices from 0.3 to 6.2, got {values}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Basis:
+class BasisSettings:
     """Orthonormal basis of stamps under the reference PSF."""
 
     stamp_size: int  # pixel, an odd multiple of `binning`
-    core_size: int  # pixel, another: single pixels inside, cells of `binning` pixels outside
+    core_size: int  # pixel, an odd multiple of `binning`: single pixels inside, cells of `binning` pixels outside
     binning: int  # pixel, odd
     n_basis: int
     reference_psf_sigma: float  # pixel
-    n_galaxy: int
-    max_offset: float  # pixel
+    n_galaxy: int  # drawn for the principal components
+    max_offset: float  # pixel, of the drawn galaxies' centres
 
     def __post_init__(self) -> None:
         sizes = self.stamp_size, self.core_size
@@ -91,23 +91,23 @@ class Basis:
 
 @dataclasses.dataclass(frozen=True)
 class Vae:
-    """Decoder and encoder of isolated galaxies."""
+    """Decoder and encoder of isolated galaxies, see `deblendrt.training.networks.vae`."""
 
     n_shape: int
     n_component: int
     hidden: int
     n_layer: int
     encoder_hidden: int
-    shape_radius: float
+    shape_radius: float  # of the ball that holds all shapes
     batch_size: int
     n_step: int
     learning_rate: float
-    model_error: float
+    model_error: float  # relative misfit below which bright galaxies are weighted down
 
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """Normalizing flow over the shape latents, conditioned on the fluxes."""
+    """Normalizing flow of the shape latents, given the fluxes, see `deblendrt.training.networks.flow`."""
 
     n_transform: int
     hidden: int
@@ -118,10 +118,10 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Deblending encoder: noisy blended cutout to a latent start."""
+    """Deblending encoder, see `deblendrt.training.networks.deblending_encoder`."""
 
-    cutout_size: int
-    n_blend: int
+    cutout_size: int  # pixel, odd
+    n_blend: int  # cutouts to train on
     batch_size: int
     n_epoch: int
     learning_rate: float
@@ -135,18 +135,18 @@ class Config:
     seed: int
     survey: Survey
     population: Population
-    basis: Basis
+    basis: BasisSettings
     vae: Vae
     flow: Flow
     encoder: Encoder
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionary, as stored in checkpoints and in the bundle's manifest."""
+        """Nested dictionary of plain values, as checkpoints and the bundle's manifest store it."""
         return dataclasses.asdict(self)
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
-    """One value as the type that its field is declared with."""
+    """A value converted to the declared type of its field."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if type(None) in parts:
         return None if value is None else _convert(parts[0], value, where)

@@ -1,7 +1,8 @@
-"""`deblendrt-train`: simulate -> basis -> vae -> flow -> encoder, each stage resumable.
+"""`deblendrt-train`: basis -> maps -> vae -> flow -> encoder.
 
-Every stage draws from a generator of its own, seeded by the configuration's seed and the stage's name, so that one
-stage can be repeated alone and gives the same result.
+Every stage writes its results into the checkpoint folder, and a finished stage is not run again. Every stage has random
+numbers of its own, seeded by the configuration's seed and the stage's name: a stage that is repeated alone gives the
+same result.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,11 @@ from deblendrt.training.simulation import population, survey
 
 log = logging.getLogger("deblendrt.train")
 
-N_METRIC_PSF = 12  # PSFs whose Gram matrices the VAE's likelihood is drawn from
-STAGES = ("basis", "maps", "vae", "flow", "encoder")
+N_METRIC_PSF = 12  # PSFs under which the VAE's likelihood is computed, a random one in each step
 
 
 def seed(settings: config.Config, stage: str) -> int:
-    """A seed of its own for each stage."""
+    """The seed of a stage."""
     return (settings.seed * 1_000_003 + zlib.crc32(stage.encode())) % 2**63
 
 
@@ -60,7 +60,7 @@ def stage_vae(settings: config.Config, out: Path, n_process: int) -> None:
     phi, shift = _basis(out)
     generator = _torch_generator(settings, "vae")
     decoder, galaxy_encoder, _, _ = checkpoint.new_modules(settings)
-    data = training_set(out)
+    data = load_training_set(out)
     vae.initialise(decoder, galaxy_encoder, data, phi, shift)
     grams = metric_grams(settings, phi, np.random.default_rng(seed(settings, "metric")))
     part = out / "vae.part.pt"
@@ -78,10 +78,10 @@ def stage_vae(settings: config.Config, out: Path, n_process: int) -> None:
 
 
 def stage_flow(settings: config.Config, out: Path, n_process: int) -> None:
-    """Shape prior and what the engine needs to know of it -> prior.pt, prior.json."""
+    """Shape prior -> prior.pt, and its summary for the engine -> prior.json."""
     _, galaxy_encoder, prior, _ = checkpoint.new_modules(settings)
     galaxy_encoder.load_state_dict(torch.load(out / "galaxy_encoder.pt", weights_only=True))
-    data = training_set(out)
+    data = load_training_set(out)
     generator = _torch_generator(settings, "flow")
     mean, sigma = vae.posterior(galaxy_encoder, data, sky_sigma(settings))
     log_flux = data.flux.sum(1).log()
@@ -115,7 +115,7 @@ def stage_encoder(settings: config.Config, out: Path, n_process: int) -> None:
     _, galaxy_encoder, _, encoder = checkpoint.new_modules(settings)
     galaxy_encoder.load_state_dict(torch.load(out / "galaxy_encoder.pt", weights_only=True))
     phi, shift = _basis(out)
-    train_encoder(encoder, galaxy_encoder, training_set(out), settings, phi, shift,
+    train_encoder(encoder, galaxy_encoder, load_training_set(out), settings, phi, shift,
                   np.random.default_rng(seed(settings, "blends")), _torch_generator(settings, "encoder"))
     checkpoint.save_state(encoder, out / "encoder.pt")
 
@@ -125,7 +125,7 @@ def _basis(out: Path) -> tuple[np.ndarray, np.ndarray]:
         return stored["phi"], stored["shift"]
 
 
-def training_set(out: Path) -> vae.TrainingSet:
+def load_training_set(out: Path) -> vae.TrainingSet:
     """The training set of a checkpoint."""
     with np.load(out / "maps.npz", allow_pickle=False) as stored:
         return vae.TrainingSet(torch.from_numpy(stored["maps"]), torch.from_numpy(stored["flux"]))
@@ -149,7 +149,8 @@ def _torch_generator(settings: config.Config, stage: str) -> torch.Generator:
     return torch.Generator().manual_seed(seed(settings, stage) % 2**31)
 
 
-RUN: dict[str, tuple[Callable[[config.Config, Path, int], None], str]] = {
+# Of each stage, in order: its function, and the file that says that it is finished
+TRAINING_STAGES: dict[str, tuple[Callable[[config.Config, Path, int], None], str]] = {
     "basis": (stage_basis, "basis.npz"),
     "maps": (stage_maps, "maps.npz"),
     "vae": (stage_vae, "decoder.pt"),
@@ -158,7 +159,7 @@ RUN: dict[str, tuple[Callable[[config.Config, Path, int], None], str]] = {
 }
 
 
-def train(settings: config.Config, out: Path, *, stages: tuple[str, ...] = STAGES, n_process: int = 1,
+def train(settings: config.Config, out: Path, *, stages: Sequence[str] = tuple(TRAINING_STAGES), n_process: int = 1,
           n_thread: int = 1) -> None:
     """Run the stages that are not done yet.
 
@@ -166,12 +167,12 @@ def train(settings: config.Config, out: Path, *, stages: tuple[str, ...] = STAGE
     ----------
     settings : config.Config
     out : Path
-        Checkpoint folder; made if absent. A finished stage in it is kept.
-    stages : tuple of str
+        Checkpoint folder, made if absent. Finished stages in it are not run again.
+    stages : sequence of str
     n_process : int
-        Processes that draw galaxies. The result does not depend on it.
+        Processes that draw galaxies. The result does not depend on their number.
     n_thread : int
-        Threads of PyTorch. The result depends on it in the last bits.
+        Threads of PyTorch. The last bits of the result depend on their number.
 
     Raises
     ------
@@ -186,7 +187,7 @@ def train(settings: config.Config, out: Path, *, stages: tuple[str, ...] = STAGE
         raise ValueError(f"{out} holds a checkpoint of another configuration; choose another --out or delete it")
     path.write_text(text)
     for stage in stages:
-        run, product = RUN[stage]
+        run, product = TRAINING_STAGES[stage]
         if (out / product).exists():
             log.info("%s: done before, %s", stage, product)
             continue
@@ -200,9 +201,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deblendrt-train", description=__doc__)
     parser.add_argument("--config", required=True, help="a TOML file, or the name of a shipped one: lsst.toml")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder; an unfinished one is resumed")
-    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, of: " + ", ".join(STAGES))
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that draw galaxies")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    parser.add_argument("--stages", default=",".join(TRAINING_STAGES),
+                        help="comma-separated, of: " + ", ".join(TRAINING_STAGES))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1,
+                        help="processes that draw galaxies (default: one a core)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
     parser.add_argument("--no-diagnostics", action="store_true", help="draw no diagnostic figures at the end")
     return parser
 
@@ -213,14 +216,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     stages = tuple(args.stages.split(","))
-    if unknown := sorted(set(stages) - set(STAGES)):
-        parser.error(f"--stages: {unknown} not among {list(STAGES)}")
+    if unknown := sorted(set(stages) - set(TRAINING_STAGES)):
+        parser.error(f"--stages: {unknown} not among {list(TRAINING_STAGES)}")
     try:
         train(config.load(args.config), args.out, stages=stages, n_process=args.processes, n_thread=args.threads)
     except (ValueError, FileNotFoundError) as error:
         print(f"deblendrt-train: {error}", file=sys.stderr)
         return 1
-    if not args.no_diagnostics and all((args.out / product).exists() for _, product in RUN.values()):
+    if not args.no_diagnostics and all((args.out / product).exists() for _, product in TRAINING_STAGES.values()):
         from deblendrt.training.figures import diagnostics
 
         diagnostics.write_all(checkpoint.load_model(args.out), args.out / "diagnostics")

@@ -8,7 +8,7 @@ from typing import Any
 from deblendrt.cuda.driver.device import DeviceError, OutOfDeviceMemory
 
 MINIMUM_CAPABILITY = (8, 0)
-INSTALL = 'pip install "deblendrt[gpu]"'
+GPU_INSTALL = 'pip install "deblendrt[gpu]"'
 OUT_OF_MEMORY = 2
 # After these the driver answers every call in this process with the same error: 214 ECC, 700 illegal address, 702
 # timeout, 710 assert, 714-719 faults of a kernel, 721 a context shared with a process that failed.
@@ -34,7 +34,7 @@ class Driver:
         try:
             from cuda.bindings import driver
         except ImportError as error:
-            raise DeviceError(f"the package cuda-bindings is not installed ({error}): {INSTALL}") from None
+            raise DeviceError(f"the package cuda-bindings is not installed ({error}): {GPU_INSTALL}") from None
         self.api: Any = driver
         self.lost: str | None = None
         self.recent: collections.deque[str] = collections.deque(maxlen=6)

@@ -15,8 +15,8 @@ from numpy.typing import DTypeLike
 from deblendrt.cuda.driver.device import DeviceArray, DeviceError
 
 CPU, CUDA, MANAGED = 1, 2, 13  # DLDeviceType; the last is memory that both see
-KINDS = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}  # DLDataTypeCode: NumPy's
-CODES = {kind: code for code, kind in KINDS.items()}
+DLPACK_KINDS = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}  # DLDataTypeCode: NumPy's
+DLPACK_CODES = {kind: code for code, kind in DLPACK_KINDS.items()}
 CAPSULE, USED_CAPSULE = b"dltensor", b"used_dltensor"
 
 
@@ -81,7 +81,7 @@ class Adopted:
                 _Deleter(deleter)(self._managed)
 
 
-def adopt(device: Any, array: Any, dtype: DTypeLike | None = None, name: str = "array") -> DeviceArray:
+def adopt_array(device: Any, array: Any, dtype: DTypeLike | None = None, name: str = "array") -> DeviceArray:
     """An array of another library as a `DeviceArray`; it shares the memory, and keeps the caller's array alive.
 
     Parameters
@@ -147,12 +147,12 @@ def to_dlpack(array: DeviceArray, stream: int | None = None, dl_device: tuple[in
     here = dlpack_device(array)
     if copy or (dl_device is not None and tuple(map(int, dl_device)) != here):
         raise BufferError("__dlpack__: a view where the array lies is all that is given; copy on your side")
-    if array.dtype.kind not in CODES or not array.dtype.isnative:
+    if array.dtype.kind not in DLPACK_CODES or not array.dtype.isnative:
         raise BufferError(f"__dlpack__: dtype {array.dtype} has no counterpart")
     if here[0] == CUDA and stream != -1:
         array.owner.device.let_wait(1 if stream is None else int(stream))
     shape = (ctypes.c_int64 * max(len(array.shape), 1))(*array.shape)
-    managed = _Managed(_Tensor(array.pointer, *here, len(array.shape), CODES[array.dtype.kind],
+    managed = _Managed(_Tensor(array.pointer, *here, len(array.shape), DLPACK_CODES[array.dtype.kind],
                                8 * array.dtype.itemsize, 1, shape, None, 0), None,
                        ctypes.cast(_release, ctypes.c_void_p))
     address = ctypes.addressof(managed)
@@ -177,9 +177,9 @@ def _from_dlpack(device: Any, array: Any, name: str) -> DeviceArray:
     tensor = _Managed.from_address(address).tensor
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
-    if tensor.lanes != 1 or tensor.code not in KINDS:
+    if tensor.lanes != 1 or tensor.code not in DLPACK_KINDS:
         raise ValueError(f"{name}: a DLPack dtype of code {tensor.code} and {tensor.lanes} lanes is not supported")
-    kind = KINDS[tensor.code]
+    kind = DLPACK_KINDS[tensor.code]
     dtype = np.dtype(np.bool_) if kind == "b" else np.dtype(f"{kind}{tensor.bits // 8}")
     _contiguous(shape, None if strides is None else tuple(n * dtype.itemsize for n in strides), dtype, name)
     pointer = (tensor.data or 0) + tensor.byte_offset

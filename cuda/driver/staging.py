@@ -17,7 +17,7 @@ from deblendrt.cuda.driver.driver import Driver
 
 N_SLOT = 8
 N_BYTE = 4 << 20  # byte: of a slot
-ALIGNMENT = 256  # byte
+STAGING_ALIGNMENT = 256  # byte
 DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 
 
@@ -74,7 +74,7 @@ class Staging:
             self._slot, self._fill = (self._slot + 1) % N_SLOT, 0
             self._driver("cuEventSynchronize", self._events[self._slot])  # at once for an event never recorded
         offset = self._slot * self._n_byte + self._fill
-        self._fill += -(-n // ALIGNMENT) * ALIGNMENT
+        self._fill += -(-n // STAGING_ALIGNMENT) * STAGING_ALIGNMENT
         return offset
 
     def _arrive(self, slot: int, offset: int, start: int, out: NDArray[np.uint8]) -> None:

@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.driver.device import DeviceError
+from deblendrt.cuda.driver.driver import GPU_INSTALL
 from deblendrt.cuda.network.views import View, contiguous_strides, whole
-
-INSTALL = 'pip install "deblendrt[gpu]"'
 
 # Elementwise operators: what they compute. Constants are folded with these, the reference runs them.
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
@@ -130,7 +129,7 @@ class Buffer:
     index: int = 0
 
 
-class Graph:
+class LoweredGraph:
     """A lowered ONNX graph.
 
     Parameters
@@ -489,5 +488,5 @@ def import_onnx() -> Any:
         import onnx
         import onnx.numpy_helper
     except ImportError as error:
-        raise DeviceError(f"graphs are read with the package onnx, which is not installed: {INSTALL}") from error
+        raise DeviceError(f"graphs are read with the package onnx, which is not installed: {GPU_INSTALL}") from error
     return onnx

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.driver.device import DeviceError
-from deblendrt.cuda.network.graph import Convolution, Graph, Map, Matmul, Reduce, Step, reads
+from deblendrt.cuda.network.graph import Convolution, LoweredGraph, Map, Matmul, Reduce, Step, reads
 from deblendrt.cuda.network.program import Program, fused
 from deblendrt.cuda.network.views import View
 
-ALIGNMENT = 64  # elements: 256 bytes
+ARENA_ALIGNMENT = 64  # elements: 256 bytes
 N_INPUT = N_OUTPUT = 4  # at most: network_map.cu has a pointer for each
 ARENA, CONSTANTS, INPUTS, OUTPUTS = 0, 1, 2, 2 + N_INPUT  # spaces, as network_map.cu numbers its pointers
 PlannedStep = Program | Matmul | Reduce | Convolution
@@ -77,7 +77,7 @@ def make_plan(content: bytes, n_source: int) -> Plan:
     DeviceError
         See `Graph`; or too many sources.
     """
-    graph = Graph(content, n_source)
+    graph = LoweredGraph(content, n_source)
     if len(graph.inputs) > N_INPUT or len(graph.outputs) > N_OUTPUT:
         raise DeviceError(f"the graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, the GPU's "
                           f"network runner takes {N_INPUT} and {N_OUTPUT}")
@@ -89,7 +89,7 @@ def make_plan(content: bytes, n_source: int) -> Plan:
 class _Groups:
     """Steps that are launched together, and who must come before whom."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: LoweredGraph) -> None:
         self.graph = graph
         self.members: dict[int, list[int]] = {}
         self.before: dict[int, set[int]] = {}
@@ -152,7 +152,7 @@ class _Groups:
         return self.graph.steps[self.members[group][0]].out.size
 
 
-def _fuse(graph: Graph) -> list[PlannedStep]:
+def _fuse(graph: LoweredGraph) -> list[PlannedStep]:
     groups = _Groups(graph)
     writers: dict[int, list[int]] = {}
     for i, step in enumerate(graph.steps):
@@ -175,7 +175,7 @@ def _fuse(graph: Graph) -> list[PlannedStep]:
     return [_planned(graph, groups, group) for group in _ordered(groups)]
 
 
-def _planned(graph: Graph, groups: _Groups, group: int) -> PlannedStep:
+def _planned(graph: LoweredGraph, groups: _Groups, group: int) -> PlannedStep:
     step = graph.steps[groups.members[group][0]]
     if not isinstance(step, Map):
         return step
@@ -200,7 +200,8 @@ def _touched(step: PlannedStep) -> list[View]:
     return step.views if isinstance(step, Program) else [*reads(step), step.out]
 
 
-def _place(graph: Graph, steps: list[PlannedStep]) -> tuple[dict[int, tuple[int, int]], NDArray[np.float32], int]:
+def _place(graph: LoweredGraph,
+           steps: list[PlannedStep]) -> tuple[dict[int, tuple[int, int]], NDArray[np.float32], int]:
     """Places of the buffers, the constants behind one another, and the arena's size."""
     life: dict[int, tuple[int, int]] = {}
     for i, step in enumerate(steps):
@@ -235,7 +236,7 @@ def _place(graph: Graph, steps: list[PlannedStep]) -> tuple[dict[int, tuple[int,
 
 
 def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return -(-size // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
 
 
 def _distinct(view: View) -> int:

@@ -25,7 +25,7 @@ HEADER = 6  # int32: instructions, first operand's word, lengths of the axes
 OPERAND = 8  # int32: space, offset, strides along the axes, axis of the table or -1, first word of the table
 
 Instruction = tuple[str, int, int | float, int]
-Value = tuple[Any, ...]  # ("Load", view), ("Constant", number) or (function, value, ...)
+Expression = tuple[Any, ...]  # ("Load", view), ("Constant", number) or (function, value, ...)
 
 
 @dataclasses.dataclass
@@ -114,8 +114,8 @@ def fused(steps: Sequence[Map], buffer_size: Callable[[int], int], stored: Calla
     if axes is None:
         return None
     written = {step.out.buffer for step in steps}
-    keys: dict[Value, int] = {}  # equal values are computed once
-    values: list[Value] = []
+    keys: dict[Expression, int] = {}  # equal values are computed once
+    values: list[Expression] = []
     views: list[View] = []
     result: dict[int, int] = {}  # of a buffer that a step fills: its value
     stores: list[tuple[int, int]] = []  # value, view
@@ -154,7 +154,7 @@ def fused(steps: Sequence[Map], buffer_size: Callable[[int], int], stored: Calla
     return Program(merged[0], instructions, merged[1], n_register)
 
 
-def _allocated(values: list[Value], stores: list[tuple[int, int]]) -> tuple[list[Instruction], int]:
+def _allocated(values: list[Expression], stores: list[tuple[int, int]]) -> tuple[list[Instruction], int]:
     """Instructions for values, each computed just before its first use, in as few registers as that order allows."""
     order: list[tuple[int, int | None]] = []  # a value to compute, or, with a view, to store
     done: set[int] = set()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from deblendrt.training.networks.decoder import SHIFT_ORDER, Decoder
 
-POWERS = [(order - y, y) for order in range(SHIFT_ORDER + 1) for y in range(order + 1)]  # (a, b) of dx^a dy^b
+SHIFT_POWERS = [(order - y, y) for order in range(SHIFT_ORDER + 1) for y in range(order + 1)]  # (a, b) of dx^a dy^b
 
 
 def shift_table(shift_x: Tensor, shift_y: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def shift_table(shift_x: Tensor, shift_y: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor, float (len(POWERS), n_basis, n_basis)
+    Tensor, float (len(SHIFT_POWERS), n_basis, n_basis)
     """
     none = torch.zeros_like(shift_x)[None]
     levels = [torch.eye(len(shift_x), dtype=shift_x.dtype)[None]]
@@ -45,7 +45,7 @@ def shift_table(shift_x: Tensor, shift_y: Tensor) -> Tensor:
     return torch.cat(levels)
 
 
-class Jacobian(nn.Module):
+class DecoderJacobian(nn.Module):
     """Latent to maps, d_maps, mix, d_mix.
 
     Parameters
@@ -63,7 +63,7 @@ class Jacobian(nn.Module):
         self.decoder = decoder
         dtype = decoder.shift_x.dtype
         self.register_buffer("identity", torch.eye(decoder.n_shape, dtype=dtype))
-        power = torch.tensor(POWERS).T.contiguous()
+        power = torch.tensor(SHIFT_POWERS).T.contiguous()
         self.register_buffer("power", power)
         self.register_buffer("lower", (power - 1).clamp(min=0))  # of the derivative; its factor is 0 where power is 0
         self.register_buffer("factor", power.to(dtype))
@@ -130,7 +130,7 @@ class Jacobian(nn.Module):
         return unit * enclosed[:, :, None], d_maps, mix, d_mix
 
     def monomials(self, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dx^a dy^b for POWERS and its derivatives by dx and dy, each float (n_source, len(POWERS))."""
+        """dx^a dy^b for SHIFT_POWERS and its derivatives by dx and dy, each float (n_source, len(SHIFT_POWERS))."""
         dx, dy = offset[:, :1], offset[:, 1:]
         powers_x, powers_y = [torch.ones_like(dx)], [torch.ones_like(dy)]
         for _ in range(SHIFT_ORDER):
@@ -165,9 +165,9 @@ class Jacobian(nn.Module):
         table = shift_table(decoder.shift_x, decoder.shift_y)
         series = self.monomials(offset)
         # Maps and their offset derivatives: all P_ab on the few maps first, then the monomials.
-        moved = (maps @ table.movedim(0, 1).reshape(n_basis, -1)).reshape(-1, n_component, len(POWERS), n_basis)
+        moved = (maps @ table.movedim(0, 1).reshape(n_basis, -1)).reshape(-1, n_component, len(SHIFT_POWERS), n_basis)
         moved = torch.stack(series, 1)[:, None] @ moved  # (n_source, n_component, 3, n_basis)
         # Shape derivatives: E per source first, then the many tangent maps.
-        shift = (series[0] @ table.reshape(len(POWERS), -1)).reshape(-1, n_basis, n_basis)
+        shift = (series[0] @ table.reshape(len(SHIFT_POWERS), -1)).reshape(-1, n_basis, n_basis)
         d_maps = (d_maps.reshape(-1, n_shape * n_component, n_basis) @ shift).reshape(-1, n_shape, n_component, n_basis)
         return moved[:, :, 0], torch.cat([moved[:, :, 1:].movedim(2, 1), d_maps], 1), mix, d_mix

@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from deblendrt.engine.model.manifest import GRAPHS, GraphSignature, graph_sizes
-from deblendrt.export.networks.decoder_jacobian import Jacobian
+from deblendrt.export.networks.decoder_jacobian import DecoderJacobian
 
 if TYPE_CHECKING:
-    from deblendrt.training.checkpoint import Model
+    from deblendrt.training.checkpoint import TrainedModel
     from deblendrt.training.networks.decoder import Decoder
 
-OPSET = 18
+GRAPH_OPSET = 18
 MINIMUM_ONNXRUNTIME = "1.23"
 
 
@@ -141,12 +141,12 @@ def log_prob_and_gradient(prior: nn.Module, latent: Tensor) -> tuple[Tensor, Ten
         return log_prob, vjp(torch.ones_like(log_prob))[0]
 
 
-def functions(model: Model) -> dict[str, Callable[..., Tensor | tuple[Tensor, ...]]]:
+def functions(model: TrainedModel) -> dict[str, Callable[..., Tensor | tuple[Tensor, ...]]]:
     """What each graph computes, as torch functions in float64: the export's input and its parity's reference.
 
     Parameters
     ----------
-    model : Model
+    model : TrainedModel
         Untouched; the functions hold copies, the float32 weights widened.
 
     Returns
@@ -160,20 +160,20 @@ def functions(model: Model) -> dict[str, Callable[..., Tensor | tuple[Tensor, ..
     return {
         "decode": functools.partial(type(decoder).coefficients, decoder),
         "decode_pullback": functools.partial(pullback, decoder),
-        "decode_jacobian": Jacobian(decoder),
+        "decode_jacobian": DecoderJacobian(decoder),
         "log_prior": functools.partial(log_prob_and_gradient, unmask(prior)),
         "encode": encoder,
     }
 
 
-def model_sizes(model: Model) -> dict[str, int]:
+def model_sizes(model: TrainedModel) -> dict[str, int]:
     """Lengths of the symbols in `GRAPHS`."""
     decoder = model.decoder
     return graph_sizes(n_band=decoder.n_band, n_basis=decoder.n_basis, n_component=decoder.n_component,
                        n_shape=decoder.n_shape, cutout_size=model.config.encoder.cutout_size)
 
 
-def export_graph(model: Model, name: str) -> onnx.ModelProto:
+def export_graph(model: TrainedModel, name: str) -> onnx.ModelProto:
     """Export one graph in float64; `narrow` makes the bundle's float32 graph of it.
 
     One export for both precisions: torch needs seconds for each, and parity in float64, where an error of the algebra
@@ -181,7 +181,7 @@ def export_graph(model: Model, name: str) -> onnx.ModelProto:
 
     Parameters
     ----------
-    model : Model
+    model : TrainedModel
     name : str
         One of `GRAPHS`.
 
@@ -206,7 +206,7 @@ def export_graph(model: Model, name: str) -> onnx.ModelProto:
                          _allow_non_fake_inputs=True)(*example)
         _widen_scalars(module)
         program = torch.onnx.export(
-            module, example, dynamo=True, opset_version=OPSET, verbose=False, external_data=False,
+            module, example, dynamo=True, opset_version=GRAPH_OPSET, verbose=False, external_data=False,
             input_names=list(graph.inputs), output_names=list(graph.outputs),
             dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in example))
     if program is None:
@@ -214,12 +214,12 @@ def export_graph(model: Model, name: str) -> onnx.ModelProto:
     return finish(program.model_proto, graph, sizes)
 
 
-def export_graphs(model: Model) -> dict[str, onnx.ModelProto]:
+def export_graphs(model: TrainedModel) -> dict[str, onnx.ModelProto]:
     """Export every graph of a bundle, in float64; see `export_graph`."""
     return {name: export_graph(model, name) for name in GRAPHS}
 
 
-def narrow(proto: onnx.ModelProto) -> onnx.ModelProto:
+def to_float32(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The float32 graph of a float64 one: weights (which came from float32) exactly, other constants rounded.
 
     Raises
@@ -294,6 +294,6 @@ def finish(proto: onnx.ModelProto, graph: GraphSignature, sizes: dict[str, int])
     # Full: shape inference must agree with the shapes just stated.
     onnx.checker.check_model(proto, full_check=True)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
-    if opsets != {"": OPSET}:
-        raise ExportError(f"expected the standard operators of opset {OPSET}, got {opsets}")
+    if opsets != {"": GRAPH_OPSET}:
+        raise ExportError(f"expected the standard operators of opset {GRAPH_OPSET}, got {opsets}")
     return proto

@@ -25,16 +25,16 @@ from deblendrt.engine.units import AB_ZERO_POINT
 from deblendrt.export.networks.graphs import functions, model_sizes
 
 if TYPE_CHECKING:
-    from deblendrt.training.checkpoint import Model
+    from deblendrt.training.checkpoint import TrainedModel
 
 Arrays = dict[str, NDArray[Any]]
 
 # Largest relative errors (see `output_error`) that an export may have. float64: a hundred roundings of 2e-16, amplified
 # by the cancellations of a shift by half a pixel. float32: the same in units of 6e-8, with sums over up to 700 terms.
-LIMIT = {"float32": 2e-5, "float64": 1e-12}
+PARITY_LIMIT = {"float32": 2e-5, "float64": 1e-12}
 
 
-def example_inputs(model: Model, n_source: int, seed: int) -> dict[str, Arrays]:
+def example_inputs(model: TrainedModel, n_source: int, seed: int) -> dict[str, Arrays]:
     """Plausible inputs of every graph.
 
     Latents: reference fluxes over the population's magnitudes, its colours, offsets within half a pixel, shapes of unit
@@ -42,7 +42,7 @@ def example_inputs(model: Model, n_source: int, seed: int) -> dict[str, Arrays]:
 
     Parameters
     ----------
-    model : Model
+    model : TrainedModel
     n_source : int
     seed : int
 
@@ -73,7 +73,7 @@ def example_inputs(model: Model, n_source: int, seed: int) -> dict[str, Arrays]:
     return inputs
 
 
-def reference_outputs(model: Model, inputs: dict[str, Arrays]) -> dict[str, Arrays]:
+def reference_outputs(model: TrainedModel, inputs: dict[str, Arrays]) -> dict[str, Arrays]:
     """Outputs of the torch modules in float64: graph, then output."""
     outputs = {}
     for name, function in functions(model).items():
@@ -120,12 +120,13 @@ def check_parity(graphs: dict[str, onnx.ModelProto], wide: dict[str, onnx.ModelP
     Raises
     ------
     ValueError
-        An error is above `LIMIT`.
+        An error is above `PARITY_LIMIT`.
     """
     parity = {name: {"float32": graph_error(graphs[name], inputs[name], expected[name]),
                      "float64": graph_error(wide[name], inputs[name], expected[name])} for name in graphs}
     for name, errors in parity.items():
         for precision, error in errors.items():
-            if not error <= LIMIT[precision]:
-                raise ValueError(f"{name}: {precision} parity with torch is {error:.1e}, above {LIMIT[precision]:.0e}")
+            if not error <= PARITY_LIMIT[precision]:
+                raise ValueError(f"{name}: {precision} parity with torch is {error:.1e}, above "
+                                 f"{PARITY_LIMIT[precision]:.0e}")
     return parity

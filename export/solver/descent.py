@@ -14,27 +14,27 @@ from deblendrt.engine.solve import curvature as engine_curvature
 from deblendrt.engine.solve import objective as engine_objective
 from deblendrt.export.solver.drawing import Groups
 from deblendrt.export.solver.graph_builder import Value
-from deblendrt.export.solver.joint_step import Coupling, by_latent
-from deblendrt.export.solver.objective import Blends, Objective, Point, total
+from deblendrt.export.solver.joint_step import JointStepGraph, by_latent
+from deblendrt.export.solver.objective import BlendValues, ObjectiveGraph, PointValues, total
 
 
-class Descent:
+class DescentGraph:
     """Damped Gauss-Newton steps.
 
     Parameters
     ----------
-    objective : Objective
+    objective : ObjectiveGraph
     n_iteration : int
     rounds : bool
         Go on with blends that are still moving.
     """
 
-    def __init__(self, objective: Objective, n_iteration: int, *, rounds: bool = True) -> None:
+    def __init__(self, objective: ObjectiveGraph, n_iteration: int, *, rounds: bool = True) -> None:
         self.o, self.b, self.draw = objective, objective.b, objective.draw
         self.bundle, self.scene = objective.bundle, objective.scene
         self.n, self.n_band = objective.n_source, objective.n_band
         self.n_latent = self.bundle.n_latent
-        self.coupling = Coupling(self.draw, 1 + objective.n_move)
+        self.joint = JointStepGraph(self.draw, 1 + objective.n_move)
         shares = constants.FURTHER_ROUNDS if n_iteration and rounds else ()
         further = [max(int(share * n_iteration), 1) for share in shares]
         tempers = [engine_objective.temper(i, n_iteration) for i in range(n_iteration)]
@@ -47,12 +47,13 @@ class Descent:
         self.select = np.zeros(self.n_total + 1, bool)
         self.select[np.cumsum([n_iteration, *further])[:-1]] = True
 
-    def run(self, blends: Blends, latent: Value, floor: Value, extent: Value) -> tuple[Point, Value, Value, Value]:
+    def run(self, blends: BlendValues, latent: Value, floor: Value,
+            extent: Value) -> tuple[PointValues, Value, Value, Value]:
         """Descend from a start.
 
         Parameters
         ----------
-        blends : Blends
+        blends : BlendValues
         latent, floor : Value
             float64 (n_source, n_latent), (n_source, n_band).
         extent : Value
@@ -60,7 +61,7 @@ class Descent:
 
         Returns
         -------
-        point : Point
+        point : PointValues
         extent : Value
         left : Value
             float64 (n_source,), decrease of L that the last iteration expected.
@@ -77,12 +78,12 @@ class Descent:
         if self.n_total == 0:
             return point, extent, nothing, start[-1]
         end = b.loop(self.n_total, start, lambda i, *state: self.iteration(blends, floor, i, *state), condition=True)
-        return Point(*end[:8]), end[11], end[12], end[14]
+        return PointValues(*end[:8]), end[11], end[12], end[14]
 
-    def iteration(self, blends: Blends, floor: Value, i: Value, *state: Value) -> list[Value]:
+    def iteration(self, blends: BlendValues, floor: Value, i: Value, *state: Value) -> list[Value]:
         """One iteration, as a body of `Builder.loop`: whether to go on, and the next state."""
         b, o = self.b, self.o
-        point = Point(*state[:8])
+        point = PointValues(*state[:8])
         model, damping, curvature, extent, _, active, _ = state[8:]
         groups = self.draw.groups(extent)
         likely = o.likelihood(model, b.constant(self.tempers).take(i))
@@ -96,7 +97,7 @@ class Descent:
         better = (decrease > 0.0) & active
         damping = self.damped(damping, decrease, left)
         curvature = self.secant(curvature, trial.latent - point.latent, point.gradient - trial.gradient)
-        chosen = Point(*(b.where(self.along(better, rank), new, old)
+        chosen = PointValues(*(b.where(self.along(better, rank), new, old)
                          for new, old, rank in zip(trial, point, (2, 3, 4, 3, 4, 3, 1, 2), strict=True)))
         # the state before the next iteration
         redraw, select = (b.constant(table).take(i + 1) for table in (self.redraw, self.select))
@@ -113,12 +114,12 @@ class Descent:
         """Values of sources, to be spread over an array of some rank."""
         return values.reshape(self.n, *[1] * (rank - 1))
 
-    def newton_step(self, blends: Blends, point: Point, groups: Groups, extent: Value, weight: Value, downhill: Value,
-                    damping: Value, curvature: Value, active: Value) -> Value:
+    def newton_step(self, blends: BlendValues, point: PointValues, groups: Groups, extent: Value, weight: Value,
+                    downhill: Value, damping: Value, curvature: Value, active: Value) -> Value:
         """See `deblendrt.engine.solve.descent.newton_step`; float64 (n_source, n_latent), zero where not active."""
         columns = self.columns(point)
         alone = curvature if groups.wide is None else curvature + self.outskirts(columns, weight, groups.wide)
-        return self.coupling.joint_step(blends, columns, extent, weight, downhill, alone, damping, active)
+        return self.joint.joint_step(blends, columns, extent, weight, downhill, alone, damping, active)
 
     def outskirts(self, columns: Value, weight: Value, wide: Value) -> Value:
         """See `deblendrt.engine.solve.curvature.outskirts`; float64 (n_source, n_latent, n_latent)."""
@@ -136,7 +137,7 @@ class Descent:
         nothing = b.zeros(self.n, self.n_latent, self.n_latent)
         return draw.if_any(wide, products, nothing)
 
-    def columns(self, point: Point) -> Value:
+    def columns(self, point: PointValues) -> Value:
         """See `deblendrt.engine.solve.curvature.columns`; float32 (n_source, n_band, n_column, n_basis)."""
         b, n, n_band, n_move = self.b, self.n, self.n_band, self.o.n_move
         m, k = self.bundle.n_component, self.bundle.n_basis

@@ -44,7 +44,7 @@ class Groups(NamedTuple):
 
 
 @dataclasses.dataclass
-class Drawing:
+class DrawingGraph:
     """A folded basis and the places of a scene's sources.
 
     Attributes

@@ -11,23 +11,23 @@ import functools
 import numpy as np
 
 from deblendrt.engine.solve import constants
-from deblendrt.export.solver.drawing import Drawing
+from deblendrt.export.solver.drawing import DrawingGraph
 from deblendrt.export.solver.graph_builder import Builder, Value
-from deblendrt.export.solver.linear_algebra import diagonal, solve
-from deblendrt.export.solver.objective import Blends
+from deblendrt.export.solver.linear_algebra import diagonal, solve_blocks
+from deblendrt.export.solver.objective import BlendValues
 
 
-class Coupling:
+class JointStepGraph:
     """Products of the sources' derivative images.
 
     Parameters
     ----------
-    draw : Drawing
+    draw : DrawingGraph
     n_column : int
         Derivatives of each source and band: by relative flux, offset and shape.
     """
 
-    def __init__(self, draw: Drawing, n_column: int) -> None:
+    def __init__(self, draw: DrawingGraph, n_column: int) -> None:
         self.b, self.draw, self.n_column = draw.b, draw, n_column
         self.n_band = draw.folded.n_band
         self.side = (draw.folded.window + 1) // 2  # S
@@ -39,13 +39,13 @@ class Coupling:
         self.skipped = draw.folded.half // 2
         self.tables = self.every_second()
 
-    def joint_step(self, blends: Blends, columns: Value, extent: Value, weight: Value, downhill: Value, alone: Value,
-                   damping: Value, active: Value) -> Value:
+    def joint_step(self, blends: BlendValues, columns: Value, extent: Value, weight: Value, downhill: Value,
+                   alone: Value, damping: Value, active: Value) -> Value:
         """See `deblendrt.engine.solve.joint_step.joint_step`.
 
         Parameters
         ----------
-        blends : Blends
+        blends : BlendValues
         columns : Value
             float32 (n_source, n_band, n_column, n_basis), zero for those that are not fitted.
         extent : Value
@@ -84,7 +84,7 @@ class Coupling:
             own = own * scale[:, :, None] * scale[:, None] + constants.JOINT_RIDGE * np.eye(n_latent)
             apart = matrix * scale[:, None, :, None] * scale[None, :, None] * (1.0 - same)
             system = (apart + same * own[:, None]).transpose(0, 2, 1, 3)
-            return solve(b, system, downhill * scale, rows, n, n_latent) * scale
+            return solve_blocks(b, system, downhill * scale, rows, n, n_latent) * scale
 
         nothing = b.zeros(n, n_latent)
         return b.where(active[:, None], b.branch(active.any(), solved, lambda: nothing), 0.0)
@@ -138,7 +138,7 @@ class Coupling:
                     tables[k, x, y] = pixels.reshape(0, 0, height * width), height, width
         return tables
 
-    def products(self, rows: Value, stamps: Value, weight: Value, blends: Blends) -> tuple[Value, Value]:
+    def products(self, rows: Value, stamps: Value, weight: Value, blends: BlendValues) -> tuple[Value, Value]:
         """Weighted products of all pairs of a blend whose frames overlap, each source with itself among them.
 
         Parameters
@@ -147,7 +147,7 @@ class Coupling:
             Of `drawn`.
         weight : Value
             float32 (n_band, n_y, n_x).
-        blends : Blends
+        blends : BlendValues
 
         Returns
         -------

@@ -17,7 +17,7 @@ def diagonal(b: Builder, matrix: Value, n: int) -> Value:
     return (matrix * eye(b, n)).sum(-1)
 
 
-def inverse(b: Builder, matrix: Value, n: int) -> Value:
+def symmetric_inverse(b: Builder, matrix: Value, n: int) -> Value:
     r"""Inverses of symmetric positive definite matrices, by sweeping one row after the other.
 
     With u the k-th column, d = u_k and v = u - e_k, one sweep is A <- A - v v' / d - 2 e_k e_k'; after all of them A is
@@ -70,13 +70,14 @@ def block_inverse(b: Builder, matrix: Value, n: int, size: int) -> Value:
         column = unit @ a
         d = column @ unit.transpose(1, 0)
         v = column - unit
-        return [a - v.transpose(1, 0) @ (inverse(b, d[None], size)[0] @ v) - unit.transpose(1, 0) @ unit * 2.0]
+        inverted = symmetric_inverse(b, d[None], size)[0]
+        return [a - v.transpose(1, 0) @ (inverted @ v) - unit.transpose(1, 0) @ unit * 2.0]
 
     return -b.loop(n, [matrix], sweep)[0]
 
 
-def solve(b: Builder, matrix: Value, target: Value, rows: Value, n: int, size: int) -> Value:
-    """Solution of a symmetric positive definite system of blocks, by Gauss-Jordan elimination of one after the other.
+def solve_blocks(b: Builder, matrix: Value, target: Value, rows: Value, n: int, size: int) -> Value:
+    """Solution of a symmetric positive definite system of blocks: Gauss-Jordan elimination, block after block.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ def solve(b: Builder, matrix: Value, target: Value, rows: Value, n: int, size: i
     def eliminate(i: Value, a: Value, rest: Value) -> list[Value]:
         k = rows.take(i)
         column = a.take(k, 2)  # (n, size, size)
-        inverted = inverse(b, column.take(k)[None], size)[0]
+        inverted = symmetric_inverse(b, column.take(k)[None], size)[0]
         row = inverted @ a.take(k).reshape(size, -1)
         unit = numbers.equal(k).cast(np.float64)[:, None, None] * eye(b, size)
         column = column - unit

@@ -13,18 +13,18 @@ from deblendrt.engine.measure import fit_quality, uncertainty
 from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.engine.solve import constants
 from deblendrt.engine.units import AB_ZERO_POINT
-from deblendrt.export.solver.descent import Descent
+from deblendrt.export.solver.descent import DescentGraph
 from deblendrt.export.solver.drawing import Groups
 from deblendrt.export.solver.graph_builder import Value
 from deblendrt.export.solver.joint_step import by_latent
-from deblendrt.export.solver.linear_algebra import block_inverse, diagonal, eye, inverse, positive_part
-from deblendrt.export.solver.objective import Blends, Objective, Point, total
+from deblendrt.export.solver.linear_algebra import block_inverse, diagonal, eye, positive_part, symmetric_inverse
+from deblendrt.export.solver.objective import BlendValues, ObjectiveGraph, PointValues, total
 from deblendrt.export.solver.start import linear_fluxes
 
 
-def measure(o: Objective, descent: Descent, blends: Blends, point: Point, extent: Value,
-            flags: Value) -> dict[str, Value]:
-    """The graph's outputs by name; see `OUTPUTS` of `deblendrt.export.solver.solver_graph`."""
+def measured_outputs(o: ObjectiveGraph, descent: DescentGraph, blends: BlendValues, point: PointValues,
+                     extent: Value, flags: Value) -> dict[str, Value]:
+    """The graph's outputs by name, `deblendrt.export.solver.solver_graph.SOLVER_OUTPUTS`."""
     b, n_band, scene = o.b, o.n_band, o.scene
     groups = o.draw.groups(extent)
     model = o.render(point, groups)
@@ -35,7 +35,7 @@ def measure(o: Objective, descent: Descent, blends: Blends, point: Point, extent
     flux, _ = linear_fluxes(
         o, unit, map_flux, groups, blends.joined, constants.FINAL_SWEEPS, constants.MODEL_ERROR
     )
-    covariance, own = posterior(o, descent, blends, point, groups, weight, unit)
+    covariance, own = laplace(o, descent, blends, point, groups, weight, unit)
     remaining = remaining_step(o, covariance, own, b.concat(
         [downhill[:, :n_band] / map_flux, downhill[:, n_band:]], 1))
     rest = scene.data - model
@@ -68,7 +68,7 @@ def measure(o: Objective, descent: Descent, blends: Blends, point: Point, extent
     }
 
 
-def near_center(o: Objective) -> Value:
+def near_center(o: ObjectiveGraph) -> Value:
     """Pixels within `fit_quality.CORE_RADIUS` of the given centres, float64 (n_source, n_y * n_x)."""
     b, (n_y, n_x) = o.b, o.draw.shape
     place = o.draw.anchor.cast(np.float64) + o.scene.offset0
@@ -78,8 +78,8 @@ def near_center(o: Objective) -> Value:
     return (distance <= fit_quality.CORE_RADIUS**2).reshape(o.n_source, -1).cast(np.float64)
 
 
-def posterior(o: Objective, descent: Descent, blends: Blends, point: Point, groups: Groups, weight: Value,
-              unit: Value) -> tuple[Value, Value]:
+def laplace(o: ObjectiveGraph, descent: DescentGraph, blends: BlendValues, point: PointValues, groups: Groups,
+            weight: Value, unit: Value) -> tuple[Value, Value]:
     """See `deblendrt.engine.measure.uncertainty.laplace`.
 
     Returns
@@ -116,7 +116,7 @@ def posterior(o: Objective, descent: Descent, blends: Blends, point: Point, grou
     return covariance, (covariance.reshape(n, n_latent, n, n_latent) * units).sum(2)
 
 
-def prior_precision(o: Objective, latent: Value, n_latent: int) -> Value:
+def prior_precision(o: ObjectiveGraph, latent: Value, n_latent: int) -> Value:
     """See `deblendrt.engine.measure.uncertainty.prior_precision`; float64 (n_source, n_latent, n_latent)."""
     b, n, n_band, n_shape = o.b, o.n_source, o.n_band, o.bundle.n_shape
     steps = np.zeros((2 * n_shape, n_latent))
@@ -136,18 +136,18 @@ def prior_precision(o: Objective, latent: Value, n_latent: int) -> Value:
             + b.node("Pad", nothing, b.ints([0, 0, 0, 0, rest, rest])) + fixed + alone)
 
 
-def remaining_step(o: Objective, covariance: Value, own: Value, downhill: Value) -> Value:
+def remaining_step(o: ObjectiveGraph, covariance: Value, own: Value, downhill: Value) -> Value:
     """See `deblendrt.engine.measure.uncertainty.remaining_step`; float64 (n_source,)."""
     b, n, n_band = o.b, o.n_source, o.n_band
     step = (covariance @ downhill.reshape(-1, 1)).reshape(n, -1)[:, n_band:]
     block = own[:, n_band:, n_band:]
     scale = 1.0 / b.sqrt(diagonal(b, block, o.n_move))
-    inverted = inverse(b, block * scale[:, :, None] * scale[:, None], o.n_move)
+    inverted = symmetric_inverse(b, block * scale[:, :, None] * scale[:, None], o.n_move)
     scaled = step * scale
     return ((inverted @ scaled[:, :, None])[:, :, 0] * scaled).sum(1) * 0.5
 
 
-def all_flags(o: Objective, blends: Blends, flags: Value, chi2: Value, n_pixel: Value, n_lost: Value,
+def all_flags(o: ObjectiveGraph, blends: BlendValues, flags: Value, chi2: Value, n_pixel: Value, n_lost: Value,
               remaining: Value, log_prior: Value, map_flux: Value) -> Value:
     """The flags of the input and those that follow from the fit, see `fit_quality`; int64 (n_source,)."""
     b, bundle = o.b, o.bundle

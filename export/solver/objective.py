@@ -14,11 +14,11 @@ import onnx
 
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.solve import constants
-from deblendrt.export.solver.drawing import Drawing, Groups
+from deblendrt.export.solver.drawing import DrawingGraph, Groups
 from deblendrt.export.solver.graph_builder import Builder, Value
 
 
-class Scene(NamedTuple):
+class SceneValues(NamedTuple):
     """What does not change during a descent.
 
     Attributes
@@ -46,7 +46,7 @@ class Scene(NamedTuple):
     profile: list[Value]
 
 
-class Blends(NamedTuple):
+class BlendValues(NamedTuple):
     """Who is solved with whom, and whose pixels count.
 
     Attributes
@@ -61,7 +61,7 @@ class Blends(NamedTuple):
     owned: Value
 
 
-class Point(NamedTuple):
+class PointValues(NamedTuple):
     """A point Z: the fields of `State` but the model; coefficients (n_source, n_band, n_basis)."""
 
     latent: Value
@@ -74,7 +74,7 @@ class Point(NamedTuple):
     gradient: Value
 
 
-class Likelihood(NamedTuple):
+class LikelihoodValues(NamedTuple):
     """Tempered weights and the bound, float32 (n_band, n_y, n_x)."""
 
     weight: Value
@@ -82,7 +82,7 @@ class Likelihood(NamedTuple):
 
 
 @dataclasses.dataclass
-class Objective:
+class ObjectiveGraph:
     """The objective of a scene.
 
     Attributes
@@ -91,16 +91,16 @@ class Objective:
     bundle : Bundle
     graphs : dict of str to onnx.ModelProto
         Of the bundle.
-    draw : Drawing
-    scene : Scene
+    draw : DrawingGraph
+    scene : SceneValues
     center_sigma : float [pixel]
     """
 
     b: Builder
     bundle: Bundle
     graphs: dict[str, onnx.ModelProto]
-    draw: Drawing
-    scene: Scene
+    draw: DrawingGraph
+    scene: SceneValues
     center_sigma: float
 
     def __post_init__(self) -> None:
@@ -109,13 +109,13 @@ class Objective:
         self.present = self.scene.fitted.cast(np.float32)[:, None, None]
         self.n_measured = self.b.maximum(self.scene.measured.cast(np.float64).sum(1, keep=True), 1.0)
 
-    def evaluate(self, latent: Value) -> Point:
+    def evaluate(self, latent: Value) -> PointValues:
         """Decode a point; the sources that are not fitted are without light."""
         b, n_band = self.b, self.n_band
         maps, d_maps, mix, d_mix = b.inline(self.graphs["decode_jacobian"], "decode_jacobian", latent.cast(np.float32))
         flux = b.exp(latent[:, :n_band]).cast(np.float32) * self.present[:, :, 0]
         coefficients = flux[:, :, None] * (mix.transpose(0, 2, 1) @ maps)
-        return Point(latent, maps, d_maps, mix, d_mix, coefficients, *self.prior(latent))
+        return PointValues(latent, maps, d_maps, mix, d_mix, coefficients, *self.prior(latent))
 
     def prior(self, latent: Value) -> tuple[Value, Value]:
         """Log prior (n_source,) and its gradient (n_source, n_latent): flow, offset and missing bands."""
@@ -139,7 +139,7 @@ class Objective:
         expectation = level + color
         return b.where(measured, 0.0, log_flux - expectation), expectation
 
-    def render(self, point: Point, groups: Groups) -> Value:
+    def render(self, point: PointValues, groups: Groups) -> Value:
         """Model image, float32 (n_band, n_y, n_x)."""
         return self.draw.render(point.coefficients.transpose(1, 0, 2), groups)
 
@@ -147,16 +147,17 @@ class Objective:
         """Inner products at every source, float32 (n_source, n_band, n_basis)."""
         return self.draw.project(image, groups).transpose(1, 0, 2)
 
-    def likelihood(self, model: Value, temper: Value | float = 0.0, error: float = constants.MODEL_ERROR) -> Likelihood:
+    def likelihood(self, model: Value, temper: Value | float = 0.0,
+                   error: float = constants.MODEL_ERROR) -> LikelihoodValues:
         """The likelihood around a model, robust; `temper` is float32 ()."""
         b, weight = self.b, self.scene.weight
         tau = b.value(temper, np.float32)
         power = weight * model * model
         noise = power * (tau * tau) + 1.0
         allowed = b.maximum(tau, np.float32(error)) * constants.CLIP
-        return Likelihood(weight / noise, (power * (allowed * allowed) + constants.CLIP**2) / noise)
+        return LikelihoodValues(weight / noise, (power * (allowed * allowed) + constants.CLIP**2) / noise)
 
-    def weigh(self, likely: Likelihood, model: Value) -> tuple[Value, Value, Value]:
+    def weigh(self, likely: LikelihoodValues, model: Value) -> tuple[Value, Value, Value]:
         """Robust weights W, W (y - m), and the loss of every pixel, bands together, float64 (n_y * n_x,)."""
         b = self.b
         rest = self.scene.data - model
@@ -168,12 +169,12 @@ class Objective:
         twice = t2.cast(np.float64) * ratio.cast(np.float64) * (1.0 - b.log(ratio.cast(np.float64)))
         return weight, weight * rest, twice.sum(0).reshape(-1) * 0.5
 
-    def by_blend(self, blends: Blends, loss: Value, point: Point) -> Value:
+    def by_blend(self, blends: BlendValues, loss: Value, point: PointValues) -> Value:
         """L of every source's blend, float64 (n_source,)."""
         own = (blends.owned @ loss[:, None])[:, 0] - self.b.where(self.scene.fitted, point.log_prior, 0.0)
         return total(blends, own)
 
-    def pull(self, point: Point, d_coefficients: Value) -> Value:
+    def pull(self, point: PointValues, d_coefficients: Value) -> Value:
         """J^T g, float64 (n_source, n_latent)."""
         b, n, n_band, n_move = self.b, self.n_source, self.n_band, self.n_move
         flux = b.exp(point.latent[:, :n_band]).cast(np.float32) * self.present[:, :, 0]
@@ -192,6 +193,6 @@ class Objective:
         return found[:, :, 0].transpose(1, 0).cast(np.float64)
 
 
-def total(blends: Blends, values: Value) -> Value:
+def total(blends: BlendValues, values: Value) -> Value:
     """Sum over the blend of each source, float64 (n_source,)."""
     return (blends.joined @ values[:, None])[:, 0]

@@ -27,22 +27,22 @@ from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 from deblendrt.engine.scene.blends import MAX_BLEND
 from deblendrt.engine.scene.flags import DESCRIPTIONS
 from deblendrt.engine.solve import constants
-from deblendrt.export.solver.descent import Descent
-from deblendrt.export.solver.drawing import Drawing
+from deblendrt.export.solver.descent import DescentGraph
+from deblendrt.export.solver.drawing import DrawingGraph
 from deblendrt.export.solver.graph_builder import Builder
-from deblendrt.export.solver.measures import measure
-from deblendrt.export.solver.objective import Objective
-from deblendrt.export.solver.start import anchors, read_pixels, scene_of, start_latents
+from deblendrt.export.solver.measures import measured_outputs
+from deblendrt.export.solver.objective import ObjectiveGraph
+from deblendrt.export.solver.start import anchors, pixels_of, scene_of, start_latents
 
 CENTER_SIGMA = 0.2  # pixel, as `Deblender.deblend_batch`
 N_ITERATION = constants.ITERATIONS["gauss_newton"]
 
 # name to type and shape: B bands, N sources, L latents
-INPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
+SOLVER_INPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
     "image": (np.float32, ("B", "NY", "NX")), "variance": (np.float32, ("B", "NY", "NX")),
     "centers": (np.float32, ("N", "2")), "valid": (bool, ("N",)),
 }
-OUTPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
+SOLVER_OUTPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
     "flux": (np.float32, ("N", "B")), "flux_err": (np.float32, ("N", "B")), "map_flux": (np.float32, ("N", "B")),
     "position": (np.float32, ("N", "2")), "position_err": (np.float32, ("N", "2")), "latent": (np.float32, ("N", "L")),
     "chi2": (np.float32, ("N",)), "n_pixel": (np.int32, ("N",)), "log_prior": (np.float32, ("N",)),
@@ -54,7 +54,7 @@ OUTPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
 def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_iteration: int = N_ITERATION,
                  psf: NDArray[np.floating] | None = None, start: str = "encoder", rounds: bool = True,
                  center_sigma: float = CENTER_SIGMA) -> onnx.ModelProto:
-    """Write the solver of a bundle as one graph; inputs and outputs are `INPUTS` and `OUTPUTS`.
+    """Write the solver of a bundle as one graph; inputs and outputs are `SOLVER_INPUTS` and `SOLVER_OUTPUTS`.
 
     Parameters
     ----------
@@ -95,17 +95,17 @@ def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_ite
     b = Builder(bundle.opset)
     sizes = {"B": bundle.n_band, "N": n_source, "NY": shape[0], "NX": shape[1], "L": bundle.n_latent, "2": 2, "1": 1}
     image, variance, centers, valid = (b.input(name, dtype, [sizes[s] for s in symbols])
-                                       for name, (dtype, symbols) in INPUTS.items())
-    pixels = read_pixels(b, image, variance)
+                                       for name, (dtype, symbols) in SOLVER_INPUTS.items())
+    pixels = pixels_of(b, image, variance)
     anchor, finite = anchors(b, centers, shape)
-    draw = Drawing(b, folded, n_source, shape, anchor)
+    draw = DrawingGraph(b, folded, n_source, shape, anchor)
     scene, flags = scene_of(b, draw, pixels, centers, finite, valid, _profiles(bundle, folded))
-    objective = Objective(b, bundle, graphs, draw, scene, center_sigma)
-    descent = Descent(objective, n_iteration, rounds=rounds)
+    objective = ObjectiveGraph(b, bundle, graphs, draw, scene, center_sigma)
+    descent = DescentGraph(objective, n_iteration, rounds=rounds)
     blends, latent, floor, extent = start_latents(objective, descent, start)
     point, extent, _, n_run = descent.run(blends, latent, floor, extent)
-    found = measure(objective, descent, blends, point, extent, flags) | {"n_iteration": n_run.reshape(1)}
-    for name, (dtype, symbols) in OUTPUTS.items():
+    found = measured_outputs(objective, descent, blends, point, extent, flags) | {"n_iteration": n_run.reshape(1)}
+    for name, (dtype, symbols) in SOLVER_OUTPUTS.items():
         b.output(name, found[name].cast(dtype), [sizes[s] for s in symbols])
     metadata: dict[str, Any] = {
         "bundle": bundle.name, "model_version": bundle.model_version, "sha256": bundle.sha256,

@@ -14,14 +14,14 @@ from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.scene.scene import FILL_SIGMA
 from deblendrt.engine.scene.windows import CLOSE_PAIR_SEPARATION
 from deblendrt.engine.solve import constants
-from deblendrt.export.solver.descent import Descent
-from deblendrt.export.solver.drawing import Drawing, Group, Groups
+from deblendrt.export.solver.descent import DescentGraph
+from deblendrt.export.solver.drawing import DrawingGraph, Group, Groups
 from deblendrt.export.solver.graph_builder import Builder, Value
-from deblendrt.export.solver.linear_algebra import diagonal, eye, inverse
-from deblendrt.export.solver.objective import Blends, Objective, Scene
+from deblendrt.export.solver.linear_algebra import diagonal, eye, symmetric_inverse
+from deblendrt.export.solver.objective import BlendValues, ObjectiveGraph, SceneValues
 
 
-class Pixels(NamedTuple):
+class PixelValues(NamedTuple):
     """An image as the descent takes it: zero wherever it has no weight."""
 
     data: Value  # float32 (n_band, n_y, n_x) [nJy]
@@ -30,7 +30,7 @@ class Pixels(NamedTuple):
     bad_variance: Value  # bool, dropped for its variance
 
 
-def read_pixels(b: Builder, image: Value, variance: Value) -> Pixels:
+def pixels_of(b: Builder, image: Value, variance: Value) -> PixelValues:
     """See `deblendrt.engine.scene.scene`: infinite variance is a mask, and no fault."""
     finite = (image - image).equal(0.0)  # of NaN and infinity the difference is NaN
     inverse_variance = 1.0 / variance
@@ -40,7 +40,7 @@ def read_pixels(b: Builder, image: Value, variance: Value) -> Pixels:
     light = b.where(single < 0.0, -single, single)
     finite = finite & (light * b.sqrt(weight) < FILL_SIGMA)
     weight = b.where(finite, weight, 0.0)
-    return Pixels(b.where(weight > 0.0, single, 0.0), weight, ~finite, ~known)
+    return PixelValues(b.where(weight > 0.0, single, 0.0), weight, ~finite, ~known)
 
 
 def anchors(b: Builder, centers: Value, shape: tuple[int, int]) -> tuple[Value, Value]:
@@ -51,8 +51,8 @@ def anchors(b: Builder, centers: Value, shape: tuple[int, int]) -> tuple[Value, 
     return b.clip(rounded, 0.0, np.array([n_x - 1, n_y - 1], centers.dtype)).cast(np.int64), ~(~finite).any(1)
 
 
-def scene_of(b: Builder, draw: Drawing, pixels: Pixels, centers: Value, finite: Value, valid: Value,
-             profile: list[NDArray[np.float32]]) -> tuple[Scene, Value]:
+def scene_of(b: Builder, draw: DrawingGraph, pixels: PixelValues, centers: Value, finite: Value, valid: Value,
+             profile: list[NDArray[np.float32]]) -> tuple[SceneValues, Value]:
     """The scene, and the flags that the input sets, int64 (n_source,)."""
     folded, (n_y, n_x), n = draw.folded, draw.shape, draw.n_source
     every = b.constant(np.arange(n))
@@ -92,16 +92,16 @@ def scene_of(b: Builder, draw: Drawing, pixels: Pixels, centers: Value, finite: 
         smallest = b.where(differs.any(1), smallest, -len(folded.insets))
     offset0 = b.where(fitted[:, None], centers.cast(np.float64) - draw.anchor.cast(np.float64), 0.0)
     tables = [b.constant(p) for p in profile]
-    return Scene(pixels.data, pixels.weight, offset0, fitted, measured & fitted[:, None], smallest, tables), flags
+    return SceneValues(pixels.data, pixels.weight, offset0, fitted, measured & fitted[:, None], smallest, tables), flags
 
 
-def linear_fluxes(o: Objective, unit: Value, flux: Value, groups: Groups, joined: Value, n_sweep: int,
+def linear_fluxes(o: ObjectiveGraph, unit: Value, flux: Value, groups: Groups, joined: Value, n_sweep: int,
                   error: float | None) -> tuple[Value, Value]:
     """See `deblendrt.engine.solve.joint_fluxes.linear_fluxes`.
 
     Parameters
     ----------
-    o : Objective
+    o : ObjectiveGraph
     unit : Value
         float32 (n_source, n_band, n_basis).
     flux : Value
@@ -109,7 +109,7 @@ def linear_fluxes(o: Objective, unit: Value, flux: Value, groups: Groups, joined
     groups : Groups
         Of all sources.
     joined : Value
-        float64 (n_source, n_source), see `Blends`.
+        float64 (n_source, n_source), see `BlendValues`.
     n_sweep : int
     error : float, optional
 
@@ -137,7 +137,7 @@ def linear_fluxes(o: Objective, unit: Value, flux: Value, groups: Groups, joined
     scale = b.where(known, 1.0 / b.sqrt(b.where(known, own, 1.0)), 0.0)
     missing = (~known).cast(np.float64)
     scaled = matrix * scale[:, :, None] * scale[:, None] + (missing[:, :, None] + constants.FLUX_RIDGE) * eye(b, n)
-    inverted = inverse(b, scaled, n)
+    inverted = symmetric_inverse(b, scaled, n)
     for _ in range(n_sweep):
         rest = (weight * (data - model(flux))).cast(np.float32)
         rhs = (rest @ seen)[:, 0].cast(np.float64)
@@ -147,12 +147,12 @@ def linear_fluxes(o: Objective, unit: Value, flux: Value, groups: Groups, joined
     return flux, b.where(known, b.sqrt(variance), np.inf).transpose(1, 0)
 
 
-def start_latents(o: Objective, descent: Descent, kind: str) -> tuple[Blends, Value, Value, Value]:
+def start_latents(o: ObjectiveGraph, descent: DescentGraph, kind: str) -> tuple[BlendValues, Value, Value, Value]:
     """See `deblendrt.engine.solve.start.start_latents`.
 
     Returns
     -------
-    blends : Blends
+    blends : BlendValues
     latent : Value
         float64 (n_source, n_latent).
     floor : Value
@@ -186,10 +186,10 @@ def start_latents(o: Objective, descent: Descent, kind: str) -> tuple[Blends, Va
     assert coefficients is not None
     radius = light_radius(o, coefficients, extent)
     floor = b.where(scene.measured, b.log(lowest), -np.inf)
-    return divide(o, radius, extent), latent, floor, extent
+    return partition(o, radius, extent), latent, floor, extent
 
 
-def connected(o: Objective, radius: Value) -> Value:
+def connected(o: ObjectiveGraph, radius: Value) -> Value:
     """Which sources are of one blend, float64 (n_source, n_source): components of circles that touch."""
     b, n = o.b, o.n_source
     place = o.draw.anchor.cast(np.float64) + o.scene.offset0
@@ -202,7 +202,7 @@ def connected(o: Objective, radius: Value) -> Value:
     return b.loop(doublings, [joined], lambda i, a: [((a @ a) > 0.0).cast(np.float64)])[0]
 
 
-def light_radius(o: Objective, coefficients: Value, extent: Value) -> Value:
+def light_radius(o: ObjectiveGraph, coefficients: Value, extent: Value) -> Value:
     """See `deblendrt.engine.solve.start.light_radius`; float64 (n_source,)."""
     b, draw, folded = o.b, o.draw, o.draw.folded
     groups = draw.groups(extent)
@@ -221,7 +221,7 @@ def light_radius(o: Objective, coefficients: Value, extent: Value) -> Value:
     return b.minimum(b.maximum(b.sqrt(area.cast(np.float64) / np.pi), MIN_BLEND_RADIUS), largest)
 
 
-def divide(o: Objective, radius: Value, extent: Value) -> Blends:
+def partition(o: ObjectiveGraph, radius: Value, extent: Value) -> BlendValues:
     """See `deblendrt.engine.scene.blends.partition`: blends, and the owner of every pixel."""
     b, draw, n = o.b, o.draw, o.n_source
     n_y, n_x = draw.shape
@@ -241,10 +241,10 @@ def divide(o: Objective, radius: Value, extent: Value) -> Blends:
     distance = distance.reshape(n, n_y * n_x)
     owner = b.node("ArgMin", distance, axis=0, keepdims=1, dtype=np.int64)
     owned = owner.equal(b.constant(np.arange(n)[:, None])) & inside.reshape(n, n_y * n_x)
-    return Blends(joined, owned.cast(np.float64))
+    return BlendValues(joined, owned.cast(np.float64))
 
 
-def encoded_shapes(o: Objective, coefficients: Value | None, groups: Groups) -> tuple[Value, Value]:
+def encoded_shapes(o: ObjectiveGraph, coefficients: Value | None, groups: Groups) -> tuple[Value, Value]:
     """See `deblendrt.engine.solve.start.encoded_shapes`.
 
     Returns

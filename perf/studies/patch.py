@@ -43,7 +43,7 @@ def psf_over(depth: survey.Depth, side: int) -> Callable[[float, float], survey.
     def psf(x: float, y: float) -> survey.Psf:
         u, v = x % side / side - 0.5, y % side / side - 0.5
         scale = 1 + 0.08 * u + 0.05 * np.sin(3 * v)
-        return survey.psf_images(scale * depth.psf_fwhm, depth.pixel_scale, ellipticity=(0.03 * u, 0.03 * v))
+        return survey.psf_from_fwhm(scale * depth.psf_fwhm, depth.pixel_scale, ellipticity=(0.03 * u, 0.03 * v))
     return psf
 
 

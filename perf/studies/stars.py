@@ -66,8 +66,9 @@ def star_flux(rng: np.random.Generator) -> NDArray[np.float64]:
 def make_case(galaxies: population.Galaxies, psf: survey.Psf, depth: survey.Depth, n: int, size: int,
               rng: np.random.Generator) -> Case:
     """A scene of `n` sources."""
-    positions = blend_scenes.blend_positions(n, (size, size), rng, spread=0.3 if n == 1 else blend_scenes.SPREAD / 0.2,
-                                         min_separation=blend_scenes.MIN_SEPARATION / 0.2, margin=13.0)
+    spread = 0.3 if n == 1 else blend_scenes.BLEND_SPREAD / 0.2
+    positions = blend_scenes.blend_positions(n, (size, size), rng, spread=spread,
+                                         min_separation=blend_scenes.BLEND_SEPARATION / 0.2, margin=13.0)
     star = rng.random(n) < STAR_FRACTION
     index = rng.choice(len(galaxies), n, replace=False)
     scene = blend_scenes.simulate_scene(galaxies, index[~star], positions[~star], psf, depth, (size, size), rng)
@@ -178,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     cases, depth = make_cases(args.alone, args.blends)
     columns = {}
     for width in WIDTHS:
-        psf = survey.psf_images(depth.psf_fwhm * width, depth.pixel_scale).image
+        psf = survey.psf_from_fwhm(depth.psf_fwhm * width, depth.pixel_scale).image
         columns[width] = measure(deblender, cases, psf)
         print(f"PSF width {width}: {time.process_time() - start:.0f} s of processor time", file=sys.stderr, flush=True)
     env = environment()

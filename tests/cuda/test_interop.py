@@ -55,7 +55,7 @@ def test_numpy_takes_and_gives(device: shim.ShimDevice, shape: tuple[int, ...], 
     taken = np.from_dlpack(device.upload(array))  # type: ignore[arg-type]
     assert taken.dtype == array.dtype
     np.testing.assert_array_equal(taken, array)
-    adopted = interop.adopt(device, array, dtype)
+    adopted = interop.adopt_array(device, array, dtype)
     assert (adopted.shape, adopted.dtype) == (array.shape, array.dtype)
     np.testing.assert_array_equal(device.download(adopted), array)
     assert adopted.pointer == array.ctypes.data or array.size == 0
@@ -81,7 +81,7 @@ def test_memory_lives_as_long_as_its_taker(device: shim.ShimDevice) -> None:
 def test_an_adopted_array_lives_as_long_as_it_is_used(device: shim.ShimDevice) -> None:
     array = np.arange(6.0)
     before = sys.getrefcount(array)
-    view = interop.adopt(device, array).reshape(2, 3)
+    view = interop.adopt_array(device, array).reshape(2, 3)
     gc.collect()
     assert sys.getrefcount(array) > before
     del view
@@ -91,33 +91,33 @@ def test_an_adopted_array_lives_as_long_as_it_is_used(device: shim.ShimDevice) -
 
 def test_a_view_of_an_array(device: shim.ShimDevice) -> None:
     array = np.arange(24.0).reshape(4, 6)
-    np.testing.assert_array_equal(device.download(interop.adopt(device, array[1:3])), array[1:3])
+    np.testing.assert_array_equal(device.download(interop.adopt_array(device, array[1:3])), array[1:3])
     for strided in (array[:, 1:], array.T, array[::2], array[:, None, ::-1]):
         with pytest.raises(ValueError, match=r"data: expected a C-contiguous array.*ascontiguousarray"):
-            interop.adopt(device, strided, name="data")
-    interop.adopt(device, array[:1].T[:, :, None])  # lengths of one have no stride
+            interop.adopt_array(device, strided, name="data")
+    interop.adopt_array(device, array[:1].T[:, :, None])  # lengths of one have no stride
 
 
 def test_cuda_array_interface(device: shim.ShimDevice) -> None:
     array = device.upload(np.arange(6, dtype=np.float32).reshape(2, 3))
     assert array.__cuda_array_interface__["stream"] is None
     for changes in ({}, {"strides": (12, 4)}, {"version": 2, "stream": None}):
-        adopted = interop.adopt(device, interface(array, **changes), np.float32)
+        adopted = interop.adopt_array(device, interface(array, **changes), np.float32)
         assert (adopted.pointer, adopted.shape, adopted.dtype) == (array.pointer, (2, 3), np.dtype("f4"))
     for changes, said in [({"strides": (4, 8)}, "C-contiguous"), ({"mask": array}, "masked"),
                           ({"typestr": ">f4"}, "byte order")]:
         with pytest.raises(ValueError, match=f"^data: .*{said}"):
-            interop.adopt(device, interface(array, **changes), name="data")
+            interop.adopt_array(device, interface(array, **changes), name="data")
 
 
 def test_what_is_not_taken(device: shim.ShimDevice) -> None:
     with pytest.raises(TypeError, match=r"data: expected an array with __dlpack__ or __cuda_array.*, got list"):
-        interop.adopt(device, [1, 2], name="data")
+        interop.adopt_array(device, [1, 2], name="data")
     with pytest.raises(ValueError, match="data: expected dtype float32, got float64"):
-        interop.adopt(device, np.zeros(3), np.float32, "data")
+        interop.adopt_array(device, np.zeros(3), np.float32, "data")
     elsewhere = SimpleNamespace(__dlpack__=None, __dlpack_device__=lambda: (2, 0))
     with pytest.raises(ValueError, match=r"data: expected an array on device \(1, 0\).*got \(2, 0\)"):
-        interop.adopt(device, elsewhere, name="data")
+        interop.adopt_array(device, elsewhere, name="data")
     with pytest.raises(BufferError):
         device.upload(np.zeros(3)).__dlpack__(copy=True)
     with pytest.raises(BufferError):
@@ -146,9 +146,9 @@ def test_streams_wait(cuda: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None
         array.__dlpack__(stream=stream)
     assert orders == [("let_wait", 1), ("let_wait", 1), ("let_wait", 77)]
     orders.clear()
-    interop.adopt(cuda, interface(array, stream=77))
+    interop.adopt_array(cuda, interface(array, stream=77))
     assert orders == [("wait_for", 77)]
-    adopted = interop.adopt(cuda, SimpleNamespace(__dlpack__=array.__dlpack__,
+    adopted = interop.adopt_array(cuda, SimpleNamespace(__dlpack__=array.__dlpack__,
                                                   __dlpack_device__=array.__dlpack_device__))
     assert orders[1:] == [("let_wait", cuda.stream)]  # it is the giver that orders
     assert adopted.pointer == array.pointer
@@ -160,9 +160,9 @@ def test_memory_of_the_host_is_refused(cuda: CudaDevice) -> None:
     host = np.zeros(3, np.float32)
     wrong = interface(DeviceArray(host.ctypes.data, (3,), np.float32, None))
     with pytest.raises(ValueError, match="data: its pointer is not in a GPU's memory"):
-        interop.adopt(cuda, wrong, name="data")
+        interop.adopt_array(cuda, wrong, name="data")
     with pytest.raises(ValueError, match=r"data: expected an array on device \(2, 0\)"):
-        interop.adopt(cuda, host, name="data")
+        interop.adopt_array(cuda, host, name="data")
 
 
 @pytest.mark.gpu
@@ -191,7 +191,7 @@ def test_libraries(cuda: CudaDevice, library: str) -> None:
         taken = expected
         stream = sys.modules["pycuda.driver"].Stream()
     np.testing.assert_array_equal(taken, expected)
-    adopted = interop.adopt(cuda, given, np.float32)
+    adopted = interop.adopt_array(cuda, given, np.float32)
     np.testing.assert_array_equal(cuda.download(adopted), expected)
     with_stream = open_device(stream=stream)
     np.testing.assert_array_equal(with_stream.download(with_stream.upload(expected)), expected)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow  # torch needs a few seconds a graph, and there ar
 
 
 @pytest.fixture(scope="session")
-def model() -> checkpoint.Model:
+def model() -> checkpoint.TrainedModel:
     """Small in every direction, every direction of another size, rows that do not fall on 16-byte boundaries."""
     settings = config.load("smoke.toml")
     settings = dataclasses.replace(
@@ -45,7 +45,7 @@ def model() -> checkpoint.Model:
 
 
 @pytest.fixture(scope="session")
-def folder(model: checkpoint.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(model: checkpoint.TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "bundle"
     lines = export_bundle.write_bundle(model, path, model_version="7")
     assert len(lines) == 1 + len(GRAPHS)
@@ -58,7 +58,7 @@ def scale_weights(proto: Any, factor: float) -> None:
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(factor), tensor.name))
 
 
-def test_five_bands(model: checkpoint.Model) -> None:
+def test_five_bands(model: checkpoint.TrainedModel) -> None:
     """The number of sources stays symbolic whatever the number of bands is."""
     settings = dataclasses.replace(model.config.survey, bands=["g", "r", "i", "z", "y"])
     other = checkpoint.random_model(dataclasses.replace(model.config, survey=settings), 1)
@@ -66,7 +66,7 @@ def test_five_bands(model: checkpoint.Model) -> None:
     assert all(value.type.tensor_type.shape.dim[0].dim_param for value in proto.graph.input)
 
 
-def test_reads_back(folder: Path, model: checkpoint.Model) -> None:
+def test_reads_back(folder: Path, model: checkpoint.TrainedModel) -> None:
     bundle = load_bundle(folder)
     assert (bundle.name, bundle.model_version, bundle.bands) == ("small", "7", ("g", "r", "i"))
     assert (bundle.stamp_size, bundle.outskirts_binning) == (15, 3)
@@ -80,7 +80,7 @@ def test_reads_back(folder: Path, model: checkpoint.Model) -> None:
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]  # no temporary left
 
 
-def test_a_basis_that_is_not_bilinear_is_refused(model: checkpoint.Model) -> None:
+def test_a_basis_that_is_not_bilinear_is_refused(model: checkpoint.TrainedModel) -> None:
     basis = model.basis.copy()
     basis[3, 1, 0] += 1e-4
     with pytest.raises(ValueError, match="not bilinear between cells of 3 pixels outside its core of 15"):
@@ -89,39 +89,39 @@ def test_a_basis_that_is_not_bilinear_is_refused(model: checkpoint.Model) -> Non
 
 def test_parity(folder: Path) -> None:
     for name, errors in load_bundle(folder).parity.items():
-        assert errors["float64"] < parity.LIMIT["float64"], name
-        assert errors["float32"] < parity.LIMIT["float32"], name
+        assert errors["float64"] < parity.PARITY_LIMIT["float64"], name
+        assert errors["float32"] < parity.PARITY_LIMIT["float32"], name
         assert errors["float32"] > 0, name
 
 
-def test_parity_fails_for_another_weight(folder: Path, model: checkpoint.Model) -> None:
+def test_parity_fails_for_another_weight(folder: Path, model: checkpoint.TrainedModel) -> None:
     inputs = parity.example_inputs(model, 8, 0)
     expected = parity.reference_outputs(model, inputs)
     for name in GRAPHS:
         proto = onnx.load(folder / f"{name}.onnx")
-        assert parity.graph_error(proto, inputs[name], expected[name]) < parity.LIMIT["float32"]
+        assert parity.graph_error(proto, inputs[name], expected[name]) < parity.PARITY_LIMIT["float32"]
         scale_weights(proto, 1.1)
-        assert parity.graph_error(proto, inputs[name], expected[name]) > parity.LIMIT["float32"], name
+        assert parity.graph_error(proto, inputs[name], expected[name]) > parity.PARITY_LIMIT["float32"], name
         with pytest.raises(ValueError, match=f"{name}: float32 parity"):
             parity.check_parity({name: proto}, {name: proto}, inputs, expected)
 
 
-def test_float64_parity_sees_what_float32_cannot(model: checkpoint.Model) -> None:
+def test_float64_parity_sees_what_float32_cannot(model: checkpoint.TrainedModel) -> None:
     inputs = parity.example_inputs(model, 8, 0)
     expected = parity.reference_outputs(model, inputs)["encode"]
     proto = graphs.export_graph(model, "encode")
-    assert parity.graph_error(proto, inputs["encode"], expected) < parity.LIMIT["float64"]
+    assert parity.graph_error(proto, inputs["encode"], expected) < parity.PARITY_LIMIT["float64"]
     tensor = max(proto.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * (1 + 1e-8), tensor.name))
-    assert parity.graph_error(graphs.narrow(proto), inputs["encode"], expected) < parity.LIMIT["float32"]
-    assert parity.graph_error(proto, inputs["encode"], expected) > parity.LIMIT["float64"]
+    assert parity.graph_error(graphs.to_float32(proto), inputs["encode"], expected) < parity.PARITY_LIMIT["float32"]
+    assert parity.graph_error(proto, inputs["encode"], expected) > parity.PARITY_LIMIT["float64"]
 
 
 def test_graphs_are_clean(folder: Path) -> None:
     for name, graph in GRAPHS.items():
         content = (folder / f"{name}.onnx").read_bytes()
         proto = onnx.load_from_string(content)
-        assert {entry.domain: entry.version for entry in proto.opset_import} == {"": graphs.OPSET}
+        assert {entry.domain: entry.version for entry in proto.opset_import} == {"": graphs.GRAPH_OPSET}
         shapes = [value.type.tensor_type.shape for value in proto.graph.input]
         assert [shape.dim[0].dim_param for shape in shapes] == ["N"] * len(graph.inputs)
         for text in (b"site-packages", b"/home", b"/tmp", b"/work", b"stack_trace", b"pkg.torch", b".py"):
@@ -141,22 +141,23 @@ def test_no_sum_depends_on_alignment(folder: Path) -> None:
                 assert ranks[node.input[0]] - 1 not in constants[node.input[1]], name
 
 
-def test_export_is_deterministic(folder: Path, model: checkpoint.Model) -> None:
-    again = graphs.narrow(graphs.export_graph(model, "log_prior")).SerializeToString(deterministic=True)
+def test_export_is_deterministic(folder: Path, model: checkpoint.TrainedModel) -> None:
+    again = graphs.to_float32(graphs.export_graph(model, "log_prior")).SerializeToString(deterministic=True)
     assert again == (folder / "log_prior.onnx").read_bytes()
     golden = export_bundle.npz_bytes(export_bundle.golden_vectors(model))
     assert golden == (folder / "golden.npz").read_bytes()
 
 
 @pytest.mark.parametrize("name", list(GRAPHS))
-def test_runtime_agrees_and_bits_do_not_depend_on_the_batch(folder: Path, model: checkpoint.Model, name: str) -> None:
+def test_runtime_agrees_and_bits_do_not_depend_on_the_batch(folder: Path, model: checkpoint.TrainedModel,
+                                                            name: str) -> None:
     runtime = OrtRuntime(load_bundle(folder))
     inputs = parity.example_inputs(model, 3 * NETWORK_TILE - 5, 5)
     expected = parity.reference_outputs(model, inputs)[name]
     values = list(inputs[name].values())
     outputs = runtime.run(name, *values)
     for key, output in zip(GRAPHS[name].outputs, outputs, strict=True):
-        assert output_error(output, expected[key]) < parity.LIMIT["float32"], key
+        assert output_error(output, expected[key]) < parity.PARITY_LIMIT["float32"], key
     order = np.random.default_rng(6).permutation(len(values[0]))
     permuted = runtime.run(name, *(value[order] for value in values))
     for output, other in zip(outputs, permuted, strict=True):
@@ -167,7 +168,7 @@ def test_runtime_agrees_and_bits_do_not_depend_on_the_batch(folder: Path, model:
             np.testing.assert_array_equal(output[row], other[0])
 
 
-def test_golden_vectors_notice_another_weight(folder: Path, model: checkpoint.Model, tmp_path: Path) -> None:
+def test_golden_vectors_notice_another_weight(folder: Path, model: checkpoint.TrainedModel, tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     proto = onnx.load_from_string(files["decode.onnx"])
     scale_weights(proto, 1.1)
@@ -180,7 +181,7 @@ def test_golden_vectors_notice_another_weight(folder: Path, model: checkpoint.Mo
         verify_bundle(tmp_path)
 
 
-def test_target_is_protected(folder: Path, model: checkpoint.Model, tmp_path: Path) -> None:
+def test_target_is_protected(folder: Path, model: checkpoint.TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="--overwrite"):
         export_bundle.write_bundle(model, folder)
     (tmp_path / "thesis.tex").write_text("irreplaceable")
@@ -195,7 +196,7 @@ def test_tensorrt(folder: Path, name: str) -> None:
     assert tensorrt.check_graph((folder / f"{name}.onnx").read_bytes(), max_sources=64) > 0
 
 
-def test_cli(folder: Path, model: checkpoint.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_cli(folder: Path, model: checkpoint.TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
              capsys: pytest.CaptureFixture[str]) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     monkeypatch.setattr(checkpoint, "load_model", lambda directory: model)

@@ -85,7 +85,7 @@ def test_schema(repository: Path) -> None:
                 stated = list(entry.reshape.shape if entry.HasField("reshape") else entry.dims)
                 assert stated == [d.dim_value for d in tensor.shape.dim][1 if batched else 0 :]
                 assert np.prod(entry.dims) == np.prod(stated)  # a reshape keeps the number of elements
-                assert triton.TYPES[tensor.elem_type] == package.DataType.Name(entry.data_type)
+                assert triton.TRITON_TYPES[tensor.elem_type] == package.DataType.Name(entry.data_type)
                 if batched:
                     assert tensor.shape.dim[0].dim_param == "N"
 

@@ -95,7 +95,7 @@ def test_whole_numbers_serve_as_floats() -> None:
 def test_a_survey_of_its_own() -> None:
     survey = config.from_dict(own_depth()).survey
     assert survey.galcheat_name is None
-    assert survey.depth == config.Depth({"r": 0.7, "i": 0.6}, {"r": 1.0, "i": 2.0}, {"r": 90.0, "i": 80.0})
+    assert survey.depth == config.DepthTable({"r": 0.7, "i": 0.6}, {"r": 1.0, "i": 2.0}, {"r": 90.0, "i": 80.0})
 
 
 def test_optional_keys() -> None:

@@ -1,7 +1,7 @@
-"""Is the model any good? Figures and numbers of a trained checkpoint, written by `deblendrt-train` at its end.
+"""Figures and numbers of a trained model, which `deblendrt-train` writes at its end.
 
-Every function draws one figure from a `Model` and a `Sample` of galaxies that training never saw, and returns the
-numbers in it; `write_all` stores them as ``numbers.json`` beside the figures.
+Every function draws one figure from a `TrainedModel` and a `Sample` of galaxies that training never saw. It returns the
+numbers in the figure; `write_all` stores them as ``numbers.json`` beside the figures.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import Tensor
 
 from deblendrt.engine.compute import folding
 from deblendrt.engine.compute.folded_basis import FoldedBasis
-from deblendrt.training.checkpoint import Model
+from deblendrt.training.checkpoint import TrainedModel
 from deblendrt.training.figures import excess_chi2, population_figure
 from deblendrt.training.networks import vae
 from deblendrt.training.simulation import blend_scenes, population, survey
 
-SEED = 7_202_117
-N_GALAXY = 1500
+SAMPLE_SEED = 7_202_117
+N_SAMPLE = 1500
 MAGNITUDES = (19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0)
-CORE_DIAMETER = 1.2  # arcsec, aperture of the colours
+CORE_DIAMETER = 1.2  # arcsec, of the aperture of the colours
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Galaxies of the training population that training never saw, encoded.
+    """Galaxies of the training population that training never saw, and their latents.
 
     Attributes
     ----------
@@ -62,10 +62,11 @@ class Sample:
         return torch.tensor(self.folded.gram, dtype=torch.float32)
 
 
-def draw_sample(model: Model, n: int = N_GALAXY) -> Sample:
-    """Draw galaxies with the training's own mixture of magnitudes, and encode them without noise."""
+def draw_sample(model: TrainedModel, n: int = N_SAMPLE) -> Sample:
+    """A sample with the training's mixture of magnitudes, encoded without noise."""
     settings = model.config
-    galaxies = population.draw(settings.population, settings.survey, n, np.random.default_rng([settings.seed, SEED]))
+    rng = np.random.default_rng([settings.seed, SAMPLE_SEED])
+    galaxies = population.draw(settings.population, settings.survey, n, rng)
     data = vae.training_set(galaxies, np.asarray(model.basis, np.float32), settings)
     target, log_flux = data.total(torch.arange(n))
     shape, sigma = vae.posterior(model.galaxy_encoder, data, _sky_sigma(model))
@@ -73,12 +74,12 @@ def draw_sample(model: Model, n: int = N_GALAXY) -> Sample:
     return Sample(galaxies, target, log_flux, shape, sigma, _decode(model, shape), folded)
 
 
-def _sky_sigma(model: Model) -> Tensor:
+def _sky_sigma(model: TrainedModel) -> Tensor:
     return torch.tensor(model.sky_sigma, dtype=torch.float32)
 
 
 @torch.no_grad()
-def _decode(model: Model, shape: Tensor) -> Tensor:
+def _decode(model: TrainedModel, shape: Tensor) -> Tensor:
     maps, mix = model.decoder.centred(shape)
     return mix.mT @ maps
 
@@ -90,13 +91,13 @@ def _images(coefficients: Tensor, folded: FoldedBasis) -> NDArray[np.float32]:
 
 
 def _channels(n_band: int) -> tuple[int, int, int]:
-    """Bands drawn as red, green and blue: for ugrizy i, r, g."""
+    """Bands for red, green and blue: of ugrizy i, r, g."""
     middle = n_band // 2
     return (min(middle, n_band - 1), max(middle - 1, 0), max(middle - 2, 0))
 
 
-def _rgb(model: Model, image: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Colours on an arcsinh scale in units of the noise (Lupton et al. 2004); the mean galaxy is nearly white."""
+def _rgb(model: TrainedModel, image: NDArray[np.floating]) -> NDArray[np.float64]:
+    """An RGB image on an arcsinh scale in units of the noise (Lupton et al. 2004). The mean galaxy is nearly white."""
     channels = list(_channels(len(image)))
     balance = np.exp(-0.75 * np.asarray(model.mean_color)[channels])
     planes = np.moveaxis(image[channels].astype(np.float64), 0, -1) * balance
@@ -106,8 +107,8 @@ def _rgb(model: Model, image: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.clip(planes * np.arcsinh(mean / 3.0) / (mean * top), 0.0, 1.0)
 
 
-def reconstructions(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
-    """Galaxies of several magnitudes drawn by GalSim, decoded, and the residual of every band in sky sigma."""
+def reconstructions(model: TrainedModel, sample: Sample, path: Path) -> dict[str, Any]:
+    """Galaxies of several magnitudes: GalSim's images, decoded images, and residuals of every band in sky sigma."""
     bands, scale = model.config.survey.bands, model.config.survey.pixel_scale
     nominal = survey.nominal_psf(survey.depth(model.config.survey), model.nominal_psf.shape[-1])
     figure = Figure(figsize=(1.6 * (len(bands) + 2), 1.65 * len(MAGNITUDES)), layout="compressed")
@@ -133,19 +134,19 @@ def reconstructions(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
     return numbers
 
 
-def _flow_samples(model: Model, sample: Sample) -> Tensor:
+def _flow_samples(model: TrainedModel, sample: Sample) -> Tensor:
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(SEED)
+        torch.manual_seed(SAMPLE_SEED)
         return model.prior.sample(sample.log_flux)
 
 
 def _posterior_draws(sample: Sample) -> Tensor:
-    noise = torch.randn(sample.shape.shape, generator=torch.Generator().manual_seed(SEED))
+    noise = torch.randn(sample.shape.shape, generator=torch.Generator().manual_seed(SAMPLE_SEED))
     return sample.shape + sample.shape_sigma * noise
 
 
-def latents(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
-    """Shape latents of noiseless galaxies (draws of the posterior) beside samples of the flow for the same fluxes."""
+def latents(model: TrainedModel, sample: Sample, path: Path) -> dict[str, Any]:
+    """Shape latents: samples of noiseless galaxies' posteriors, and samples of the flow for the same fluxes."""
     encoded = _posterior_draws(sample).numpy()
     drawn = _flow_samples(model, sample).numpy()
     n_shape = encoded.shape[1]
@@ -168,15 +169,15 @@ def latents(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
                 axis.set(xlim=(-4, 4), ylim=(-4, 4))
     figure.suptitle("shape latents: galaxies (blue), flow (orange)", y=0.93)
     figure.savefig(path, dpi=110)
-    # two samples of 1500 from one distribution exceed 0.050 in 5% of the cases
+    # two samples of 1500 from one distribution have a distance above 0.050 in 5% of the cases
     distance = [population_figure.ks_distance(encoded[:, k], drawn[:, k]) for k in range(n_shape)]
     return {"sigma_of_posterior_means": sample.shape.std(0).tolist(),
             "median_posterior_sigma": sample.shape_sigma.median(0).values.tolist(), "ks_distance_to_flow": distance}
 
 
 @torch.no_grad()
-def log_prob(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
-    """Histogram of log p(shape | fluxes): galaxies, the flow's own samples, and the bundle's percentiles."""
+def log_prob(model: TrainedModel, sample: Sample, path: Path) -> dict[str, Any]:
+    """Histograms of log p(shape | fluxes): galaxies, samples of the flow, and the bundle's percentiles."""
     galaxies = model.prior.log_prob(_posterior_draws(sample), sample.log_flux).numpy()
     own = model.prior.log_prob(_flow_samples(model, sample), sample.log_flux).numpy()
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -194,11 +195,11 @@ def log_prob(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
             "fraction_of_galaxies_below_0.1_percentile": float((galaxies < model.log_prob_percentiles["0.1"]).mean())}
 
 
-def colors(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
-    """Colours of the core, in and out.
+def colors(model: TrainedModel, sample: Sample, path: Path) -> dict[str, Any]:
+    """True and decoded colour gradients.
 
-    Total fluxes are latents, so total colours are exact; what the decoder must learn are colour gradients. Compared
-    are colours within a 1.2 arcsec aperture through the nominal PSFs, relative to the total colour.
+    Total fluxes are latents, so total colours are exact, and the decoder must learn the gradients only. The figure
+    compares colours in an aperture of 1.2 arcsec under the nominal PSFs, relative to the total colours.
     """
     bands, window = model.config.survey.bands, sample.folded.window
     y, x = np.mgrid[:window, :window] - window // 2
@@ -225,8 +226,8 @@ def colors(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
     return numbers
 
 
-def generated(model: Model, sample: Sample, path: Path) -> dict[str, Any]:
-    """Galaxies generated by flow and decoder, beside GalSim's galaxies of the same fluxes (no noise)."""
+def generated(model: TrainedModel, sample: Sample, path: Path) -> dict[str, Any]:
+    """Noiseless galaxies generated by flow and decoder, beside GalSim's galaxies of the same fluxes."""
     rows, columns = 6, 6
     magnitude = sample.galaxies.magnitude
     bright = np.flatnonzero((magnitude > 20) & (magnitude < 23.5))[: rows * columns]
@@ -251,24 +252,24 @@ FIGURES = {"reconstructions": reconstructions, "latents": latents, "log_prob": l
            "generated": generated}
 
 
-def write_all(model: Model, directory: str | Path) -> dict[str, Any]:
-    """Draw every figure into a folder and write ``numbers.json`` beside them.
+def write_all(model: TrainedModel, directory: str | Path) -> dict[str, Any]:
+    """Write every figure and ``numbers.json`` into a folder.
 
     Parameters
     ----------
-    model : Model
+    model : TrainedModel
     directory : str or Path
         Made if absent.
 
     Returns
     -------
     dict
-        The numbers, by figure.
+        The numbers of each figure.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    numbers = {"population": population_figure.draw(model.config, directory / "population.png")}
-    numbers["excess_chi2"] = excess_chi2.draw(model, directory / "excess_chi2.png")
+    numbers = {"population": population_figure.draw_figure(model.config, directory / "population.png")}
+    numbers["excess_chi2"] = excess_chi2.draw_figure(model, directory / "excess_chi2.png")
     sample = draw_sample(model)
     for name, function in FIGURES.items():
         numbers[name] = function(model, sample, directory / f"{name}.png")

@@ -1,8 +1,8 @@
-"""How well basis and decoder can draw a galaxy, whatever the noise, the flow or the solver.
+"""Excess chi2: how well basis and decoder can draw a galaxy, apart from noise, flow and solver.
 
-The excess chi2 of a noiseless galaxy under nominal sky noise and PSFs is what the model's own error adds to the chi2 of
-all pixels of all bands. Three causes are told apart: the truncation of the basis, the decoder at its best shape
-latents, and the latents that the prior or the encoder prefers. The galaxies were never trained on.
+The model's error adds the excess chi2 to the chi2 of all pixels of all bands. It is measured on noiseless galaxies that
+training never saw, under the nominal sky noise and PSFs. Three causes are told apart: the truncation of the basis, the
+decoder at its best shape latents, and the latents that the prior or the encoder prefers.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import folding
-from deblendrt.training.checkpoint import Model
+from deblendrt.training.checkpoint import TrainedModel
 from deblendrt.training.networks import vae
 from deblendrt.training.simulation import components, population
 
-SEED = 90_113
-N_GALAXY = 700
+EXCESS_SEED = 90_113
+N_EXCESS = 700
 BINS = (17.0, 18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.3)
-CATALOG_LIMIT = 25.3  # i magnitude of the LSST gold sample: whose light the stamps must hold
 
 
-def _drawn(model: Model, galaxies: population.Galaxies, i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _drawn(model: TrainedModel, galaxies: population.Galaxies,
+           i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Component maps (n_component, n_pixel) of one galaxy under the reference PSF, and fluxes (n_band, n_component)."""
     settings = model.config
     maps = np.array([components.component_map(galaxies, i, component, settings.basis.stamp_size,
@@ -37,10 +37,10 @@ def _drawn(model: Model, galaxies: population.Galaxies, i: int) -> tuple[NDArray
     return maps.reshape(len(maps), -1), np.stack([galaxies.bulge_flux[i], galaxies.disk_flux[i]], 1)
 
 
-def truncation(model: Model, galaxies: population.Galaxies) -> NDArray[np.float64]:
-    """chi2 that the basis cannot draw, float64 (n,).
+def truncation(model: TrainedModel, galaxies: population.Galaxies) -> NDArray[np.float64]:
+    """chi2 of the light that the basis cannot draw, float64 (n,).
 
-    It is taken under the reference PSF, where it is larger than under any wider one.
+    It is computed under the reference PSF, where it is larger than under any wider PSF.
     """
     flat = np.asarray(model.basis, np.float64).reshape(len(model.basis), -1)
     chi2 = np.empty(len(galaxies))
@@ -51,7 +51,7 @@ def truncation(model: Model, galaxies: population.Galaxies) -> NDArray[np.float6
     return chi2
 
 
-def lost_light(model: Model, galaxies: population.Galaxies) -> dict[str, NDArray[np.float64]]:
+def lost_light(model: TrainedModel, galaxies: population.Galaxies) -> dict[str, NDArray[np.float64]]:
     """Fractions of the reference band's flux outside the "stamp" and outside its "core", float64 (n,) each."""
     size, reference = model.config.basis.stamp_size, model.config.survey.reference_index
     core = np.zeros((size, size), bool)
@@ -66,12 +66,12 @@ def lost_light(model: Model, galaxies: population.Galaxies) -> dict[str, NDArray
     return lost
 
 
-def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
-    """Magnitudes and the parts of the excess chi2 of galaxies uniform in magnitude, float64 (n,) each."""
+def measure(model: TrainedModel, n: int = N_EXCESS) -> dict[str, NDArray[np.float64]]:
+    """Magnitudes and excess chi2 of galaxies that are uniform in magnitude, up to each cause, float64 (n,) each."""
     settings = model.config
     uniform = dataclasses.replace(settings.population, magnitude_min=BINS[0], magnitude_max=BINS[-1],
                                   uniform_fraction=1.0)
-    galaxies = population.draw(uniform, settings.survey, n, np.random.default_rng([settings.seed, SEED]))
+    galaxies = population.draw(uniform, settings.survey, n, np.random.default_rng([settings.seed, EXCESS_SEED]))
     data = vae.training_set(galaxies, np.asarray(model.basis, np.float32), settings)
     target, log_flux = data.total(torch.arange(n))
     sky = torch.tensor(model.sky_sigma, dtype=torch.float32)
@@ -80,7 +80,7 @@ def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
     start, _ = vae.posterior(model.galaxy_encoder, data, sky)
     with torch.no_grad():
         drawn, mix = model.decoder.centred(start)
-        encoder = vae.misfit(mix.mT @ drawn, target, log_flux, gram, sky)
+        encoder = vae.coefficient_chi2(mix.mT @ drawn, target, log_flux, gram, sky)
         _, prior = vae.fit_shapes(model.decoder, start, target, log_flux, gram, sky)
         _, best = vae.fit_shapes(model.decoder, start, target, log_flux, gram, sky, n_iteration=25, prior_weight=0.01)
     cut = truncation(model, galaxies)
@@ -88,18 +88,18 @@ def measure(model: Model, n: int = N_GALAXY) -> dict[str, NDArray[np.float64]]:
             "with the N(0, 1) prior": cut + prior.numpy(), "at the encoder's latents": cut + encoder.numpy()}
 
 
-def stamp_loss(model: Model, n: int = 2000) -> dict[str, dict[str, float]]:
-    """Light outside stamp and core for galaxies in their natural numbers, to the catalogue's limit."""
+def stamp_loss(model: TrainedModel, n: int = 2000) -> dict[str, dict[str, float]]:
+    """Light outside stamp and core, for galaxies with the counts of the sky."""
     settings = model.config
-    natural = dataclasses.replace(settings.population, magnitude_max=CATALOG_LIMIT, uniform_fraction=0.0)
-    galaxies = population.draw(natural, settings.survey, n, np.random.default_rng([settings.seed, SEED + 1]))
+    natural = dataclasses.replace(settings.population, magnitude_max=population.GOLD_LIMIT, uniform_fraction=0.0)
+    galaxies = population.draw(natural, settings.survey, n, np.random.default_rng([settings.seed, EXCESS_SEED + 1]))
     return {name: {"share_losing_below_0.5%": float((lost < 0.005).mean()), "median": float(np.median(lost)),
                    "90%": float(np.percentile(lost, 90)), "99%": float(np.percentile(lost, 99))}
             for name, lost in lost_light(model, galaxies).items()}
 
 
-def draw(model: Model, path: Path) -> dict[str, Any]:
-    """Draw the excess chi2 against magnitude and return its medians per magnitude, and the light lost."""
+def draw_figure(model: TrainedModel, path: Path) -> dict[str, Any]:
+    """Draw the excess chi2 against magnitude. Returns its medians by magnitude, and the light outside stamps."""
     columns = measure(model)
     magnitude = columns.pop("magnitude")
     figure = Figure(figsize=(6, 4.2), layout="constrained")

@@ -1,13 +1,13 @@
-r"""The population against what surveys publish: counts, sizes, redshifts; its colours and shapes.
+r"""The population beside published counts, sizes and redshifts, and its colours and shapes.
 
-The reference curves are restated here from the papers and not taken from `population`, so that a slip there shows:
+The published curves are written here again, from the papers and not from `population`, so that a mistake there shows:
 
 - :math:`N(<i) = 46 \times 10^{0.31 (i - 25)}` per arcmin\ :sup:`2` and
   :math:`p(z) \propto z^2 \exp(-z/z_0),\; z_0 = 0.0417\,i_{lim} - 0.744` of all galaxies to a limit
   (LSST Science Book, arXiv:0912.0201, section 3.7);
 - median disk scale length :math:`\ln r_d = -1.145 - 0.269 (i_{814} - 23)` (Miller et al. 2013, MNRAS 429, 2858).
 
-Colours and ellipticities are shown without a reference curve.
+Colours and ellipticities have no published curve.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from deblendrt.training.config import Config
 from deblendrt.training.simulation import blend_scenes, population
-from deblendrt.training.simulation.population import Galaxies
+from deblendrt.training.simulation.population import GOLD_LIMIT, Galaxies
 
-SEED = 99_017
-N_GALAXY = 40000
-LIMIT = 25.3  # i, the gold sample
+POPULATION_SEED = 99_017
+N_POPULATION = 40000
 
 
 def ks_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
@@ -35,9 +34,10 @@ def ks_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
                         - np.searchsorted(np.sort(b), grid, "right") / len(b)).max())
 
 
-def draw(settings: Config, path: Path) -> dict[str, Any]:
-    """Draw galaxies with the sky's counts and compare their marginals with published ones."""
-    galaxies = blend_scenes.natural_population(settings, N_GALAXY, np.random.default_rng([settings.seed, SEED]), LIMIT)
+def draw_figure(settings: Config, path: Path) -> dict[str, Any]:
+    """Draw the figure, of galaxies with the counts of the sky. Returns its numbers beside the published numbers."""
+    rng = np.random.default_rng([settings.seed, POPULATION_SEED])
+    galaxies = blend_scenes.natural_population(settings, N_POPULATION, rng)
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     axes = figure.subplots(2, 3).ravel()
     numbers = {"counts": _counts(galaxies, axes[0]), "sizes": _sizes(galaxies, axes[1]),
@@ -49,7 +49,7 @@ def draw(settings: Config, path: Path) -> dict[str, Any]:
 
 
 def _counts(galaxies: Galaxies, axis: Any) -> dict[str, float]:
-    edges = np.arange(17.0, LIMIT + 0.01, 0.5)
+    edges = np.arange(17.0, GOLD_LIMIT + 0.01, 0.5)
     n, _ = np.histogram(galaxies.magnitude, edges)
     middle = (edges[1:] + edges[:-1]) / 2
     published = np.diff(10 ** (0.31 * (edges - 25)))
@@ -60,7 +60,7 @@ def _counts(galaxies: Galaxies, axis: Any) -> dict[str, float]:
     axis.legend()
     used = (n > 30) & (middle < 24)
     slope = np.polyfit(middle[used], np.log10(n[used]), 1, w=np.sqrt(n[used]))[0]
-    # the faintest bin falls below the straight line by what the surface brightness limit leaves out
+    # the limit of surface brightness leaves out galaxies of the faintest bin
     return {"slope": float(slope), "published_slope": 0.31, "faintest_bin_over_published": float(n[-1] / expected[-1])}
 
 
@@ -83,11 +83,11 @@ def _sizes(galaxies: Galaxies, axis: Any) -> dict[str, Any]:
 
 def _redshifts(galaxies: Galaxies, axis: Any) -> dict[str, float]:
     edges = np.linspace(0, 3, 61)
-    z_0 = 0.0417 * LIMIT - 0.744
+    z_0 = 0.0417 * GOLD_LIMIT - 0.744
     z = (edges[1:] + edges[:-1]) / 2
     published = z**2 * np.exp(-z / z_0)
     axis.hist(galaxies.redshift, edges, density=True, histtype="step", label="population")
-    axis.plot(z, published / (published.sum() * (z[1] - z[0])), "k", lw=0.8, label=f"Science Book, i < {LIMIT}")
+    axis.plot(z, published / (published.sum() * (z[1] - z[0])), "k", lw=0.8, label=f"Science Book, i < {GOLD_LIMIT}")
     axis.set(xlabel="redshift")
     axis.legend()
     return {"median": float(np.median(galaxies.redshift)), "published_median": 2.674 * z_0}

@@ -1,7 +1,8 @@
 """The deblending encoder: a noisy, blended cutout to a start for the latents of its central source.
 
-An alternative to the engine's linear start. It sees the whitened cutout (image * sqrt(inverse variance)), where the
-centre lies within its pixel, and a summary of the PSF (FWHM per band) and noise, and returns a full latent.
+The engine starts its descent with it. The encoder sees the whitened cutout (image * sqrt(inverse variance)), the place
+of the centre within its pixel, and the FWHM of the PSF and the noise in every band. It returns a full latent. Training
+regresses it on blends, see `deblendrt.training.networks.encoder_blends`.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from deblendrt.engine.compute import folding
 from deblendrt.engine.model import outskirts
 from deblendrt.engine.scene import psf
 from deblendrt.training.config import Config
-from deblendrt.training.networks.encoder_blends import Blends, make_blends
+from deblendrt.training.networks.encoder_blends import EncoderBlends, make_blends
 from deblendrt.training.networks.vae import GalaxyEncoder, TrainingSet, posterior
 from deblendrt.training.simulation import survey
 
-FLUX_SCALE = 10.0  # apertures' whitened fluxes are compressed by asinh(x / FLUX_SCALE)
-N_PSF = 16
+FLUX_SCALE = 10.0  # whitened fluxes are compressed by asinh(x / FLUX_SCALE)
+N_PSF = 16  # random PSFs of the training blends
 
 
 class DeblendingEncoder(nn.Module):
-    """A small convolutional network.
+    """A small convolutional network from cutouts to latents.
 
     Parameters
     ----------
     n_shape, n_band : int
     cutout_size : int [pixel]
-        Odd; larger cutouts are not accepted.
+        Side of the cutouts, odd.
     width : int
         Channels of the first convolution.
     """
@@ -50,14 +51,14 @@ class DeblendingEncoder(nn.Module):
                                   nn.Linear(192, 192), nn.SiLU(), nn.Linear(192, n_shape + n_band))
 
     def forward(self, cutouts: Tensor, offsets: Tensor, psf_summary: Tensor) -> Tensor:
-        """Latent start.
+        """Latents to start from.
 
         Parameters
         ----------
         cutouts : Tensor, float (n_source, n_band, cutout_size, cutout_size)
-            Whitened, the source's anchor pixel in the middle.
+            Whitened, the source's central pixel in the middle.
         offsets : Tensor, float (n_source, 2) [pixel]
-            Sub-pixel position relative to the anchor pixel.
+            Centre relative to the central pixel.
         psf_summary : Tensor, float (n_source, 2 n_band)
             FWHM [pixel] and ln(noise sigma per pixel [nJy]) per band.
 
@@ -78,7 +79,7 @@ class DeblendingEncoder(nn.Module):
 def train_encoder(encoder: DeblendingEncoder, galaxy_encoder: GalaxyEncoder, data: TrainingSet, settings: Config,
                   phi: NDArray[np.float32], shift: NDArray[np.float32], rng: np.random.Generator,
                   generator: torch.Generator) -> list[float]:
-    """Regress the isolated galaxies' posterior means and log fluxes from their blended cutouts.
+    """Train the encoder: regress posterior means and log fluxes of isolated galaxies from their blended cutouts.
 
     Parameters
     ----------
@@ -90,9 +91,9 @@ def train_encoder(encoder: DeblendingEncoder, galaxy_encoder: GalaxyEncoder, dat
     phi : float32 (n_basis, size, size)
     shift : float32 (2, n_basis, n_basis)
     rng : numpy.random.Generator
-        Draws the blends.
+        For the blends.
     generator : torch.Generator
-        Shuffles them.
+        For the order of the batches.
 
     Returns
     -------
@@ -104,7 +105,8 @@ def train_encoder(encoder: DeblendingEncoder, galaxy_encoder: GalaxyEncoder, dat
     spec, depth = settings.encoder, survey.depth(settings.survey)
     chunks = []
     per_psf = -(-spec.n_blend // N_PSF)
-    core, _ = outskirts.split(phi, settings.basis.core_size, settings.basis.binning)  # enough for a start
+    # a start needs no outskirts
+    core, _ = outskirts.split(phi, settings.basis.core_size, settings.basis.binning)
     for _ in tqdm(range(N_PSF), "blends", disable=None):
         drawn = survey.random_psf(depth, rng)
         folded = folding.fold(core, drawn.image, settings.basis.reference_psf_sigma)
@@ -112,7 +114,7 @@ def train_encoder(encoder: DeblendingEncoder, galaxy_encoder: GalaxyEncoder, dat
         chunks += [make_blends(data, settings, folded, fwhm, shift, min(500, per_psf - a), rng)
                    for a in range(0, per_psf, 500)]
     cutouts, offsets, summary, rows = (np.concatenate([getattr(c, f.name) for c in chunks])
-                                       for f in dataclasses.fields(Blends))
+                                       for f in dataclasses.fields(EncoderBlends))
     sky = torch.tensor(depth.sky_sigma, dtype=torch.float32)
     chosen = TrainingSet(data.maps[torch.from_numpy(rows)], data.flux[torch.from_numpy(rows)])
     mean, sigma = posterior(galaxy_encoder, chosen, sky)

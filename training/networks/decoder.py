@@ -3,16 +3,19 @@ r"""The galaxy decoder: shape latents to basis coefficients in the PSF-free fram
     maps[m]  = exp(dx X + dy Y) enclosed[m] (a[m] + (1 - s . a[m]) u[m]),    a, enclosed, mix = MLP(bound(z))
     c[b]     = exp(log_flux[b]) * sum_m mix[m, b] * maps[m]
 
-z are the shape latents, a[m] the network's coefficients of component m, u[m] the mean component of unit flux, s the
-sum over pixels of each basis function (so that s . u = 1, and the bracket has unit flux inside the stamp whatever a
-is), enclosed[m] in (0, 1) the fraction of the component's total flux that the stamp holds, mix[., b] a softmax over
-components. Fluxes are therefore total fluxes. Dividing by the flux of a instead had poles: a component that no galaxy
-of some shape has is free to have any flux, zero included.
+- z are the shape latents, a[m] the network's coefficients of component m.
+- u[m] is the mean component, scaled to unit flux, and s the sum over pixels of each basis function. As s . u = 1, the
+  bracket has unit flux inside the stamp for any a.
+- enclosed[m] in (0, 1) is the fraction of the component's flux inside the stamp, so exp(log_flux) is the total flux.
+- mix[., b] is a softmax over components.
 
-X and Y are the generators of a shift, X[k, l] = <phi_k, -d phi_l / dx>: a galaxy whose centred coefficients
-are c has the coefficients exp(dx X + dy Y) c when its centre moves by (dx, dy) pixels. Under the reference PSF a
-fifth-order Taylor series of the exponential is exact to the basis' own truncation error for offsets below 0.75
-pixel, so the network never has to learn positions and its derivative with respect to them is analytic.
+A decoder that divided a by its flux had poles: where no galaxy of a shape has a component, the component's flux is
+free, and may be zero.
+
+X and Y are the generators of a shift, X[k, l] = <phi_k, -d phi_l / dx>: the coefficients c of a centred galaxy become
+exp(dx X + dy Y) c when its centre moves by (dx, dy) pixels. Under the reference PSF and for offsets below 0.75 pixel,
+the fifth-order Taylor series of the exponential is exact to the truncation error of the basis. So the network need not
+learn positions, and derivatives with respect to them are analytic.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ SHIFT_ORDER = 5  # Taylor order of the shift: orders 5 and 7 differ by less than
 
 
 def bound(shape: Tensor, radius: float) -> Tensor:
-    """Confine shape latents, smoothly, to a ball.
+    """Shape latents confined smoothly to a ball of a radius.
 
-    The identity to 5% inside 0.9 `radius` (where the prior lives) and never longer than `radius`: a source beside
-    unmodelled flux cannot run to latents where the decoder was never trained.
+    Inside 0.9 `radius`, where the prior's galaxies are, the function is the identity to 5%. Without it a source beside
+    unmodelled flux could run to latents where the decoder was never trained.
 
     Parameters
     ----------
@@ -43,7 +46,7 @@ def bound(shape: Tensor, radius: float) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """Shape and offset to unit-flux component maps and their mix per band.
+    """Network and shift: from shape and offset to component maps of unit flux and their mix per band.
 
     Parameters
     ----------
@@ -97,7 +100,7 @@ class Decoder(nn.Module):
         return self.n_band + 2 + self.n_shape
 
     def centred(self, shape: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps at zero offset, and the mix.
+        """Component maps at zero offset, and their mix.
 
         Parameters
         ----------
@@ -118,7 +121,7 @@ class Decoder(nn.Module):
         return enclosed[:, :, None] * (raw + (1.0 - flux)[:, :, None] * self.unit_map), mix
 
     def shift(self, maps: Tensor, offset: Tensor) -> Tensor:
-        """Move maps by a sub-pixel offset: the Taylor series of exp(dx X + dy Y).
+        """Maps moved by a sub-pixel offset: the Taylor series of exp(dx X + dy Y).
 
         Parameters
         ----------
@@ -139,7 +142,7 @@ class Decoder(nn.Module):
         return moved
 
     def forward(self, shape: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit-flux component maps at the offset, and their mix.
+        """Component maps at the offset, and their mix.
 
         Parameters
         ----------
@@ -155,7 +158,7 @@ class Decoder(nn.Module):
         return self.shift(maps, offset), mix
 
     def coefficients(self, latent: Tensor) -> Tensor:
-        """Basis coefficients of every band.
+        """Basis coefficients in every band.
 
         Parameters
         ----------

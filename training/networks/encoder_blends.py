@@ -19,14 +19,12 @@ from deblendrt.training.networks.decoder import SHIFT_ORDER
 from deblendrt.training.networks.vae import TrainingSet
 from deblendrt.training.simulation import survey
 
-FloatArray = NDArray[np.float32]
-
-MEAN_NEIGHBOURS = 2.0  # in the cutout and 6 pixels around it, Poisson: 130 galaxies per arcmin^2
+MEAN_NEIGHBOURS = 2.0  # Poisson mean in the cutout and 6 pixels around it: 130 galaxies per arcmin^2
 
 
 @dataclasses.dataclass(frozen=True)
-class Blends:
-    """Cutouts around target galaxies.
+class EncoderBlends:
+    """Blended cutouts around target galaxies.
 
     Attributes
     ----------
@@ -38,14 +36,15 @@ class Blends:
         The targets' rows in the training set.
     """
 
-    cutouts: FloatArray
-    offsets: FloatArray
-    psf_summary: FloatArray
+    cutouts: NDArray[np.float32]
+    offsets: NDArray[np.float32]
+    psf_summary: NDArray[np.float32]
     rows: NDArray[np.int64]
 
 
-def shift_coefficients(coefficients: FloatArray, shift: FloatArray, offsets: FloatArray) -> FloatArray:
-    """NumPy twin of `Decoder.shift`, for coefficients (n, ..., n_basis)."""
+def shift_coefficients(coefficients: NDArray[np.float32], shift: NDArray[np.float32],
+                       offsets: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Coefficients (n, ..., n_basis) moved by offsets (n, 2) [pixel]: `Decoder.shift` in NumPy."""
     dx, dy = (offsets[:, i].reshape(-1, *[1] * (coefficients.ndim - 1)) for i in (0, 1))
     moved = term = coefficients
     for order in range(1, SHIFT_ORDER + 1):
@@ -54,23 +53,25 @@ def shift_coefficients(coefficients: FloatArray, shift: FloatArray, offsets: Flo
     return moved.astype(np.float32)
 
 
-def make_blends(data: TrainingSet, settings: Config, folded: FoldedBasis, fwhm: FloatArray, shift: FloatArray,
-                n: int, rng: np.random.Generator) -> Blends:
-    """Draw blends that share one PSF.
+def make_blends(data: TrainingSet, settings: Config, folded: FoldedBasis, fwhm: NDArray[np.float32],
+                shift: NDArray[np.float32], n: int, rng: np.random.Generator) -> EncoderBlends:
+    """Random blends that share one PSF.
 
     Parameters
     ----------
     data : TrainingSet
     settings : Config
     folded : FoldedBasis
+        The basis folded with the PSF.
     fwhm : float32 (n_band,) [pixel]
+        Of the PSF.
     shift : float32 (2, n_basis, n_basis)
     n : int
     rng : numpy.random.Generator
 
     Returns
     -------
-    Blends
+    EncoderBlends
     """
     size = settings.encoder.cutout_size
     depth = survey.depth(settings.survey)
@@ -92,4 +93,5 @@ def make_blends(data: TrainingSet, settings: Config, folded: FoldedBasis, fwhm: 
     variance = noise[:, :, None, None] ** 2 + np.maximum(clean, 0) / depth.counts_per_njy[:, None, None]
     image = clean + np.sqrt(variance) * rng.standard_normal(clean.shape)
     summary = np.concatenate([np.broadcast_to(fwhm, noise.shape), np.log(noise)], 1)
-    return Blends((image / np.sqrt(variance)).astype(np.float32), offsets[:n], summary.astype(np.float32), rows[:n])
+    whitened = (image / np.sqrt(variance)).astype(np.float32)
+    return EncoderBlends(whitened, offsets[:n], summary.astype(np.float32), rows[:n])

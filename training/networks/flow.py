@@ -2,8 +2,8 @@ r"""The prior of galaxy shapes: a masked autoregressive flow conditioned on magn
 
     log p(z | fluxes),   z the shape latents,   context = soft-clipped (ln flux_ref, ln flux_b - ln flux_ref)
 
-The context is clipped smoothly at three standard deviations of the training population, so a source of absurd colour
-gets the prior of the reddest (or bluest) galaxies known instead of an extrapolation.
+The context is clipped smoothly at three standard deviations of the training population: a source of an impossible
+colour has the prior of the reddest or bluest galaxies, not an extrapolation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ShapePrior(nn.Module):
     reference : int
         Index of the reference band.
     n_transform, hidden : int
-        Autoregressive layers and the width of their two hidden layers.
+        Number of autoregressive transforms, and the width of the two hidden layers of each.
     """
 
     context_mean: Tensor
@@ -55,12 +55,12 @@ class ShapePrior(nn.Module):
         return torch.cat([colors[:, : self.reference], reference, colors[:, self.reference + 1 :]], 1)
 
     def context(self, log_flux: Tensor) -> Tensor:
-        """Standardised, soft-clipped context of the flow; same shapes as `raw_context`."""
+        """Standardised and smoothly clipped context of the flow, float (n_source, n_band)."""
         standard = (self.raw_context(log_flux) - self.context_mean) / self.context_scale
         return CONTEXT_LIMIT * torch.tanh(standard / CONTEXT_LIMIT)
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Log density of the shape part of latents, given their flux part.
+        """Log density of the shapes of latents, given their fluxes.
 
         Parameters
         ----------
@@ -91,11 +91,12 @@ def fit_context(prior: ShapePrior, log_flux: Tensor) -> None:
 
 def train_flow(prior: ShapePrior, mean: Tensor, sigma: Tensor, log_flux: Tensor, *, batch_size: int, n_step: int,
                learning_rate: float, generator: torch.Generator) -> list[float]:
-    """Maximum likelihood on samples of the aggregated posterior.
+    """Train the prior: maximum likelihood on samples of the galaxies' posteriors.
 
     Parameters
     ----------
     prior : ShapePrior
+        Trained in place.
     mean, sigma : Tensor, float (n_galaxy, n_shape)
         The VAE's posterior of each training galaxy.
     log_flux : Tensor, float (n_galaxy, n_band) [ln nJy]

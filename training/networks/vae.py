@@ -1,13 +1,13 @@
 r"""The VAE of isolated galaxies, trained on basis coefficients.
 
-With the basis folded with PSFs of band b, its Gram matrix G_b and the sky noise s_b, the misfit of a decoded galaxy
-is a quadratic form in coefficients, no pixels involved:
+The misfit of a decoded galaxy is a quadratic form in coefficients, without any pixels. In band b, with the Gram matrix
+G_b of the folded basis, the flux F_b and the sky noise s_b,
 
-    chi2 = sum_b F_b^2 / s_b^2 * (t_b - d_b)' G_b (t_b - d_b),     t, d unit-flux coefficients, true and decoded.
+    chi2 = sum_b F_b^2 / s_b^2 * (t_b - d_b)' G_b (t_b - d_b),     t, d true and decoded coefficients of unit flux.
 
-The evidence lower bound with the survey's own noise as the likelihood is -chi2/2 - KL(q(z|x) || N(0, 1)). Galaxies
-bright enough that chi2 = 1 asks for less than `model_error` of relative misfit are weighted down to that error, or a
-few of them would own the gradient. Each batch is turned by one of the square's eight symmetries, exact on this basis.
+With the survey's noise as the likelihood, the evidence lower bound is -chi2/2 - KL(q(z|x) || N(0, 1)). For very bright
+galaxies chi2 = 1 is a relative misfit below `model_error`. They are weighted down to that error: otherwise a few of
+them would determine the gradient. Each batch is turned by one of the square's eight symmetries, exact on the basis.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from deblendrt.training.networks.decoder import Decoder
 from deblendrt.training.simulation.components import component_coefficients
 from deblendrt.training.simulation.population import Galaxies
 
-DETAIL = 32  # coefficients per band, besides the reference band's, that the encoder sees: enough for a colour gradient
+N_GRADIENT = 32  # coefficients of the other bands that the encoder sees: enough for a colour gradient
 
 
 class GalaxyEncoder(nn.Module):
-    """Posterior of the shape latents of an isolated, noiseless galaxy.
+    """The VAE's encoder: the posterior of the shape latents of an isolated, noiseless galaxy.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ class GalaxyEncoder(nn.Module):
     def __init__(self, *, n_shape: int, n_band: int, n_basis: int, hidden: int, reference: int) -> None:
         super().__init__()
         self.n_shape, self.n_band, self.reference = n_shape, n_band, reference
-        self.detail = min(DETAIL, n_basis)
-        self.net = nn.Sequential(nn.Linear(n_basis + n_band * self.detail + n_band, hidden), nn.SiLU(),
+        self.n_gradient = min(N_GRADIENT, n_basis)
+        self.net = nn.Sequential(nn.Linear(n_basis + n_band * self.n_gradient + n_band, hidden), nn.SiLU(),
                                  nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * n_shape))
         self.register_buffer("scale", torch.ones(n_basis))
 
@@ -54,7 +54,7 @@ class GalaxyEncoder(nn.Module):
         Parameters
         ----------
         unit_coefficients : Tensor, float (n, n_band, n_basis)
-            Of unit total flux per band, at zero offset.
+            Coefficients of unit total flux in each band, at zero offset.
         log_snr : Tensor, float (n, n_band)
             ln(flux / sky sigma per pixel).
 
@@ -64,7 +64,7 @@ class GalaxyEncoder(nn.Module):
         """
         white = unit_coefficients / self.scale
         reference = white[:, self.reference]
-        gradient = 4.0 * (white[:, :, : self.detail] - reference[:, None, : self.detail])
+        gradient = 4.0 * (white[:, :, : self.n_gradient] - reference[:, None, : self.n_gradient])
         out = self.net(torch.cat([reference, gradient.flatten(1), (log_snr - 3.0) / 3.0], 1))
         mean, log_variance = out.chunk(2, 1)
         return mean, log_variance.clamp(-18.0, 3.0)
@@ -92,7 +92,7 @@ class TrainingSet:
 
 
 def training_set(galaxies: Galaxies, phi: NDArray[np.float32], settings: Config, n_process: int = 1) -> TrainingSet:
-    """Draw galaxies' components and project them on the basis.
+    """The training set of galaxies: their components, drawn and projected on the basis.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def training_set(galaxies: Galaxies, phi: NDArray[np.float32], settings: Config,
     phi : float32 (n_basis, size, size)
     settings : Config
     n_process : int
-        The result does not depend on it.
+        Processes that draw. The result does not depend on their number.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def training_set(galaxies: Galaxies, phi: NDArray[np.float32], settings: Config,
 
 
 def symmetries(phi: NDArray[np.floating]) -> Tensor:
-    """The square's eight symmetries as matrices on coefficients (row vectors: ``c @ R``).
+    """The square's eight symmetries as matrices R on coefficients c: ``c @ R``.
 
     Parameters
     ----------
@@ -135,24 +135,24 @@ def symmetries(phi: NDArray[np.floating]) -> Tensor:
 
 def initialise(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, phi: NDArray[np.floating],
                shift: NDArray[np.floating]) -> None:
-    """Set the networks' buffers from the basis and the training set's mean and scatter.
+    """Set the networks' buffers from the basis, and from the mean and scatter of the training set.
 
-    Component 0 starts at the mean bulge and component 1 at the mean disk, which breaks the symmetry between them;
-    nothing keeps them there.
+    Component 0 starts at the mean bulge and component 1 at the mean disk, which breaks the symmetry between them.
+    Training may move them.
     """
     decoder.basis_sum.copy_(torch.tensor(phi.sum((1, 2))))
     decoder.shift_x.copy_(torch.tensor(shift[0]))
     decoder.shift_y.copy_(torch.tensor(shift[1]))
     mean = data.maps.mean(0)[: decoder.n_component]
     decoder.unit_map.copy_(mean / (mean @ decoder.basis_sum)[:, None])
-    # a floor: high orders have scatter too small to be worth a network output of order one
+    # a floor, since the scatter of high orders is too small to deserve a network output of order one
     scale = data.maps.std((0, 1))
     decoder.map_scale.copy_(scale.clamp(min=1e-3 * float(scale.max())))
     encoder.scale.copy_(decoder.map_scale)
 
 
-def misfit(decoded: Tensor, target: Tensor, log_flux: Tensor, gram: Tensor, sky_sigma: Tensor) -> Tensor:
-    """chi2 of decoded against true coefficients under sky noise (module docstring).
+def coefficient_chi2(decoded: Tensor, target: Tensor, log_flux: Tensor, gram: Tensor, sky_sigma: Tensor) -> Tensor:
+    """chi2 of decoded against true coefficients under sky noise, see the module's docstring.
 
     Parameters
     ----------
@@ -174,25 +174,25 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
               sky_sigma: Tensor, batch_size: int, n_step: int, learning_rate: float, model_error: float,
               generator: torch.Generator, resume: dict[str, object] | None = None,
               on_checkpoint: object = None, checkpoint_every: int = 2000) -> list[dict[str, float]]:
-    """Maximise the evidence lower bound.
+    """Train decoder and encoder: maximise the evidence lower bound.
 
     Parameters
     ----------
     decoder, encoder : Decoder, GalaxyEncoder
-        Trained in place; they end with the running average of their weights.
+        Trained in place. At the end they have the running average of their weights.
     data : TrainingSet
     phi : float (n_basis, size, size)
     grams : Tensor, float (n_psf, n_band, n_basis, n_basis)
-        Gram matrices of bases folded with varied PSFs; one is drawn per step.
+        Gram matrices of the basis folded with varied PSFs. Each step takes a random one.
     sky_sigma : Tensor, float (n_band,) [nJy]
     batch_size, n_step : int
     learning_rate : float
-        Peak; linear warm-up, cosine decay.
+        Its peak, after a linear warm-up and before a cosine decay.
     model_error : float
         Relative misfit below which bright galaxies are weighted down.
     generator : torch.Generator
     resume : dict, optional
-        What `on_checkpoint` was given.
+        The last state that `on_checkpoint` was called with.
     on_checkpoint : callable(dict), optional
         Called every `checkpoint_every` steps with the state to resume from.
     checkpoint_every : int
@@ -200,7 +200,7 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
     Returns
     -------
     list of dict
-        Running figures: step, chi2 (median), kl (mean), loss.
+        Every 200 steps: step, median chi2, mean kl, loss.
     """
     from tqdm import tqdm
 
@@ -231,9 +231,9 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
         mean, log_variance = encoder(target, log_flux - sky_sigma.log())
         noise = torch.randn(mean.shape, generator=generator)
         maps, mix = decoder.centred(mean + (0.5 * log_variance).exp() * noise)
-        chi2 = misfit(mix.mT @ maps, target, log_flux, gram, sky_sigma)
+        chi2 = coefficient_chi2(mix.mT @ maps, target, log_flux, gram, sky_sigma)
         with torch.no_grad():
-            snr2 = misfit(torch.zeros_like(target), target, log_flux, gram, sky_sigma)
+            snr2 = coefficient_chi2(torch.zeros_like(target), target, log_flux, gram, sky_sigma)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
         weight = 1 / (1 + snr2 * model_error**2)
         loss = (0.5 * chi2 * weight + kl).mean()
@@ -258,7 +258,7 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
 
 @torch.no_grad()
 def posterior(encoder: GalaxyEncoder, data: TrainingSet, sky_sigma: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of q(z | galaxy) of every galaxy, float (n, n_shape) each."""
+    """Mean and standard deviation of q(z | galaxy) for every galaxy, float (n, n_shape) each."""
     means, sigmas = [], []
     for rows in torch.arange(len(data.maps)).split(chunk):
         target, log_flux = data.total(rows)
@@ -270,9 +270,9 @@ def posterior(encoder: GalaxyEncoder, data: TrainingSet, sky_sigma: Tensor, chun
 
 def fit_shapes(decoder: Decoder, start: Tensor, target: Tensor, log_flux: Tensor, gram: Tensor, sky_sigma: Tensor,
                n_iteration: int = 12, prior_weight: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Best shape latents of noiseless galaxies under the N(0, 1) prior: damped Gauss-Newton on coefficients.
+    """Best shape latents of noiseless galaxies under the N(0, 1) prior, by damped Gauss-Newton on coefficients.
 
-    It tells the decoder's own error apart from the encoder's.
+    With them the decoder's error is told apart from the encoder's.
 
     Parameters
     ----------
@@ -284,13 +284,13 @@ def fit_shapes(decoder: Decoder, start: Tensor, target: Tensor, log_flux: Tensor
     sky_sigma : Tensor, float (n_band,)
     n_iteration : int
     prior_weight : float
-        Of the prior; a small one leaves the decoder's own misfit.
+        Weight of the prior. With a small weight, the misfit that remains is the decoder's.
 
     Returns
     -------
     shape : Tensor, float (n, n_shape)
     chi2 : Tensor, float (n,)
-        `misfit` at `shape`.
+        `coefficient_chi2` at `shape`.
     """
     def unit(z: Tensor) -> Tensor:
         maps, mix = decoder.centred(z[None])
@@ -301,7 +301,7 @@ def fit_shapes(decoder: Decoder, start: Tensor, target: Tensor, log_flux: Tensor
 
     def objective(z: Tensor) -> tuple[Tensor, Tensor]:
         maps, mix = decoder.centred(z)
-        chi2 = misfit(mix.mT @ maps, target, log_flux, gram, sky_sigma)
+        chi2 = coefficient_chi2(mix.mT @ maps, target, log_flux, gram, sky_sigma)
         return chi2 + prior_weight * (z * z).sum(1), chi2
 
     best, chi2 = objective(shape)

@@ -1,13 +1,13 @@
-"""Filter curves, which give the templates their colours.
+"""Filter curves, through which the templates have their colours.
 
-A survey's `bandpass` names one curve per band, ``{band}`` standing for the band's name:
+A survey's `bandpass` names the curve of every band. ``{band}`` stands for the band's name:
 
 - ``speclite:hsc2017-{band}``: a curve of the speclite package (LSST, HSC, DECam, Euclid, SDSS, Pan-STARRS, ...);
 - ``LSST_{band}.dat``: a file that GalSim ships;
-- ``./curves/{band}.dat``: anything with a folder in it is a file of your own, relative to the working folder.
+- ``./curves/{band}.dat``: a name with a folder in it is a file of your own, relative to the working folder.
 
-GalSim's files and yours are two columns of text: wavelength in nm, and the throughput per photon in any unit, since
-only colours matter. Lines that begin with # are comments.
+GalSim's files and yours have two columns of text: the wavelength in nm, and the throughput per photon in any unit,
+since only colours are used. Lines that begin with # are comments.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import galsim
 import numpy as np
 
 SPECLITE = "speclite:"
-WAVELENGTHS = 36.4, 2205.0  # nm, where templates from 9.1 to 2205 nm can be seen at every redshift from 0 to 3
+WAVELENGTHS = 36.4, 2205.0  # nm; the templates cover 9.1 to 2205 nm, and are seen at redshifts from 0 to 3
 
 
-def load(bandpass: str, band: str) -> galsim.Bandpass:
+def filter_curve(bandpass: str, band: str) -> galsim.Bandpass:
     """The filter curve of one band.
 
     Parameters
     ----------
     bandpass : str
-        As above.
+        The survey's `bandpass`, as above.
     band : str
 
     Returns

@@ -1,9 +1,9 @@
-r"""Simulated blended scenes: what the encoder trains on and every accuracy figure is measured on.
+r"""Simulated blended scenes with their truth, on which accuracy is measured.
 
     image[b] = sum_i sum_m flux[i, m, b] (PSF_b * profile[i, m])(p - centre_i)  +  noise
 
-with sub-pixel centres. The noise is Gaussian for the sky and Poisson for the sources, in the full exposure:
-variance = sky_sigma^2 + image / counts_per_njy, exact because the noiseless image is known. Background-subtracted.
+with sub-pixel centres and without a background. The noise of the full exposure is Gaussian for the sky and Poisson for
+the sources: variance = sky_sigma^2 + image / counts_per_njy. It is exact, since the noiseless image is known.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from deblendrt.training import config
 from deblendrt.training.simulation import components, population
 from deblendrt.training.simulation.survey import Depth, Psf
 
-MAGNITUDE_LIMIT = 25.3  # i; the LSST gold sample
-SPREAD = 2.4  # arcsec
-MIN_SEPARATION = 0.6  # arcsec; three quarters of the seeing: closer pairs are seldom listed as two sources
-NEGLIGIBLE = 1e-7  # of the total flux; such a component is not drawn
+BLEND_SPREAD = 2.4  # arcsec
+BLEND_SEPARATION = 0.6  # arcsec, 3/4 of the seeing: catalogues seldom list closer pairs as two sources
+NEGLIGIBLE = 1e-7  # share of the total flux below which a component is not drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ def draw_source(galaxies: population.Galaxies, i: int, center: ArrayLike, psf: P
                 pixel_scale: float) -> NDArray[np.float32]:
     """One galaxy through the PSF of every band, without noise.
 
-    A unit-flux component is drawn once per distinct PSF and scaled to each band's flux.
+    A component is drawn once for each distinct PSF, and scaled to the flux of each band.
 
     Parameters
     ----------
@@ -90,7 +89,7 @@ def draw_source(galaxies: population.Galaxies, i: int, center: ArrayLike, psf: P
 
 def simulate_scene(galaxies: population.Galaxies, indices: ArrayLike, positions: ArrayLike, psf: Psf, depth: Depth,
                    shape: tuple[int, int], rng: np.random.Generator, *, noise: bool = True) -> SimulatedScene:
-    """Draw a scene of given galaxies at given positions.
+    """A scene of given galaxies at given positions.
 
     Parameters
     ----------
@@ -105,7 +104,7 @@ def simulate_scene(galaxies: population.Galaxies, indices: ArrayLike, positions:
         (n_y, n_x).
     rng : numpy.random.Generator
     noise : bool
-        Without it the image is the noiseless sum; the variance is the same.
+        Without it the image is the noiseless sum. The variance is the same.
     """
     indices, positions = np.asarray(indices, int), np.asarray(positions, np.float64)
     if positions.shape != (len(indices), 2):
@@ -113,7 +112,7 @@ def simulate_scene(galaxies: population.Galaxies, indices: ArrayLike, positions:
     truth = np.zeros((len(indices), len(depth.bands), *shape), np.float32)
     for row, (index, center) in enumerate(zip(indices, positions, strict=True)):
         truth[row] = draw_source(galaxies, int(index), center, psf, shape, depth.pixel_scale)
-    # FFT drawing leaves values of -1e-6 of the peak, no rate for a Poisson draw
+    # images drawn by FFT have values down to -1e-6 of the peak, and no Poisson rate is negative
     mean = np.maximum(truth.sum(0, dtype=np.float64), 0.0)
     counts, sigma = depth.counts_per_njy[:, None, None], depth.sky_sigma[:, None, None]
     image = rng.poisson(mean * counts) / counts + sigma * rng.standard_normal(mean.shape) if noise else mean
@@ -122,10 +121,8 @@ def simulate_scene(galaxies: population.Galaxies, indices: ArrayLike, positions:
 
 
 def natural_population(cfg: config.Config, n: int, rng: np.random.Generator,
-                       magnitude_limit: float = MAGNITUDE_LIMIT) -> population.Galaxies:
-    """Galaxies with the sky's own counts, down to a magnitude limit.
-
-    The training population draws a share uniform in magnitude; here only the counts rule.
+                       magnitude_limit: float = population.GOLD_LIMIT) -> population.Galaxies:
+    """Galaxies with the counts of the sky, to a magnitude limit; no share of them is uniform in magnitude.
     """
     natural = dataclasses.replace(cfg.population, magnitude_max=magnitude_limit, uniform_fraction=0.0)
     return population.draw(natural, cfg.survey, n, rng)
@@ -133,9 +130,10 @@ def natural_population(cfg: config.Config, n: int, rng: np.random.Generator,
 
 def blend_positions(n_source: int, shape: tuple[int, int], rng: np.random.Generator, *, spread: float,
                     min_separation: float, margin: float) -> NDArray[np.float64]:
-    """Positions clustered on the image's centre, no two closer than a limit.
+    """Random positions around the image's centre, no two closer than a limit.
 
-    Each is drawn from a round Gaussian, and drawn again when too close to an earlier one or inside the margin.
+    Each position is drawn from a round Gaussian, and drawn again if it is too close to an earlier position or in the
+    margin.
 
     Parameters
     ----------
@@ -168,28 +166,27 @@ def blend_positions(n_source: int, shape: tuple[int, int], rng: np.random.Genera
 
 def random_blend_scene(galaxies: population.Galaxies, psf: Psf, depth: Depth, rng: np.random.Generator, *,
                        shape: tuple[int, int] = (101, 101), n_source: tuple[int, int] = (2, 8),
-                       spread: float = SPREAD, min_separation: float = MIN_SEPARATION, margin: float = 13.0,
+                       spread: float = BLEND_SPREAD, min_separation: float = BLEND_SEPARATION, margin: float = 13.0,
                        noise: bool = True) -> SimulatedScene:
-    """A blend of galaxies drawn at random.
+    """A random blend.
 
-    The number is uniform in `n_source`, the galaxies are drawn without replacement from `galaxies` (see
-    `natural_population`), the positions by `blend_positions`. At the default spread of 2.4 arcsec five galaxies have
-    nearest neighbours at about 1.7 arcsec, twice the seeing: far more crowded than the average sky, as blends are.
+    The number of galaxies is uniform in `n_source`. They are drawn without replacement from `galaxies` (see
+    `natural_population`), and their positions by `blend_positions`. At the default spread of 2.4 arcsec, five galaxies
+    have their nearest neighbours at about 1.7 arcsec, twice the seeing: blends are more crowded than the average sky.
 
     Parameters
     ----------
     galaxies : Galaxies
-        The pool.
     psf : Psf
     depth : Depth
     rng : numpy.random.Generator
     shape : (int, int)
         (n_y, n_x).
     n_source : (int, int)
-        Smallest and largest number, both included.
+        Smallest and largest number of galaxies, both included.
     spread, min_separation : float [arcsec]
     margin : float [pixel]
-        No centre is nearer to the image's edge.
+        Smallest distance of a centre from the image's edge.
     noise : bool
     """
     n = int(rng.integers(n_source[0], n_source[1] + 1))

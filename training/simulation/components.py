@@ -1,4 +1,4 @@
-"""Unit-flux component maps under the reference PSF, drawn with GalSim."""
+"""Components of galaxies, bulge and disk, of unit flux: GalSim profiles, maps under the reference PSF, coefficients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from deblendrt.training.simulation.population import Galaxies
 
 Component = Literal["bulge", "disk"]
 COMPONENTS: tuple[Component, ...] = ("bulge", "disk")
-TRUNCATION = 8.0  # half-light radii, the SDSS photo pipeline's convention for de Vaucouleurs profiles
-TRUNCATED_SERSIC = 3.0  # from this index on, with 3% of the light beyond; an index of 2 has 0.8% there
+TRUNCATION = 8.0  # half-light radii; the SDSS photo pipeline's convention for de Vaucouleurs profiles
+TRUNCATED_SERSIC = 3.0  # smallest index that is truncated: it has 3% of its light beyond, an index of 2 has 0.8%
 
 
 def galsim_component(galaxies: Galaxies, i: int, component: Component) -> galsim.GSObject:
@@ -57,12 +57,12 @@ def component_map(galaxies: Galaxies, i: int, component: Component, size: int, p
     pixel_scale : float [arcsec]
     psf_sigma : float [pixel]
     offset : (float, float) [pixel]
-        (x, y) of the centre relative to the central pixel's centre.
+        (x, y) of the component's centre, from the central pixel's centre.
 
     Returns
     -------
     float32 (size, size)
-        Sums to the fraction of the flux inside the stamp.
+        Its sum is the fraction of the flux inside the stamp.
     """
     profile = galsim.Convolve(galsim_component(galaxies, i, component), galsim.Gaussian(sigma=psf_sigma * pixel_scale))
     image = profile.drawImage(nx=size, ny=size, scale=pixel_scale, offset=offset, method="no_pixel", dtype=np.float32)
@@ -79,7 +79,7 @@ def _project(task: tuple[Galaxies, NDArray[np.float32], float, float]) -> NDArra
 
 def component_coefficients(galaxies: Galaxies, basis: NDArray[np.float32], pixel_scale: float, psf_sigma: float,
                            n_process: int = 1, chunk: int = 500) -> NDArray[np.float32]:
-    """Coefficients of the unit-flux components of every galaxy on the basis, at zero offset.
+    """Basis coefficients of every galaxy's components, of unit flux and at zero offset.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def component_coefficients(galaxies: Galaxies, basis: NDArray[np.float32], pixel
     pixel_scale : float [arcsec]
     psf_sigma : float [pixel]
     n_process : int
-        The result does not depend on it.
+        The result does not depend on their number.
     chunk : int
         Galaxies per task.
 

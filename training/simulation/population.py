@@ -1,28 +1,28 @@
-r"""A galaxy population to the depth of LSST and HSC: bulge and disk galaxies with colours.
+r"""The galaxy population, to the depth of LSST and HSC: bulge and disk galaxies with colours.
 
-Every relation and its source:
+The relations and their sources:
 
 - counts: :math:`N(<i) \propto 10^{0.31\,(i-25)}`, 46 galaxies per arcmin\ :sup:`2` brighter than i = 25
-  (LSST Science Book 2009, arXiv:0912.0201, section 3.7.1). A stated fraction is drawn uniform in magnitude instead.
-- redshift: galaxies brighter than i follow :math:`p(z) \propto z^2 e^{-z/z_0}`, :math:`z_0 = 0.0417\,i - 0.744` (same,
-  section 3.7.2). Those *at* i are a little farther: with the counts above, the same form with
-  :math:`z_0 + 0.0417 / (0.31 \ln 10)` has the mean redshift of the derivative. z0 is held above 0.02, z below 3.
+  (LSST Science Book 2009, arXiv:0912.0201, section 3.7.1). A configured fraction is drawn uniform in magnitude instead.
+- redshift: galaxies brighter than i follow :math:`p(z) \propto z^2 e^{-z/z_0}`, :math:`z_0 = 0.0417\,i - 0.744` (same
+  book, section 3.7.2). Galaxies *at* i are a little farther: with the counts above, the same form with
+  :math:`z_0 + 0.0417 / (0.31 \ln 10)` has their mean redshift. z0 is held above 0.02, z below 3.
 - disk scale length along the major axis: :math:`p(r) \propto r\,e^{-(r/a)^{4/3}}`, whose median is 1.1355 a, with the
   median :math:`\ln(r_d/\mathrm{arcsec}) = -1.145 - 0.269\,(i_{814} - 23)` (Miller et al. 2013, MNRAS 429, 2858,
   appendix B).
   Radii below are those of the circle of the same area.
-- bulge size: half-light radius equal to the disk scale length (same), times a log-normal scatter of 0.4 (ours: wider
-  than any one survey's relation).
-- ellipticity: the disk and bulge distributions of the same appendix; bulge and disk share the position angle (ours).
-- bulge fraction in i: 10% bulge-dominated with B/T = 1 and the rest disk-dominated with B/T from |N(0, 0.1)| in that
-  appendix; ours widens it: 7% with B/T = 1, 25% uniform in (0, 1), 68% |N(0, 0.1)|.
-- colours: Coleman, Wu & Weedman (1980) templates, extended, as GalSim ships them; bulges between E and Sbc, disks
-  between Sbc and Im (ours, no evolution), redshifted through the survey's bandpasses without intergalactic absorption;
-  0.05 mag of scatter per band on top.
-- profiles: Sersic indices drawn from two stated lists, each value equally likely; 4 for bulges and 1 for disks unless
-  the configuration widens them (ours), the same for all radii, colours and magnitudes.
-- selection: galaxies with a mean surface brightness within the half-light radius below a stated limit are left out,
-  since no catalogue lists them.
+- bulge size: a half-light radius equal to the disk scale length (same appendix), times a log-normal scatter of 0.4
+  (ours: wider than any one survey's relation).
+- ellipticity: the disk and bulge distributions of the same appendix. Bulge and disk share the position angle (ours).
+- bulge fraction in i: in the same appendix 10% of the galaxies have B/T = 1 and the others B/T from |N(0, 0.1)|. Ours
+  is wider: 7% with B/T = 1, 25% uniform in (0, 1), 68% |N(0, 0.1)|.
+- colours: the extended templates of Coleman, Wu & Weedman (1980), which GalSim ships. Bulges lie between E and Sbc,
+  disks between Sbc and Im (ours, without evolution). They are redshifted through the survey's bandpasses without
+  intergalactic absorption, and every band has a scatter of 0.05 mag.
+- profiles: Sersic indices from two lists of the configuration, each value equally likely, whatever radius, colour and
+  magnitude (ours); by default 4 for bulges and 1 for disks.
+- selection: galaxies whose mean surface brightness within the half-light radius is fainter than a configured limit are
+  left out, since no catalogue lists them.
 """
 
 from __future__ import annotations
@@ -36,19 +36,18 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.units import AB_ZERO_POINT
 from deblendrt.training.config import Population, Survey
-from deblendrt.training.simulation import bandpass as curves
-
-FloatArray = NDArray[np.float64]
+from deblendrt.training.simulation.bandpass import filter_curve
 
 TEMPLATES = ("CWW_E_ext.sed", "CWW_Sbc_ext.sed", "CWW_Scd_ext.sed", "CWW_Im_ext.sed")
 MAX_REDSHIFT = 3.0
+GOLD_LIMIT = 25.3  # i magnitude of LSST's gold sample
 EXPONENTIAL_HALF_LIGHT = 1.67835  # half-light radius over scale length of an exponential disk
-MIN_RADIUS, MAX_RADIUS = 0.03, 5.0  # arcsec, half-light
+MIN_HALF_LIGHT, MAX_HALF_LIGHT = 0.03, 5.0  # arcsec, half-light
 
 
 @dataclasses.dataclass(frozen=True)
 class Galaxies:
-    """A sample of galaxies; every array has one row per galaxy.
+    """A sample of galaxies. Every array has one row per galaxy.
 
     Attributes
     ----------
@@ -66,18 +65,18 @@ class Galaxies:
         Sersic indices.
     """
 
-    magnitude: FloatArray
-    redshift: FloatArray
-    bulge_fraction: FloatArray
-    bulge_half_light_radius: FloatArray
-    disk_half_light_radius: FloatArray
-    bulge_ellipticity: FloatArray
-    disk_ellipticity: FloatArray
-    position_angle: FloatArray
-    bulge_flux: FloatArray
-    disk_flux: FloatArray
-    bulge_sersic: FloatArray
-    disk_sersic: FloatArray
+    magnitude: NDArray[np.float64]
+    redshift: NDArray[np.float64]
+    bulge_fraction: NDArray[np.float64]
+    bulge_half_light_radius: NDArray[np.float64]
+    disk_half_light_radius: NDArray[np.float64]
+    bulge_ellipticity: NDArray[np.float64]
+    disk_ellipticity: NDArray[np.float64]
+    position_angle: NDArray[np.float64]
+    bulge_flux: NDArray[np.float64]
+    disk_flux: NDArray[np.float64]
+    bulge_sersic: NDArray[np.float64]
+    disk_sersic: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.magnitude)
@@ -86,19 +85,19 @@ class Galaxies:
         return Galaxies(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
 
     @property
-    def flux(self) -> FloatArray:
+    def flux(self) -> NDArray[np.float64]:
         """Total flux, float64 (n, n_band) [nJy]."""
         return self.bulge_flux + self.disk_flux
 
     @property
-    def half_light_radius(self) -> FloatArray:
-        """Flux-weighted mean of the components' half-light radii, float64 (n,) [arcsec]."""
+    def half_light_radius(self) -> NDArray[np.float64]:
+        """Mean of the components' half-light radii, weighted by their fluxes, float64 (n,) [arcsec]."""
         return (self.bulge_fraction * self.bulge_half_light_radius
                 + (1 - self.bulge_fraction) * self.disk_half_light_radius)
 
 
 @functools.lru_cache(maxsize=4)
-def template_magnitudes(bandpass: str, bands: tuple[str, ...]) -> tuple[FloatArray, FloatArray]:
+def template_magnitudes(bandpass: str, bands: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """AB magnitudes of the templates through the bandpasses on a grid of redshifts.
 
     Parameters
@@ -111,9 +110,9 @@ def template_magnitudes(bandpass: str, bands: tuple[str, ...]) -> tuple[FloatArr
     -------
     redshift : float64 (n_redshift,)
     magnitude : float64 (n_template, n_redshift, n_band)
-        Up to a constant per template and redshift.
+        Its zero point is arbitrary for each template and redshift.
     """
-    filters = [curves.load(bandpass, band).withZeropoint("AB") for band in bands]
+    filters = [filter_curve(bandpass, band).withZeropoint("AB") for band in bands]
     redshift = np.linspace(0.0, MAX_REDSHIFT, 61)
     seds = [galsim.SED(t, wave_type="Ang", flux_type="flambda") for t in TEMPLATES]
     magnitude = np.array([[[sed.atRedshift(z).calculateMagnitude(f) for f in filters] for z in redshift]
@@ -121,37 +120,39 @@ def template_magnitudes(bandpass: str, bands: tuple[str, ...]) -> tuple[FloatArr
     return redshift, magnitude
 
 
-def _sample_pdf(pdf: FloatArray, grid: FloatArray, n: int, rng: np.random.Generator) -> FloatArray:
-    """Draw from a density given on a grid, by its inverse cumulative distribution."""
+def _sample_pdf(pdf: NDArray[np.float64], grid: NDArray[np.float64], n: int,
+                rng: np.random.Generator) -> NDArray[np.float64]:
+    """Random values of a density on a grid, by its inverse cumulative distribution."""
     cumulative = np.concatenate([[0.0], np.cumsum((pdf[1:] + pdf[:-1]) / 2 * np.diff(grid))])
     return np.interp(rng.random(n) * cumulative[-1], cumulative, grid)
 
 
-def disk_ellipticity_pdf(e: FloatArray) -> FloatArray:
+def disk_ellipticity_pdf(e: NDArray[np.float64]) -> NDArray[np.float64]:
     """Miller et al. (2013), equation B4, unnormalised; e is |g|."""
     e_max, a, e_0 = 0.804, 0.2539, 0.0256
     return np.where(e < e_max, e * (1 - np.exp((e - e_max) / a)) / ((1 + e) * np.sqrt(e**2 + e_0**2)), 0.0)
 
 
-def bulge_ellipticity_pdf(e: FloatArray) -> FloatArray:
+def bulge_ellipticity_pdf(e: NDArray[np.float64]) -> NDArray[np.float64]:
     """Miller et al. (2013), equation B5, unnormalised; e is |g|."""
     return e * np.exp(-2.368 * e - 6.691 * e**2)
 
 
-def scale_length(magnitude: FloatArray) -> FloatArray:
+def scale_length(magnitude: NDArray[np.float64]) -> NDArray[np.float64]:
     """r_d of Miller et al. (2013), equation B3 [arcsec]."""
     return np.exp(-1.145 - 0.269 * (magnitude - 23.0))
 
 
-def _magnitudes(config: Population, n: int, rng: np.random.Generator) -> FloatArray:
+def _magnitudes(config: Population, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     low, high = config.magnitude_min, config.magnitude_max
     u = rng.random(n)
     counts = high + np.log10(u + (1 - u) * 10 ** (-0.31 * (high - low))) / 0.31
     return np.where(rng.random(n) < config.uniform_fraction, rng.uniform(low, high, n), counts)
 
 
-def _component_flux(template: FloatArray, redshift: FloatArray, survey: Survey) -> FloatArray:
-    """Flux per band, relative to the reference band, of a mixture of two neighbouring templates."""
+def _component_flux(template: NDArray[np.float64], redshift: NDArray[np.float64],
+                    survey: Survey) -> NDArray[np.float64]:
+    """Flux per band, relative to the reference band: a mixture of two neighbouring templates."""
     grid, magnitude = template_magnitudes(survey.bandpass, tuple(survey.bands))
     relative = 10 ** (-0.4 * (magnitude - magnitude[:, :, survey.reference_index, None]))
     low = np.clip(template.astype(int), 0, len(TEMPLATES) - 2)
@@ -160,28 +161,26 @@ def _component_flux(template: FloatArray, redshift: FloatArray, survey: Survey) 
     z = np.clip(at.astype(int), 0, len(grid) - 2)
     t = (at - z)[:, None]
 
-    def interpolate(kind: NDArray[np.int_]) -> FloatArray:
+    def interpolate(kind: NDArray[np.int_]) -> NDArray[np.float64]:
         return (1 - t) * relative[kind, z] + t * relative[kind, z + 1]
 
     return (1 - fraction) * interpolate(low) + fraction * interpolate(low + 1)
 
 
 def draw(config: Population, survey: Survey, n: int, rng: np.random.Generator) -> Galaxies:
-    """Draw galaxies.
+    """Random galaxies of the population.
 
     Parameters
     ----------
     config : Population
-        Magnitude limits, share drawn uniform in magnitude, surface brightness limit.
     survey : Survey
-        Bands and bandpasses.
     n : int
     rng : numpy.random.Generator
 
     Returns
     -------
     Galaxies
-        Exactly `n` of them.
+        Exactly `n`, after the selection.
     """
     kept: list[Galaxies] = []
     while sum(map(len, kept)) < n:
@@ -206,8 +205,8 @@ def _draw_unselected(config: Population, survey: Survey, n: int, rng: np.random.
     # r = a x with p(x) ~ x exp(-x^(4/3)): x^(4/3) is Gamma(3/2)
     major = scale_length(magnitude) / 1.1355 * rng.gamma(1.5, size=n) ** 0.75
     length = major * np.sqrt((1 - disk_e) / (1 + disk_e))
-    disk_radius = np.clip(EXPONENTIAL_HALF_LIGHT * length, MIN_RADIUS, MAX_RADIUS)
-    bulge_radius = np.clip(length * np.exp(0.4 * rng.standard_normal(n)), MIN_RADIUS, MAX_RADIUS)
+    disk_radius = np.clip(EXPONENTIAL_HALF_LIGHT * length, MIN_HALF_LIGHT, MAX_HALF_LIGHT)
+    bulge_radius = np.clip(length * np.exp(0.4 * rng.standard_normal(n)), MIN_HALF_LIGHT, MAX_HALF_LIGHT)
 
     kind = rng.random(n)
     fraction = np.where(kind < 0.07, 1.0, np.where(kind < 0.32, rng.random(n),
@@ -217,7 +216,7 @@ def _draw_unselected(config: Population, survey: Survey, n: int, rng: np.random.
     scatter[:, survey.reference_index] = 1.0
     bulge = _component_flux(rng.uniform(0, 1, n), redshift, survey)
     disk = _component_flux(rng.uniform(1, 3, n), redshift, survey)
-    # last, and without a draw where there is no choice, so that one index gives the same galaxies as none did
+    # last, and without a random number for a list of one index: so other indices leave the rest of the galaxies as is
     bulge_n, disk_n = (rng.choice(indices, n) if len(indices) > 1 else np.full(n, indices[0])
                        for indices in (config.bulge_sersic, config.disk_sersic))
     return Galaxies(magnitude, redshift, fraction, bulge_radius, disk_radius, bulge_e, disk_e, angle,

@@ -1,17 +1,17 @@
-r"""What a survey's coadds look like: depth from galcheat or from the configuration, point-spread functions from GalSim.
+r"""Depth of a survey's coadds, from galcheat or the configuration, and their point-spread functions, from GalSim.
 
-Depth. Where galcheat knows the survey, the counts of one nJy in the full exposure and the sky counts of a pixel give
-the noise of the coadd,
+Depth. galcheat gives the counts of one nJy in the full exposure and the sky counts of a pixel. From them follows the
+noise of the coadd,
 
     sky_sigma[b] = sqrt(sky_counts[b]) / counts_per_njy[b]    [nJy per pixel],
 
-so a source's photon noise is flux / counts_per_njy [nJy^2]. Read noise and dark current are below the sky by orders
-of magnitude in broad-band coadds and left out, as in galcheat and in WeakLensingDeblending before it.
+and the variance of a source's photon noise, flux / counts_per_njy [nJy^2]. Read noise and dark current are orders of
+magnitude below the sky in broad-band coadds; they are left out, as in galcheat and in WeakLensingDeblending.
 
-PSF. A Kolmogorov (or Moffat) profile convolved with the pixel: *effective*, as pipelines measure it. An odd image of
-41 pixels holds 99.5% of a 0.8 arcsec Kolmogorov profile; the images are normalised to one and the profiles scaled
-with them, so that a drawn galaxy and its PSF image agree in the core. A flux is therefore calibrated to the
-aperture of the PSF image, as in real surveys, and 0.5% more light lies in the far wings.
+PSF. A Kolmogorov or Moffat profile convolved with the pixel: the *effective* PSF, which pipelines measure. An image of
+41 x 41 pixels of 0.2 arcsec holds 99.5% of a Kolmogorov profile with a FWHM of 0.8 arcsec. The images are normalised to
+one, and the profiles are scaled with them: a drawn galaxy agrees with its PSF image in the core. So fluxes are
+calibrated to the aperture of the PSF image, as in real surveys, and 0.5% more light lies in the far wings.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from numpy.typing import ArrayLike, NDArray
 from deblendrt.engine.units import AB_ZERO_POINT
 from deblendrt.training import config
 
-PSF_SIZE = 41  # pixel
-# Half of GalSim's default folding threshold costs 1.5 times the time and keeps aliased light below 0.25%.
+PSF_IMAGE_SIZE = 41  # pixel
+# Half of GalSim's default folding threshold: takes 1.5 times as long and keeps aliased light below 0.25%.
 GSPARAMS = galsim.GSParams(folding_threshold=2.5e-3)
 
 
@@ -46,7 +46,7 @@ class Depth:
         In the full exposure.
     sky_counts : float64 (n_band,) [electron / pixel]
     psf_fwhm : float64 (n_band,) [arcsec]
-        Of the atmosphere, without the pixel.
+        FWHM of the atmosphere, without the pixel.
     """
 
     bands: tuple[str, ...]
@@ -63,16 +63,16 @@ class Depth:
 
 @dataclasses.dataclass(frozen=True)
 class Psf:
-    """One PSF per band, as profiles to draw with and as images to hand to the deblender.
+    """The PSF of every band, as a profile to draw with and as an image for the deblender.
 
     Attributes
     ----------
     image : float64 (n_band, n_y, n_x)
-        Effective (pixel included), odd-sized, sum one.
+        Effective PSF (pixel included), odd-sized, sum one.
     profiles : tuple of galsim.GSObject
-        One per band. Their flux is such that drawing them gives `image`.
+        Profile of every band, scaled so that it is drawn as `image`.
     method : str
-        GalSim's drawing method: "auto" integrates over the pixel, "no_pixel" where the profile includes it.
+        GalSim's drawing method: "auto" convolves with the pixel, "no_pixel" is for profiles that include it.
     """
 
     image: NDArray[np.float64]
@@ -81,7 +81,7 @@ class Psf:
 
 
 def depth(survey: config.Survey) -> Depth:
-    """A survey's depth, as its configuration states it or from galcheat.
+    """A survey's depth, from its configuration or from galcheat.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def depth(survey: config.Survey) -> Depth:
                          f"{found.available_filters}")
     counts, sky, fwhm = [], [], []
     for band in survey.bands:
-        # galcheat truncates counts to integers: ask at magnitude 0, where that is harmless
+        # galcheat truncates counts to integers, which is harmless at magnitude 0
         zero = galcheat.utilities.mag2counts(0.0, found, band).value
         counts.append(zero * 10 ** (-0.4 * AB_ZERO_POINT))
         pixels = (survey.pixel_scale / found.pixel_scale.to_value("arcsec")) ** 2
@@ -117,8 +117,8 @@ def depth(survey: config.Survey) -> Depth:
     return Depth(tuple(survey.bands), survey.pixel_scale, np.array(counts), np.array(sky), np.array(fwhm))
 
 
-def psf_from_profiles(profiles: Sequence[Any], pixel_scale: float, size: int = PSF_SIZE) -> Psf:
-    """Draw one profile per band (without pixel) and normalise both to the image.
+def psf_from_profiles(profiles: Sequence[Any], pixel_scale: float, size: int = PSF_IMAGE_SIZE) -> Psf:
+    """PSFs from one profile per band, which does not include the pixel.
 
     Parameters
     ----------
@@ -138,12 +138,12 @@ def psf_from_profiles(profiles: Sequence[Any], pixel_scale: float, size: int = P
 
 
 def psf_from_images(images: ArrayLike, pixel_scale: float) -> Psf:
-    """Take measured PSF images as they are, interpolated between pixels.
+    """PSFs from measured images, interpolated between pixels.
 
     Parameters
     ----------
     images : float (n_band, n_y, n_x)
-        Effective, odd-sized; normalised here.
+        Effective PSFs, odd-sized. Their sums need not be one.
     pixel_scale : float [arcsec]
     """
     image = np.array(images, np.float64)
@@ -155,19 +155,19 @@ def psf_from_images(images: ArrayLike, pixel_scale: float) -> Psf:
     return Psf(image, profiles, "no_pixel")
 
 
-def psf_images(fwhm: ArrayLike, pixel_scale: float, *, ellipticity: ArrayLike = (0.0, 0.0),
-               moffat_beta: float | None = None, size: int = PSF_SIZE) -> Psf:
+def psf_from_fwhm(fwhm: ArrayLike, pixel_scale: float, *, ellipticity: ArrayLike = (0.0, 0.0),
+               moffat_beta: float | None = None, size: int = PSF_IMAGE_SIZE) -> Psf:
     """PSFs of given widths and ellipticities.
 
     Parameters
     ----------
     fwhm : float (n_band,) [arcsec]
-        Before the pixel.
+        FWHM without the pixel.
     pixel_scale : float [arcsec]
     ellipticity : float (2,) or (n_band, 2)
-        Reduced shear (g1, g2), common or per band.
+        Reduced shear (g1, g2), common to the bands or of each band.
     moffat_beta : float, optional
-        Moffat profile of this slope; default a Kolmogorov profile.
+        Slope of a Moffat profile; by default the profile is Kolmogorov's.
     size : int [pixel]
         Odd.
     """
@@ -183,31 +183,31 @@ def psf_images(fwhm: ArrayLike, pixel_scale: float, *, ellipticity: ArrayLike = 
     return psf_from_profiles(profiles, pixel_scale, size)
 
 
-def nominal_psf(depth: Depth, size: int = PSF_SIZE) -> Psf:
+def nominal_psf(depth: Depth, size: int = PSF_IMAGE_SIZE) -> Psf:
     """Round Kolmogorov PSFs at the survey's nominal seeing."""
-    return psf_images(depth.psf_fwhm, depth.pixel_scale, size=size)
+    return psf_from_fwhm(depth.psf_fwhm, depth.pixel_scale, size=size)
 
 
 def random_psf(depth: Depth, rng: np.random.Generator, *, scatter: float = 0.12, band_scatter: float = 0.06,
-               ellipticity: float = 0.03, size: int = PSF_SIZE) -> Psf:
-    """A coadd's PSF as it varies over a survey.
+               ellipticity: float = 0.03, size: int = PSF_IMAGE_SIZE) -> Psf:
+    """A random PSF of a coadd, as PSFs vary over a survey.
 
-    Half of the draws are Kolmogorov, half Moffat with beta uniform in 2.5-4.5 (coadds have heavier wings than a
-    single turbulent exposure). The widths scatter log-normally, in common and per band; measured DC2 coadds
-    differ from nominal by up to 45% in y, the worst band.
+    Half of the PSFs are Kolmogorov, half Moffat with beta uniform in 2.5-4.5: coadds have heavier wings than one
+    turbulent exposure. The widths scatter log-normally, in common and per band. Measured DC2 coadds differ from the
+    nominal widths by up to 45% in y, the worst band.
 
     Parameters
     ----------
     depth : Depth
     rng : numpy.random.Generator
     scatter, band_scatter : float
-        Standard deviation of ln FWHM, common to the bands and of each on its own.
+        Standard deviation of ln FWHM: common to the bands, and of each band.
     ellipticity : float
-        Standard deviation of each shear component, common to the bands; each band adds a third of it.
+        Standard deviation of the shear components that the bands share. Each band adds a third of it of its own.
     size : int [pixel]
     """
     n_band = len(depth.bands)
     fwhm = depth.psf_fwhm * np.exp(scatter * rng.normal() + band_scatter * rng.normal(size=n_band))
     shear = np.clip(ellipticity * (rng.normal(size=2) + rng.normal(size=(n_band, 2)) / 3.0), -0.3, 0.3)
     beta = None if rng.random() < 0.5 else float(rng.uniform(2.5, 4.5))
-    return psf_images(fwhm, depth.pixel_scale, ellipticity=shear, moffat_beta=beta, size=size)
+    return psf_from_fwhm(fwhm, depth.pixel_scale, ellipticity=shear, moffat_beta=beta, size=size)

@@ -115,8 +115,8 @@ def layouts(scale: float = 1.0) -> list[Layout]:
         if alone:
             centers = (np.array(shape[::-1]) - 1) / 2 + rng.uniform(-0.5, 0.5, (1, 2))
         else:
-            centers = blend_scenes.blend_positions(n, shape, rng, spread=blend_scenes.SPREAD / depth.pixel_scale,
-                                                   min_separation=blend_scenes.MIN_SEPARATION / depth.pixel_scale,
+            centers = blend_scenes.blend_positions(n, shape, rng, spread=blend_scenes.BLEND_SPREAD / depth.pixel_scale,
+                                                   min_separation=blend_scenes.BLEND_SEPARATION / depth.pixel_scale,
                                                    margin=13.0)
         found.append(Layout(number, shape, order[used : used + n], centers))
         used += n
@@ -266,7 +266,7 @@ def given_psf(fwhm: float = 1.0, ellipticity: float = 0.0) -> Callable[..., Fiel
 @functools.lru_cache(maxsize=8)
 def _other_psf(fwhm: float, ellipticity: float) -> NDArray[np.float64]:
     depth = sky()[2]
-    return survey.psf_images(fwhm * depth.psf_fwhm, depth.pixel_scale, ellipticity=(ellipticity, 0.0)).image
+    return survey.psf_from_fwhm(fwhm * depth.psf_fwhm, depth.pixel_scale, ellipticity=(ellipticity, 0.0)).image
 
 
 def moved_centers(field: Field, mean: FloatArray, rng: np.random.Generator) -> Field:

@@ -87,7 +87,7 @@ def draw_pairs(n: int, psf_ellipticity: float) -> Pairs:
     distance = rng.uniform(*SEPARATION, MAX_PAIRS) / depth.pixel_scale
     direction = rng.uniform(0, 2 * np.pi, MAX_PAIRS)
     neighbour = target + distance[:, None] * np.stack([np.cos(direction), np.sin(direction)], 1)
-    elliptical = survey.psf_images(depth.psf_fwhm, depth.pixel_scale,
+    elliptical = survey.psf_from_fwhm(depth.psf_fwhm, depth.pixel_scale,
                                    ellipticity=(galsim.Shear(e1=psf_ellipticity).g1, 0.0))
     return Pairs(both[: 2 * n], np.stack([target, neighbour], 1)[:n], survey.nominal_psf(depth), elliptical, depth)
 

@@ -49,7 +49,7 @@ def latent() -> torch.Tensor:
 
 
 def test_jacobian_is_the_derivative(decoder: Decoder, latent: torch.Tensor) -> None:
-    maps, d_maps, mix, d_mix = decoder_jacobian.Jacobian(decoder)(latent)
+    maps, d_maps, mix, d_mix = decoder_jacobian.DecoderJacobian(decoder)(latent)
 
     def one(row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         maps, mix = decoder(row[None, 5:], row[None, 3:5])
@@ -65,9 +65,9 @@ def test_jacobian_is_the_derivative(decoder: Decoder, latent: torch.Tensor) -> N
 
 
 def test_jacobian_comparison_can_fail(decoder: Decoder, latent: torch.Tensor) -> None:
-    d_maps = decoder_jacobian.Jacobian(decoder)(latent)[1]
+    d_maps = decoder_jacobian.DecoderJacobian(decoder)(latent)[1]
     decoder.shift_x[0, 0] += 1e-6
-    assert relative(decoder_jacobian.Jacobian(decoder)(latent)[1], d_maps) > 1e-9
+    assert relative(decoder_jacobian.DecoderJacobian(decoder)(latent)[1], d_maps) > 1e-9
 
 
 def test_shift_table_is_the_series(decoder: Decoder) -> None:
@@ -75,7 +75,7 @@ def test_shift_table_is_the_series(decoder: Decoder) -> None:
     assert table.shape == ((SHIFT_ORDER + 1) * (SHIFT_ORDER + 2) // 2, 9, 9)
     maps = torch.randn((1, 2, 9), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     offset = torch.tensor([[0.4, -0.3]], dtype=torch.float64)
-    weights = torch.tensor([0.4**a * (-0.3) ** b for a, b in decoder_jacobian.POWERS], dtype=torch.float64)
+    weights = torch.tensor([0.4**a * (-0.3) ** b for a, b in decoder_jacobian.SHIFT_POWERS], dtype=torch.float64)
     assert relative(maps @ torch.tensordot(weights, table, 1), decoder.shift(maps, offset)) < EXACT
 
 
@@ -83,7 +83,7 @@ def test_pullback_is_the_adjoint_of_the_jacobian(decoder: Decoder, latent: torch
     """<J d_latent, d_coefficients> = <d_latent, J^T d_coefficients>, J from the factored form."""
     generator = torch.Generator().manual_seed(3)
     d_coefficients = torch.randn((6, 3, 9), generator=generator, dtype=torch.float64)
-    maps, d_maps, mix, d_mix = decoder_jacobian.Jacobian(decoder)(latent)
+    maps, d_maps, mix, d_mix = decoder_jacobian.DecoderJacobian(decoder)(latent)
     flux = latent[:, :3].exp()
     by_band = flux[:, :, None] * torch.einsum("nmb,nmk->nbk", mix, maps)
     by_flux = torch.diag_embed(by_band.movedim(2, 1)).movedim(1, 3)  # (n, log_flux, band, basis)

@@ -27,10 +27,10 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from deblendrt.export import cli  # noqa: E402
-from deblendrt.export.solver.drawing import Drawing  # noqa: E402
+from deblendrt.export.solver.drawing import DrawingGraph  # noqa: E402
 from deblendrt.export.solver.graph_builder import Builder, Value  # noqa: E402
-from deblendrt.export.solver.linear_algebra import block_inverse, inverse, positive_part  # noqa: E402
-from deblendrt.export.solver.solver_graph import INPUTS, OUTPUTS, solver_graph  # noqa: E402
+from deblendrt.export.solver.linear_algebra import block_inverse, positive_part, symmetric_inverse  # noqa: E402
+from deblendrt.export.solver.solver_graph import SOLVER_INPUTS, SOLVER_OUTPUTS, solver_graph  # noqa: E402
 
 N_SOURCE, SHAPE = 5, (71, 80)
 PSF = cases.psf().astype(np.float32)  # as a FITS file has it: to the engine its last bits are another PSF
@@ -71,17 +71,18 @@ def solve(graph_file: Path) -> Callable[..., Arrays]:
         given = np.full((N_SOURCE, 2), np.nan, np.float32)
         given[: len(centers)] = centers
         valid = np.arange(N_SOURCE) < len(centers)
-        values = session.run(list(OUTPUTS), {"image": image, "variance": variance, "centers": given, "valid": valid})
-        found = dict(zip(OUTPUTS, values, strict=True))
+        given_inputs = {"image": image, "variance": variance, "centers": given, "valid": valid}
+        values = session.run(list(SOLVER_OUTPUTS), given_inputs)
+        found = dict(zip(SOLVER_OUTPUTS, values, strict=True))
         assert all(np.isnan(found[name][~valid]).all() for name in ("flux", "flux_err", "position", "chi2"))
         assert not found["flags"][~valid].any()
         assert (found["blend"][~valid] == -1).all()
-        return {name: value[valid] if OUTPUTS[name][1][0] == "N" else value for name, value in found.items()}
+        return {name: value[valid] if SOLVER_OUTPUTS[name][1][0] == "N" else value for name, value in found.items()}
 
     return run
 
 
-def scene(seed: int, n: int = N_SOURCE) -> cases.Scene:
+def scene(seed: int, n: int = N_SOURCE) -> cases.SceneValues:
     """A blend of galaxies, one of them bright."""
     rng = np.random.RandomState(seed)
     centers = cases.positions(rng, n, lambda: np.clip(np.array([40.0, 35.0]) + 9 * rng.standard_normal(2), 8, 62), 4.0)
@@ -166,8 +167,8 @@ def test_file_is_plain_onnx(graph_file: Path) -> None:
     model = onnx.load(str(graph_file), load_external_data=False)
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18}
     assert not any(tensor.external_data for tensor in model.graph.initializer)
-    assert [value.name for value in model.graph.input] == list(INPUTS)
-    assert [value.name for value in model.graph.output] == list(OUTPUTS)
+    assert [value.name for value in model.graph.input] == list(SOLVER_INPUTS)
+    assert [value.name for value in model.graph.output] == list(SOLVER_OUTPUTS)
     about = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(about["bands"]) == ["u", "g", "r", "i", "z", "y"]
     assert json.loads(about["flags"])["EDGE"]["bit"] == Flag.EDGE
@@ -201,7 +202,7 @@ def test_linear_algebra() -> None:
     root = rng.standard_normal((4, 6, 6))
     matrix = root @ root.transpose(0, 2, 1) + 0.01 * np.eye(6)
     expected = np.linalg.inv(matrix)
-    assert relative_error(computed(lambda b, x: inverse(b, x, 6), matrix), expected) < 1e-10
+    assert relative_error(computed(lambda b, x: symmetric_inverse(b, x, 6), matrix), expected) < 1e-10
     assert relative_error(computed(lambda b, x: block_inverse(b, x, 3, 2), matrix[0]), expected[0]) < 1e-10
     symmetric = root + root.transpose(0, 2, 1)
     values, vectors = np.linalg.eigh(symmetric)
@@ -218,7 +219,7 @@ def test_drawing(deblender: Deblender, extent: list[int]) -> None:
     image = rng.standard_normal((6, *shape)).astype(np.float32)
     b = Builder(18)
     c, y = b.input("c", np.float32, coefficients.shape), b.input("y", np.float32, image.shape)
-    draw = Drawing(b, folded, 5, shape, b.constant(anchor))
+    draw = DrawingGraph(b, folded, 5, shape, b.constant(anchor))
     groups = draw.groups(b.constant(np.array(extent)))
     by_band = c.transpose(1, 0, 2)
     b.output("drawn", draw.render(by_band, groups), image.shape)

@@ -65,8 +65,8 @@ def test_loss() -> None:
     assert bool(torch.isfinite(slope))  # linear, not quadratic, in a failure
 
 
-def make_blends(brightness: float) -> tuple[encoder_blends.Blends, vae.TrainingSet, survey.Depth]:
-    """Blends of point-like galaxies, the brightest with `brightness` times 300 sky sigmas."""
+def make_blends(brightness: float) -> tuple[encoder_blends.EncoderBlends, vae.TrainingSet, survey.Depth]:
+    """EncoderBlends of point-like galaxies, the brightest with `brightness` times 300 sky sigmas."""
     settings = config.load("smoke.toml")
     settings = dataclasses.replace(settings, encoder=dataclasses.replace(settings.encoder, cutout_size=SIZE))
     phi, shift = gauss_hermite()

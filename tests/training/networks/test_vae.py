@@ -67,7 +67,7 @@ def median_chi2(networks: tuple[Decoder, vae.GalaxyEncoder], data: vae.TrainingS
         target, log_flux = data.total(torch.arange(N_GALAXY))
         mean, _ = encoder(target, log_flux - SKY.log())
         maps, mix = decoder.centred(mean)
-        return float(vae.misfit(mix.mT @ maps, target, log_flux, grams[0], SKY).median())
+        return float(vae.coefficient_chi2(mix.mT @ maps, target, log_flux, grams[0], SKY).median())
 
 
 def test_the_start_is_the_mean_galaxy(data: vae.TrainingSet) -> None:
@@ -115,9 +115,10 @@ def test_misfit_is_chi2_over_pixels(data: vae.TrainingSet) -> None:
     flat = torch.tensor(PHI.reshape(len(PHI), -1), dtype=torch.float32)
     gram = (flat @ flat.T).expand(N_BAND, -1, -1)
     images = (other - target) @ flat * (log_flux.exp() / SKY)[:, :, None]
-    torch.testing.assert_close(vae.misfit(other, target, log_flux, gram, SKY), (images**2).sum((1, 2)), rtol=1e-4,
+    found = vae.coefficient_chi2(other, target, log_flux, gram, SKY)
+    torch.testing.assert_close(found, (images**2).sum((1, 2)), rtol=1e-4,
                                atol=1e-3)
-    assert float(vae.misfit(target, target, log_flux, gram, SKY).abs().max()) == 0
+    assert float(vae.coefficient_chi2(target, target, log_flux, gram, SKY).abs().max()) == 0
 
 
 def test_total(data: vae.TrainingSet) -> None:
@@ -154,11 +155,11 @@ def test_fit_shapes_lowers_the_misfit(data: vae.TrainingSet, grams: Any) -> None
     start = torch.zeros(40, 3)
     with torch.no_grad():
         maps, mix = decoder.centred(start)
-        before = vae.misfit(mix.mT @ maps, target, log_flux, grams[0], SKY)
+        before = vae.coefficient_chi2(mix.mT @ maps, target, log_flux, grams[0], SKY)
     with torch.no_grad():
         shape, chi2 = vae.fit_shapes(decoder, start, target, log_flux, grams[0], SKY)
         maps, mix = decoder.centred(shape)
-        torch.testing.assert_close(vae.misfit(mix.mT @ maps, target, log_flux, grams[0], SKY), chi2)
+        torch.testing.assert_close(vae.coefficient_chi2(mix.mT @ maps, target, log_flux, grams[0], SKY), chi2)
     # chi2 + |z|^2 falls for every galaxy
     assert bool((chi2 + (shape**2).sum(1) <= before + 1e-3).all())
     assert float(chi2.median()) < 0.5 * float(before.median())

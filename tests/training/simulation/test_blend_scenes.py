@@ -88,7 +88,7 @@ def test_seeded(psf, depth):
 
 
 def test_bands_that_share_a_psf_are_drawn_alike(psf, depth):
-    same = survey.psf_images([0.8, 0.8, 0.8], 0.2)
+    same = survey.psf_from_fwhm([0.8, 0.8, 0.8], 0.2)
     truth = simulate_two(same, depth, noise=False).truth
     np.testing.assert_allclose(truth[:, 0] / 800, truth[:, 1] / 1000, rtol=1e-5, atol=1e-7)
 
@@ -125,7 +125,7 @@ def test_random_blend_scene(psf, depth):
 def test_natural_population_follows_the_counts():
     settings = config.load("smoke.toml")
     galaxies = blend_scenes.natural_population(settings, 4000, np.random.default_rng(0))
-    assert galaxies.magnitude.max() <= blend_scenes.MAGNITUDE_LIMIT
+    assert galaxies.magnitude.max() <= population.GOLD_LIMIT
     # 10^(0.31 m), less the galaxies that the surface brightness limit takes: most within two magnitudes of the limit
-    faint = (galaxies.magnitude > blend_scenes.MAGNITUDE_LIMIT - 2).mean()
+    faint = (galaxies.magnitude > population.GOLD_LIMIT - 2).mean()
     assert 0.6 < faint < 0.85

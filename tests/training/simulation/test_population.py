@@ -63,7 +63,7 @@ def test_sizes(magnitude: float) -> None:
     assert np.median(major) == pytest.approx(np.exp(-1.145 - 0.269 * (magnitude - 23)), rel=0.03)
     bulge, disk = sample.bulge_half_light_radius, sample.disk_half_light_radius / population.EXPONENTIAL_HALF_LIGHT
     ratio = np.log(bulge / disk)
-    assert abs(np.median(ratio)) < 0.04  # radii are held above MIN_RADIUS, which lifts the smallest bulges
+    assert abs(np.median(ratio)) < 0.04  # radii are held above MIN_HALF_LIGHT, which lifts the smallest bulges
     assert ratio.std() == pytest.approx(0.4, rel=0.05)
 
 

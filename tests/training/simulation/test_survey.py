@@ -56,7 +56,7 @@ def test_unknown_survey_is_named():
 
 def test_written_depth():
     """A depth that the configuration states is taken as it stands, in the order of the bands."""
-    table = config.Depth(psf_fwhm={"i": 0.6, "r": 0.7}, sky_sigma={"r": 1.5, "i": 2.0},
+    table = config.DepthTable(psf_fwhm={"i": 0.6, "r": 0.7}, sky_sigma={"r": 1.5, "i": 2.0},
                          counts_per_njy={"i": 80.0, "r": 90.0})
     depth = survey.depth(config.Survey(None, ["r", "i"], "i", 0.168, "", table))
     assert depth.bands == ("r", "i")
@@ -82,11 +82,11 @@ def _second_moments(image):
 
 
 def test_psf_images_are_normalised_centred_and_sheared():
-    psf = survey.psf_images([0.7, 0.9], 0.2, ellipticity=[[0.0, 0.0], [0.1, 0.0]])
-    assert psf.image.shape == (2, survey.PSF_SIZE, survey.PSF_SIZE)
+    psf = survey.psf_from_fwhm([0.7, 0.9], 0.2, ellipticity=[[0.0, 0.0], [0.1, 0.0]])
+    assert psf.image.shape == (2, survey.PSF_IMAGE_SIZE, survey.PSF_IMAGE_SIZE)
     np.testing.assert_allclose(psf.image.sum((1, 2)), 1.0, rtol=1e-12)
     for image in psf.image:
-        assert np.unravel_index(image.argmax(), image.shape) == (survey.PSF_SIZE // 2,) * 2
+        assert np.unravel_index(image.argmax(), image.shape) == (survey.PSF_IMAGE_SIZE // 2,) * 2
     round_x, round_y, _ = _second_moments(psf.image[0])
     long_x, long_y, _ = _second_moments(psf.image[1])
     assert round_x == pytest.approx(round_y, rel=1e-3)
@@ -94,13 +94,13 @@ def test_psf_images_are_normalised_centred_and_sheared():
 
 
 def test_profile_draws_the_image():
-    psf = survey.psf_images([0.8], 0.2, moffat_beta=3.0, size=31)
+    psf = survey.psf_from_fwhm([0.8], 0.2, moffat_beta=3.0, size=31)
     drawn = psf.profiles[0].drawImage(nx=31, ny=31, scale=0.2, method=psf.method, dtype=np.float64).array
     np.testing.assert_allclose(drawn, psf.image[0], atol=1e-12)
 
 
 def test_psf_from_images_round_trip():
-    psf = survey.psf_images([0.8, 0.6], 0.2)
+    psf = survey.psf_from_fwhm([0.8, 0.6], 0.2)
     measured = survey.psf_from_images(3.0 * psf.image, 0.2)
     np.testing.assert_allclose(measured.image, psf.image)
     drawn = measured.profiles[1].drawImage(nx=41, ny=41, scale=0.2, method=measured.method).array
@@ -109,7 +109,7 @@ def test_psf_from_images_round_trip():
 
 def test_bad_psf_sizes_raise():
     with pytest.raises(ValueError, match="size"):
-        survey.psf_images([0.8], 0.2, size=40)
+        survey.psf_from_fwhm([0.8], 0.2, size=40)
     with pytest.raises(ValueError, match="images"):
         survey.psf_from_images(np.ones((2, 40, 41)), 0.2)
 
