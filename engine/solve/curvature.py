@@ -1,8 +1,8 @@
-"""The curvature of the objective by single sources: no pixels involved.
+"""The parts of the objective's curvature that belong to single sources, mean weights, and the choice of windows.
 
-With J the derivatives of a source's coefficients, G_b the Gram matrix of the folded basis and wbar_b the mean weight
-under the source, its Gauss-Newton block is H = sum_b wbar_b J_b' G_b J_b + P, P the prior's curvature. The solver
-preconditions with it and steps with it where a source is alone; errors use exact weights, see `uncertainty`.
+The solver sums the curvature of the likelihood over the pixels of the sources' windows (`joint_step`). Outskirts add to
+the block of their own source alone: with J the derivatives of the source's coefficients, G_b the Gram matrix of the
+folded basis in the outskirts and w_b the mean weight there, they add sum_b w_b J_b' G_b J_b.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,
 
 
 def outskirts(problem: Problem, rows: FloatArray, rim: DoubleArray) -> DoubleArray:
-    """What the outskirts of extended sources contribute to their blocks.
+    """Curvature that the outskirts of extended sources add to their blocks.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def outskirts(problem: Problem, rows: FloatArray, rim: DoubleArray) -> DoubleArr
 
 
 def _products(by_band: FloatArray, rows: FloatArray, gram: DoubleArray, weight: DoubleArray) -> DoubleArray:
-    """w_b J_b' G_b J_b of columns, given twice: bands first, and sources first."""
+    """Products w_b J_b' G_b J_b, from the columns of J in two orders: bands first, and sources first."""
     n, n_band, n_column, n_basis = rows.shape
     flat = by_band.reshape(n_band, -1, n_basis)
     through = drawing.matmul(flat, gram.astype(np.float32)).reshape(n_band, n, n_column, n_basis)
@@ -85,7 +85,11 @@ def _products(by_band: FloatArray, rows: FloatArray, gram: DoubleArray, weight: 
 
 
 def by_latent(inner: DoubleArray) -> DoubleArray:
-    """From columns per band, (..., n_band, n_column, n_column), to latents: a flux for each band, the rest common.
+    """Sum products of columns over bands to products of latents: each band has a flux, all share offset and shape.
+
+    Parameters
+    ----------
+    inner : float64 (..., n_band, n_column, n_column)
 
     Returns
     -------
@@ -103,7 +107,7 @@ def by_latent(inner: DoubleArray) -> DoubleArray:
 
 
 def columns(state: State) -> FloatArray:
-    """Derivatives of the coefficients of each band, by relative flux, offset and shape.
+    """Derivatives of every band's coefficients by relative flux, offset and shape.
 
     Returns
     -------
@@ -123,7 +127,7 @@ def columns(state: State) -> FloatArray:
 
 
 def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
-    """Mean weight under sources, float64 (n_source, n_used): weighted by the square of the mean galaxy's image."""
+    """Mean weights under sources, float64 (n_source, n_used): the square of the mean galaxy's image counts pixels."""
     result = np.empty((len(problem.scene), problem.folded.n_band))
     inset = np.array([0, *problem.folded.insets])[-np.minimum(problem.extent, 0)].tolist()
     corner, scene = problem.corner.tolist(), problem.scene.tolist()
@@ -137,7 +141,7 @@ def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
 
 
 def rim_weight(problem: Problem, weights: Canvases) -> DoubleArray:
-    """Mean weight in the rims of extended sources' windows, float64 (n_source, n_used): as in their outskirts."""
+    """Mean weights in the rims of extended sources' windows, float64 (n_source, n_used); they serve the outskirts."""
     window = problem.folded.window
     core = slice(constants.RIM, window - constants.RIM)
     result = np.zeros((len(problem.scene), problem.folded.n_band))
@@ -154,14 +158,14 @@ def rim_size(window: int) -> int:
 
 
 def extents(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
-    """Smallest windows outside which sources have light of signal to noise `constants.MAX_UNDRAWN` at most.
+    """Choose the smallest window that leaves light of signal to noise `constants.MAX_UNDRAWN` at most undrawn.
 
-    All bands count together.
+    The signal to noise is that of all bands together.
 
     Returns
     -------
     int8 (n_source,)
-        See `drawing`.
+        Extents of `drawing`; 1 where the largest window leaves too much light.
     """
     weight, coefficients = mean_weight(problem, problem.weight), problem.used(coefficients)
     result = np.ones(len(coefficients), np.int8)
@@ -179,7 +183,7 @@ def apply_blocks(block: DoubleArray, v: DoubleArray) -> DoubleArray:
 
 
 def inverse(block: DoubleArray) -> DoubleArray:
-    """Inverse of symmetric positive blocks, scaled to unit diagonal first."""
+    """Inverses of symmetric positive blocks, scaled to unit diagonal and with a ridge."""
     scale = 1 / np.sqrt(block.diagonal(axis1=1, axis2=2))
     scaled = block * scale[:, :, None] * scale[:, None, :]
     scaled += constants.BLOCK_RIDGE * np.eye(block.shape[1])

@@ -1,15 +1,23 @@
-r"""Descent to the MAP solution in a fixed number of iterations.
+r"""The descent to the MAP solution, in a bounded number of iterations.
 
-Gauss-Newton (default). With J the factored derivative of the coefficients, Phi the folded basis and W the weights,
+Gauss-Newton is the default. An iteration (`descend`) takes these steps for all blends at once:
 
-    (J' Phi W Phi' J + P + lambda D) step = -dL/dZ
+    weigh      robust weights W, weighted residual W (y - m), L of every blend     `objective.weigh`
+    project    inner products of the weighted residual with the folded basis       `objective.project`
+    pull       the way downhill, -dL/dZ                                            `objective.pull`
+    step       (J' Phi W Phi' J + P + lambda D) step = -dL/dZ                      `newton_step`
+    move       the step, shortened to its limits: the trial                        `move`
+    draw       the trial's model image, prior and derivatives                      `objective.evaluate`
+    accept     the trial replaces the state of every blend whose L fell            `accept`
 
-P is the prior's curvature (a secant estimate) and D the diagonal; `coupling` solves it for all sources of a blend at
-once. Fluxes step linearly, F <- F (1 + d). A step is kept, blend by blend, if L falls; lambda grows where L falls by
-less than expected. A rejected step spends an iteration. Blends that are still moving at the end, those of bright
-galaxies mostly, go on without the others, round by round and with what they have learnt, so that latency stays bounded.
+J is the derivative of the coefficients by the latents, Phi the folded basis, P the curvature of the prior (a secant
+estimate) and D the diagonal of the matrix. Fluxes step linearly, F <- F (1 + d). lambda grows where L falls by less
+than expected (`damped`). A rejected step spends an iteration.
 
-Adam is the published method (Biswas et al. 2025): 200 iterations, rate 0.075, times 0.8 every 30.
+Some blends still move after these iterations, mostly those of bright galaxies. They go on without the others
+(`further_rounds`), with the damping and the curvature that they have reached.
+
+The other solver is `adam`.
 """
 
 from __future__ import annotations
@@ -32,18 +40,19 @@ from deblendrt.engine.solve.prior import prior_curvature, secant
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """Where a solver stopped.
+    """The point where a solver stopped.
 
     Attributes
     ----------
     problem : Problem
-        As solved: which sources are extended may have changed.
+        The problem as solved: `extent` may have changed on the way.
     state : State
     downhill : float64 (n_source, n_latent)
         Minus the gradient of L, its flux part relative.
     weights, residual : list of float32 (n_band, n_y, n_x)
         Robust weights W, and W (y - m).
     objective : float64 (n_scene,)
+        L of every scene.
     """
 
     problem: Problem
@@ -65,7 +74,7 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
         Log fluxes are held above it.
     solver : {"gauss_newton", "adam"}
     n_iteration : int
-        Of all blends; Gauss-Newton goes on with those that are still moving.
+        Iterations of all blends. Gauss-Newton goes on with the blends that still move.
 
     Returns
     -------
@@ -85,7 +94,7 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
 
 
 def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> tuple[Problem, State]:
-    """Damped Gauss-Newton (module docstring); parameters as in `solve`."""
+    """Damped Gauss-Newton, the further rounds included; parameters as in `solve`."""
     state: State | None = None
 
     def run(*arguments: Any) -> tuple[Problem, Progress]:
@@ -100,7 +109,7 @@ def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_it
 def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: list[float],
             first_damping: DoubleArray | None = None,
             curvature: DoubleArray | None = None) -> tuple[Problem, State, Progress]:
-    """Damped Gauss-Newton steps, one for each tau.
+    """Take damped Gauss-Newton steps, one for each tau.
 
     Parameters
     ----------
@@ -108,10 +117,11 @@ def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: 
     latent : float64 (n_source, n_latent)
     floor : float64 (n_source, n_band) [ln nJy]
     tempers : list of float
-        tau of `temper`, falling to 0.
+        tau of every iteration, see `objective.temper`; falls to 0.
     first_damping : float64 (n_source,), optional
-        Equal in a blend.
+        lambda at the start, equal in a blend.
     curvature : float64 (n_source, n_latent, n_latent), optional
+        Curvature of the prior at the start; default `prior_curvature`.
 
     Returns
     -------
@@ -121,47 +131,28 @@ def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: 
     """
     state = objective.evaluate(problem, latent)
     damping: DoubleArray = np.full(problem.n_blend, constants.FIRST_DAMPING)
-    left: DoubleArray = np.zeros(problem.n_blend)
+    expected: DoubleArray = np.zeros(problem.n_blend)
     if first_damping is not None:
         damping[problem.blend] = first_damping
     curvature = prior_curvature(problem) if curvature is None else curvature
     for before, tau in zip([tempers[0] if tempers else 0.0, *tempers], tempers, strict=False):
-        if before > tau == 0.0:  # the shapes are known now
+        if before > tau == 0.0:  # the shapes are known from here on
             problem, state = extend(problem, state)
         likely = objective.likelihood(problem, state.model, temper=tau)
-        weights, residual, before_step = objective.weigh(problem, likely, state)
+        weights, residual, loss = objective.weigh(problem, likely, state)
         downhill = objective.pull(state, objective.project(problem, residual)) + state.prior_gradient
         step = newton_step(problem, state, weights, downhill, damping[problem.blend], curvature)
         trial = objective.evaluate(problem, move(problem, state.latent, step, floor))
-        decrease = before_step - objective.by_blend(problem, likely, trial)
-        expected = 0.5 * (downhill * step).sum(1)
-        left = np.bincount(problem.blend, weights=expected, minlength=problem.n_blend).astype(float)
-        damping = damped(damping, decrease, left)
+        decrease = loss - objective.by_blend(problem, likely, trial)
+        expected = np.bincount(problem.blend, 0.5 * (downhill * step).sum(1), problem.n_blend).astype(float)
+        damping = damped(damping, decrease, expected)
         curvature = secant(curvature, trial.latent - state.latent, state.prior_gradient - trial.prior_gradient)
-        state = _choose(problem, (decrease > 0)[problem.blend], trial, state)
-    return problem, state, Progress(state.latent, extents(problem, state.coefficients), left, damping, curvature)
-
-
-def damped(damping: DoubleArray, decrease: DoubleArray, expected: DoubleArray) -> DoubleArray:
-    """The next damping: up where L fell by less than a quarter of what was expected, down where by more than half.
-
-    Parameters
-    ----------
-    damping, decrease, expected : float64 (n_blend,)
-
-    Returns
-    -------
-    float64 (n_blend,)
-    """
-    rejected = np.maximum(damping * constants.REJECTED_FACTOR, constants.REJECTED_DAMPING)
-    following = np.select(
-        [~(decrease > 0), decrease < constants.POOR_DECREASE * expected, decrease < constants.GOOD_DECREASE * expected],
-        [rejected, damping * constants.POOR_FACTOR, damping], damping * constants.GOOD_FACTOR)
-    return np.asarray(np.clip(following, constants.MIN_DAMPING, constants.MAX_DAMPING), np.float64)
+        state = accept(problem, (decrease > 0)[problem.blend], trial, state)
+    return problem, state, Progress(state.latent, extents(problem, state.coefficients), expected, damping, curvature)
 
 
 def extend(problem: Problem, state: State) -> tuple[Problem, State]:
-    """Draw sources as far as their light goes from here on."""
+    """Choose the sources' windows anew, by their present light."""
     extent = extents(problem, state.coefficients)
     if (extent == problem.extent).all():
         return problem, state
@@ -181,8 +172,9 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
     downhill : float64 (n_source, n_latent)
         -dL/dZ.
     damping : float64 (n_source,)
+        lambda.
     curvature : float64 (n_source, n_latent, n_latent)
-        Of the prior.
+        Curvature of the prior.
 
     Returns
     -------
@@ -195,7 +187,7 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
 
 
 def _alike(source: DoubleArray, step: DoubleArray) -> DoubleArray:
-    """Steps of sources that are the same in every number made the same: rounding would drive them apart."""
+    """Mean step of sources that agree in every number: rounding errors would drive them apart."""
     _, number, count = np.unique(source, axis=0, return_inverse=True, return_counts=True)
     if (count == 1).all():
         return step
@@ -205,28 +197,51 @@ def _alike(source: DoubleArray, step: DoubleArray) -> DoubleArray:
 
 
 def move(problem: Problem, latent: DoubleArray, step: DoubleArray, floor: DoubleArray) -> DoubleArray:
-    """Take a step, shortened to its limits; the flux part is relative and linear."""
+    """Latents after a step that is shortened to its limits; the flux part of the step is relative and linear."""
     n_band = problem.n_band
     moved = latent.copy()
     factor = np.clip(1 + step[:, :n_band], constants.MIN_FLUX_FACTOR, constants.MAX_FLUX_FACTOR)
     moved[:, :n_band] = np.maximum(latent[:, :n_band] + np.log(factor), floor)
-    offset = step[:, n_band : n_band + 2]
-    moved[:, n_band : n_band + 2] += np.clip(offset, -constants.MAX_OFFSET_STEP, constants.MAX_OFFSET_STEP)
-    _hold_offset(problem, moved)
+    offset = moved[:, n_band : n_band + 2]
+    offset += np.clip(step[:, n_band : n_band + 2], -constants.MAX_OFFSET_STEP, constants.MAX_OFFSET_STEP)
+    np.clip(offset, problem.offset0 - constants.MAX_DRIFT, problem.offset0 + constants.MAX_DRIFT, out=offset)
     shape = step[:, n_band + 2 :]
     length = np.sqrt((shape**2).sum(1, keepdims=True))
     moved[:, n_band + 2 :] += shape * np.minimum(1.0, constants.MAX_SHAPE_STEP / np.maximum(length, 1e-12))
     return moved
 
 
-def _hold_offset(problem: Problem, latent: DoubleArray) -> None:
-    """Keep offsets within `constants.MAX_DRIFT` of the caller's centre, in place."""
-    offset = latent[:, problem.n_band : problem.n_band + 2]
-    np.clip(offset, problem.offset0 - constants.MAX_DRIFT, problem.offset0 + constants.MAX_DRIFT, out=offset)
+def damped(damping: DoubleArray, decrease: DoubleArray, expected: DoubleArray) -> DoubleArray:
+    """Damping of the next iteration, from the decrease of L and the decrease that the step promised.
+
+    Parameters
+    ----------
+    damping, decrease, expected : float64 (n_blend,)
+
+    Returns
+    -------
+    float64 (n_blend,)
+    """
+    rejected = np.maximum(damping * constants.REJECTED_FACTOR, constants.REJECTED_DAMPING)
+    following = np.select(
+        [~(decrease > 0), decrease < constants.POOR_DECREASE * expected, decrease < constants.GOOD_DECREASE * expected],
+        [rejected, damping * constants.POOR_FACTOR, damping], damping * constants.GOOD_FACTOR)
+    return np.asarray(np.clip(following, constants.MIN_DAMPING, constants.MAX_DAMPING), np.float64)
 
 
-def _choose(problem: Problem, better: NDArray[np.bool_], trial: State, state: State) -> State:
-    """The trial where it is better, the old state elsewhere."""
+def accept(problem: Problem, better: NDArray[np.bool_], trial: State, state: State) -> State:
+    """State with the trial's values for the sources of better blends.
+
+    Parameters
+    ----------
+    problem : Problem
+    better : bool (n_source,)
+    trial, state : State
+
+    Returns
+    -------
+    State
+    """
     if better.all():
         return trial
 

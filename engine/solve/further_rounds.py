@@ -1,4 +1,8 @@
-"""Rounds of a descent: all blends together, then those that are still moving without the others."""
+"""Further iterations of the blends that still move after the first ones.
+
+All blends take the same number of iterations first. The blends that still expect L to fall, or whose light has outgrown
+its windows, then go on alone, round by round. So the latency of the others stays bounded.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,18 @@ from deblendrt.engine.solve import constants, objective
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a descent is.
+    """The point that a round of a descent has reached, and what the next round needs of it.
 
     Attributes
     ----------
     latent : float64 (n_source, n_latent)
     extent : int8 (n_source,)
-        How far the sources should be drawn now.
+        Windows that the sources need now, see `drawing`.
     left : float64 (n_blend,)
-        Decrease of L that the last iteration expected of its step.
+        Decrease of L that the last step promised.
     damping : float64 (n_blend,)
     curvature : float64 (n_source, n_latent, n_latent)
-        Of the prior, as estimated so far.
+        The latest estimate of the prior's curvature.
     """
 
     latent: DoubleArray
@@ -39,21 +43,21 @@ class Progress:
 
 def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, latent: DoubleArray, floor: DoubleArray,
               n_iteration: int) -> tuple[Problem, DoubleArray, bool]:
-    """Descend with all blends, then with those that are still moving.
+    """Descend with all blends, then with the blends that still move.
 
     Parameters
     ----------
     run : callable
-        `descend`, here or on a device.
+        `descent.descend`, or the same on a device, without the state.
     problem, latent, floor, n_iteration
-        As in `solve`.
+        As in `descent.solve`.
 
     Returns
     -------
     problem : Problem
     latent : float64 (n_source, n_latent)
     further : bool
-        Some blends went on.
+        Whether some blends went on.
     """
     tempers = [objective.temper(i, n_iteration) for i in range(n_iteration)]
     problem, progress = run(problem, latent, floor, tempers, None, None)
@@ -68,7 +72,7 @@ def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, la
         extent[rows] = wider
         moving = np.zeros(problem.n_blend, bool)
         moving[problem.blend[rows[going[part.blend]]]] = True
-        # of these blends alone: the others' scenes must not notice that they go on
+        # sources of other blends keep their windows: their bits must not depend on who goes on
         problem = dataclasses.replace(problem, extent=extent.copy())
         part, rows = some_blends(problem, latent, moving)
         part, progress = run(part, latent[rows], floor[rows], [0.0] * max(int(share * n_iteration), 1), damping[rows],
@@ -79,14 +83,14 @@ def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, la
 
 
 def some_blends(problem: Problem, latent: DoubleArray, chosen: NDArray[np.bool_]) -> tuple[Problem, NDArray[np.int64]]:
-    """Some blends of a problem as a problem of their own; the other sources of their scenes are its background.
+    """Make a problem of some blends; the other sources of their scenes become its background.
 
     Parameters
     ----------
     problem : Problem
         Without a background.
     latent : float64 (n_source, n_latent)
-        Where the other sources are held.
+        Latents at which the other sources are held.
     chosen : bool (n_blend,)
 
     Returns

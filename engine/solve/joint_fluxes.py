@@ -2,10 +2,10 @@ r"""Joint linear fluxes: forced photometry of all sources of a blend with known 
 
 With u_i[b] the unit-flux image of source i in band b and r = y - m the residual of the present fluxes F,
 
-    A_ij = sum_p w u_i u_j,    (A dF)_i = sum_p w u_i r,    F + dF,    covariance A^-1
+    A_ij = sum_p w u_i u_j,    (A dF)_i = sum_p w u_i r,    F <- F + dF,    covariance A^-1
 
-per band. Fluxes are signed and unbiased given the shapes. Blends are solved one by one against the others' present
-fluxes, so a few sweeps make it joint over a scene.
+in every band. Fluxes are signed, and unbiased given the shapes. Each blend is solved against the present fluxes of the
+others, so that a few sweeps make the fluxes joint over a scene.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deblendrt.engine.solve import constants, objective
 
 
 def blend_rows(problem: Problem) -> Iterator[list[NDArray[np.int64]]]:
-    """Rows of each blend, in chunks that fill a tile."""
+    """Yield the rows of every blend, several blends at a time, so that they fill a tile of products."""
     order = np.argsort(problem.blend, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(problem.blend, minlength=problem.n_blend))[:-1])
     chunk: list[NDArray[np.int64]] = []
@@ -37,7 +37,7 @@ def blend_rows(problem: Problem) -> Iterator[list[NDArray[np.int64]]]:
 
 def normal_matrices(problem: Problem, unit: FloatArray,
                     weights: Canvases) -> list[tuple[NDArray[np.int64], DoubleArray]]:
-    """A of every blend.
+    """Compute A of every blend.
 
     Parameters
     ----------
@@ -81,11 +81,11 @@ def linear_fluxes(problem: Problem, unit: FloatArray, flux: DoubleArray, *, n_sw
     unit : float32 (n_source, n_band, n_basis)
         Coefficients at unit flux.
     flux : float64 (n_source, n_band) [nJy]
-        Where to begin; zeros serve.
+        Fluxes at the start; zeros serve.
     n_sweep : int
     error : float, optional
-        Use robust weights, bounded around the model of the given fluxes with this relative error, instead of the plain
-        inverse variance.
+        Relative error of the model of the given fluxes: the weights are robust around that model. Default: the weights
+        are the plain inverse variance.
 
     Returns
     -------

@@ -4,13 +4,15 @@ With D_i the derivatives of the model image by source i's relative fluxes, offse
 
     H_ij = sum_p D_i[p]' W[p] D_j[p],     (H + P + lambda D) step = -dL/dZ
 
-over all sources of a blend at once, P the prior's curvature, D the diagonal. The model is linear in the fluxes, and
-damping them made the shapes wait: D is 0 for them, unless steps are rejected again and again, as those of coincident
-sources are, whose fluxes are nearly free against each other. The sum takes every second pixel along both axes, and
-there the weight of four: light behind a PSF is smooth, and with a PSF of 3.5 pixels (FWHM) the sum is right to 0.3%,
-which a step need not be. The gradient has every pixel.
+over all sources of a blend at once, P the prior's curvature, D the diagonal. Fluxes are not damped at first, D is 0 for
+them: the model is linear in the fluxes, and damped fluxes delay the shapes. They are damped once steps are rejected
+again and again. Coincident sources need that: their fluxes are nearly free against each other.
 
-Blends of many sources are solved by conjugate gradients on the blocks.
+The sum takes every second pixel along both axes, with the weight of four pixels. Light behind a PSF is smooth: with a
+PSF of 3.5 pixels (FWHM) the sum is right to 0.3%, more than a step needs. The gradient takes every pixel.
+
+A dense system solves blends of up to `constants.MAX_DENSE` sources. Conjugate gradients on the blocks solve larger
+blends.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ from deblendrt.engine.solve import constants
 from deblendrt.engine.solve.conjugate_gradient import conjugate_gradient
 from deblendrt.engine.solve.curvature import apply_blocks, by_latent, inverse
 
-HELD_DERIVATIVES = 128  # sources whose derivative images are held at once: 60 kB each, for the processor's cache
-ON_ONE_THREAD = 200_000  # multiplications: NumPy's BLAS splits products of more over threads, with other bits
+HELD_DERIVATIVES = 128  # sources whose derivative images are held at once: 60 kB each, so that the cache holds them
+ON_ONE_THREAD = 200_000  # multiplications; NumPy's BLAS splits larger products over threads: other bits
 
 
 @dataclasses.dataclass(frozen=True)
 class Couplings:
-    """Blocks of H between sources of a blend, each with itself among them.
+    """Blocks of H between two sources of a blend, and of every source with itself.
 
     Attributes
     ----------
     first, second : int64 (n_pair,)
-        Sources, in the order of the blend.
+        Numbers of the sources, in the order of the blend.
     block : float64 (n_pair, n_latent, n_latent)
         H_ij.
     """
@@ -62,7 +64,7 @@ def joint_step(problem: Problem, columns: FloatArray, weights: Canvases, downhil
     downhill : float64 (n_source, n_latent)
         -dL/dZ, its flux part relative.
     alone : float64 (n_source, n_latent, n_latent)
-        What is known of the diagonal blocks: the prior's curvature, outskirts.
+        The part of the diagonal blocks that is no sum over pixels of windows: the prior's curvature, outskirts.
     damping : float64 (n_source,)
         lambda.
 
@@ -138,7 +140,7 @@ def _conjugate(rows: NDArray[np.int64], group: NDArray[np.int64], diagonal: Doub
 
 def couplings(problem: Problem, columns: FloatArray, weights: Canvases,
               blends: list[NDArray[np.int64]]) -> Couplings:
-    """H_ij of the sources of blends whose windows overlap.
+    """Compute H_ij of all pairs of sources of a blend whose windows overlap.
 
     Parameters
     ----------
@@ -146,7 +148,7 @@ def couplings(problem: Problem, columns: FloatArray, weights: Canvases,
     columns : float32 (n_source, n_used, n_column, n_basis) [nJy]
     weights : list of float32 (n_used, n_y, n_x) [nJy^-2]
     blends : list of int64 (n_member,)
-        Their sources.
+        Sources of every blend.
 
     Returns
     -------
@@ -168,14 +170,14 @@ def couplings(problem: Problem, columns: FloatArray, weights: Canvases,
 
 def inner_products(members: NDArray[np.int64], drawn: dict[int, canvases.Placed],
                    weight: FloatArray) -> Iterator[tuple[int, int, FloatArray]]:
-    """Weighted products of the images of sources that overlap, each with itself among them.
+    """Weighted products of the images of all pairs of sources that overlap, and of every source with itself.
 
     Parameters
     ----------
     members : int64 (n_member,)
         Sources of a scene.
     drawn : dict of int to Placed
-        Their images, (n_used, n_column, height, width).
+        Images of the sources, (n_used, n_column, height, width).
     weight : float32 (n_used, n_y, n_x)
 
     Yields
@@ -210,17 +212,17 @@ def _chunks(blends: list[NDArray[np.int64]]) -> Iterator[list[NDArray[np.int64]]
 
 
 def _summed(weight: FloatArray) -> FloatArray:
-    """Sums over squares of four pixels, the last row or column left out of an odd number: there is no weight."""
+    """Sums over squares of four pixels; the last one of an odd number of rows or columns has no weight."""
     n_y, n_x = (size // 2 * 2 for size in weight.shape[1:])
     rows = weight[:, 0:n_y:2, :n_x] + weight[:, 1:n_y:2, :n_x]
     return rows[:, :, ::2] + rows[:, :, 1::2]
 
 
 def _drawn(problem: Problem, columns: FloatArray, rows: NDArray[np.int64]) -> dict[int, canvases.Placed]:
-    """Derivative images (n_used, n_column, height, width) of sources at pixels of even row and column, by source."""
+    """Draw derivative images (n_used, n_column, height, width) of sources at even rows and columns of the canvas."""
     drawn: dict[int, canvases.Placed] = {}
     n_column = columns.shape[2]
-    extent = np.minimum(problem.extent[rows], 0)  # outskirts are in the blocks of single sources alone
+    extent = np.minimum(problem.extent[rows], 0)  # `curvature.outskirts` adds the rest
     for members, basis in problem.folded.take(rows).groups(len(rows)):
         for k in np.unique(extent[members]).tolist():
             window = basis.at(k)

@@ -1,23 +1,21 @@
-r"""The objective and its derivatives; this file reads as the equation.
+r"""The objective and its derivatives.
 
-    L(Z) = sum_{b,p} rho(w r^2)  -  sum_i log p(z_i)  +  sum_i |offset_i - offset0_i|^2 / 2 sigma_c^2
+    L(Z) = sum_{b,p} rho(w r^2)  -  sum_i log p(z_i)
     r = y - m,     m[b, p] = sum_i f(z_i)[b, p - p_i]
 
-With ``robust=False`` rho(t^2) = t^2 / 2. The default bounds the influence of flux that no listed source can explain:
-with t the residual and m the model in units of the noise,
+`prior` has log p. With ``robust=False`` rho(t^2) = t^2 / 2. The default bounds the influence of flux that no listed
+source can explain. With t the residual and m the model, both in units of the noise,
 
     rho(t^2) = t^2 / 2                      where |t| < c
              = c^2 (1/2 + ln(|t| / c))      beyond,         c = 4 sqrt(1 + (e m)^2),    e = 5%
 
-so the weight of a pixel falls as (c / t)^2 where even a model wrong by 5% does not explain it. Early in a descent, when
-the model is wrong everywhere, e is larger.
+The weight of a pixel falls as (c / t)^2 where even a model that is wrong by 5% does not explain the residual. e is
+larger early in a descent, when the model is wrong everywhere.
 
 A descent may also temper the likelihood: weights w / (1 + (tau m)^2) make a relative model error tau part of the noise.
-A bright galaxy then starts with no more pull than one of signal to noise 1 / tau per pixel, which the prior can hold
-while its shape is far off; the solver lets tau fall to 0, where this is the objective above. c and tau are held fixed
-while a step is judged, which leaves the loss a function of the residual alone.
-
-A band in which a source has no weight keeps a weak prior on its colour, so that it stays finite.
+A bright galaxy then pulls no more than a galaxy of signal to noise 1 / tau per pixel, and the prior can hold it while
+its shape is far off. tau falls to 0 (`temper`). c and tau are held fixed while a step is judged: the loss depends on
+the residual alone.
 """
 
 from __future__ import annotations
@@ -35,13 +33,13 @@ from deblendrt.engine.solve.prior import prior_terms
 
 
 def mix_coefficients(log_flux: NDArray[np.floating], maps: FloatArray, mix: FloatArray) -> FloatArray:
-    """c[b] = exp(log_flux[b]) sum_m mix[m, b] maps[m], float32 (n_source, n_band, n_basis)."""
+    """Coefficients exp(log_flux[b]) sum_m mix[m, b] maps[m], float32 (n_source, n_band, n_basis)."""
     flux = np.exp(log_flux).astype(np.float32)
     return np.einsum("nb,nmb,nmk->nbk", flux, mix, maps, optimize=False).astype(np.float32)
 
 
 def evaluate(problem: Problem, latent: DoubleArray) -> State:
-    """Decode, render and weigh a point.
+    """Evaluate the model, its derivatives and the prior at a point.
 
     Parameters
     ----------
@@ -60,31 +58,24 @@ def evaluate(problem: Problem, latent: DoubleArray) -> State:
 
 
 def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64] | None = None) -> Canvases:
-    """Model images of all scenes, or of some; beyond the images, where nothing has weight, without outskirts."""
+    """Draw the model images of all scenes, or of some; no outskirts in the canvases' borders, which have no weight."""
     if problem.device is not None:
         return problem.device.render(problem, coefficients)
     chosen = range(len(problem.data)) if scenes is None else scenes.tolist()
     canvas = [np.zeros_like(problem.data[s]) for s in chosen] if problem.background is None else [
         problem.background[s].copy() for s in chosen]
     if scenes is None:
-        drawing.render(
-            problem.used(coefficients),
-            problem.folded,
-            problem.corner,
-            problem.extent,
-            canvas,
-            problem.scene,
-            problem.folded.half,
-        )
+        drawing.render(problem.used(coefficients), problem.folded, problem.corner, problem.extent, canvas,
+                       problem.scene, problem.folded.half)
     else:
         rows = np.flatnonzero(np.isin(problem.scene, scenes))
         drawing.render(problem.used(coefficients[rows]), problem.folded.take(rows), problem.corner[rows],
-                   problem.extent[rows], canvas, np.searchsorted(scenes, problem.scene[rows]), problem.folded.half)
+                       problem.extent[rows], canvas, np.searchsorted(scenes, problem.scene[rows]), problem.folded.half)
     return canvas
 
 
 def project(problem: Problem, image: Canvases) -> FloatArray:
-    """Inner products of images with the folded basis at every source."""
+    """Inner products of images with the folded basis at every source, float32 (n_source, n_band, n_basis)."""
     if problem.device is not None:
         return problem.device.project(problem, image)
     return problem.spread(drawing.project(image, problem.folded, problem.corner, problem.extent, problem.scene,
@@ -93,14 +84,14 @@ def project(problem: Problem, image: Canvases) -> FloatArray:
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Weights and bounds that stay fixed while a step is judged.
+    """Weights and bounds of the robust loss, fixed while a step is judged.
 
     Attributes
     ----------
     weight : list of float32 (n_band, n_y, n_x) [nJy^-2]
         Tempered inverse variance.
     bound : list of float32 (n_band, n_y, n_x), or None
-        c^2, per pixel, in units of the tempered noise; None: Gaussian.
+        c^2 of every pixel, in units of the tempered noise. None: the loss is Gaussian.
     """
 
     weight: Canvases
@@ -109,16 +100,16 @@ class Likelihood:
 
 def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0,
                error: float = constants.MODEL_ERROR) -> Likelihood:
-    """The likelihood around a model.
+    """Make the likelihood around a model.
 
     Parameters
     ----------
     problem : Problem
     model : list of float32 (n_band, n_y, n_x) [nJy]
     temper : float
-        tau of the module's docstring.
+        tau.
     error : float
-        e, at least `temper` is used.
+        e; `temper` serves if that is larger.
 
     Returns
     -------
@@ -131,7 +122,7 @@ def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0,
     weights, bounds = [], []
     for weight, canvas in zip(problem.weight, model, strict=True):
         tempered = weight if temper == 0.0 else np.zeros(weight.shape, np.float32)
-        bound = np.full(weight.shape, constants.CLIP**2, np.float32)  # what the formula says where there is no weight
+        bound = np.full(weight.shape, constants.CLIP**2, np.float32)  # the formula's value where there is no weight
         noise = np.empty_like(weight[0][inside])
         for w, m, w_tempered, c2 in zip(*(a[:, *inside] for a in (weight, canvas, tempered, bound)), strict=True):
             np.multiply(w, m, out=c2)
@@ -151,7 +142,7 @@ def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0,
 
 
 def temper(iteration: int, n_iteration: int) -> float:
-    """tau of an iteration: geometric from `constants.FIRST_TEMPER` to `constants.LAST_TEMPER`, then 0.
+    """Return tau of an iteration: geometric from `constants.FIRST_TEMPER` to `constants.LAST_TEMPER`, then 0.
 
     From iteration `constants.TEMPERED_SHARE` * n_iteration on it is 0: the last iterations descend the objective.
     """
@@ -162,7 +153,7 @@ def temper(iteration: int, n_iteration: int) -> float:
 
 
 def robust_weight(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatArray | None) -> FloatArray:
-    """w min(1, c^2 / t^2), the weight whose quadratic has rho's gradient."""
+    """Weights w min(1, c^2 / t^2): with them a quadratic loss has the gradient of rho."""
     robust = weight.copy()
     for w, (_, t2, c2, beyond) in zip(robust, _excess(data, weight, model, bound), strict=True):
         w[np.divmod(beyond, w.shape[1])] *= c2 / t2[beyond]
@@ -170,7 +161,7 @@ def robust_weight(data: FloatArray, weight: FloatArray, model: FloatArray, bound
 
 
 def loss_image(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatArray | None) -> DoubleArray:
-    """rho summed over bands, float64 (n_y, n_x)."""
+    """Sum rho over bands, float64 (n_y, n_x)."""
     twice = np.zeros(data[0].size)
     for _, t2, c2, beyond in _excess(data, weight, model, bound):
         _add_loss(twice, t2, c2, beyond)
@@ -178,7 +169,7 @@ def loss_image(data: FloatArray, weight: FloatArray, model: FloatArray, bound: F
 
 
 def _add_loss(twice: DoubleArray, t2: FloatArray, c2: FloatArray, beyond: NDArray[np.int64]) -> None:
-    """Add 2 rho of a band; overwrites t^2."""
+    """Add 2 rho of a band to `twice`; t^2 is overwritten."""
     if len(beyond):
         c2 = c2.astype(np.float64)
         twice[beyond] += c2 * (1 + np.log(t2[beyond] / c2))
@@ -188,7 +179,10 @@ def _add_loss(twice: DoubleArray, t2: FloatArray, c2: FloatArray, beyond: NDArra
 
 def _excess(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatArray | None,
             ) -> Iterator[tuple[FloatArray, FloatArray, FloatArray, NDArray[np.int64]]]:
-    """Per band, flat: y - m and t^2, to be overwritten; the pixels where |t| > c by their c^2 and their numbers."""
+    """Yield flat arrays of each band: y - m, t^2, and c^2 and the numbers of the pixels where |t| > c.
+
+    The next band overwrites the first two.
+    """
     rest, t2 = np.empty_like(data[0], order="C"), np.empty_like(data[0], order="C")
     none = np.zeros(0, np.int64)
     for b in range(len(data)):
@@ -203,7 +197,7 @@ def _excess(data: FloatArray, weight: FloatArray, model: FloatArray, bound: Floa
 
 
 def _inside(problem: Problem) -> tuple[slice, slice]:
-    """The part of a canvas that may have weight."""
+    """Rows and columns of a canvas that may have weight."""
     half = problem.folded.half
     return slice(half, -half), slice(half, -half)
 
@@ -213,7 +207,7 @@ def _bounds(problem: Problem, likely: Likelihood) -> list[FloatArray | None]:
 
 
 def by_blend(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
-    """L of every blend: the loss of the pixels that its sources own, minus their log priors.
+    """Sum L over blends: the loss of the pixels that a blend's sources own, minus their log priors.
 
     Returns
     -------
@@ -226,7 +220,7 @@ def by_blend(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
 
 
 def _summed(problem: Problem, losses: Iterable[DoubleArray], state: State) -> DoubleArray:
-    """L of every blend from the losses of the pixels of every scene that may have weight, (n_y, n_x)."""
+    """Sum L over blends, from every scene's loss image (n_y, n_x) without the canvas' border."""
     total: DoubleArray = np.bincount(problem.blend, weights=-state.log_prior, minlength=problem.n_blend).astype(float)
     inside = _inside(problem)
     start = 0
@@ -238,7 +232,7 @@ def _summed(problem: Problem, losses: Iterable[DoubleArray], state: State) -> Do
 
 
 def by_scene(problem: Problem, likely: Likelihood, state: State) -> DoubleArray:
-    """L of every scene, in its area and of its own sources.
+    """Sum L over scenes, in each scene's area and over its own sources.
 
     Returns
     -------
@@ -259,13 +253,13 @@ def _loss(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatA
 
 
 def weighted_residual(problem: Problem, likely: Likelihood, model: Canvases) -> tuple[Canvases, Canvases]:
-    """Robust weights W and W (y - m), per scene."""
+    """Robust weights W and weighted residuals W (y - m) of every scene."""
     weights, residuals, _ = _weigh(problem, likely, model, with_loss=False)
     return weights, residuals
 
 
 def weigh(problem: Problem, likely: Likelihood, state: State) -> tuple[Canvases, Canvases, DoubleArray]:
-    """`weighted_residual` and `by_blend` at one go."""
+    """`weighted_residual` and `by_blend` in one pass over the pixels."""
     weights, residuals, losses = _weigh(problem, likely, state.model, with_loss=True)
     return weights, residuals, _summed(problem, losses, state)
 

@@ -19,7 +19,12 @@ from deblendrt.engine.units import DoubleArray
 
 
 def prior_terms(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """Log prior of every source, up to constants, and its gradient by the latent.
+    """Evaluate the log prior of every source, up to constants, and its gradient by the latents.
+
+    Parameters
+    ----------
+    problem : Problem
+    latent : float64 (n_source, n_latent)
 
     Returns
     -------
@@ -36,20 +41,26 @@ def prior_terms(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, Dou
     log_prior -= 0.5 * ((color / sigma) ** 2).sum(1)
     gradient[:, :n_band] -= color / sigma**2
     n_measured = np.maximum(problem.measured.sum(1, keepdims=True), 1)
-    through = (color / sigma**2).sum(1, keepdims=True) / n_measured  # the expectation moves with the measured bands
+    through = (color / sigma**2).sum(1, keepdims=True) / n_measured  # the expected flux moves with the measured bands
     gradient[:, :n_band] += np.where(problem.measured, through, 0.0)
     return log_prior, gradient
 
 
 def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """How far the bands without weight are from the colour that the measured bands suggest.
+    """Differences of the bands without weight from the fluxes that the measured bands suggest.
+
+    Parameters
+    ----------
+    problem : Problem
+    latent : float64 (n_source, n_latent)
 
     Returns
     -------
     difference : float64 (n_source, n_band)
-        ln flux minus its expectation; 0 in measured bands.
+        ln flux minus the expected one; 0 in measured bands.
     expectation : float64 (n_source, n_band)
-        Mean over the measured bands of ln flux minus the population's mean colour, plus the band's mean colour.
+        The expected ln flux: the mean over the measured bands of ln flux minus the population's mean colour, plus the
+        band's mean colour.
     """
     log_flux = latent[:, : problem.n_band]
     color = np.asarray(problem.bundle.mean_color)
@@ -60,7 +71,7 @@ def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, D
 
 
 def prior_curvature(problem: Problem) -> DoubleArray:
-    """Curvature of the prior: the population's mean for the shape, exact for offsets and missing bands.
+    """Curvature of the prior at the start: a population mean for shapes, exact for offsets and missing bands.
 
     Returns
     -------
@@ -75,7 +86,7 @@ def prior_curvature(problem: Problem) -> DoubleArray:
     band = np.arange(n_band)
     missing = 1 / (np.asarray(problem.bundle.color_sigma) + constants.COLOR_SLACK) ** 2
     block[:, band, band] = np.where(problem.measured, constants.FREE_FLUX_CURVATURE, missing)
-    # a missing band follows the mean of the measured ones, see `objective.missing_color`
+    # a missing band follows the mean of the measured bands, see `missing_color`
     n_measured = np.maximum(problem.measured.sum(1), 1)[:, None]
     pulled = np.where(problem.measured, 0.0, missing)
     through = problem.measured / n_measured
@@ -86,10 +97,10 @@ def prior_curvature(problem: Problem) -> DoubleArray:
 
 
 def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> DoubleArray:
-    """BFGS update of the prior's curvature from what its gradient did along a step, tried or taken.
+    """Update the prior's curvature (BFGS) by the change of its gradient along a step, tried or taken.
 
-    The population's mean curvature is only a start: the flow is sharper in places, and its dependence on the fluxes
-    couples them to the shapes. With the mean alone the last iterations were slow.
+    The population's mean curvature is only a start. The flow is sharper in places, and it couples the shapes to the
+    fluxes. With the mean alone the last iterations were slow.
 
     Parameters
     ----------
@@ -97,12 +108,12 @@ def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> Do
         Symmetric, positive definite.
     step : float64 (n_source, n_latent)
     change : float64 (n_source, n_latent)
-        Of the gradient of -log p along the step.
+        Change of the gradient of -log p along the step.
 
     Returns
     -------
     float64 (n_source, n_latent, n_latent)
-        Unchanged where the curvature along the step is negative or out of proportion.
+        Unchanged where the new curvature along the step is negative or out of proportion.
     """
     expected = apply_blocks(curvature, step)
     before, after = (step * expected).sum(1), (step * change).sum(1)

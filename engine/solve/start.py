@@ -1,4 +1,8 @@
-"""From checked scenes to a problem for the solver, and the latents that it starts from."""
+"""From checked scenes to a problem for the solver, and the latents from which it starts.
+
+Shapes start at the prior's mean, or at the suggestion of the deblending encoder: every source is encoded several times,
+each time without the light of the other sources as the last encoding found them. Fluxes come from joint linear solves.
+"""
 
 from __future__ import annotations
 
@@ -30,29 +34,29 @@ if TYPE_CHECKING:
 def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
                   robust: bool, part: Part | None = None,
                   device: SharedDevice | DeviceWork | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
-    """Put the sources that can be fitted on padded canvases.
+    """Make the problem of some scenes: the sources that can be fitted, on padded canvases.
 
     Parameters
     ----------
     scenes : list of Scene
         Each with at least one source that can be fitted.
     folded : FoldedBasis or MixedBasis
-        Of the sources that can be fitted, scene after scene.
+        For the sources that can be fitted, scene after scene.
     runtime : Runtime
-        Of the CPU; a device has its own.
+        Networks on the CPU; a device has its own.
     bundle : Bundle
     center_sigma : float [pixel]
     robust : bool
     part : Part, optional
-        That the only scene is.
+        The part of a larger image that the only scene is.
     device : SharedDevice or DeviceWork, optional
-        What computes instead of NumPy.
+        It computes instead of NumPy.
 
     Returns
     -------
     problem : Problem
     rows : list of int64 (n_fitted,)
-        Per scene, which of its sources are in the problem.
+        Sources of every scene that are in the problem.
     """
     runtime = runtime if device is None else device.runtime
     half, window = folded.half, folded.window
@@ -87,11 +91,11 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
                       area=[(slice(half, -half), slice(half, -half))] * len(scenes) if part is None else [
                           (slice(y.start + half, y.stop + half), slice(x.start + half, x.stop + half))
                           for y, x in [part.area]], device=device)
-    return divide(problem, np.full(len(corner), MIN_BLEND_RADIUS)), rows
+    return find_blends(problem, np.full(len(corner), MIN_BLEND_RADIUS)), rows
 
 
-def divide(problem: Problem, radius: DoubleArray) -> Problem:
-    """The problem, divided into blends by the radii of its sources.
+def find_blends(problem: Problem, radius: DoubleArray) -> Problem:
+    """Divide a problem into blends by the radii of its sources.
 
     Parameters
     ----------
@@ -118,7 +122,7 @@ def divide(problem: Problem, radius: DoubleArray) -> Problem:
 
 
 def light_radius(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
-    """Radius of the circle with the area where a source's light is significant, all bands together.
+    """Radii of circles with the areas of `light_area`.
 
     Parameters
     ----------
@@ -136,7 +140,7 @@ def light_radius(problem: Problem, coefficients: objective.FloatArray) -> Double
 
 
 def light_area(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
-    """Area where a source's light is significant, all bands together, on the image or off it.
+    """Areas where the sources' light is significant, all bands together, on the image or off it.
 
     Parameters
     ----------
@@ -160,20 +164,20 @@ def light_area(problem: Problem, coefficients: objective.FloatArray) -> DoubleAr
 
 
 def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, DoubleArray]:
-    """Where the descent starts, the floor of its log fluxes, and the problem divided into blends accordingly.
+    """Find the start of the descent, and divide the problem into blends by the light of that start.
 
     Parameters
     ----------
     problem : Problem
     start : {"linear", "encoder"}
-        Shapes at the prior's mean, or from the deblending encoder where its cutout can be filled, first as observed and
-        then without the other sources. Fluxes come from joint linear solves.
+        Shapes from the prior's mean, or from the encoder where its cutout can be filled.
 
     Returns
     -------
     problem : Problem
     latent : float64 (n_source, n_latent)
     floor : float64 (n_source, n_band) [ln nJy]
+        Log fluxes are held above it; minus infinity in bands without weight.
     """
     n, n_band = problem.measured.shape
     latent = np.zeros((n, n_band + 2 + problem.bundle.n_shape))
@@ -191,7 +195,7 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
         unit = decoding.decode(problem, latent)  # log flux 0: unit flux
         if models is None or not problem.robust:
             flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, n_sweep=constants.START_SWEEPS)
-        if problem.robust:  # without the flux that the shapes so far leave wholly unexplained: unlisted stars
+        if problem.robust:  # flux that no such shape explains keeps little weight: unlisted stars
             flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, error=constants.START_ERROR,
                                                      n_sweep=constants.START_SWEEPS)
         lowest = constants.FLOOR_SIGMA * np.where(problem.measured, sigma, 1.0)
@@ -200,24 +204,24 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
         latent[:, :n_band] = np.where(problem.measured, log_flux, missing_color(problem, latent)[1])
         coefficients = models = decoding.decode(problem, latent)
         problem = dataclasses.replace(problem, extent=extents(problem, coefficients))
-    divided = divide(problem, light_radius(problem, coefficients))
+    divided = find_blends(problem, light_radius(problem, coefficients))
     return divided, latent, np.where(problem.measured, np.log(lowest), -np.inf)
 
 
 def encoded_shapes(problem: Problem, coefficients: FloatArray | None) -> tuple[DoubleArray, NDArray[np.bool_]]:
-    """Shapes that the deblending encoder suggests.
+    """Run the deblending encoder on cutouts of all sources.
 
     Parameters
     ----------
     problem : Problem
     coefficients : float32 (n_source, n_band, n_basis) [nJy], optional
-        Models so far: every source is then seen without the others' light.
+        Present models: every source is seen without the light of the others. Default: as observed.
 
     Returns
     -------
     shape : float64 (n_source, n_shape)
     known : bool (n_source,)
-        Whether `constants.ENCODER_COVERAGE` of the cutout is known, in some band or on the opposite side of the centre.
+        Whether `constants.ENCODER_COVERAGE` of the cutout's pixels are known in some band, or their opposites are.
     """
     size = problem.bundle.encoder_cutout_size
     first = problem.folded.half - size // 2
@@ -242,15 +246,16 @@ def encoded_shapes(problem: Problem, coefficients: FloatArray | None) -> tuple[D
 
 
 def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple[FloatArray, DoubleArray, float]:
-    """A cutout in units of its noise, as the encoder knows them: with every pixel in every band.
+    """Fill a cutout, in units of its noise: the encoder needs every pixel in every band.
 
-    A pixel that a band lacks is what the other bands say under the population's mean colours; one that all lack is the
-    pixel opposite to it, as galaxies look the same from both sides, or else the mean of its neighbours.
+    A pixel that a band lacks is filled from the other bands, with the population's mean colours. A pixel that all bands
+    lack is filled with the pixel opposite to it, as galaxies look the same from both sides, or else with the mean of
+    its neighbours.
 
     Parameters
     ----------
     data, weight : float32 (n_band, size, size) [nJy], [nJy^-2]
-        Around a source.
+        Centred on a source.
     bundle : Bundle
 
     Returns
@@ -258,7 +263,7 @@ def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple
     cutout : float32 (n_band, size, size)
     log_noise : float64 (n_band,) [ln nJy]
     coverage : float
-        Fraction of the pixels that some band knows, or their opposites.
+        Fraction of the pixels that are known in some band, or their opposites are.
     """
     measured = weight > 0
     if measured.all():
@@ -282,7 +287,7 @@ def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple
         near, n_near = (_neighbours(a) for a in (np.where(known, light, 0), known.astype(np.float32)))
         light = np.where(known | (n_near == 0), light, near / np.maximum(n_near, 1))
         known = known | (n_near > 0)
-    # a band that is not there is given the noise of what it is filled with, or the nominal one if that is more
+    # a missing band has the noise of the bands that fill it, or its nominal noise if that is more
     deepest = float(total.max())
     sigma = np.where(present | (deepest == 0), sigma, np.maximum(sigma, color[:, 0, 0] / np.sqrt(max(deepest, 1e-30))))
     filled = color * light / sigma[:, None, None]
@@ -290,7 +295,7 @@ def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple
 
 
 def _neighbours(image: FloatArray) -> FloatArray:
-    """Sum over the pixels around each, itself included."""
+    """Sum over the 3 x 3 pixels around every pixel."""
     padded = np.pad(image, 1)
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     return np.asarray(rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:], np.float32)

@@ -207,7 +207,7 @@ def start_at(latents: FloatArray) -> Iterator[None]:
         latent[:, n_band + 2 :] = here[:, n_band + 2 :]
         coefficients = decoding.decode(problem, latent)
         problem = dataclasses.replace(problem, extent=start.extents(problem, coefficients))
-        return start.divide(problem, start.light_radius(problem, coefficients)), latent, floor
+        return start.find_blends(problem, start.light_radius(problem, coefficients)), latent, floor
 
     with mock.patch.object(engine_deblender, "start_latents", given), \
             mock.patch.object(objective, "temper", return_value=0.0), \
