@@ -12,7 +12,7 @@ from toy_scenes import VARIANCE, digest, make_scene
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene import batches
-from deblendrt.engine.scene.batches import find_blends, held, memory, most_workers
+from deblendrt.engine.scene.batches import divide, held, memory, most_workers
 
 N_SCENE = 8
 
