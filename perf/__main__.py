@@ -5,8 +5,8 @@
     python -m perf release      # write perf/results/release.json
     python -m perf cases        # names, sizes, hashes
 
-BASE and CANDIDATE are git revisions, folders or stored records. Exit status 1: slower beyond doubt, or less accurate;
-2: a version could not be run. `perf/gate/verdict.py` has the tolerances and their reasons.
+BASE and CANDIDATE are git revisions, folders or stored records. The exit status is 1 if the candidate is slower beyond
+doubt or less accurate, and 2 if a version could not be run. Tolerances and their reasons: `perf/gate/verdict.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from perf.gate import cases, compare, measure, schema
+from perf.report import ROOT
 
 
 def main(words: list[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -49,14 +50,14 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     two.add_argument("base")
     two.add_argument("candidate")
     two.add_argument("--case", nargs="+", choices=list(cases.CASES), default=list(cases.CASES))
-    two.add_argument("--slower", type=float, default=5.0, metavar="PERCENT", help="that is allowed")
+    two.add_argument("--slower", type=float, default=5.0, metavar="PERCENT", help="allowed slowdown")
     two.add_argument("--size", type=_size, default="short", help="short, full, or a number of the case's unit")
     two.add_argument("--pairs", type=int, default=measure.PAIRS,
                      help="timed runs of each version; below 10 no time fails")
     quick = commands.add_parser("quick", help="this tree against the stored record, without times")
     release = commands.add_parser("release", help="write the stored record")
     for command in (quick, release):
-        command.add_argument("--tree", default=str(measure.ROOT), help="folder or revision; default: this checkout")
+        command.add_argument("--tree", default=str(ROOT), help="folder or revision; default: this checkout")
     for command, default in ((two, None), (quick, None), (release, compare.RELEASE)):
         command.add_argument("--json", type=Path, default=default, metavar="OUT", help="store the record")
     commands.add_parser("cases", help="names, sizes, hashes")

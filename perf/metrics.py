@@ -1,20 +1,20 @@
-r"""The accuracy metrics, each defined here and nowhere else. NumPy only.
+r"""The accuracy metrics. Every study takes them from here. NumPy only.
 
-Notation: t a true and p a reconstructed image of one source in one band, without noise.
+Notation: t is the true and p the reconstructed image of a source in a band, without noise.
 
-- cosine = sum(p t) / sqrt(sum p^2 sum t^2): shape, blind to flux.
-- SSIM (Wang et al. 2004) of t and p, each divided by its own maximum, so blind to flux too: 7x7 uniform window, sample
-  covariances, K1 = 0.01, K2 = 0.03, data range 1, mean over the windows that fit inside the stamp. Sky around a source
-  scores 1, so the figure depends on the stamp: 45x45 pixels here.
+- cosine = sum(p t) / sqrt(sum p^2 sum t^2) measures the shape and is blind to the flux.
+- SSIM (Wang et al. 2004) of t and p, each divided by its own maximum, is blind to the flux too: 7x7 uniform window,
+  sample covariances, K1 = 0.01, K2 = 0.03, data range 1, mean over the windows that fit inside the stamp. Sky around a
+  source scores 1, so the figure depends on the stamp, which has 45x45 pixels here.
 - flux error = |p / t - 1|; aperture fluxes are exact-overlap sums (10x10 subpixels) in circles.
 - blendedness (Bosch et al. 2018 without noise terms) = 1 - sum(t^2) / sum(t * field), field the sum of all sources.
 - SNR = flux / isolated error, the error of the flux if the source were alone and its profile known.
 - pull = (measured - true) / reported error; its width (1.4826 times the median absolute deviation from zero) is 1 where
   errors are right.
-- coverage at k = fraction of |pull| <= k: how often the truth lies inside +-k reported errors; erf(k / sqrt 2) where
+- coverage at k = fraction of |pull| <= k: how often the truth lies within k reported errors. It is erf(k / sqrt 2) if
   errors are right and Gaussian.
-- noise floor: the joint linear solve for all fluxes with all the TRUE profiles known; no deblender without a prior on
-  fluxes does better.
+- noise floor: the joint linear solve for all fluxes when all the TRUE profiles are known. No deblender without a prior
+  on fluxes does better.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SSIM_WINDOW = 7  # pixel
 SSIM_STAMP = 45  # pixel
 APERTURE_DIAMETER = 1.2  # arcsec
 SUBPIXELS = 10
-SIGMAS = (1.0, 2.0, 3.0)  # where coverage is tabulated
+SIGMAS = (1.0, 2.0, 3.0)  # coverage is tabulated at these
 
 
 def cosine(p: AnyFloat, t: AnyFloat) -> FloatArray:
@@ -99,7 +99,7 @@ def stamp(image: AnyFloat, center: AnyFloat, size: int = SSIM_STAMP) -> AnyFloat
 
 
 def place(stamp: AnyFloat, corner: tuple[int, int], shape: tuple[int, int]) -> AnyFloat:
-    """Put a stamp into an empty image, cutting what lies off it.
+    """Put a stamp into an empty image; pixels off the image are cut.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def blendedness(truth: AnyFloat) -> FloatArray:
 
 
 def isolated_error(truth: AnyFloat, flux: AnyFloat, sky_sigma: float, counts_per_njy: float) -> FloatArray:
-    """Error of a source's flux were it alone and its profile known, in one band.
+    """Error of a source's flux in a band if the source were alone and its profile known.
 
     Parameters
     ----------
@@ -239,12 +239,12 @@ def coverage(pull: AnyFloat, k: AnyFloat) -> FloatArray:
 
 
 def gaussian_coverage(k: AnyFloat) -> FloatArray:
-    """What `coverage` is where errors are right and Gaussian, float64 (m,)."""
+    """`coverage` of right, Gaussian errors, float64 (m,)."""
     return np.array([math.erf(value / math.sqrt(2)) for value in np.ravel(k)])
 
 
 def pull_summary(pull: AnyFloat) -> dict[str, Any]:
-    """How far pulls are from a unit Gaussian.
+    """Statistics of pulls, which are a unit Gaussian if the errors are right.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ def pull_summary(pull: AnyFloat) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``n`` (finite ones), ``mean``, ``median``, ``standard_deviation``, ``width``, ``beyond_3`` (fraction) and
+        ``n`` (finite pulls), ``mean``, ``median``, ``standard_deviation``, ``width``, ``beyond_3`` (fraction) and
         ``coverage`` at each of `SIGMAS`; NaN where there is no pull.
     """
     pull = np.asarray(pull, np.float64)

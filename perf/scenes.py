@@ -1,9 +1,9 @@
-"""The frozen test scenes: 200 simulated LSST 10-year blends that every accuracy figure is measured on.
+"""The frozen test scenes: 200 simulated LSST 10-year blends, on which every accuracy figure is measured.
 
-The recipe below is frozen, and apart from the training configurations. Its seed is never used in training. The scenes
-are cached, under a name that holds the hash of the recipe, of the simulation's source and of GalSim's version, so that
-a changed simulation can not be compared with an old one by accident. The SHA-256 of the arrays is printed with every
-result; between machines it may differ in the last bits of a Fourier transform.
+The recipe below is frozen and separate from the training configurations. Training never uses its seed. The scenes are
+cached under a name that holds a hash of the recipe, of the simulation's source and of GalSim's version, so that results
+of a changed simulation cannot be compared with old results by accident. The SHA-256 of the arrays is printed with every
+result; between machines it may differ, because the last bits of a Fourier transform do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ FIELDS = ("image", "variance", "centers", "truth", "flux")
 
 
 @functools.lru_cache(maxsize=1)
-def _pool() -> tuple[population.Galaxies, survey.Psf, survey.Depth]:
+def sky() -> tuple[population.Galaxies, survey.Psf, survey.Depth]:
+    """The pool of galaxies, the PSF and the depth of the test scenes."""
     spec = config.Survey(**RECIPE["survey"])
     galaxies = population.draw(config.Population(**RECIPE["population"]), spec, RECIPE["pool"],
                                np.random.default_rng([SEED, 1]))
@@ -56,16 +57,35 @@ def _pool() -> tuple[population.Galaxies, survey.Psf, survey.Depth]:
 
 
 def make_scene(k: int) -> blend_scenes.SimulatedScene:
-    """Test scene number k; it does not depend on how many others are made."""
-    galaxies, psf, depth = _pool()
+    """Test scene k. It does not depend on the number of scenes."""
+    galaxies, psf, depth = sky()
     return blend_scenes.random_blend_scene(
         galaxies, psf, depth, np.random.default_rng([SEED, 2, k]), shape=tuple(RECIPE["shape"]),
         n_source=tuple(RECIPE["n_source"]), spread=RECIPE["spread"], min_separation=RECIPE["min_separation"],
         margin=RECIPE["margin"])
 
 
+def expose(mean: np.ndarray, depth: survey.Depth, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A noiseless image with photon noise and sky noise, and its variance.
+
+    Parameters
+    ----------
+    mean : float (n_band, n_y, n_x) [nJy]
+        Not negative.
+    depth : Depth
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    image, variance : float32 (n_band, n_y, n_x) [nJy, nJy^2]
+    """
+    counts, sigma = depth.counts_per_njy[:, None, None], depth.sky_sigma[:, None, None]
+    image = rng.poisson(mean * counts) / counts + sigma * rng.standard_normal(mean.shape)
+    return image.astype(np.float32), (sigma**2 + mean / counts).astype(np.float32)
+
+
 def recipe_hash() -> str:
-    """Hash of everything that decides the scenes: recipe, source of the simulation, GalSim's version."""
+    """Hash of the recipe, of the simulation's source and of GalSim's version, which together decide the scenes."""
     digest = hashlib.sha256(json.dumps([RECIPE, galsim.__version__], sort_keys=True).encode())
     for module in (population, components, blend_scenes, survey):
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -73,7 +93,7 @@ def recipe_hash() -> str:
 
 
 class SceneSet:
-    """Cached scenes, read one at a time so that truth images do not fill the memory.
+    """Cached scenes, read one at a time, so that truth images do not fill the memory.
 
     Attributes
     ----------
@@ -82,7 +102,7 @@ class SceneSet:
     psf : float64 (n_band, size, size)
     sky_sigma, counts_per_njy : float64 (n_band,)
     sha256 : str
-        Of all arrays.
+        Hash of all arrays.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,8 +118,23 @@ class SceneSet:
         return int(self._file["n_scene"])
 
     def field(self, name: str, k: int) -> np.ndarray:
-        """One array of scene k; `name` is a field of `SimulatedScene`."""
+        """An array of scene k; `name` is a field of `SimulatedScene`."""
         return self._file[f"{name}_{k}"]
+
+    def every(self, name: str) -> list[np.ndarray]:
+        """The arrays of this name of all scenes."""
+        return [self.field(name, k) for k in range(len(self))]
+
+    def joined(self, name: str) -> np.ndarray:
+        """The arrays of this name of all scenes, joined along the first axis."""
+        return np.concatenate(self.every(name))
+
+    def given(self, numbers: Sequence[int] | None = None) -> dict[str, Any]:
+        """Arguments of `deblend_batch` for some scenes, by default for all: true positions, variance and PSF."""
+        chosen = range(len(self)) if numbers is None else numbers
+        arrays = {key: [self.field(name, k) for k in chosen]
+                  for key, name in (("cutouts", "image"), ("centers", "centers"), ("variance", "variance"))}
+        return {**arrays, "psf": self.psf, "bands": self.bands}
 
     def __getitem__(self, k: int) -> blend_scenes.SimulatedScene:
         if not 0 <= k < len(self):
@@ -117,26 +152,26 @@ def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
 
 
 def load_scenes(cache: Path | None = None, n_scene: int = N_SCENE, n_process: int = 2) -> SceneSet:
-    """The test scenes, made now if the cache lacks them (about 20 s on two cores).
+    """Read the test scenes; make them first if the cache lacks them (20 s on two cores).
 
     Parameters
     ----------
     cache : Path, optional
         Folder; default ``~/.cache/deblendrt``.
     n_scene : int
-        The first so many; figures that are reported use all 200.
+        Number of scenes; reported figures use all 200.
     n_process : int
     """
     folder = (cache or DEFAULT_CACHE).expanduser()
     path = folder / f"scenes-{recipe_hash()[:12]}-{n_scene}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _, psf, depth = _pool()
+        _, psf, depth = sky()
         shared: dict[str, Any] = {"bands": np.array(depth.bands), "psf": psf.image, "sky_sigma": depth.sky_sigma,
                                   "counts_per_njy": depth.counts_per_njy, "n_scene": np.array(n_scene)}
         partial = path.with_suffix(f".{os.getpid()}.part")
         digest = hashlib.sha256()
-        # scene by scene: np.savez would hold all of them, and peak memory is one of the figures measured afterwards
+        # written scene by scene: np.savez would hold all scenes, and studies measure peak memory afterwards
         with (zipfile.ZipFile(partial, "w") as archive,
               multiprocessing.get_context("spawn").Pool(n_process) as pool):
             for k, scene in enumerate(pool.imap(make_scene, range(n_scene))):

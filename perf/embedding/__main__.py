@@ -7,10 +7,9 @@ component, breaks it on purpose, counts what was lost, and stores ``perf/results
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "results"
+from perf.report import RESULTS
 
 
 def page(paths: dict[str, dict[str, Any]]) -> str:

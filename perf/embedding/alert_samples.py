@@ -66,7 +66,7 @@ def round_psf(sigma: float, side: int = 25) -> Any:
 
 
 def rubin_alert(number: int, k: int = 0, psf: Any = None,
-                **fields: Any) -> tuple[dict[str, Any], cases.Scene]:
+                **fields: Any) -> tuple[dict[str, Any], cases.CaseScene]:
     """An alert with the k-th one-band scene of the benchmark as its science cutout; its galaxies beyond the first are
     in the history; its PSF that of the scene, or another.
     """

@@ -24,11 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from perf import report
-from perf.embedding import alert_samples, kafka_broker
+from perf.embedding import alert_samples, kafka_broker, record
 from perf.gate import cases
 
-RESULT = Path(__file__).parents[1] / "results" / "embedding" / "alerts.json"
 SCHEMA_ID = 1100
 NO_ENGINE = """
 import sys
@@ -274,7 +272,7 @@ def faults(broker: kafka_broker.Tansu, folder: Path, n: int) -> list[dict[str, A
     return found
 
 
-def main() -> None:
+def main() -> int:
     """Run, print, and store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--alerts", type=int, default=100, help="through the engine, twice (default 100)")
@@ -287,14 +285,9 @@ def main() -> None:
                    "with_engine_one_psf_for_all": engine(broker, folder, arguments.alerts, False),
                    "with_engine_a_psf_for_each": engine(broker, folder, arguments.alerts // 4, True)}
     with tempfile.TemporaryDirectory() as name, kafka_broker.tansu() as broker:
-        print(json.dumps(figures, indent=1), flush=True)
-        command = shlex.join(["python", "-m", "perf.embedding.alerts", *sys.argv[1:]])
-        stored = {"command": command, "environment": report.environment(),
-                  "faults": faults(broker, Path(name), arguments.faults), "figures": figures}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(stored, indent=1) + "\n")
-    print(json.dumps(stored["faults"], indent=1))
+        broken = faults(broker, Path(name), arguments.faults)
+    return record.store("alerts", shlex.join(["python", "-m", "perf.embedding.alerts", *sys.argv[1:]]), broken, figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

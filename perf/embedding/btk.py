@@ -10,34 +10,32 @@ has.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from perf import report
-from perf.embedding import own_environment
+from perf.embedding import own_environment, record
+from perf.peers.peer import Missing
 
-OUT = Path(__file__).parents[1] / "results" / "embedding" / "btk.json"
 COLUMNS = {"recall": "recall", "precision": "precision", "MSE": "RMS [electron]", "PSNR": "PSNR [dB]",
            "StructSim": "SSIM", "aperture_flux_error": "aperture flux error", "aperture_flux_bias": "its median sign",
            "cpu_ms_per_source": "ms per source"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; 1 if BTK's environment can not be made."""
+    """Run the comparison; returns 1 if BTK's environment can not be made or a row was lost."""
     parser = argparse.ArgumentParser(prog="python -m perf.embedding.btk", description=__doc__.partition("\n")[0])
     parser.add_argument("--environment", type=Path, required=True, help="folder of environments")
     parser.add_argument("--catalog", type=Path, required=True, help="sample_input_catalog.fits of a clone of BTK")
     parser.add_argument("--with", dest="further", action="append", default=[], help="a clone that pip installs besides")
     parser.add_argument("--n-blend", type=int, default=24)
-    parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
     request = {"catalog": str(args.catalog.absolute()), "n_blend": args.n_blend, "max_number": 6, "max_mag": 25.3,
                "seed": 7}
     try:
         python = own_environment.make(args.environment, "btk", args.further)
         answer = own_environment.run(python, "perf.embedding.btk_judge", request)
-    except own_environment.Missing as why:
+    except Missing as why:
         print(f"BTK does not run: {why}", file=sys.stderr)
         return 1
     print(f"{answer['n_source']} sources in {answer['n_blend']} blends, LSST ten years, i < {request['max_mag']}; "
@@ -48,14 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name} did not run: {why}")
     print("flux over the true image's light, median of S/N > 50 and blendedness < 0.05: " + ", ".join(
         f"{band} {found[0]:.3f} ({found[1]})" for band, found in answer["bright_flux_ratio"].items() if found))
-    print(report.markdown_table(["fault", "inputs", "lost", "repeated", ""], [
-        [f["fault"], str(f["inputs"]), str(f["lost"]), str(f["repeated"]), f["note"]] for f in answer["faults"]]))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({
-        "command": "python -m perf.embedding.btk --environment FOLDER --catalog FILE", "request": {
-            **request, "catalog": args.catalog.name}, "environment": report.environment(),
-        "faults": answer.pop("faults"), "figures": answer}, indent=1) + "\n")
-    return 0
+    broken = answer.pop("faults")
+    return record.store("btk", f"{parser.prog} --environment FOLDER --catalog FILE", broken, answer)
 
 
 if __name__ == "__main__":

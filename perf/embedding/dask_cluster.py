@@ -9,7 +9,6 @@ the single process's, to the bit. Needs the extra ``dask``. Writes perf/results/
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -28,13 +27,10 @@ from distributed import Client, KilledWorker, LocalCluster, SchedulerPlugin
 
 from deblendrt.engine.adapters.dask.cluster import deblend_dask
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.files.output import in_place_of
 from deblendrt.engine.result.tables import entries
+from perf.embedding import record
 from perf.gate import cases
-from perf.report import environment
 
-OUTPUT = Path(__file__).parents[1] / "results" / "embedding" / "dask_cluster.json"
-COMMAND = "python -m perf.embedding.dask_cluster"
 N_ALERT, N_BLEND = 128, 8
 PER_TASK = {"alerts": 32, "blends": 4}
 SMALL = 8  # inputs of a task, where parts of the cluster are broken on purpose
@@ -159,7 +155,7 @@ def reader(folder: str, trap: Callable[[int], None] | None = None) -> Any:
 
 
 def worker_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str],
-                  ) -> dict[str, Any]:
+                  ) -> record.Fault:
     """kill -9 to one of two workers when half of the tasks are finished; it holds results of its own by then."""
     per_task = SMALL
     with cluster(2) as client:
@@ -173,10 +169,11 @@ def worker_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row], 
         done = sum(future.done() for future in futures)
         tables = client.gather(futures)
         again = sum(n - 1 for key, n in counter.times.items() if key.startswith("deblend-"))
-    return {"fault": "worker killed", "how": f"kill -9 to one of two worker processes when {done} of {len(futures)} "
-            "tables were there", "inputs": len(scenes), "lost": differing(tables, expected, bands, range(len(scenes))),
-            "repeated": twice(tables), "note": f"{again * per_task} inputs were computed again, whose finished tables "
-            "only the dead worker held; all bits are the single process's"}
+    return record.fault(
+        "worker killed", f"kill -9 to one of two worker processes when {done} of {len(futures)} tables were there",
+        len(scenes), differing(tables, expected, bands, range(len(scenes))), twice(tables),
+        f"{again * per_task} inputs were computed again, whose finished tables only the dead worker held; all bits are "
+        "the single process's")
 
 
 def scheduler_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str],
@@ -195,11 +192,12 @@ def scheduler_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row
             noticed = time.perf_counter() - clock
         with processes(folder) as (client, _):
             tables = client.gather(client.compute(deblend_dask(scenes, per_task=per_task, **options)))
-    return {"fault": "scheduler lost", "how": f"kill -9 to the scheduler's process when {done} of {len(futures)} "
-            "tables were there, then a new scheduler and new workers, and the same call again", "inputs": len(scenes),
-            "lost": differing(tables, expected, bands, range(len(scenes))), "repeated": twice(tables),
-            "note": f"the client raised {error} after {noticed:.1f} s; dask keeps nothing of the run: the "
-            f"{done} inputs that were finished were computed again"}
+    return record.fault(
+        "scheduler lost", f"kill -9 to the scheduler's process when {done} of {len(futures)} tables were there, then a "
+        "new scheduler and new workers, and the same call again", len(scenes),
+        differing(tables, expected, bands, range(len(scenes))), twice(tables),
+        f"the client raised {error} after {noticed:.1f} s; dask keeps nothing of the run: the {done} inputs that were "
+        "finished were computed again")
 
 
 @contextlib.contextmanager
@@ -251,11 +249,11 @@ def poisoned(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands
         tables = client.gather(client.compute(deblend_dask(given, per_task=SMALL, **options)))
     good = [k for k in range(len(scenes)) if k not in bad]
     silent = sum(not all(tables[k]["error"]) for k in bad)
-    return {"fault": "poisoned scenes", "how": f"{len(bad)} of the inputs cannot be deblended, two of them in one task "
-            f"with {SMALL - 2} good ones", "inputs": len(scenes), "repeated": twice(tables),
-            "lost": silent + differing(tables, expected, bands, good),
-            "note": "each has its rows, flagged, with the reason: " +
-            "; ".join(str(tables[k]["error"][0]).split(";")[0] for k in bad)}
+    reasons = "; ".join(str(tables[k]["error"][0]).split(";")[0] for k in bad)
+    return record.fault(
+        "poisoned scenes", f"{len(bad)} of the inputs cannot be deblended, two of them in one task with {SMALL - 2} "
+        "good ones", len(scenes), silent + differing(tables, expected, bands, good), twice(tables),
+        f"each has its rows, flagged, with the reason: {reasons}")
 
 
 def deadly(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str]) -> dict[str, Any]:
@@ -286,35 +284,27 @@ def deadly(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: 
         reads = sum(len((Path(folder) / str(k)).read_text().split()) - 1 for k in range(len(scenes)))
     good = [k for k in range(len(scenes)) if k != target]
     silent = not found[target]["error"][0] or guilty != [target]
-    return {"fault": "a scene that kills its worker", "how": "reading input 70 ends in kill -9 of the process that "
-            "reads it, every time", "inputs": len(scenes), "repeated": twice(list(found.values())),
-            "lost": int(silent) + differing([found[k] for k in range(len(scenes))], expected, bands, good),
-            "note": f"dask gave it up after four workers ({reason}), and {len(failed)} inputs with it, of its task "
-            "and of others that its workers had in hand; all else finished. Those read one at a time, the exception in "
-            f"place of the one that fails, gave every input its rows; input {target}'s say "
-            f"{str(found[target]['error'][0]).split(':')[0]}. {reads} reads were repeated"}
+    return record.fault(
+        "a scene that kills its worker", "reading input 70 ends in kill -9 of the process that reads it, every time",
+        len(scenes), int(silent) + differing([found[k] for k in range(len(scenes))], expected, bands, good),
+        twice(list(found.values())),
+        f"dask gave it up after four workers ({reason}), and {len(failed)} inputs with it, of its task and of others "
+        "that its workers had in hand; all else finished. Those inputs, read one at a time with the exception in place "
+        f"of the one that fails, all got their rows; those of input {target} say "
+        f"{str(found[target]['error'][0]).split(':')[0]}. {reads} reads were repeated")
 
 
-def main() -> None:
+def main() -> int:
     """Run everything, print the figures, write the file."""
     figures = {name: throughput(name) for name in PER_TASK}
-    for name, found in figures.items():
-        rates = ", ".join(f"{label} {rate:.1f} ({found['cpu_ms_per_scene'][label]:.1f} ms of processor time each)"
-                          for label, rate in found["scenes_per_second"].items())
-        print(f"{name}: scenes a second: {rates}; {found['scenes_that_differ']} scenes differ in any bit", flush=True)
     scenes, options = workload("alerts")
     deblender = Deblender.load()
     expected = expected_rows(one_process(deblender, scenes, options))
     faults = []
     for fault in (worker_killed, scheduler_killed, poisoned, deadly):
         faults.append(fault(scenes, options, expected, deblender.bundle.bands))
-        print("{fault}: {inputs} inputs, {lost} lost, {repeated} repeated. {note}".format(**faults[-1]), flush=True)
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    with in_place_of(OUTPUT) as partial:
-        partial.write_text(json.dumps({"command": COMMAND, "environment": environment(), "faults": faults,
-                                       "figures": figures}, indent=1) + "\n")
-    print(f"wrote {OUTPUT.relative_to(Path(__file__).parents[2])}")
+    return record.store("dask_cluster", "python -m perf.embedding.dask_cluster", faults, figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

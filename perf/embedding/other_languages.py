@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,15 +27,15 @@ from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.export.solver.solver_graph import solver_graph, write_solver
 from perf import report
+from perf.embedding import record
 from perf.gate import cases
 
-NODE = Path(__file__).parents[2] / "examples" / "node" / "index.js"
-RESULT = Path(__file__).parents[1] / "results" / "embedding" / "other_languages.json"
+NODE = report.ROOT / "examples" / "node" / "index.js"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 Row = dict[str, Any]
 
 
-def in_all_bands(scene: cases.Scene) -> tuple[np.ndarray, np.ndarray]:
+def in_all_bands(scene: cases.CaseScene) -> tuple[np.ndarray, np.ndarray]:
     """Image and variance in all of the model's bands; those that the scene lacks are masked."""
     shape = (len(cases.BANDS), *scene.image.shape[1:])
     image, variance = np.zeros(shape, np.float32), np.full(shape, np.inf, np.float32)
@@ -123,9 +124,8 @@ def faults(folder: Path) -> list[dict[str, Any]]:
     graph = folder / "single_stream.onnx"
     found = []
 
-    def record(fault: str, how: str, inputs: int, rows: int, note: str, repeated: int = 0) -> None:
-        found.append({"fault": fault, "how": how, "inputs": inputs, "lost": inputs - rows, "repeated": repeated,
-                      "note": note})
+    def put(fault: str, how: str, inputs: int, rows: int, note: str, repeated: int = 0) -> None:
+        found.append(record.fault(fault, how, inputs, inputs - rows, repeated, note))
 
     scene = cases.blend_scene(1, 2)
     image, variance, n = scene.image, scene.variance, scene.n_source
@@ -149,16 +149,16 @@ def faults(folder: Path) -> list[dict[str, Any]]:
                 counts[flag] = counts.get(flag, 0) + 1
         return ", ".join(f"{flag} x {count}" for flag, count in sorted(counts.items()))
 
-    record("no usable pixel", "variance infinite everywhere", n, len(lines["masked"]["rows"]), flags("masked"))
-    record("NaN pixels", "a block of 20 x 5 in all bands, across sources", n, len(lines["nan"]["rows"]), flags("nan"))
-    record("centres off the image, and NaN", "two of the list", len(outside), len(lines["outside"]["rows"]),
+    put("no usable pixel", "variance infinite everywhere", n, len(lines["masked"]["rows"]), flags("masked"))
+    put("NaN pixels", "a block of 20 x 5 in all bands, across sources", n, len(lines["nan"]["rows"]), flags("nan"))
+    put("centres off the image, and NaN", "two of the list", len(outside), len(lines["outside"]["rows"]),
            flags("outside"))
-    record("fewer sources than places", f"2 of {places}", 2, len(lines["fewer"]["rows"]),
+    put("fewer sources than places", f"2 of {places}", 2, len(lines["fewer"]["rows"]),
            "2 rows; the other places return NaN and flags 0, which the example leaves out")
     for name, how in (("many", f"{3 * n} sources for {places} places"), ("cut", "a file that ends in mid-image"),
                       ("absent", "a file that is not there")):
-        record("refused", how, 1, int(bool(lines[name].get("error"))), lines[name]["error"].replace(str(folder), "..."))
-    record(*killed(folder, graph))
+        put("refused", how, 1, int(bool(lines[name].get("error"))), lines[name]["error"].replace(str(folder), "..."))
+    put(*killed(folder, graph))
     return found
 
 
@@ -187,9 +187,10 @@ def killed(folder: Path, graph: Path) -> tuple[str, str, int, int, str, int]:
             len(set(every)), f"{len(whole)} before, {len(again)} after", len(every) - len(set(every)))
 
 
-def main() -> None:
+def main() -> int:
     """Run everything."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m perf.embedding.other_languages",
+                                     description=__doc__.partition("\n")[0])
     parser.add_argument("--scenes", type=int, default=20)
     n_scene = parser.parse_args().scenes
     if shutil.which("node") is None or not (NODE.parent / "node_modules").is_dir():
@@ -203,12 +204,8 @@ def main() -> None:
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     package = json.loads((NODE.parent / "node_modules" / "onnxruntime-node" / "package.json").read_text())["version"]
     figures |= {"Node": version, "onnxruntime-node": package, "load average at the end": os.getloadavg()[0]}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    stored = {"command": f"python -m perf.embedding.other_languages --scenes {n_scene}",
-              "environment": report.environment(), "faults": broken, "figures": figures}
-    RESULT.write_text(json.dumps(stored, indent=1) + "\n")
-    print(json.dumps({"figures": figures, "faults": broken}, indent=1))
+    return record.store("other_languages", f"{parser.prog} --scenes {n_scene}", broken, figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

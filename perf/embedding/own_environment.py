@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-
-
-class Missing(Exception):
-    """An environment that can not be made; the message says why."""
+from perf.peers.environments import install
+from perf.peers.peer import Missing
+from perf.report import ROOT
 
 
 def make(folder: Path, name: str, further: Sequence[str] = ()) -> Path:
@@ -41,15 +39,12 @@ def make(folder: Path, name: str, further: Sequence[str] = ()) -> Path:
     if python.exists():
         return python
     folder.mkdir(parents=True, exist_ok=True)
-    commands = [[sys.executable, "-m", "venv", str(folder / name)],
-                [str(python), "-m", "pip", "install", "-q", "-r", str(Path(__file__).with_name(f"{name}.txt"))],
-                *([str(python), "-m", "pip", "install", "-q", "--no-build-isolation", what] for what in further)]
-    for command in commands:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode:
-            python.unlink(missing_ok=True)  # half an environment would be taken for a whole one
-            said = (done.stderr or done.stdout).strip().splitlines() or ["nothing was said"]
-            raise Missing(f"{name}: {' '.join(command[1:])} failed: {said[-1]}")
+    try:
+        install(folder / name, Path(__file__).with_name(f"{name}.txt"), folder / f"{name}.log",
+                ["--no-build-isolation", *further] if further else [])
+    except Missing:
+        python.unlink(missing_ok=True)  # half an environment would be taken for a whole one
+        raise
     return python
 
 

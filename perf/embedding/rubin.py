@@ -14,7 +14,6 @@ Prints the figures and writes ``perf/results/embedding/rubin.json``.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -29,15 +28,14 @@ from deblendrt.engine.adapters import rubin, scarlet
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.fits import read_image
 from deblendrt.engine.scene.flags import Flag
-from perf import metrics, report
-from perf.embedding import own_environment
+from deblendrt.engine.units import AB_ZERO_POINT, to_flux
+from perf import metrics
+from perf.embedding import own_environment, record
+from perf.peers.peer import Missing
 
 sys.path.append(str(own_environment.ROOT / "tests"))
 from rubin_standins import Exposure, Peak, PhotoCalib, Psf, Record
 
-from deblendrt.engine.units import AB_ZERO_POINT, to_flux
-
-OUT = Path(__file__).parents[1] / "results" / "embedding" / "rubin.json"
 EXAMPLE = own_environment.ROOT / "examples" / "lsst_blend.fits"
 XY0 = (12_000, 8_000)
 MANY = 10_000
@@ -61,8 +59,8 @@ def faults(deblender: Deblender, scene: Any) -> list[dict[str, Any]]:
         taken = rubin.read_exposures(given, catalog)
         result = taken.deblend(deblender)
         ids = taken.table(result)["id"].tolist()
-        found.append({"fault": fault, "how": how, "inputs": inputs, "lost": inputs - len(set(ids)),
-                      "repeated": len(ids) - len(set(ids)), "note": note(taken, result)})
+        found.append(record.fault(fault, how, inputs, inputs - len(set(ids)), len(ids) - len(set(ids)),
+                                  note(taken, result)))
 
     def flagged(flag: Flag) -> Callable[..., str]:
         return lambda taken, result: (f"{int(((result.flags & flag) != 0).sum())} flagged {flag.name}, "
@@ -140,31 +138,30 @@ def real_components(args: argparse.Namespace, deblender: Deblender, scene: Any) 
         figures["model_files"] = {key: value for key, value in written.items() if "per_source" in key}
         try:
             if args.environment is None:
-                raise own_environment.Missing("no --environment was given")
+                raise Missing("no --environment was given")
             python = args.environment.absolute() / "scarlet_lite" / "bin" / "python"
             if not python.exists():
-                raise own_environment.Missing(f"{args.environment} has none: python -m perf.peers.environments")
+                raise Missing(f"{args.environment} has none: python -m perf.peers.environments")
             found = own_environment.run(python, "perf.embedding.scarlet_reader", {
                 **written, "meas_extensions_scarlet": str(args.meas.absolute()) if args.meas else ""})
             figures["scarlet_lite"] = found
             for key in ("json", "zip"):
                 if key in found:
                     ids = found[key].pop("ids")
-                    broken.append({
-                        "fault": "two of the sources have no fit", "how": f"the {key} model, read by " + (
-                            "scarlet_lite" if key == "json" else "meas_extensions_scarlet"),
-                        "inputs": len(written["ids"]), "lost": len(set(written["ids"]) - set(ids)),
-                        "repeated": len(ids) - len(set(ids)), "note": "they are pixels of zero flux"})
-        except own_environment.Missing as why:
+                    reader = "scarlet_lite" if key == "json" else "meas_extensions_scarlet"
+                    broken.append(record.fault(
+                        "two of the sources have no fit", f"the {key} model, read by {reader}", len(written["ids"]),
+                        len(set(written["ids"]) - set(ids)), len(ids) - len(set(ids)), "they are pixels of zero flux"))
+        except Missing as why:
             figures["scarlet_lite"] = str(why)
         try:
             if args.images_python is None:
-                raise own_environment.Missing("no --images-python was given")
+                raise Missing("no --images-python was given")
             found = own_environment.run(args.images_python.absolute(), "perf.embedding.lsst_images",
                                         {"example": str(EXAMPLE)})
             broken += found.pop("faults")
             figures["lsst_images"] = {key: value for key, value in found.items() if key != "ids"}
-        except own_environment.Missing as why:
+        except Missing as why:
             figures["lsst_images"] = str(why)
     return figures, broken
 
@@ -175,20 +172,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--environment", type=Path, help="folder of environments, with scarlet_lite")
     parser.add_argument("--meas", type=Path, help="clone of lsst/meas_extensions_scarlet")
     parser.add_argument("--images-python", type=Path, help="interpreter with lsst.images")
-    parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
     scene, deblender = read_image(str(EXAMPLE)), Deblender.load("lsst")
     broken = faults(deblender, scene)
     figures, more = real_components(args, deblender, scene)
-    broken += more
-    print(report.markdown_table(["fault", "how", "inputs", "lost", "repeated", ""], [
-        [f["fault"], f["how"], str(f["inputs"]), str(f["lost"]), str(f["repeated"]), f["note"]] for f in broken]))
-    print(json.dumps(figures, indent=1))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({
-        "command": "python -m perf.embedding.rubin --environment FOLDER --meas CLONE --images-python INTERPRETER",
-        "environment": report.environment(), "faults": broken, "figures": figures}, indent=1) + "\n")
-    return int(any(f["lost"] or f["repeated"] for f in broken))
+    return record.store("rubin", f"{parser.prog} --environment FOLDER --meas CLONE --images-python INTERPRETER",
+                        broken + more, figures)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ one shard to two of them, damages a file, and fills a file system; then it count
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -23,12 +22,12 @@ from astropy.io import fits
 from astropy.table import Table
 
 from deblendrt.engine.adapters.shards.merge import merge
-from perf import report
+from perf.embedding import record
 from perf.gate import cases
 
-RESULTS = Path(__file__).parents[1] / "results" / "embedding"
-PRELOAD = ("import sys; from deblendrt.engine import cli, shards; shards.UNIT_ROWS = {rows}; "
-           "sys.exit(cli.main(sys.argv[1:]))")  # small units, so that there is something to kill
+PRELOAD = ("import sys; from deblendrt.engine.adapters.cli.main import main; "
+           "from deblendrt.engine.adapters.shards import run_shard; run_shard.UNIT_ROWS = {rows}; "
+           "sys.exit(main(sys.argv[1:]))")  # small units, so that there is something to kill
 
 
 def write_catalog(path: Path, n: int) -> None:
@@ -80,9 +79,9 @@ def count(out: Path, n: int) -> tuple[Table, int, int]:
     return catalog, lost, int((times > 1).sum())
 
 
-def measure(n: int, rows: int) -> dict[str, Any]:
-    """All faults, one after the other."""
-    faults: list[dict[str, Any]] = []
+def measure(n: int, rows: int) -> tuple[list[record.Fault], dict[str, Any]]:
+    """All faults, one after the other; also the figures."""
+    faults: list[record.Fault] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         catalog = root / "cutouts.fits"
@@ -91,8 +90,8 @@ def measure(n: int, rows: int) -> dict[str, Any]:
         assert finish(start(catalog, root / "whole", "0/1", rows))[0] == 0
         alone = time.perf_counter() - clock
         reference, lost, repeated = count(root / "whole", n)
-        faults.append({"fault": "an input that makes no sense", "how": "three numbers as centres", "inputs": n,
-                       "lost": lost, "repeated": repeated, "note": "its row says why"})
+        faults.append(record.fault("an input that makes no sense", "three numbers as centres", n, lost, repeated,
+                                   "its row says why"))
 
         clock = time.perf_counter()
         both = [start(catalog, root / "two", f"{i}/2", rows) for i in range(2)]
@@ -145,34 +144,26 @@ def measure(n: int, rows: int) -> dict[str, Any]:
         faults.append(compare("no room for results", "files limited to 8 kB, then without the limit", out, n,
                               reference, f"exit status {limited.returncode}, {said.partition('error: ')[2][:60]}"))
     n_source = int((np.asarray(reference["error"]) == "").sum())
-    return {"command": "python -m perf.embedding.shards", "environment": report.environment(), "faults": faults,
-            "figures": {"cutouts": n, "sources": n_source, "one_process_seconds": alone,
-                        "two_processes_seconds": together, "cutouts_per_second_two_processes": n / together}}
+    return faults, {"cutouts": n, "sources": n_source, "one_process_seconds": alone, "two_processes_seconds": together,
+                    "cutouts_per_second_two_processes": n / together}
 
 
-def compare(fault: str, how: str, out: Path, n: int, reference: Table, note: str) -> dict[str, Any]:
+def compare(fault: str, how: str, out: Path, n: int, reference: Table, note: str) -> record.Fault:
     """A row of the table of faults; catalogues must be equal to the last bit."""
     catalog, lost, repeated = count(out, n)
     for name in reference.colnames:
         np.testing.assert_array_equal(np.asarray(catalog[name]), np.asarray(reference[name]), err_msg=name)
-    return {"fault": fault, "how": how, "inputs": n, "lost": lost, "repeated": repeated,
-            "note": f"{note}; catalogue equal to the last bit"}
+    return record.fault(fault, how, n, lost, repeated, f"{note}; catalogue equal to the last bit")
 
 
-def main() -> None:
-    """Command line."""
+def main() -> int:
+    """Run everything."""
     parser = argparse.ArgumentParser(prog="python -m perf.embedding.shards", description=__doc__.partition("\n")[0])
     parser.add_argument("--cutouts", type=int, default=96)
     parser.add_argument("--unit", type=int, default=8, help="cutouts a unit")
     arguments = parser.parse_args()
-    stored = measure(arguments.cutouts, arguments.unit)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "shards.json").write_text(json.dumps(stored, indent=1) + "\n")
-    for fault in stored["faults"]:
-        print(f"{fault['fault']} ({fault['how']}): {fault['inputs']} inputs, {fault['lost']} lost, "
-              f"{fault['repeated']} repeated; {fault['note']}")
-    print(json.dumps(stored["figures"]))
+    return record.store("shards", parser.prog, *measure(arguments.cutouts, arguments.unit))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

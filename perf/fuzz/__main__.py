@@ -34,7 +34,7 @@ def main() -> None:
     elif arguments.tamper:
         from perf.fuzz import tampering
 
-        print(tampering.write())
+        sys.exit(tampering.write())
     elif arguments.page:
         print(page.write(campaign.summary(campaign.read_records(arguments.state))))
     else:

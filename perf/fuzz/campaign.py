@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from perf.fuzz import child, targets
-from perf.report import environment
+from perf.report import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 STALL = 120.0  # seconds without an answer after which a child is stopped: no signal reached its Python
 CHUNK = 150_000  # inputs of a chunk, times the target's share
 

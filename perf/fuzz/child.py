@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from perf.fuzz import mutations, targets
+from perf.report import ROOT
 
-ROOT = Path(__file__).parents[2]
 MEMORY = 1 << 30  # bytes that reading may ask for beside what is loaded
 GROWTH = 512 << 20  # bytes of memory that one input of a megabyte at most may take
 TIME_LIMIT = 10.0  # seconds of processor time for one input

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from perf.report import markdown_table
-
-RESULTS = Path(__file__).parents[1] / "results"
+from perf.report import RESULTS, machine, markdown_table
 
 
 def page(figures: dict[str, Any]) -> str:
@@ -36,7 +34,6 @@ def page(figures: dict[str, Any]) -> str:
                   f"`{_line(f['message'])}`"
                   for which in ("failures", "failures_before") for key, f in t[which].items()
                   if which == "failures" or t["of_present_code"]]
-    machine = figures["environment"]
     parts = [
         "# Readers fed with damaged input",
         f"{figures['n_input']:,} inputs in {figures['seconds'] / 3600:.1f} hours of one core, "
@@ -52,8 +49,7 @@ def page(figures: dict[str, Any]) -> str:
         markdown_table(["reader", "inputs", "present code", "chosen by", "accepted", "refused", "failures",
                         "slowest [s]", "largest growth [MiB]", "per input [µs]"], rows),
         "## Failures", "\n".join(notes) if notes else "None.",
-        f"Machine: {machine['processor']}, {machine['platform']}, Python {machine['python']}, "
-        + ", ".join(f"{k} {v}" for k, v in machine["packages"].items()) + f", commit {machine['commit']}.",
+        f"{machine(figures['environment'])}.",
     ]
     return "\n\n".join(parts) + "\n"
 

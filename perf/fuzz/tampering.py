@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from perf.embedding import record
 from perf.fuzz import wire
-from perf.report import environment
 
-RESULTS = Path(__file__).parents[1] / "results" / "embedding"
 Damage = Callable[[Path], object]
 NAMES = ("decode", "decode_pullback", "decode_jacobian", "log_prior", "encode")
 
@@ -217,35 +216,25 @@ def tamper(name: str, source: Path) -> dict[str, Any]:
         except BundleError as error:
             refused = refused or "at load"
             note = f"refused {refused}: {' '.join(str(error).replace(temporary, '').split())[:140]}"
-        return {"fault": f"bundle: {name}", "how": how, "inputs": 1, "lost": 0, "repeated": 0, "note": note,
-                "refused": refused, "seconds": time.perf_counter() - start, "memory_MiB": (_peak() - before) / 2**20}
+        return record.fault(f"bundle: {name}", how, 1, 0, 0, note) | {
+            "refused": refused, "seconds": time.perf_counter() - start, "memory_MiB": (_peak() - before) / 2**20}
 
 
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def write(out: Path = RESULTS) -> Path:
-    """Tamper in every way and store the table.
-
-    Returns
-    -------
-    Path
-        Of the JSON file.
-    """
+def write() -> int:
+    """Tamper in every way and store the table."""
     from deblendrt.engine.model.bundle import load_bundle
     from deblendrt.engine.model.verification import verify_bundle
 
     source = load_bundle("lsst").path
-    verify_bundle(source)  # what a first use takes is not the tampering's
+    verify_bundle(source)  # the first use of ONNX Runtime takes time and memory of its own
     rows = [tamper(name, source) for name in KINDS]
     figures = {"kinds": len(rows) - 1, "refused_at_load": sum(row["refused"] == "at load" for row in rows),
                "refused_at_verify": sum(row["refused"] == "at verify" for row in rows),
                "accepted": [row["fault"] for row in rows if not row["refused"]],
                "largest_memory_growth_MiB": max(row["memory_MiB"] for row in rows),
                "slowest_s": max(row["seconds"] for row in rows)}
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "security.json"
-    path.write_text(json.dumps({"command": "python -m perf.fuzz --tamper", "environment": environment(), "faults": rows,
-                                "figures": figures}, indent=1) + "\n")
-    return path
+    return record.store("security", "python -m perf.fuzz --tamper", rows, figures)

@@ -1,12 +1,13 @@
-"""The frozen workloads: named, seeded, hashed scenes that every version of the engine is timed and judged on.
+"""The frozen workloads: named, seeded, hashed scenes on which every version of the engine is timed and judged.
 
-No model under test draws them (see `mixtures`), so that versions with different bundles compare. Scene k of a case
-depends on neither how many scenes there are nor on NumPy's version (`RandomState`, whose streams NumPy keeps). Images,
-variances and centres are whole multiples of the steps below: what is hashed is exactly what an engine is given, and a
-last bit of a Fourier transform that differs between machines is rounded away. `DIGESTS` freezes the short sizes.
+No model under test draws the scenes (see `mixtures`), so versions with different bundles can be compared. Scene k of a
+case does not depend on the number of scenes, nor on NumPy's version: `RandomState` has streams that NumPy keeps.
+Images, variances and centres are whole multiples of the steps below. The hash therefore covers exactly the numbers that
+an engine is given, and rounding removes the last bit of a Fourier transform, which differs between machines. `DIGESTS`
+freezes the short sizes.
 
-Noise is a survey's of ten years, sky and photons, both Gaussian; an alert's is that of a single visit. The PSF is
-known, centres are the true ones. Left out, as other tools measure it: unlisted sources, masks, PSFs that vary.
+The noise is that of a ten-year survey: sky and photons, both Gaussian. An alert has the noise of a single visit. The
+PSF is known and the centres are true. The studies measure unlisted sources, masks and varying PSFs.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ PSF_STEP = 2.0**-30
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
-    """What an engine is given, and the truth.
+class CaseScene:
+    """The arrays that an engine is given, and the truth.
 
     Attributes
     ----------
@@ -74,15 +75,15 @@ class Case:
     ----------
     about : str
     kind : {"calls", "schedule", "process", "load"}
-        How it is run, see `perf.gate.runs`.
+        How `perf.gate.runs` runs it.
     unit : str
-        What a size counts.
+        A size is a number of these.
     short, full : int
         Sizes.
     scene : callable
-        (k, size) to scene k of the case.
+        Returns scene k of the case for (k, size).
     per_call : int
-        Scenes handed over at a time.
+        Scenes of one call.
     """
 
     about: str
@@ -90,15 +91,15 @@ class Case:
     unit: str
     short: int
     full: int
-    scene: Callable[[int, int], Scene]
+    scene: Callable[[int, int], CaseScene]
     per_call: int = 1
 
     def n_scene(self, size: int) -> int:
         """Number of scenes of a size."""
         return 1 if self.unit == "pixels" else size
 
-    def scenes(self, size: int) -> Iterator[list[Scene]]:
-        """Scenes, one call's at a time."""
+    def scenes(self, size: int) -> Iterator[list[CaseScene]]:
+        """The scenes of each call in turn."""
         n = self.n_scene(size)
         for start in range(0, n, self.per_call):
             yield [self.scene(k, size) for k in range(start, min(start + self.per_call, n))]
@@ -119,7 +120,7 @@ def _fwhm(bands: tuple[str, ...]) -> tuple[float, ...]:
 
 
 def galaxy(rng: np.random.RandomState, center: FloatArray, magnitudes: tuple[float, float]) -> Galaxy:
-    """A galaxy: counts 10^(0.31 i), sizes after Miller et al. (2013), like the population of `deblendrt.training`."""
+    """Draw a galaxy: number counts 10^(0.31 i), sizes after Miller et al. (2013), as `deblendrt.training` does."""
     low, high = magnitudes
     u = rng.uniform()
     magnitude = high + np.log10(u + (1 - u) * 10 ** (-0.31 * (high - low))) / 0.31
@@ -142,8 +143,8 @@ def galaxy(rng: np.random.RandomState, center: FloatArray, magnitudes: tuple[flo
 
 
 def expose(rng: np.random.RandomState, galaxies: list[Galaxy], shape: tuple[int, int],
-           bands: tuple[str, ...] = BANDS, visits: float = 1.0) -> Scene:
-    """Draw galaxies and add noise; `visits` is the number of exposures that the full depth has for one of this."""
+           bands: tuple[str, ...] = BANDS, visits: float = 1.0) -> CaseScene:
+    """Draw galaxies and add noise. The full depth has `visits` times the exposure of this scene."""
     index = [BANDS.index(band) for band in bands]
     mean = np.zeros((len(bands), *shape), np.float32)
     for one in galaxies:
@@ -160,11 +161,11 @@ def expose(rng: np.random.RandomState, galaxies: list[Galaxy], shape: tuple[int,
         out_variance[...] = np.maximum(np.rint(total / VARIANCE_STEP), 1) * VARIANCE_STEP
         out[...] = np.rint((light + np.sqrt(total) * rng.standard_normal(shape)) / IMAGE_STEP) * IMAGE_STEP
     centers = np.array([(one.x, one.y) for one in galaxies])
-    return Scene(bands, observed, variance, centers, np.array([one.flux[index] for one in galaxies]), mean)
+    return CaseScene(bands, observed, variance, centers, np.array([one.flux[index] for one in galaxies]), mean)
 
 
 def positions(rng: np.random.RandomState, n: int, propose: Callable[[], FloatArray], separation: float) -> FloatArray:
-    """Positions no nearer to each other than `separation` [pixel], on multiples of `CENTER_STEP`."""
+    """Draw positions no nearer to each other than `separation` [pixel], on multiples of `CENTER_STEP`."""
     placed: list[FloatArray] = []
     while len(placed) < n:
         center = np.rint(propose() / CENTER_STEP) * CENTER_STEP
@@ -173,8 +174,8 @@ def positions(rng: np.random.RandomState, n: int, propose: Callable[[], FloatArr
     return np.array(placed)
 
 
-def blend_scene(number: int, k: int) -> Scene:
-    """2 to 8 galaxies within some arcsec in 101 x 101 pixels."""
+def blend_scene(number: int, k: int) -> CaseScene:
+    """Scene k of 2 to 8 galaxies within some arcsec in 101 x 101 pixels."""
     rng = _random(number, k)
     side, margin, spread = 101, 13.0, 12.0
     n = rng.randint(2, 9)
@@ -184,8 +185,8 @@ def blend_scene(number: int, k: int) -> Scene:
     return expose(rng, [galaxy(rng, center, (19.0, 25.3)) for center in centers], (side, side))
 
 
-def alert_scene(number: int, k: int) -> Scene:
-    """1 to 3 sources in 41 x 41 pixels of one visit in i."""
+def alert_scene(number: int, k: int) -> CaseScene:
+    """Scene k of 1 to 3 sources in 41 x 41 pixels of one visit in i."""
     rng = _random(number, k)
     side, spread = 41, 4.0
     n = rng.randint(1, 4)
@@ -193,15 +194,15 @@ def alert_scene(number: int, k: int) -> Scene:
     return expose(rng, [galaxy(rng, center, (17.5, 22.0)) for center in centers], (side, side), ("i",), VISITS)
 
 
-def crowded_scene(number: int, k: int) -> Scene:
-    """60 galaxies in 121 x 121 pixels: 370 per square arcminute, six times the sky's to i = 25.3."""
+def crowded_scene(number: int, k: int) -> CaseScene:
+    """Scene k of 60 galaxies in 121 x 121 pixels: 370 per square arcminute, six times the sky's to i = 25.3."""
     rng = _random(number, k)
     centers = positions(rng, 60, lambda: rng.uniform(8, 112, 2), 3.0)
     return expose(rng, [galaxy(rng, center, (19.0, 25.3)) for center in centers], (121, 121))
 
 
-def patch_scene(number: int, side: int) -> Scene:
-    """A part of the sky to i = 25.3, 57 galaxies per square arcminute: ten thousand at 4000 x 4000 pixels."""
+def patch_scene(number: int, side: int) -> CaseScene:
+    """A field of the sky to i = 25.3 with 57 galaxies per square arcminute: ten thousand at 4000 x 4000 pixels."""
     rng = _random(number, side)
     centers = rng.uniform(-0.5, side - 0.5, (max(1, round(57 * (side * PIXEL_SCALE / 60) ** 2)), 2))
     centers = np.clip(np.rint(centers / CENTER_STEP) * CENTER_STEP, 0, side - 1)
@@ -227,12 +228,12 @@ CASES = {
 
 
 def arrivals(n: int) -> FloatArray:
-    """When the burst's cutouts arrive: a Poisson process of 2000 a second, 10,000 within 5 s [s]."""
+    """Arrival times of the burst's cutouts [s]: a Poisson process of 2000 a second, 10,000 within 5 s."""
     return np.cumsum(-np.log1p(-_random(30).uniform(size=n))) / 2000.0
 
 
 def digest(name: str, size: int) -> str:
-    """SHA-256 of what an engine is given and of the true fluxes, in whole steps."""
+    """SHA-256 of the arrays that an engine is given and of the true fluxes, in whole steps."""
     found = hashlib.sha256()
     case = CASES[name]
     for scenes in case.scenes(size):
@@ -248,7 +249,7 @@ def digest(name: str, size: int) -> str:
     return found.hexdigest()
 
 
-# of the short sizes, as `python -m perf cases` prints them
+# SHA-256 of the short sizes, as `python -m perf cases` prints them
 DIGESTS = {
     "single_stream": "120fc0149065614d759e7ce4f07961c57f6628bd82172fed3169455ca2c3d9e6",
     "offline": "43f70afabd509fd942502a22f4010f8f1f15fa258d4a6303591bcb3f4604c64f",

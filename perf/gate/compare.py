@@ -1,4 +1,4 @@
-"""Two versions of the engine, each a git revision, a folder or a stored record, on the frozen cases."""
+"""Compare two versions of the engine on the frozen cases. A version is a git revision, a folder or a stored record."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from perf.gate import cases, measure, schema, verdict
-from perf.gate.measure import ROOT, Failed, Worker
+from perf.gate.measure import Failed, Worker
+from perf.report import RESULTS, ROOT
 
-RELEASE = ROOT / "perf" / "results" / "release.json"
-QUICK = ("single_stream", "offline", "burst", "crowded", "patch")  # what starts processes tells nothing without a clock
+RELEASE = RESULTS / "release.json"
+# The other cases start processes: only their times say something.
+QUICK = ("single_stream", "offline", "burst", "crowded", "patch")
 HASHED = ("engine", "cuda")
 NOT_TIMED: dict[str, Any] = {"wall": [], "cpu": [], "instructions": [], "latency": None, "extra": {}}
 NOT_JUDGED: dict[str, Any] = {"accuracy": {}, "objective": None, "result_sha256": None, "counts": {}, "stages": {},
@@ -26,7 +28,7 @@ NOT_JUDGED: dict[str, Any] = {"accuracy": {}, "objective": None, "result_sha256"
 
 @contextlib.contextmanager
 def tree(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A source tree by its name: a folder, or a git revision, which is exported for as long.
+    """A source tree: a folder, or a git revision, which is exported while the context lasts.
 
     Yields
     ------
@@ -37,11 +39,11 @@ def tree(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     Raises
     ------
     Failed
-        Neither.
+        The name is neither.
     """
     folder = Path(name)
     if (folder / "engine").is_dir():
-        own = folder.resolve() == ROOT.resolve()  # a record is kept, and names no folder of the machine
+        own = folder.resolve() == ROOT.resolve()  # a stored record must not name a folder of this machine
         yield folder, {"name": "this tree" if own else name, "sha256": tree_hash(folder),
                        "commit": _git("describe", "--always", "--dirty", "--abbrev=12", at=folder)}
         return
@@ -61,7 +63,7 @@ def _git(*words: str, at: Path) -> str | None:
 
 
 def tree_hash(path: Path) -> str:
-    """SHA-256 of the files that an engine is made of."""
+    """SHA-256 of the files of an engine."""
     found = hashlib.sha256()
     for folder in HASHED:
         for file in sorted(p for p in (path / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts):
@@ -70,29 +72,29 @@ def tree_hash(path: Path) -> str:
 
 
 def size_of(name: str, size: str) -> int:
-    """A case's size: "short", "full" or a number of its unit."""
+    """Size of a case, from "short", "full" or a number of its unit."""
     case = cases.CASES[name]
     return {"short": case.short, "full": case.full}.get(size) or int(size)
 
 
 def compare(base: str | None, candidate: str, names: Sequence[str], *, slower: float = 5.0, size: str = "short",
             pairs: int = measure.PAIRS) -> dict[str, Any]:
-    """Measure a candidate, beside a base if there is one.
+    """Measure a candidate, and a base beside it if there is one.
 
     Parameters
     ----------
     base : str, optional
-        Folder, revision, or a record's file: then its cases and sizes, and nothing is timed.
+        A folder, a revision or the file of a record. With a record its cases and sizes are used, and nothing is timed.
     candidate : str
-        Folder, revision, or a record's file.
+        A folder, a revision or the file of a record.
     names : sequence of str
         Cases.
     slower : float
-        Per cent.
+        Allowed slowdown in per cent.
     size : str
         "short", "full" or a number.
     pairs : int
-        Timed runs of each; 0 for none.
+        Timed runs of each version; 0 for none.
 
     Returns
     -------
@@ -102,7 +104,7 @@ def compare(base: str | None, candidate: str, names: Sequence[str], *, slower: f
     Raises
     ------
     Failed
-        A version does not start or run, or a stored record is of other inputs.
+        A version does not start or run, or a stored record has other inputs.
     """
     load = measure.load()
     stored = {name: schema.read(Path(name)) for name in (base, candidate) if name and Path(name).suffix == ".json"}
@@ -132,7 +134,7 @@ def compare(base: str | None, candidate: str, names: Sequence[str], *, slower: f
             inputs = cases.digest(name, n) if n <= cases.CASES[name].short else None
             for case in found.values():
                 if (case["size"], case["inputs_sha256"]) != (n, inputs):
-                    raise Failed(f"{name}: the stored record is of other inputs; make a new one")
+                    raise Failed(f"{name}: the stored record has other inputs; make a new one")
             measured[name] = _case(name, n, inputs, found, workers, pairs)
             print(f"{name}: done", file=sys.stderr)
     record: dict[str, Any] = {
@@ -148,7 +150,7 @@ def compare(base: str | None, candidate: str, names: Sequence[str], *, slower: f
 
 def _case(name: str, size: int, inputs: str | None, found: dict[str, Any], workers: dict[str, Worker | None],
           pairs: int) -> dict[str, Any]:
-    """One case of a record."""
+    """Measure one case of a record."""
     sides: dict[str, dict[str, Any] | None] = {"base": None, "candidate": None}
     for role, worker in workers.items():
         if role in found:
@@ -166,7 +168,7 @@ def _case(name: str, size: int, inputs: str | None, found: dict[str, Any], worke
 
 
 def report(record: dict[str, Any]) -> str:
-    """A record in words: one block per case, then the verdict."""
+    """A record as text: a block for each case, then the verdict."""
     lines = []
     for name, case in record["cases"].items():
         base, candidate, ratio = case["base"], case["candidate"], case["ratio"]

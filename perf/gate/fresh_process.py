@@ -1,4 +1,4 @@
-"""A new process that imports the engine, loads the model, deblends one stored scene, and says what that took.
+"""A new process that imports the engine, loads the model, deblends a stored scene, and prints times and memory.
 
     python -m perf.gate.fresh_process SCENE.npz
 """
@@ -16,7 +16,7 @@ import numpy as np
 def peak_memory() -> float:
     """Largest resident memory of this process so far [byte].
 
-    Not `getrusage`: on Linux its figure starts at what the parent held when it forked.
+    On Linux the figure of `getrusage` starts at the memory that the parent held when it forked, so it is not used.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -29,7 +29,7 @@ def peak_memory() -> float:
 
 
 def main() -> None:
-    """Print one JSON object."""
+    """Print times [s] and memory [byte] as a JSON object."""
     with np.load(sys.argv[1], allow_pickle=False) as file:
         image, variance, centers, psf = (file[name] for name in ("image", "variance", "centers", "psf"))
         bands, limit = str(file["bands"]), float(file["memory_limit"])

@@ -1,8 +1,8 @@
-"""Instructions that this process has executed, where the machine counts them: what wall time scatters around.
+"""The number of instructions that this process has executed. It scatters far less than wall time.
 
-Linux's `perf_event_open`, user space only. Many virtual machines have no counters: then the reason is kept instead.
-Valgrind counts anywhere, but knows no AVX-512, so that it would count another code path than the one that is timed, and
-one call on one source took 409 s under it where it takes 1.8 s.
+Linux's `perf_event_open` counts them, in user space only. Many virtual machines have no counters; then the reason is
+kept instead. Valgrind can count on any machine, but it knows no AVX-512, so it would count another code path than the
+timed path. It is also slow: a call on one source took 409 s under it instead of 1.8 s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 HARDWARE, INSTRUCTIONS = 0, 1
 SOFTWARE, TASK_CLOCK = 1, 1
 CALL = {"x86_64": 298, "aarch64": 241}
-ATTRIBUTE_SIZE = 64  # of the first published layout: type, size, config, period, sample_type, read_format, flags, ...
+ATTRIBUTE_SIZE = 64  # bytes: type, size, config, period, sample_type, read_format, flags, ... as first published
 FLAGS = 1 << 1 | 1 << 5 | 1 << 6  # inherit; exclude the kernel and the hypervisor
 
 
@@ -25,12 +25,12 @@ class Counter:
     Parameters
     ----------
     kind, event : int
-        Of `perf_event_open`; by default instructions.
+        Arguments of `perf_event_open`; by default they select instructions.
 
     Attributes
     ----------
     why : str
-        Empty, or why there is none.
+        Why there is no counter; empty if there is.
     """
 
     def __init__(self, kind: int = HARDWARE, event: int = INSTRUCTIONS) -> None:
@@ -46,11 +46,11 @@ class Counter:
             self.why = f"perf_event_open: {os.strerror(ctypes.get_errno())} (a virtual machine without counters?)"
 
     def read(self) -> int | None:
-        """The count so far; None without a counter."""
+        """The count so far; None if there is no counter."""
         return None if self._file < 0 else int(struct.unpack("=Q", os.read(self._file, 8))[0])
 
     def close(self) -> None:
-        """Give the counter back."""
+        """Close the counter."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -1,8 +1,9 @@
-"""Base and candidate in one run, interleaved: whatever disturbs the machine disturbs both.
+"""Time base and candidate in one run, interleaved, so that a disturbance of the machine meets both.
 
-Runs come in pairs, one of each version, the order alternating (ABBA), after runs that warm up and are not timed.
-Reported is the median of the pairs' ratios with the interval between two of the sorted ratios: it holds the true median
-with the stated confidence whatever the distribution of the noise (order statistics of a binomial), outliers included.
+Runs come in pairs, one of each version, in alternating order (ABBA). They follow runs that warm up and are not timed.
+The result is the median of the pairs' ratios, with the interval between two of the sorted ratios. This interval holds
+the true median with the stated confidence for any distribution of the noise, outliers included (order statistics of a
+binomial).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-# Both so that noise alone fails a whole comparison, eight cases by two clocks, in less than one of a hundred: at 0.99
-# and 12 pairs it was 1.4 in simulated noise of 20% with outliers. 14 pairs leave room for one outlier on either side.
+from perf.report import ROOT, THREADS, processor
+
+# With these two, noise alone fails a whole comparison (eight cases by two clocks) less than once in a hundred. At 0.99
+# and 12 pairs it did so 1.4 times, in simulated noise of 20% with outliers. 14 pairs allow one outlier on either side.
 CONFIDENCE = 0.998
 PAIRS = 14
 CLOCKS = ("wall", "cpu")
@@ -32,16 +33,16 @@ TOLD_FLAGS = ("avx", "fma", "sse4", "amx", "f16c", "asimd", "sve", "hypervisor")
 
 
 class Failed(Exception):
-    """A version does not start, or a run of it raised."""
+    """A version does not start, or one of its runs raised an exception."""
 
 
 class Worker:
-    """A process with one version of the engine; see `perf.gate.worker`.
+    """A process that runs `perf.gate.worker` with one version of the engine.
 
     Parameters
     ----------
     tree : Path
-        A checkout.
+        A source tree.
     """
 
     def __init__(self, tree: Path) -> None:
@@ -73,7 +74,7 @@ class Worker:
         return answer
 
     def ask(self, do: str, case: str, size: int) -> dict[str, Any]:
-        """The answer to a request of `perf.gate.worker`."""
+        """Send a request to the worker, and return its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": do, "case": case, "size": size}) + "\n")
         self._process.stdin.flush()
@@ -95,7 +96,7 @@ class Band:
     ----------
     median, low, high : float
     confidence : float
-        That the true median lies within [low, high].
+        Probability that the true median lies within [low, high].
     n : int
         Number of pairs.
     """
@@ -108,7 +109,7 @@ class Band:
 
 
 def band(ratios: Iterable[float], confidence: float = CONFIDENCE) -> Band:
-    """The narrowest order-statistic interval of at least the confidence; all of the ratios' range if there is none.
+    """The narrowest interval of order statistics with at least the confidence; else the range of all ratios.
 
     Parameters
     ----------
@@ -122,7 +123,7 @@ def band(ratios: Iterable[float], confidence: float = CONFIDENCE) -> Band:
     ordered = sorted(ratios)
     n = len(ordered)
 
-    def covered(k: int) -> float:  # by the interval from the k-th smallest to the k-th largest, k from 1
+    def covered(k: int) -> float:  # confidence of the interval from the k-th smallest to the k-th largest, k from 1
         return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n
 
     k = max((k for k in range(1, n // 2 + 1) if covered(k) >= confidence), default=1)
@@ -131,7 +132,7 @@ def band(ratios: Iterable[float], confidence: float = CONFIDENCE) -> Band:
 
 def interleave(base: Callable[[], dict[str, Any]], candidate: Callable[[], dict[str, Any]],
                pairs: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run both, in pairs of alternating order."""
+    """Run both versions in pairs of alternating order, and return the answers of each."""
     taken: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     both = (base, candidate)
     for k in range(pairs):
@@ -142,14 +143,14 @@ def interleave(base: Callable[[], dict[str, Any]], candidate: Callable[[], dict[
 
 def timed(base: Worker | None, candidate: Worker, case: str, size: int, pairs: int,
           ) -> tuple[dict[str, Any] | None, dict[str, Any], dict[str, Any] | None]:
-    """Times of a case: of the base, of the candidate, and their ratios.
+    """Time a case.
 
     Returns
     -------
     base, candidate : dict
-        As `summary`.
+        `summary` of each; None without a base.
     ratio : dict
-        A `Band` of every clock, as a dict.
+        The `Band` of every clock, as a dict; None without a base.
     """
     def run(worker: Worker) -> Callable[[], dict[str, Any]]:
         return lambda: worker.ask("time", case, size)
@@ -167,7 +168,7 @@ def timed(base: Worker | None, candidate: Worker, case: str, size: int, pairs: i
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is kept of the runs of one version: every run's time, quantiles of all latencies, medians of the rest."""
+    """The stored figures of one version: the time of every run, quantiles of all latencies, medians of the rest."""
     latency = np.concatenate([run["latency"] for run in runs])
     counted = [run["instructions"] for run in runs if run["instructions"] is not None]
     return {"wall": [run["wall"] for run in runs], "cpu": [run["cpu"] for run in runs], "instructions": counted,
@@ -177,21 +178,14 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures belong to."""
-    processor, flags = platform.processor() or platform.machine(), ""
+    """Processor, number of cores, operating system and vector units."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                processor = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = value
-                break
-    return {"processor": processor, "n_cpu": os.cpu_count() or 0, "platform": platform.platform(terse=True),
+    lines = [line.partition(":") for line in info.read_text().splitlines()] if info.exists() else []
+    flags = next((value for key, _, value in lines if key.strip() in ("flags", "Features")), "")
+    return {"processor": processor(), "n_cpu": os.cpu_count() or 0, "platform": platform.platform(terse=True),
             "cpu_flags": sorted(flag for flag in flags.split() if flag.startswith(TOLD_FLAGS))}
 
 
 def load() -> list[float]:
-    """Load averages over 1, 5 and 15 minutes; none where the system keeps none."""
+    """Load averages over 1, 5 and 15 minutes; empty on a system without them."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []

@@ -1,14 +1,14 @@
-"""Galaxies as mixtures of Gaussians, drawn with NumPy alone: scenes that no model under test has drawn, nor GalSim.
+"""Galaxies as mixtures of Gaussians, drawn with NumPy alone: neither GalSim nor a model under test draws them.
 
-A bulge and a disk, each a sum of Gaussians that approximates de Vaucouleurs' or the exponential profile (Hogg & Lang
-2013, PASP 125, 719, arXiv:1210.6563: the variants cut at 8 and 4 half-light radii as SDSS did), sheared alike, and
-convolved with a PSF that is a sum of two round Gaussians. The Gaussians of a profile share their shape, so that the
-profile's Fourier transform is one function of one variable,
+A galaxy is a bulge and a disk. Each is a sum of Gaussians that approximates de Vaucouleurs' or the exponential profile
+(Hogg & Lang 2013, PASP 125, 719, arXiv:1210.6563: the variants cut at 8 and 4 half-light radii, as in SDSS). Both are
+convolved with a PSF that is a sum of two round Gaussians. The Gaussians of a profile share their axis ratio and angle,
+so the profile's Fourier transform is a function of one variable,
 
     f(k) = sum_m a_m exp(-v_m q / 2),    q = k^T S k,    S the matrix of second moments at unit half-light radius,
 
-looked up in a table; PSF and position are products along x and y. A galaxy in six bands takes some 3 ms. The PSF
-is effective, pixel included: nothing else integrates over pixels, so that what is handed to an engine is exact.
+which is looked up in a table. PSF and position are products along x and y. A galaxy in six bands takes some 3 ms. The
+PSF includes the pixel, and nothing else integrates over pixels, so the images are exact.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ DE_VAUCOULEURS = ((4.26347652e-2, 2.40127183e-1, 6.85907632e-1, 1.51937350, 2.83
                   (2.23759216e-4, 1.00220099e-3, 4.18731126e-3, 1.69432589e-2, 6.84850479e-2, 2.87207080e-1,
                    1.33320254, 8.40215071))
 FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
-WING_SHARE, WING_WIDTH = 0.1, 2.0  # of the PSF's second Gaussian, relative to the first
-SIDES = (64, 128, 256)  # pixel: of the periodic field that a galaxy is drawn in
+WING_SHARE, WING_WIDTH = 0.1, 2.0  # the PSF's second Gaussian: its share of the light, its width relative to the first
+SIDES = (64, 128, 256)  # pixel: sides of the periodic field that a galaxy is drawn in
 REACH = 4.5  # standard deviations of the widest Gaussian that must lie in the field
 TABLE = np.linspace(0.0, 12.0, 4001)  # sqrt(q) in units of 1 / half-light radius, beyond it the narrowest part alone
 
@@ -86,7 +86,7 @@ def _table(bulge: bool) -> FloatArray:
 
 
 def _transform(root_q: FloatArray, bulge: bool) -> FloatArray:
-    """f at sqrt(q); compact bulges reach past the table, where it is summed."""
+    """f at sqrt(q). Compact bulges reach past the table; there the Gaussians are summed."""
     result = np.interp(root_q, TABLE, _table(bulge))
     beyond = root_q > TABLE[-1]
     if beyond.any():
@@ -96,12 +96,12 @@ def _transform(root_q: FloatArray, bulge: bool) -> FloatArray:
 
 
 def psf_sigma(fwhm: FloatArray) -> FloatArray:
-    """Standard deviation of the narrow Gaussian of PSFs of a FWHM (to 1%: the wings add little to it) [as given]."""
+    """Standard deviation of the narrow Gaussian of a PSF, in the unit of its FWHM. The wings change it by under 1%."""
     return np.asarray(fwhm, np.float64) / FWHM_PER_SIGMA
 
 
 def psf_images(fwhm: FloatArray, size: int) -> FloatArray:
-    """Effective PSFs at pixel centres.
+    """Images of effective PSFs, which include the pixel.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def _frequencies(side: int, fwhm: tuple[float, ...]) -> tuple[FloatArray, FloatA
 
 
 def draw(galaxy: Galaxy, fwhm: tuple[float, ...]) -> tuple[FloatArray, tuple[int, int]]:
-    """A galaxy under the PSF.
+    """Draw a galaxy under the PSF.
 
     Parameters
     ----------

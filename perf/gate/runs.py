@@ -1,4 +1,4 @@
-"""How a case is run on a loaded deblender, and what of it is timed: the calls alone, never the drawing of scenes."""
+"""Run a case on a loaded deblender. Only the calls of the deblender are timed, never the drawing of scenes."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from typing import Any
 import numpy as np
 
 from perf.gate import cases
-from perf.gate.cases import Case, Scene
+from perf.gate.cases import Case, CaseScene
 
-MICRO_BATCH = 64  # cutouts of the burst that are handed over at most at a time
+MICRO_BATCH = 64  # most cutouts of the burst in one call
 MEMORY_LIMIT = 1.5e9  # byte, given to the engine for patches
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a run took.
+    """Times and results of a run.
 
     Attributes
     ----------
     wall, cpu : float [s]
-        Sum over the timed calls.
+        Sums over the timed calls.
     n_source : int
     latency : list of float [s]
-        Of every call; of the burst, of every cutout, from its scheduled arrival.
+        Of every call; in the burst of every cutout, from its scheduled arrival.
     judged : list of (scenes, result)
-        Only if asked for.
+        Empty unless asked for.
     extra : dict of str to float
-        What only this kind of case has.
+        Figures that only this kind of case has.
     """
 
     wall: float = 0.0
     cpu: float = 0.0
     n_source: int = 0
     latency: list[float] = dataclasses.field(default_factory=list)
-    judged: list[tuple[list[Scene], Any]] = dataclasses.field(default_factory=list)
+    judged: list[tuple[list[CaseScene], Any]] = dataclasses.field(default_factory=list)
     extra: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def arguments(scenes: list[Scene], case: Case) -> dict[str, Any]:
-    """Of `deblend_batch`."""
+def arguments(scenes: list[CaseScene], case: Case) -> dict[str, Any]:
+    """Arguments of `deblend_batch` for the scenes of one call."""
     bands = scenes[0].bands
     limit = {"memory_limit": MEMORY_LIMIT} if case.unit == "pixels" else {}
     return {"cutouts": [scene.image for scene in scenes], "centers": [scene.centers for scene in scenes],
             "variance": [scene.variance for scene in scenes], "psf": cases.psf(bands), "bands": "".join(bands), **limit}
 
 
-def run(deblender: Any, name: str, size: int, scenes: Iterable[list[Scene]] | None = None, *, live: bool = True,
+def run(deblender: Any, name: str, size: int, scenes: Iterable[list[CaseScene]] | None = None, *, live: bool = True,
         keep: bool = False) -> Outcome:
     """Run a case.
 
@@ -63,13 +63,13 @@ def run(deblender: Any, name: str, size: int, scenes: Iterable[list[Scene]] | No
     deblender : Deblender
     name : str
     size : int
-    scenes : iterable of list of Scene, optional
-        Those of the case, if they are drawn already.
+    scenes : iterable of list of CaseScene, optional
+        The scenes of the case, if they are drawn already.
     live : bool
-        Hold the burst to its schedule. If not, its cutouts come in full micro-batches, as calls depend on the clock
-        otherwise, and counts with them.
+        Hold the burst to its schedule. Otherwise its cutouts come in full micro-batches: calls that follow the clock
+        differ from run to run, and counts with them.
     keep : bool
-        Return results with the truth.
+        Keep the results, with their scenes.
     """
     case = cases.CASES[name]
     scenes = case.scenes(size) if scenes is None else scenes
@@ -93,9 +93,9 @@ def run(deblender: Any, name: str, size: int, scenes: Iterable[list[Scene]] | No
     return outcome
 
 
-def _burst(deblender: Any, scenes: list[Scene], case: Case, clock: Callable[[], float] = time.perf_counter,
+def _burst(deblender: Any, scenes: list[CaseScene], case: Case, clock: Callable[[], float] = time.perf_counter,
            sleep: Callable[[float], None] = time.sleep) -> Outcome:
-    """Cutouts in micro-batches of what has arrived; the latency of each counts from its scheduled arrival."""
+    """Deblend the cutouts that have arrived, a micro-batch at a time; latencies count from the scheduled arrival."""
     due = cases.arrivals(len(scenes))
     given = [arguments([scene], case) for scene in scenes]
     shared = {key: given[0][key] for key in ("psf", "bands")}
@@ -120,7 +120,7 @@ def _burst(deblender: Any, scenes: list[Scene], case: Case, clock: Callable[[], 
     return outcome
 
 
-def _load(deblender: Any, scenes: list[Scene], case: Case) -> Outcome:
+def _load(deblender: Any, scenes: list[CaseScene], case: Case) -> Outcome:
     """Load the model into this process once more, and make a first call."""
     given = arguments(scenes, case)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -132,8 +132,8 @@ def _load(deblender: Any, scenes: list[Scene], case: Case) -> Outcome:
                    extra={"load_seconds": middle - wall, "first_call_seconds": end - middle})
 
 
-def _process(name: str, scenes: list[Scene], case: Case) -> Outcome:
-    """Start a process of its own, which loads the engine and deblends; see `perf.gate.fresh_process`."""
+def _process(name: str, scenes: list[CaseScene], case: Case) -> Outcome:
+    """Start `perf.gate.fresh_process`, which loads the engine and deblends a scene."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scene.npz"
         given = arguments(scenes, case)

@@ -1,13 +1,12 @@
-"""Where the time goes, and how much is done: timers and counters around an engine's functions, by name.
+"""Timers and counters around the functions of an engine, which are found by name.
 
-A stage is what is done, not what for: stamps that photometry draws count as render. A function's time is its own,
-without that of other stages which it calls. Versions of the engine differ in their functions' names: names that one
-lacks are skipped and listed, and their time goes to the stage that calls them, or to "other". All of it is off while
-wall time is measured.
+A stage is a kind of work: stamps that photometry draws count as render. The time of a function leaves out the other
+stages that it calls. Versions of the engine name their functions differently. A name that a version lacks is skipped
+and listed, and its time goes to the stage that calls it, or to "other". Nothing is wrapped while wall time is measured.
 
-Counts do not depend on the machine: calls, iterations, rows of the model's graphs, padding included, and multiply-adds
-of the matrix products of `PRODUCTS`, from their operands' shapes. Products that NumPy's operators do (small, in the
-solver) are not seen.
+Counts do not depend on the machine. They are calls, iterations, rows of the model's graphs (padding included), and
+multiply-adds of the matrix products of `PRODUCTS`, from the operands' shapes. Small products by NumPy's operators in
+the solver are not counted.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "solve.unlisted.left",
     ),
 }
-CALLS: dict[str, tuple[str, ...]] = {  # the first name that a version has is counted
+CALLS: dict[str, tuple[str, ...]] = {  # of each entry the first name that the version has is counted
     "render": ("compute.drawing.render",),
     "project": ("compute.drawing.project",),
     "photometry": ("solve.joint_fluxes.linear_fluxes",),
@@ -96,8 +95,8 @@ CALLS: dict[str, tuple[str, ...]] = {  # the first name that a version has is co
 }
 # functions of two operands (..., i, j) and (..., j, k)
 PRODUCTS = ("compute.matmul.matmul", "compute.matmul.multiply")
-ITERATION = ("solve.descent.newton_step",)  # functions of a problem, whose `scene` has a number per source
-# modules, or single functions' modules, of versions whose engine was one flat folder
+ITERATION = ("solve.descent.newton_step",)  # functions of a problem; its `scene` has a number for each source
+# names of the modules, or of single functions' modules, in versions whose engine was one flat folder
 FORMER = {
     "compute.decoding": "decoding",
     "compute.drawing": "ops",
@@ -126,7 +125,7 @@ FORMER = {
 
 
 class Probe:
-    """Timers and counters.
+    """Timers and counters of one run.
 
     Attributes
     ----------
@@ -134,7 +133,7 @@ class Probe:
         Processor time by stage.
     counts : dict of str to int
     skipped : list of str
-        Names of the tables that the engine lacks.
+        Names in the tables that the engine lacks.
     """
 
     def __init__(self) -> None:
@@ -144,11 +143,11 @@ class Probe:
         self._stack = ["other"]
         self._since = 0.0
         self._in_product = False
-        self._original: dict[int, Any] = {}  # by the id of what replaces it
+        self._original: dict[int, Any] = {}  # by the id of the wrapper
 
     @contextmanager
     def installed(self) -> Iterator[Probe]:
-        """Functions are wrapped inside."""
+        """Wrap the functions while the context lasts."""
         undo: list[tuple[Any, str, Any]] = []
         self.skipped = []
         try:
@@ -169,7 +168,7 @@ class Probe:
         finally:
             for owner, name, original in reversed(undo):
                 setattr(owner, name, original)
-            for module in _modules():  # imported meanwhile, with a wrapper in its names
+            for module in _modules():  # modules imported meanwhile may hold a wrapper
                 for name, value in list(vars(module).items()):
                     if id(value) in self._original:
                         setattr(module, name, self._original[id(value)])
@@ -177,7 +176,7 @@ class Probe:
 
     def _wrap(self, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]],
               undo: list[tuple[Any, str, Any]]) -> None:
-        """Replace a function wherever the engine's modules hold it."""
+        """Replace a function in every module of the engine that holds it."""
         found = _find(name)
         if found is None:
             self.skipped.append(name)
@@ -194,7 +193,7 @@ class Probe:
             setattr(place, key, replaced)
 
     def _switch(self, stage: str | None) -> None:
-        """Enter a stage, or leave the present one."""
+        """Enter a stage, or leave the current stage."""
         now = time.process_time()
         self.seconds[self._stack[-1]] += now - self._since
         self._since = now
@@ -272,7 +271,7 @@ class Probe:
 
 
 def multiply_adds(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Of the product of arrays (..., i, j) and (..., j, k), the leading ones broadcast."""
+    """Number of multiply-adds in the product of arrays (..., i, j) and (..., j, k); leading axes are broadcast."""
     if len(a) < 2 or len(b) < 2:
         return 0
     leading = max(math.prod(a[:-2]), math.prod(b[:-2]))

@@ -1,4 +1,4 @@
-"""How near results are to the truth of `perf.gate.cases`: the accuracy at which a time was reached."""
+"""Accuracy of results on the scenes of `perf.gate.cases`, reported beside every time."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perf.gate.cases import Scene
+from perf.gate.cases import CaseScene
 
-Judged = Sequence[tuple[list[Scene], Any]]
+Judged = Sequence[tuple[list[CaseScene], Any]]
 FLUX_BANDS = ("r", "i")
 CLIPS = {"flux_error": 50.0, "flux_error_sigma": 5.0, "color_error": 0.5}  # per cent, sigma, mag
 HASHED = ("flux", "flux_err", "position", "flags")
 
 
 def figures(judged: Judged, suspect: int = 0) -> dict[str, float]:
-    """Accuracy of the sources of all calls.
+    """Accuracy figures of the sources of all calls.
 
     Parameters
     ----------
     judged : sequence of (scenes, result)
     suspect : int
-        Bits of `flags` that say not to trust a fit.
+        Bits of `flags` that mark a fit as not to be trusted.
 
     Returns
     -------
     dict of str to float
-        Of r and i, as far as observed: ``flux_error_<band>`` [per cent] and ``flux_error_sigma_<band>``, medians of the
-        absolute difference to the true flux; ``beyond_3_sigma_<band>`` [per cent of sources]. ``color_error`` [mag],
-        median in g - r. Each of these errors also as a mean, ``mean_...``, large ones counted as `CLIPS`: of some tens
-        of sources the median jumps from one source to the next. ``model_error`` [sigma], the median over scenes of the
-        root mean square of model minus noiseless image in the reference band; ``suspect`` and ``failed`` [per cent of
-        sources].
+        For r and i, if observed: ``flux_error_<band>`` [per cent] and ``flux_error_sigma_<band>``, medians of the
+        absolute difference to the true flux, and ``beyond_3_sigma_<band>`` [per cent of sources]. ``color_error``
+        [mag], median in g - r. Each of these errors also as a mean, ``mean_...``, with errors clipped at `CLIPS`: with
+        some tens of sources the median jumps from one source to the next. ``model_error`` [sigma], the median over
+        scenes of the root mean square of model minus noiseless image in the reference band. ``suspect`` and ``failed``
+        [per cent of sources].
     """
     flux, error, truth, flags, model = [], [], [], [], []
     bands = judged[0][0][0].bands
@@ -70,19 +70,19 @@ def figures(judged: Judged, suspect: int = 0) -> dict[str, float]:
 
 
 def _typical(name: str, error: NDArray[np.float64], suffix: str = "") -> dict[str, float]:
-    """Median and clipped mean."""
+    """Median and clipped mean of errors."""
     return {f"{name}{suffix}": float(np.median(error)),
             f"mean_{name}{suffix}": float(np.minimum(error, CLIPS[name]).mean())}
 
 
 def objective(judged: Judged) -> float:
-    """L per source, over all scenes."""
+    """Objective L per source, over all scenes."""
     total = sum(float(np.sum(result.objective)) for _, result in judged)
     return total / sum(scene.n_source for scenes, _ in judged for scene in scenes)
 
 
 def result_hash(judged: Judged) -> str:
-    """SHA-256 of the results' bits: equal only where nothing at all has changed."""
+    """SHA-256 of the bits of `HASHED`; two results with the same hash are identical."""
     found = hashlib.sha256()
     for _, result in judged:
         for name in HASHED:

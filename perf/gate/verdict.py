@@ -1,4 +1,4 @@
-"""When a candidate fails: slower beyond doubt, or less accurate than rounding explains."""
+"""The verdict on a candidate: it fails if it is slower beyond doubt, or less accurate than rounding explains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perf.gate.truth import FLUX_BANDS
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """How much higher a figure may be.
+    """The allowed increase of a figure.
 
     Attributes
     ----------
@@ -30,12 +30,12 @@ class Tolerance:
         return base + self.relative * abs(base) + self.absolute
 
 
-# Of all of these less is better. Scenes are the same for both versions, and so is their noise. What only rounds
-# otherwise hardly moves them. Measured by changing the pixels by a millionth, twice, over the short cases of `quick`:
-# medians of flux errors by up to 0.006 per cent and 0.0007 sigma, of colours by 1e-5 mag, model errors by 4e-5, no
-# flag, the objective by 0.0007 a source, but 0.08 in the patch, where one bright galaxy does not converge. Another way
-# to the same objective (8 conjugate-gradient iterations a step instead of 4) moved the median of 18 sources by 18%,
-# their mean by 3.5%: means decide.
+# Smaller is better for all of these. Both versions see the same scenes with the same noise, so a version that only
+# rounds differently hardly changes the figures. Measured on the short cases of `quick`, by changing the pixels by a
+# millionth, twice: medians of flux errors change by up to 0.006 per cent and 0.0007 sigma, of colours by 1e-5 mag,
+# model errors by 4e-5, no flag, the objective by 0.0007 a source (0.08 in the patch, where one bright galaxy does not
+# converge). Another path to the same objective (8 conjugate-gradient iterations a step instead of 4) changed the median
+# of 18 sources by 18% and their mean by 3.5%. So the means decide.
 _MEDIAN = Tolerance(0.30, 0, "the median of some tens of sources jumps between them; their mean is the finer test")
 _MEAN = Tolerance(0.05, 0.01, "per cent or sigma; another, equally good descent moves it by 3.5%")
 ACCURACY = {
@@ -50,7 +50,7 @@ ACCURACY = {
     "mean_color_error": Tolerance(0.05, 0.0005, "mag, as the fluxes"),
     "objective": Tolerance(0, 0.3, "L per source; the patch's bright galaxy moves it by 0.08"),
 }
-# Judged where there are no times: more work may be faster, and then time tells
+# Judged only without times: more work may be faster, and then the time decides
 COUNTS = {
     "multiply_adds": Tolerance(0.10, 0, "one blend more or less that goes on iterating, as may happen by rounding"),
     "source_iterations": Tolerance(0.10, 0, "as multiply_adds"),
@@ -64,19 +64,19 @@ EXTRA = {"peak_bytes": Tolerance(0.10, 2e7, "what an allocator keeps differs by 
 
 
 def speed(ratio: Mapping[str, Any], slower: float) -> str:
-    """Judge a band of time ratios.
+    """Judge the band of a time ratio.
 
     Parameters
     ----------
     ratio : mapping
         A `Band` as a dict.
     slower : float
-        Fraction that is allowed.
+        Allowed slowdown, a fraction.
 
     Returns
     -------
     {"slower", "undecided", "pass"}
-        "slower" only if all of the band lies above 1 + `slower`, and there are enough pairs for its confidence.
+        "slower" only if the whole band lies above 1 + `slower` and its confidence is at least `CONFIDENCE`.
     """
     if ratio["high"] <= 1 + slower:
         return "pass"
@@ -84,12 +84,12 @@ def speed(ratio: Mapping[str, Any], slower: float) -> str:
 
 
 def worse(base: Mapping[str, Any], candidate: Mapping[str, Any], *, counts: bool) -> Iterator[str]:
-    """What of a case is worse than its tolerance, in words.
+    """Yield a line for each figure of a case that is worse than its tolerance.
 
     Parameters
     ----------
     base, candidate : mapping
-        Of one case, see `perf/gate/schema.json`, side.
+        Sides of a case, see `perf/gate/schema.json`.
     counts : bool
         Judge counts, too.
     """
@@ -112,7 +112,7 @@ def worse(base: Mapping[str, Any], candidate: Mapping[str, Any], *, counts: bool
 
 
 def judge(record: Mapping[str, Any], slower: float) -> tuple[list[str], list[str]]:
-    """Failures, and what stays undecided, of a record."""
+    """Failures of a record, and the times that remain undecided."""
     failed, undecided = [], []
     for name, case in record["cases"].items():
         base, candidate, ratio = case["base"], case["candidate"], case["ratio"]

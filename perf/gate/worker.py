@@ -1,15 +1,15 @@
-"""One process per version of the engine: imports `deblendrt` from a source tree, and runs cases as it is asked to.
+"""The process of one version of the engine: it imports `deblendrt` from a source tree, and runs cases on request.
 
     python -m perf.gate.worker FOLDER
 
-FOLDER holds a link `deblendrt` to the tree. Requests and answers are JSON objects, one a line:
+FOLDER holds a link `deblendrt` to the tree. Requests and answers are JSON objects, one on each line:
 
-- on its start it says which engine it has imported, versions, and whether it can count instructions;
-- ``{"do": "time", "case": name, "size": n}``: wall and processor seconds, latencies; nothing is wrapped meanwhile;
-- ``{"do": "judge", "case": name, "size": n}``: accuracy, objective, counts, time by stage; timers slow this run by some
-  per cent. (Cases that start a process or load a model are judged like the others, on the model that is loaded.)
+- The first answer, without a request, has versions and whether instructions can be counted.
+- ``{"do": "time", "case": name, "size": n}`` asks for wall and processor seconds and latencies. No function is wrapped.
+- ``{"do": "judge", "case": name, "size": n}`` asks for accuracy, objective, counts and time by stage. Timers slow this
+  run by some per cent. Cases that start a process or load a model are judged on the model that is loaded already.
 
-An error is an answer, too: ``{"error": text}``.
+An error is answered with ``{"error": text}``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from perf.gate.instructions import Counter
 from perf.gate.stages import Probe
 
 PACKAGES = ("numpy", "onnxruntime", "astropy")
-KEPT_SOURCES = 2000  # scenes of larger cases are drawn anew for every run
+KEPT_SOURCES = 2000  # scenes of larger cases are drawn again for every run
 
 
 class Server:
@@ -40,12 +40,12 @@ class Server:
     Parameters
     ----------
     folder : Path
-        That the engine must come from.
+        The engine must come from here.
 
     Raises
     ------
     ImportError
-        It came from elsewhere.
+        The engine came from elsewhere.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,21 +59,21 @@ class Server:
         flags = importlib.import_module(f"deblendrt.{home}.flags")
         self.suspect = int(getattr(flags, "SUSPECT", 0))
         self.counter = Counter()
-        self._scenes: dict[tuple[str, int], list[list[cases.Scene]]] = {}
+        self._scenes: dict[tuple[str, int], list[list[cases.CaseScene]]] = {}
 
     def hello(self) -> dict[str, Any]:
-        """Versions, and what can be counted."""
+        """Versions, and why instructions cannot be counted, if so."""
         return {"python": platform.python_version(),
                 "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
                 "no_instructions": self.counter.why}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request's."""
+        """The answer to a request."""
         name, size = request["case"], request["size"]
         return {"time": self.time, "judge": self.judge}[request["do"]](name, size)
 
     def time(self, name: str, size: int) -> dict[str, Any]:
-        """A run with nothing wrapped."""
+        """Times of a run without wrapped functions."""
         before = self.counter.read()
         outcome = runs.run(self.deblender, name, size, self._drawn(name, size))
         after = self.counter.read()
@@ -81,10 +81,10 @@ class Server:
                 "extra": outcome.extra, "instructions": None if after is None or before is None else after - before}
 
     def judge(self, name: str, size: int) -> dict[str, Any]:
-        """A run whose time does not count: accuracy, counts and stages."""
+        """Accuracy, counts and stages of a run whose time is not used."""
         scenes = self._drawn(name, size)
         first = next(iter(cases.CASES[name].scenes(size) if scenes is None else scenes))[:1]
-        # folds the PSF, which would be counted in the first of several cases alone
+        # folds the PSF now: else only the first of several cases would count it
         self.deblender.deblend_batch(**runs.arguments(first, cases.CASES[name]), n_iteration=1)
         start = time.process_time()
         with Probe().installed() as probe:
@@ -98,8 +98,8 @@ class Server:
                        "result_sha256": truth.result_hash(kept.judged)}
         return answer
 
-    def _drawn(self, name: str, size: int) -> list[list[cases.Scene]] | None:
-        """Scenes, drawn once where they are few."""
+    def _drawn(self, name: str, size: int) -> list[list[cases.CaseScene]] | None:
+        """The scenes of a case, drawn once if they are few; else None."""
         case = cases.CASES[name]
         if (name, size) not in self._scenes:
             few = size**2 <= 500**2 if case.unit == "pixels" else size * 5 <= KEPT_SOURCES
@@ -110,15 +110,15 @@ class Server:
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever an engine prints goes to standard error
+    os.dup2(2, 1)  # prints of the engine go to standard error
     server = Server(Path(sys.argv[1]))
     print(json.dumps(server.hello()), file=answers)
     for line in sys.stdin:
         try:
             said = server.answer(json.loads(line))
-        except Exception as error:  # the one who asked decides what that means
+        except Exception as error:  # the comparison decides what it means
             said = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(said, default=_plain), file=answers)
 

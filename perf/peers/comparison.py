@@ -115,7 +115,7 @@ def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scen
     for first in range(0, len(tests), chunk):
         numbers = range(first, min(first + chunk, len(tests)))
         part = Chunk(tests.bands, [tests[k] for k in numbers])
-        given = [exchange.Scene(tests.bands, tests.psf, s.image, s.variance, s.centers) for s in part]
+        given = [exchange.GivenScene(tests.bands, tests.psf, s.image, s.variance, s.centers) for s in part]
         for entry in entries:
             n = max(0, min(entry.n_scene - first, len(given)))
             if not n or entry.deblender in ended:
@@ -136,7 +136,7 @@ def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scen
     return found, {e.name: _cost(e, min(e.n_scene, len(tests)), done[e.name]) for e in kept}, ended
 
 
-def start(folder: Path | None, bundle: str, first: exchange.Scene, work: Path) -> tuple[dict[str, Own | Peer],
+def start(folder: Path | None, bundle: str, first: exchange.GivenScene, work: Path) -> tuple[dict[str, Own | Peer],
                                                                                        dict[str, Any]]:
     """Start every deblender and let it do one scene unmeasured; also what each one is, or why it is missing."""
     deblenders: dict[str, Own | Peer] = {}
@@ -176,8 +176,8 @@ def compare(found: dict[str, dict[str, FloatArray]], costs: dict[str, Any], test
     """Summaries of the entries that did all scenes, and of all entries on the scenes that all did."""
     truth = measures.truth_columns(tests)
     r = tests.bands.index(measures.SHAPE_BAND)
-    true_flux = np.concatenate([tests.field("flux", k) for k in range(len(tests))])
-    n_source = np.cumsum([len(tests.field("flux", k)) for k in range(len(tests))])
+    true_flux = tests.joined("flux")
+    n_source = np.cumsum([len(flux) for flux in tests.every("flux")])
     floor = measures.flux_columns(truth["floor"], true_flux, tests.bands)
     floor |= {f"bias_{b}": truth["floor"][:, tests.bands.index(b)] / true_flux[:, tests.bands.index(b)] - 1
               for b in report.FLUX_BANDS}
@@ -243,7 +243,7 @@ def run_peers(tests: scenes.SceneSet, folder: Path | None, chunk: int = SCENES_A
     """
     with tempfile.TemporaryDirectory() as work:
         scene = tests[0]
-        first = exchange.Scene(tests.bands, tests.psf, scene.image, scene.variance, scene.centers)
+        first = exchange.GivenScene(tests.bands, tests.psf, scene.image, scene.variance, scene.centers)
         deblenders, known = start(folder, bundle, first, Path(work))
         try:
             found, costs, ended = run([e for e in entries if e.deblender in deblenders], deblenders, tests, chunk)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from perf.peers.peer import PEERS, Missing, Peer
@@ -46,19 +47,42 @@ def _do(command: list[str], log: Path) -> None:
         raise Missing(f"{Path(command[0]).name} failed: {complaints[-1]}" if complaints else f"{command[0]} failed")
 
 
-def _install(peer: str, folder: Path, source: str | None) -> None:
-    log, home = folder / f"{peer}.log", folder / peer
-    log.unlink(missing_ok=True)
+def install(home: Path, requirements: Path, log: Path, further: Sequence[str] = ()) -> None:
+    """Make a virtual environment anew, and install what a file lists.
+
+    Parameters
+    ----------
+    home : Path
+        Folder of the environment.
+    requirements : Path
+        A file as pip reads it.
+    log : Path
+        All that was said is added to it.
+    further : sequence of str
+        Arguments of one more call of pip.
+
+    Raises
+    ------
+    Missing
+        A command failed.
+    """
     shutil.rmtree(home, ignore_errors=True)
     _do([sys.executable, "-m", "venv", str(home)], log)
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--no-input"]
-    _do([*pip, "-r", str(Path(__file__).with_name(f"{peer}.txt"))], log)
-    if source is not None:
-        if shutil.which("git") is None:
-            raise Missing("git is not there")
-        with tempfile.TemporaryDirectory() as clone:
+    _do([*pip, "-r", str(requirements)], log)
+    if further:
+        _do([*pip, *further], log)
+
+
+def _install_peer(peer: str, folder: Path, source: str | None) -> None:
+    log, requirements = folder / f"{peer}.log", Path(__file__).with_name(f"{peer}.txt")
+    log.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as clone:
+        if source is not None:
+            if shutil.which("git") is None:
+                raise Missing("git is not there")
             _do(["git", "clone", "--quiet", "--branch", REVISION[peer], source, clone], log)  # tags tell the version
-            _do([*pip, clone], log)
+        install(folder / peer, requirements, log, [clone] if source is not None else [])
 
 
 def make(peer: str, folder: Path, source: str | None = None) -> str:
@@ -83,7 +107,7 @@ def make(peer: str, folder: Path, source: str | None = None) -> str:
             python = interpreter(folder, peer)
         except Missing:
             reason.unlink(missing_ok=True)
-            _install(peer, folder, source)
+            _install_peer(peer, folder, source)
             python = interpreter(folder, peer)
         with tempfile.TemporaryDirectory() as work:
             started = Peer(peer, python, Path(work))

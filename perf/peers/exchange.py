@@ -34,7 +34,7 @@ def clock() -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Scene:
+class GivenScene:
     """One scene as a deblender sees it.
 
     Attributes
@@ -85,7 +85,7 @@ class Model:
     n_missed: int = 0
 
 
-def write_scenes(path: Path, scenes: Sequence[Scene]) -> None:
+def write_scenes(path: Path, scenes: Sequence[GivenScene]) -> None:
     """Write scenes that share bands and PSF."""
     arrays: dict[str, Any] = {"bands": np.array(scenes[0].bands), "psf": scenes[0].psf,
                               "n_scene": np.array(len(scenes))}
@@ -94,11 +94,11 @@ def write_scenes(path: Path, scenes: Sequence[Scene]) -> None:
     np.savez(path, **arrays)
 
 
-def read_scenes(path: Path) -> list[Scene]:
+def read_scenes(path: Path) -> list[GivenScene]:
     """The scenes of a file of `write_scenes`."""
     with np.load(path, allow_pickle=False) as file:
         bands = tuple(str(band) for band in file["bands"])
-        return [Scene(bands, file["psf"], file[f"image_{k}"], file[f"variance_{k}"], file[f"centers_{k}"])
+        return [GivenScene(bands, file["psf"], file[f"image_{k}"], file[f"variance_{k}"], file[f"centers_{k}"])
                 for k in range(int(file["n_scene"]))]
 
 
@@ -123,7 +123,7 @@ def serve(deblend: Callable[..., Model], version: str, how: str, time_only: str 
     Parameters
     ----------
     deblend : callable
-        Takes a `Scene` and the settings of a request.
+        Takes a `GivenScene` and the settings of a request.
     version, how : str
         Of the peer; how it was used.
     time_only : str
@@ -139,7 +139,7 @@ def serve(deblend: Callable[..., Model], version: str, how: str, time_only: str 
         print(json.dumps({"done": request["models"]}), file=answers)
 
 
-def _one(deblend: Callable[..., Model], scene: Scene, settings: dict[str, Any]) -> Model:
+def _one(deblend: Callable[..., Model], scene: GivenScene, settings: dict[str, Any]) -> Model:
     start = clock()
     try:
         return deblend(scene, **settings)

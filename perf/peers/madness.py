@@ -13,7 +13,7 @@ import torch
 
 from perf import metrics
 from perf.peers import exchange
-from perf.peers.madness_model import HALF, N_BAND, N_ITERATION, Decoder, Flow, Scene, descend
+from perf.peers.madness_model import HALF, N_BAND, N_ITERATION, Decoder, Flow, PaddedScene, descend
 
 UNIT = 100.0  # nJy: of the decoder's output
 TIME_ONLY = "random weights: time only"
@@ -28,7 +28,7 @@ def _networks() -> tuple[Decoder, Flow]:
     return Decoder().to(memory_format=torch.channels_last).requires_grad_(False), Flow().requires_grad_(False)
 
 
-def deblend(scene: exchange.Scene, n_iteration: int = N_ITERATION) -> exchange.Model:
+def deblend(scene: exchange.GivenScene, n_iteration: int = N_ITERATION) -> exchange.Model:
     """Descend one scene; the time is that of the descent and of the solution's stamps."""
     if len(scene.bands) != N_BAND:
         raise ValueError(f"the decoder has {N_BAND} bands, the scene {len(scene.bands)}")
@@ -36,7 +36,7 @@ def deblend(scene: exchange.Scene, n_iteration: int = N_ITERATION) -> exchange.M
     start = exchange.clock()
     image, weight = (torch.from_numpy(array.astype(np.float32))
                      for array in (scene.image / UNIT, UNIT**2 / scene.variance))
-    z, _ = descend(Scene(image, weight, torch.from_numpy(scene.centers)), decoder, flow, n_iteration)
+    z, _ = descend(PaddedScene(image, weight, torch.from_numpy(scene.centers)), decoder, flow, n_iteration)
     stamps = UNIT * decoder(z).numpy()
     seconds = exchange.clock() - start
     corners = np.rint(scene.centers).astype(int) - HALF

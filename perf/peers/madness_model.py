@@ -112,7 +112,7 @@ class Flow(nn.Module):
         return log_det - 0.5 * (u**2).sum(-1) - 0.5 * N_LATENT * math.log(2 * math.pi)
 
 
-class Scene:
+class PaddedScene:
     """A scene with its sources, whose stamps may reach over the image's edge.
 
     Parameters
@@ -139,12 +139,12 @@ class Scene:
         return 0.5 * (self.inverse_variance * (self.image - model) ** 2).sum() - log_prob.sum()
 
 
-def descend(scene: Scene, decoder: Decoder, flow: Flow, n_iteration: int = N_ITERATION) -> tuple[Tensor, Tensor]:
+def descend(scene: PaddedScene, decoder: Decoder, flow: Flow, n_iteration: int = N_ITERATION) -> tuple[Tensor, Tensor]:
     """The published descent.
 
     Parameters
     ----------
-    scene : Scene
+    scene : PaddedScene
     decoder, flow
         Their weights are kept, and should need no gradient.
     n_iteration : int

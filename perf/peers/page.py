@@ -20,8 +20,7 @@ BINS = (("by_snr", "SNR in r"), ("by_blendedness", "blendedness in r"))
 
 def markdown(figures: dict[str, Any]) -> str:
     """The page."""
-    machine, load = figures["environment"], ", ".join(f"{value:.1f}" for value in figures["load"])
-    versions = ", ".join(f"{package} {version}" for package, version in machine["packages"].items())
+    load = ", ".join(f"{value:.1f}" for value in figures["load"])
     parts = ["# Beside other deblenders",
              f"Made by `{figures['command']}`: every deblender gets the same scenes in the same run, "
              f"{figures['scenes_at_once']} at a time in turn, with the true positions, the variance and the PSF. "
@@ -33,10 +32,8 @@ def markdown(figures: dict[str, Any]) -> str:
              *_deblenders(figures), *_cost(figures), "![errors and times](peers.png)"]
     for part in figures["parts"]:
         parts += _part(part, figures)
-    parts.append(f"Machine: {machine['processor']}, {machine['n_cpu']} cores, one thread each, "
-                 f"{machine['platform']}, Python {machine['python']}, {versions}, commit "
-                 f"{machine['commit']}. Load averages: {load} (1 minute at the start; 1 and 15 minutes "
-                 f"at the end). {figures['seconds'] / 60:.0f} minutes in all.")
+    parts.append(f"{report.machine(figures['environment'])}; one thread each. Load averages: {load} (1 minute at the "
+                 f"start; 1 and 15 minutes at the end). {figures['seconds'] / 60:.0f} minutes in all.")
     return "\n\n".join(parts) + "\n"
 
 

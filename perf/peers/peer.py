@@ -15,10 +15,9 @@ import numpy as np
 from deblendrt.engine.deblender import Deblender
 from perf import metrics
 from perf.peers import exchange
+from perf.report import ROOT, THREADS
 
-ROOT = Path(__file__).parents[2]
 PEERS = ("sep", "scarlet_lite", "scarlet2", "madness")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class Missing(Exception):
@@ -69,7 +68,7 @@ class Peer:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def deblend(self, scenes: Sequence[exchange.Scene], **settings: Any) -> list[exchange.Model]:
+    def deblend(self, scenes: Sequence[exchange.GivenScene], **settings: Any) -> list[exchange.Model]:
         """Models of the scenes; `Missing` if the process ends."""
         assert self._process.stdin is not None
         paths = [self._folder / name for name in ("scenes.npz", "models.npz")]
@@ -101,7 +100,7 @@ class Own:
     def __init__(self, bundle: str) -> None:
         self._deblender = Deblender.load(bundle)
 
-    def deblend(self, scenes: Sequence[exchange.Scene], **settings: Any) -> list[exchange.Model]:
+    def deblend(self, scenes: Sequence[exchange.GivenScene], **settings: Any) -> list[exchange.Model]:
         """Models of the scenes."""
         start = exchange.clock()
         result = self._deblender.deblend_batch(

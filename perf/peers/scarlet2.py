@@ -47,7 +47,7 @@ class _Compilation:
 _compilation = _Compilation()
 
 
-def _sources(scene: exchange.Scene, observation: scarlet2.Observation) -> scarlet2.Scene:
+def _sources(scene: exchange.GivenScene, observation: scarlet2.Observation) -> scarlet2.Scene:
     """The initial model."""
     with scarlet2.Scene(scarlet2.Frame.from_observations(observation)) as model:
         for x, y in scene.centers:
@@ -67,7 +67,7 @@ def _sources(scene: exchange.Scene, observation: scarlet2.Observation) -> scarle
     return model
 
 
-def deblend(scene: exchange.Scene, max_iter: int = 1000, e_rel: float = 1e-4) -> exchange.Model:
+def deblend(scene: exchange.GivenScene, max_iter: int = 1000, e_rel: float = 1e-4) -> exchange.Model:
     """Fit one scene; the time is that of initialisation and fit."""
     start = exchange.clock()
     observation = scarlet2.Observation(

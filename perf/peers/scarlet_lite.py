@@ -26,7 +26,7 @@ def _monotonicity() -> scl.operators.Monotonicity:
     return scl.operators.Monotonicity(MONOTONICITY_SHAPE)
 
 
-def deblend(scene: exchange.Scene, max_iter: int = 200, e_rel: float = 1e-4) -> exchange.Model:
+def deblend(scene: exchange.GivenScene, max_iter: int = 200, e_rel: float = 1e-4) -> exchange.Model:
     """Fit one scene; the time is that of initialisation and fit."""
     start = exchange.clock()
     noise = np.sqrt(np.median(scene.variance, (1, 2)))[:, None, None]

@@ -55,7 +55,7 @@ def _kron_fluxes(images: NDArray[np.float64], detection: NDArray[np.float64], se
     return np.where(small, of_circle, of_ellipse)
 
 
-def deblend(scene: exchange.Scene) -> exchange.Model:
+def deblend(scene: exchange.GivenScene) -> exchange.Model:
     """Detect, match and measure; drawing the models is not in the time."""
     start = exchange.clock()
     images = scene.image.astype(np.float64)

@@ -7,16 +7,13 @@ start, the centres and the descent each add, and what the reported posterior its
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -30,7 +27,8 @@ from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.networks import Runtime
 from deblendrt.engine.solve import constants, curvature, descent, objective, start, unlisted
-from perf import metrics, report, scenes
+from perf import metrics, report, scenes, study
+from perf.studies.accuracy import measures
 
 FloatArray = NDArray[np.float64]
 
@@ -88,31 +86,6 @@ class NormalPrior:
         gradient = np.zeros(latent.shape, np.float32)
         gradient[:, -self._n_shape :] = -latent[:, -self._n_shape :]
         return -0.5 * (gradient**2).sum(1), gradient
-
-
-def concatenated(tests: scenes.SceneSet, name: str) -> FloatArray:
-    """A field of all scenes, one row a source."""
-    return np.concatenate([tests.field(name, k) for k in range(len(tests))])
-
-
-def per_source(tests: scenes.SceneSet, value: Callable[[Any], FloatArray]) -> FloatArray:
-    """What a function says of the sources of each scene, joined."""
-    return np.concatenate([value(scene) for scene in tests])
-
-
-def blendedness(tests: scenes.SceneSet) -> FloatArray:
-    """In r, float64 (n_source,)."""
-    return per_source(tests, lambda scene: metrics.blendedness(scene.truth[:, tests.bands.index(SHAPE_BAND)]))
-
-
-def isolated_snr(tests: scenes.SceneSet) -> FloatArray:
-    """Flux over the error that each source would have alone, float64 (n_source, n_band)."""
-    def snr(scene: Any) -> FloatArray:
-        return np.stack([scene.flux[:, b] / metrics.isolated_error(scene.truth[:, b], scene.flux[:, b],
-                                                                   tests.sky_sigma[b], tests.counts_per_njy[b])
-                         for b in range(len(tests.bands))], 1)
-
-    return per_source(tests, snr)
 
 
 def known_profiles(tests: scenes.SceneSet, profiles: Callable[[int, Any], NDArray[np.floating]]) -> Fluxes:
@@ -177,10 +150,9 @@ def fit_alone(deblender: Deblender, tests: scenes.SceneSet, snr: FloatArray) -> 
 
 def deblended(deblender: Deblender, tests: scenes.SceneSet, **options: Any) -> Fluxes:
     """The engine's answer."""
-    images, centers, variance = ([tests.field(name, k) for k in range(len(tests))]
-                                 for name in ("image", "centers", "variance"))
+    given = tests.given()
     begin = time.process_time()
-    result = deblender.deblend_batch(images, centers, variance=variance, psf=tests.psf, bands=tests.bands, **options)
+    result = deblender.deblend_batch(**given, **options)
     seconds = time.process_time() - begin
     cosines = []
     r, first = tests.bands.index(SHAPE_BAND), 0
@@ -267,8 +239,9 @@ def measure(bundle: str, tests: scenes.SceneSet) -> dict[str, Any]:
     """Every row of the table."""
     deblender = Deblender.load(bundle)
     folded = deblender.fold(np.asarray(tests.psf, np.float64))
-    true, snr, blended = concatenated(tests, "flux"), isolated_snr(tests), blendedness(tests)
-    first = np.concatenate([[0], np.cumsum([len(tests.field("flux", k)) for k in range(len(tests))])])
+    known, true = measures.truth_columns(tests), tests.joined("flux")
+    snr, blended = known["snr"], known["blendedness"][:, tests.bands.index(SHAPE_BAND)]
+    first = np.concatenate([[0], np.cumsum([len(flux) for flux in tests.every("flux")])])
     alone = fit_alone(deblender, tests, snr)
     unit = (alone.coefficients / alone.map_flux[:, :, None]).astype(np.float32)
     truth = alone.latent.astype(np.float64)
@@ -343,30 +316,17 @@ def page(figures: dict[str, Any]) -> str:
         f"{report.number(rows['true profiles (noise floor)']['flux_error_r'])}."]
     if TRIED.exists():
         parts.append(TRIED.read_text().strip())
-    env = ", ".join(f"{k} {v}" for k, v in figures["environment"].items() if v)
-    return "\n\n".join([*parts, f"Environment: {env}; {figures['seconds']:.0f} s."]) + "\n"
+    return "\n\n".join([*parts, f"{report.machine(figures['environment'])}; {figures['seconds']:.0f} s."]) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m perf.studies.ablation", description=__doc__.partition("\n")[0])
-    parser.add_argument("--bundle", default="lsst", help="shipped name or path of a bundle")
-    parser.add_argument("--cache", type=Path, default=None, help="folder of the test scenes; ~/.cache/deblendrt")
-    parser.add_argument("--n-scene", type=int, default=N_SCENE, help="the first so many, at most 200")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the page and the JSON file")
+    """Run the study."""
+    parser = study.parser("perf.studies.ablation", __doc__, n_scene=N_SCENE)
     args = parser.parse_args(argv)
     begin = time.perf_counter()
     figures = measure(args.bundle, scenes.load_scenes(args.cache, args.n_scene))
-    options = [f" {key} {value}" for key, value, default in (("--bundle", args.bundle, "lsst"),
-                                                             ("--n-scene", args.n_scene, N_SCENE))
-               if value != default]
-    figures["command"] = "python -m perf.studies.ablation" + "".join(options)
-    figures["seconds"] = time.perf_counter() - begin
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "ablation.json").write_text(json.dumps(figures, indent=1) + "\n")
-    text = page(figures)
-    (args.out / "ablation.md").write_text(text)
-    print(text)
+    figures |= {"command": study.command(parser, args), "seconds": time.perf_counter() - begin}
+    study.store(args.out, "ablation", figures, page(figures))
     return 0
 
 

@@ -10,13 +10,10 @@ Reported: time and memory, accuracy and errors, and whether sources near the edg
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,8 @@ from deblendrt.engine.scene import patches
 from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.training import config
 from deblendrt.training.simulation import blend_scenes, population, survey
-from perf.report import RESULTS, environment, markdown_table
+from perf import study
+from perf.report import environment, machine, markdown_table
 from perf.scenes import RECIPE
 
 SEED = 20_261_123
@@ -119,16 +117,15 @@ def measures(result: DeblendResult, flux: NDArray[np.float64], chosen: NDArray[n
 
 def main() -> None:
     """Make the patch, deblend it, write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = study.parser("perf.studies.patch", __doc__)
     parser.add_argument("--side", type=int, default=4000, help="pixel")
     parser.add_argument("--density", type=float, default=57.0, help="galaxies per square arcminute")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory-limit", type=float, default=None, help="bytes")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     image, variance, centers, flux, psf = make_patch(arguments.side, arguments.density, arguments.threads)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    deblender = Deblender.load("lsst")
+    deblender = Deblender.load(arguments.bundle)
     start = time.perf_counter()
     result = deblender.deblend_batch(image, centers, variance=variance, psf=lambda x, y: psf(x, y).image,
                                      n_threads=arguments.threads, memory_limit=arguments.memory_limit)
@@ -145,7 +142,6 @@ def main() -> None:
               "reduced_chi2": float(result.scene_chi2[0] / result.scene_n_pixel[0]),
               "measures": {name: measures(result, flux, chosen) for name, chosen in rows.items()},
               "environment": environment()}
-    (arguments.out / "patch.json").write_text(json.dumps(record, indent=1) + "\n")
     lines = [[name, str(m["n"]), f"{100 * m['error']:.2f}%", f"{m['width']:.2f}", f"{100 * m['beyond']:.1f}%",
               f"{100 * m['trusted']:.0f}%", f"{m['trusted_std']:.2f}"] for name, m in record["measures"].items()]
     header = ["sources, S/N in i above 10", "n", "flux error", "pull width", "beyond 3", "trusted",
@@ -165,10 +161,9 @@ simulation, and the images of {record['bytes_image_and_variance'] / gib:.1f}); r
 
 {markdown_table(header, lines)}
 
-{", ".join(f"{name} {value}" for name, value in record["environment"].items())}
+{machine(record["environment"])}.
 """
-    (arguments.out / "patch.md").write_text(text)
-    print(text)
+    study.store(arguments.out, "patch", record, text)
 
 
 if __name__ == "__main__":

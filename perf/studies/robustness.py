@@ -7,7 +7,6 @@ the same scene undisturbed: |difference| in units of the disturbed fit's own err
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.engine.units import to_flux
 from deblendrt.training.simulation import blend_scenes
-from perf import scenes
-from perf.report import RESULTS
+from perf import scenes, study
 
 DISTRUST = int(SUSPECT | Flag.NEIGHBOUR_SUSPECT | Flag.NEAR_RESIDUAL_PEAK)
 SEED = 41
@@ -36,12 +34,12 @@ Images = list[NDArray[np.float32]]
 Truth = tuple[Images, Images, list[NDArray[np.float64]], NDArray[np.float64]]
 
 
-class Cases:
+class Disturbances:
     """Scenes, their undisturbed fit, and tables."""
 
-    def __init__(self, cache: Path | None, n_scene: int) -> None:
+    def __init__(self, bundle: str, cache: Path | None, n_scene: int) -> None:
         self.tests = scenes.load_scenes(cache)
-        self.deblender = Deblender.load("lsst")
+        self.deblender = Deblender.load(bundle)
         self.image, self.variance, self.centers, self.flux = (
             [self.tests.field(name, k) for k in range(n_scene)] for name in ("image", "variance", "centers", "flux"))
         self.full = self.fit(self.image, self.centers, self.variance)
@@ -89,7 +87,7 @@ def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
     return np.hypot(*(a[:, None] - b).transpose(2, 0, 1)).min(1) * PIXEL_SCALE
 
 
-def incomplete_lists(cases: Cases) -> None:
+def incomplete_lists(cases: Disturbances) -> None:
     """A quarter of the sources deleted from the lists; an unlisted bright star."""
     rng = np.random.default_rng([SEED, 1])
     keep = []
@@ -112,7 +110,7 @@ def incomplete_lists(cases: Cases) -> None:
         there[np.flatnonzero(original)[here]] = True
         cases.compare(f"{name}, find_missed", complete, rows, there)
     image, variance, star_away = [], [], []
-    depth = scenes._pool()[2]
+    depth = scenes.sky()[2]
     light = to_flux(STAR[0]) * np.exp(np.asarray(cases.deblender.bundle.mean_color) / 2)
     for y, v, c in zip(cases.image, cases.variance, cases.centers, strict=True):
         angle = rng.uniform(0, 2 * np.pi)
@@ -146,7 +144,7 @@ def incomplete_lists(cases: Cases) -> None:
                     + ", ".join(f"{name}: {a} of {b}" for name, (a, b) in found_by.items()) + "."]
 
 
-def missing_bands(cases: Cases) -> None:
+def missing_bands(cases: Disturbances) -> None:
     """Each band dropped, and all but one."""
     cases.title("Missing bands (changes in r, in i where r is dropped; in the only band)", HEADER)
     names = "".join(cases.tests.bands)
@@ -164,7 +162,7 @@ def missing_bands(cases: Cases) -> None:
         cases.compare(f"{only} alone", result, cases.clean, band=used[0])
 
 
-def masks_and_edges(cases: Cases) -> None:
+def masks_and_edges(cases: Disturbances) -> None:
     """Pixels, columns, cores and halves masked, all around the brightest galaxy of each scene; images cut."""
     rng = np.random.default_rng([SEED, 2])
     brightest = [int(np.argmax(f[:, REFERENCE])) for f in cases.flux]
@@ -193,7 +191,7 @@ def masks_and_edges(cases: Cases) -> None:
 
 def field(density: int, seed: int) -> tuple[Any, ...]:
     """A field of galaxies at random positions at least two pixels apart: image, variance, centres, fluxes."""
-    pool, psf, depth = scenes._pool()
+    pool, psf, depth = scenes.sky()
     rng = np.random.default_rng([SEED, 3, density, seed])
     n = round(density * (SIDE * PIXEL_SCALE / 60) ** 2)
     positions: list[NDArray[np.float64]] = []
@@ -208,12 +206,10 @@ def field(density: int, seed: int) -> tuple[Any, ...]:
         padded[:, y : y + STAMP, x : x + STAMP] += blend_scenes.draw_source(
             pool, int(i), center - [x - half, y - half], psf, (STAMP, STAMP), depth.pixel_scale)
     mean = np.maximum(padded[:, half:-half, half:-half], 0)
-    counts, sigma = depth.counts_per_njy[:, None, None], depth.sky_sigma[:, None, None]
-    image = rng.poisson(mean * counts) / counts + sigma * rng.standard_normal(mean.shape)
-    return image.astype(np.float32), (sigma**2 + mean / counts).astype(np.float32), centers, pool.flux[rows]
+    return *scenes.expose(mean, depth, rng), centers, pool.flux[rows]
 
 
-def crowding(cases: Cases) -> None:
+def crowding(cases: Disturbances) -> None:
     """Fields by density, and pairs two pixels apart by flux ratio."""
     cases.title("Crowding: fields of one arcmin^2, pairs with centres two pixels apart (against the truth, in i)",
                 "case | sources | largest blend | ms per source | median flux error | pull: width | above 3 | "
@@ -235,7 +231,7 @@ def crowding(cases: Cases) -> None:
         start = time.process_time()
         result = cases.fit(image, centers, variance)
         report(f"{density} per arcmin^2", result, flux, time.process_time() - start)
-    pool, psf, depth = scenes._pool()
+    pool, psf, depth = scenes.sky()
     rng = np.random.default_rng([SEED, 4])
     order = np.argsort(pool.magnitude)
     for ratio in (1.0, 0.3, 0.1):
@@ -252,12 +248,12 @@ def crowding(cases: Cases) -> None:
         report(f"pairs 1 : {ratio:g}", result, np.concatenate([s.flux for s in made]), time.process_time() - start)
 
 
-def large_galaxies(cases: Cases) -> None:
+def large_galaxies(cases: Disturbances) -> None:
     """Bright, large galaxies alone: the model at the edge of its stamp, and the residual."""
     cases.title("Large and bright galaxies, alone",
                 "half-light radius [arcsec] | i | S/N | steepest step at the stamp's edge [sigma per pixel, i] | "
                 "largest residual [sigma] | reduced chi2 | flux error in i | flags")
-    pool, psf, depth = scenes._pool()
+    pool, psf, depth = scenes.sky()
     rng = np.random.default_rng([SEED, 5])
     radius = pool.half_light_radius
     for low, high in ((1.5, 2.5), (2.5, 3.5), (3.5, 5.1)):
@@ -287,18 +283,14 @@ def edge_step(result: DeblendResult) -> float:
 
 def main() -> None:
     """Measure everything, write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cache", type=Path, default=None)
-    parser.add_argument("--n-scene", type=int, default=24)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    cases = Cases(arguments.cache, arguments.n_scene)
+    arguments = study.parser("perf.studies.robustness", __doc__, n_scene=24).parse_args()
+    cases = Disturbances(arguments.bundle, arguments.cache, arguments.n_scene)
     for section in (incomplete_lists, missing_bands, masks_and_edges, crowding, large_galaxies):
         start = time.process_time()
         section(cases)
         print(f"{section.__name__}: {time.process_time() - start:.0f} s", flush=True)
     text = [
-        "# Robustness of lsst", "",
+        f"# Robustness of {arguments.bundle}", "",
         f"{arguments.n_scene} scenes of `perf.scenes`, {cases.full.n_source} galaxies, {int(cases.clean.sum())} "
         "without a flag of distrust in the undisturbed fit; only these count. A change is that of the flux in i, "
         "unless said otherwise, against the undisturbed fit, in units of the disturbed fit's error. Flags of distrust: "

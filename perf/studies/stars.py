@@ -7,12 +7,9 @@ them, and with PSFs 1% and 3% too wide. All sources are "auto", the class prior 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +19,9 @@ from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.units import AB_ZERO_POINT, to_magnitude
 from deblendrt.training import config
 from deblendrt.training.simulation import blend_scenes, population, survey
+from perf import study
 from perf.report import environment, markdown_table, number, percent
-from perf.scenes import RECIPE
+from perf.scenes import RECIPE, expose
 
 SEED = 470_112_906
 MAGNITUDES = (18.0, 25.0)
@@ -38,7 +36,7 @@ RADII = ((0.0, 0.15), (0.15, 0.3), (0.3, 0.5), (0.5, 9.0))  # arcsec
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class StarScene:
     """A scene and its truth.
 
     Attributes
@@ -64,7 +62,7 @@ def star_flux(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def make_case(galaxies: population.Galaxies, psf: survey.Psf, depth: survey.Depth, n: int, size: int,
-              rng: np.random.Generator) -> Case:
+              rng: np.random.Generator) -> StarScene:
     """A scene of `n` sources."""
     spread = 0.3 if n == 1 else blend_scenes.BLEND_SPREAD / 0.2
     positions = blend_scenes.blend_positions(n, (size, size), rng, spread=spread,
@@ -82,14 +80,12 @@ def make_case(galaxies: population.Galaxies, psf: survey.Psf, depth: survey.Dept
                                             method=psf.method, dtype=np.float64).array
                     for profile, f in zip(psf.profiles, flux[i], strict=True)]
     mean = np.maximum(truth.sum(0, dtype=np.float64), 0.0)
-    counts, sigma = depth.counts_per_njy[:, None, None], depth.sky_sigma[:, None, None]
-    image = rng.poisson(mean * counts) / counts + sigma * rng.standard_normal(mean.shape)
-    scene = dataclasses.replace(scene, image=image.astype(np.float32), centers=positions, truth=truth, flux=flux,
-                                variance=(sigma**2 + mean / counts).astype(np.float32))
-    return Case(scene, star, np.where(star, 0.0, galaxies.half_light_radius[index]))
+    image, variance = expose(mean, depth, rng)
+    scene = dataclasses.replace(scene, image=image, variance=variance, centers=positions, truth=truth, flux=flux)
+    return StarScene(scene, star, np.where(star, 0.0, galaxies.half_light_radius[index]))
 
 
-def make_cases(n_alone: int, n_blend: int) -> tuple[list[Case], survey.Depth]:
+def make_cases(n_alone: int, n_blend: int) -> tuple[list[StarScene], survey.Depth]:
     """All scenes: those of single sources first."""
     spec = config.Survey(**RECIPE["survey"])
     wanted = {"magnitude_min": MAGNITUDES[0], "magnitude_max": MAGNITUDES[1], "uniform_fraction": 1.0}
@@ -105,7 +101,7 @@ def make_cases(n_alone: int, n_blend: int) -> tuple[list[Case], survey.Depth]:
     return cases, depth
 
 
-def measure(deblender: Deblender, cases: list[Case], psf: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+def measure(deblender: Deblender, cases: list[StarScene], psf: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
     """Columns, one row per source."""
     scenes = [case.scene for case in cases]
     result = deblender.deblend_batch([s.image for s in scenes], [s.centers for s in scenes],
@@ -167,12 +163,10 @@ def page(columns: dict[float, dict[str, NDArray[Any]]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", default="lsst")
+    """Run the study."""
+    parser = study.parser("perf.studies.stars", __doc__)
     parser.add_argument("--alone", type=int, default=70, help="scenes of one source")
     parser.add_argument("--blends", type=int, default=14, help="scenes of two to six")
-    parser.add_argument("--out", type=Path, help="folder for stars.md and stars.json")
     args = parser.parse_args(argv)
     deblender = Deblender.load(args.bundle)
     start = time.process_time()
@@ -183,15 +177,10 @@ def main(argv: list[str] | None = None) -> int:
         columns[width] = measure(deblender, cases, psf)
         print(f"PSF width {width}: {time.process_time() - start:.0f} s of processor time", file=sys.stderr, flush=True)
     env = environment()
-    seconds = time.process_time() - start
-    text = page(columns) + (f"\n\nMade by `python -m perf.studies.stars` in {seconds:.0f} s of processor "
-                            f"time; commit {env['commit']}.\n")
-    print(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "stars.md").write_text(text)
-        rounded = {str(w): {k: np.round(v.astype(float), 4).tolist() for k, v in c.items()} for w, c in columns.items()}
-        (args.out / "stars.json").write_text(json.dumps({"environment": env, "columns": rounded}))
+    text = page(columns) + (f"\n\nMade by `{study.command(parser, args)}` in {time.process_time() - start:.0f} s of "
+                            f"processor time; commit {env['commit']}.\n")
+    rounded = {str(w): {k: np.round(v.astype(float), 4).tolist() for k, v in c.items()} for w, c in columns.items()}
+    study.store(args.out, "stars", {"environment": env, "columns": rounded}, text)
     return 0
 
 

@@ -21,8 +21,8 @@ from perf.studies.accuracy import uncertainty
 
 FloatArray = NDArray[np.float64]
 SOLVERS = constants.ITERATIONS
-SHAPE_BAND = "r"  # of SNR, blendedness, cosine and SSIM
-REFERENCE_BAND = "i"  # of the pulls by SNR and blendedness, and of moments
+SHAPE_BAND = "r"  # for SNR, blendedness, cosine and SSIM
+REFERENCE_BAND = "i"  # for pulls by SNR and blendedness, and for moments
 APERTURE_STAMP = 11  # pixel, holds the aperture
 REFERENCE_STAMP = 101  # pixel, for adaptive moments
 PIXEL_SCALE = scenes.RECIPE["survey"]["pixel_scale"]
@@ -31,7 +31,7 @@ COLORS = (("g", "r"), ("r", "i"))
 
 
 def truth_columns(tests: scenes.SceneSet) -> dict[str, Any]:
-    """What is known of each source before any deblending: SNR and blendedness per band, the noise floor, distances."""
+    """SNR and blendedness in each band, noise floor and distance of the nearest neighbour of each source [arcsec]."""
     bands = range(len(tests.bands))
     columns: dict[str, list[FloatArray]] = {"snr": [], "blendedness": [], "floor": [], "nearest": []}
     for scene in tests:
@@ -48,29 +48,29 @@ def truth_columns(tests: scenes.SceneSet) -> dict[str, Any]:
 
 
 def drawn_galaxies(tests: scenes.SceneSet) -> population.Galaxies:
-    """The galaxies behind the scenes' sources: `scenes.make_scene` draws their number and then their rows."""
-    pool = scenes._pool()[0]
+    """The galaxies of the scenes' sources, found as `scenes.make_scene` draws them: their number, then their rows."""
+    pool = scenes.sky()[0]
     rows = []
     for k in range(len(tests)):
         rng = np.random.default_rng([scenes.SEED, 2, k])
         low, high = scenes.RECIPE["n_source"]
         rows.append(rng.choice(len(pool), int(rng.integers(low, high + 1)), replace=False))
     galaxies = pool[np.concatenate(rows)]
-    if not np.allclose(galaxies.flux, np.concatenate([tests.field("flux", k) for k in range(len(tests))]), rtol=1e-9):
+    if not np.allclose(galaxies.flux, tests.joined("flux"), rtol=1e-9):
         raise RuntimeError(f"{tests.path}: its galaxies are not those that perf.scenes draws; delete it")
     return galaxies
 
 
 def reference_truth(galaxies: population.Galaxies, centers: FloatArray, band: int,
                     psf_sigma: float) -> dict[str, FloatArray]:
-    """What apertures and moments measure, from the galaxies drawn again under the reference PSF.
+    """True aperture fluxes and ellipticities, from the galaxies drawn again under the reference PSF.
 
     Parameters
     ----------
     galaxies : Galaxies
     centers : float64 (n, 2) [pixel]
     band : int
-        Of the ellipticity.
+        Index of the band of the ellipticity.
     psf_sigma : float [pixel]
 
     Returns
@@ -128,13 +128,11 @@ def image_columns(result: Any, tests: scenes.SceneSet) -> dict[str, FloatArray]:
 
 
 def run_solver(deblender: Deblender, tests: scenes.SceneSet, solver: str, robust: bool) -> tuple[Any, dict[str, Any]]:
-    """Deblend every scene in one call; wall time on one thread and the process's peak memory so far."""
+    """Deblend every scene in one call on one thread; also return wall time and peak memory of the process."""
     n_iteration = SOLVERS[solver]
-    loaded = [[tests.field(name, k) for k in range(len(tests))] for name in ("image", "centers", "variance")]
-    images, centers, variance = loaded
+    given = tests.given()
     start = time.perf_counter()
-    result = deblender.deblend_batch(images, centers, variance=variance, psf=tests.psf, bands=tests.bands,
-                                     solver=solver, n_iteration=n_iteration, robust=robust, n_threads=1)
+    result = deblender.deblend_batch(**given, solver=solver, n_iteration=n_iteration, robust=robust, n_threads=1)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     return result, {"n_iteration": n_iteration, "seconds": seconds, "ms_per_source": 1e3 * seconds / len(result.flux),
@@ -151,7 +149,7 @@ def summarise(columns: dict[str, FloatArray], snr: FloatArray, blendedness: Floa
 
 
 def compare_objectives(first: Any, second: Any) -> dict[str, float]:
-    """How often, and by how much, the first solver's final objective is below the second's."""
+    """How often the first solver ends at a lower objective than the second, and the difference per source."""
     n_source = np.diff(first.source_start)
     difference = (first.objective - second.objective) / n_source
     return {"fraction_of_scenes_lower": float((difference < 0).mean()),
@@ -161,22 +159,20 @@ def compare_objectives(first: Any, second: Any) -> dict[str, float]:
 
 
 def jittered(deblender: Deblender, tests: scenes.SceneSet) -> tuple[Any, FloatArray]:
-    """Deblend with the default settings and errors in the given centres; also the given centres."""
+    """Deblend with errors in the given centres, and otherwise default settings; also return the given centres."""
     rng = np.random.default_rng([scenes.SEED, JITTER_SEED])
-    images, centers, variance = ([tests.field(name, k) for k in range(len(tests))]
-                                 for name in ("image", "centers", "variance"))
-    given = [c + uncertainty.CENTER_SIGMA * rng.standard_normal(c.shape) for c in centers]
-    result = deblender.deblend_batch(images, given, variance=variance, psf=tests.psf, bands=tests.bands,
-                                     center_sigma=uncertainty.CENTER_SIGMA)
-    return result, np.concatenate(given)
+    given = tests.given()
+    given["centers"] = [c + uncertainty.CENTER_SIGMA * rng.standard_normal(c.shape) for c in given["centers"]]
+    result = deblender.deblend_batch(**given, center_sigma=uncertainty.CENTER_SIGMA)
+    return result, np.concatenate(given["centers"])
 
 
 def calibrate(deblender: Deblender, tests: scenes.SceneSet, solver: str, result: Any,
               truth: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[uncertainty.Pulls, Any]]]:
-    """Compare every reported error with the truth; also the pulls themselves, for the figure."""
+    """Compare every reported error with the truth; also return the pulls, for the figure."""
     bands = tests.bands
     i = bands.index(REFERENCE_BAND)
-    flux, centers = (np.concatenate([tests.field(name, k) for k in range(len(tests))]) for name in ("flux", "centers"))
+    flux, centers = tests.joined("flux"), tests.joined("centers")
     galaxies = drawn_galaxies(tests)
     reference = reference_truth(galaxies, centers, i, deblender.bundle.reference_psf_sigma)
     moved, given = jittered(deblender, tests)
@@ -227,7 +223,7 @@ NOTES = {
 
 
 def _color_pulls(result: Any, flux: FloatArray, snr: FloatArray) -> uncertainty.Pulls:
-    """Of g - r and r - i, for sources above the SNR in both bands."""
+    """Pulls of g - r and r - i, for sources above the SNR in both bands."""
     columns = []
     for blue, red in COLORS:
         a, b = result.bands.index(blue), result.bands.index(red)
@@ -239,7 +235,7 @@ def _color_pulls(result: Any, flux: FloatArray, snr: FloatArray) -> uncertainty.
 
 
 def _position_note(before: FloatArray, after: FloatArray, good: NDArray[np.bool_]) -> str:
-    """How far the given centres and the fitted positions are from the truth."""
+    """Errors of the given centres and of the fitted positions, as a sentence."""
     def figures(error: FloatArray) -> str:
         return (f"{np.sqrt(np.nanmean(error**2)):.3f} pixel ({np.sqrt(np.nanmean(error[good] ** 2)):.3f} unflagged; "
                 f"1.48 times the median absolute error {1.4826 * report.median(np.abs(error).ravel()):.3f})")
@@ -249,11 +245,11 @@ def _position_note(before: FloatArray, after: FloatArray, good: NDArray[np.bool_
 
 
 def measure(bundle: str, tests: scenes.SceneSet, solvers: list[str], realisations: bool) -> tuple[dict[str, Any], Any]:
-    """Run the solvers and collect every figure; also the pulls of `calibrate`."""
+    """Run the solvers and collect every figure; also return the pulls of `calibrate`."""
     truth = truth_columns(tests)
     r = tests.bands.index(SHAPE_BAND)
     snr, blendedness = truth["snr"][:, r], truth["blendedness"][:, r]
-    true_flux = np.concatenate([tests.field("flux", k) for k in range(len(tests))])
+    true_flux = tests.joined("flux")
     deblender = Deblender.load(bundle)
     deblender.warmup(64)
     results, summary, costs = {}, {}, {}
@@ -274,7 +270,7 @@ def measure(bundle: str, tests: scenes.SceneSet, solvers: list[str], realisation
     both = {"gauss_newton, plain", "adam, plain"} <= set(results)
     objective = compare_objectives(results["gauss_newton, plain"], results["adam, plain"]) if both else None
     calibration, quantities = calibrate(deblender, tests, solvers[0], results[solvers[0]], truth)
-    blends = uncertainty.realise(deblender, *scenes._pool()) if realisations else []
+    blends = uncertainty.realise(deblender, *scenes.sky()) if realisations else []
     return {"bundle": bundle, "n_scene": len(tests), "n_source": len(true_flux), "scenes_sha256": tests.sha256,
             "solvers": costs, "summary": summary, "objective": objective, "calibration": calibration,
             "realisations": blends, "environment": report.environment()}, quantities

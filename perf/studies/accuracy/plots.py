@@ -1,4 +1,4 @@
-"""Pulls and coverage as one picture: how far the reported errors are from the Gaussian ones they claim to be."""
+"""The figure of pulls and coverage, beside those of right, Gaussian errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from perf import metrics
 from perf.studies.accuracy.uncertainty import Pulls
 
-RANGE = 6.0  # of the histograms; what lies outside is counted in the last bins
+RANGE = 6.0  # of the histograms; pulls outside are counted in the last bins
 N_BIN = 36
 GRID = np.linspace(0.0, 4.0, 161)
 BAND_COLORS = {"u": "#5e3c99", "g": "#2b83ba", "r": "#3a9a4b", "i": "#c9a227", "z": "#e66101", "y": "#b2182b"}
@@ -25,9 +25,9 @@ def draw(quantities: Mapping[str, tuple[Pulls, NDArray[np.bool_]]], band: str, p
     Parameters
     ----------
     quantities : mapping of str to (Pulls, bool (n_source,))
-        The pulls, and which sources are without flags. "Flux" is among them.
+        The pulls, and which sources are unflagged. "Flux" must be among the keys.
     band : str
-        The band that other quantities than the flux are shown in.
+        The band in which quantities other than the flux are shown.
     path : Path
         PNG.
     """

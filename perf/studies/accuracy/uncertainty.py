@@ -1,14 +1,14 @@
-"""Are the reported errors right? Pulls and coverage over the test scenes, and covariances against noise realisations.
+"""Tests of the reported errors: pulls and coverage on the test scenes, covariances against noise realisations.
 
-Pulls. (measured - true) / reported error of every quantity that has an error, for sources above an SNR of 10, all of
-them and those without a flag that says not to trust them (`UNTRUSTED`); then by SNR, by blendedness and in whatever
-group of sources does worst.
+Pulls. (measured - true) / reported error of every quantity with an error, for sources above an SNR of 10. They are
+summarised for all sources and for unflagged sources, which carry none of the flags `UNTRUSTED`; then by SNR, by
+blendedness, and for the groups of sources that do worst.
 
-Noise realisations. A few blends of two or three galaxies are simulated without noise, and deblended under many
-realisations of it, each with its own error of the given centres. The sample covariance of the fluxes is compared with
-the mean of the reported one. A maximum a posteriori solution scatters less than its posterior is wide wherever the
-prior rather than the data decides, and is off by a bias that is the same in every realisation; only over the population
-do scatter and squared bias add up to the posterior covariance. So the RMS error about the truth is given beside the
+Noise realisations. A few blends of two or three galaxies are simulated without noise and deblended under many
+realisations of the noise, each with its own error of the given centres. The sample covariance of the fluxes is compared
+with the mean reported covariance. Where the prior decides rather than the data, a maximum a posteriori solution
+scatters less than its posterior is wide, and has a bias that is the same in every realisation. Scatter and squared bias
+add up to the posterior covariance only over the population. So the RMS error about the truth is given beside the
 scatter.
 """
 
@@ -32,7 +32,7 @@ BoolArray = NDArray[np.bool_]
 UNTRUSTED = (NOT_FITTED | SUSPECT | Flag.NEIGHBOUR_SUSPECT | Flag.NON_FINITE | Flag.BAD_VARIANCE
              | Flag.MASKED_CENTER | Flag.TOO_CLOSE)
 MIN_SNR = 10.0
-MIN_GROUP = 15  # sources; the fraction beyond 3 of fewer says nothing
+MIN_GROUP = 15  # sources; the fraction beyond 3 of a smaller group says nothing
 N_WORST = 10
 GROUP_EDGES: dict[str, tuple[float, ...]] = {
     "SNR": report.SNR_EDGES,
@@ -53,7 +53,7 @@ class Pulls:
     labels : tuple of str (n_label,)
         Bands, or axes.
     pull : float64 (n_source, n_label)
-        NaN for a source that is left out.
+        NaN for sources that are left out.
     """
 
     labels: tuple[str, ...]
@@ -78,7 +78,7 @@ def pulls(labels: tuple[str, ...], measured: FloatArray, error: FloatArray, true
 
 
 def trusted(flags: NDArray[np.int64]) -> BoolArray:
-    """Which sources have none of the flags `UNTRUSTED`."""
+    """Mask of the sources without any of the flags `UNTRUSTED`."""
     return (flags & int(UNTRUSTED)) == 0
 
 
@@ -96,7 +96,7 @@ def summaries(quantities: Mapping[str, tuple[Pulls, BoolArray]]) -> dict[str, di
 
 
 def in_bins(pull: FloatArray, good: BoolArray, by: FloatArray, edges: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Summaries of one column of pulls per bin, low <= by < high, of all and of unflagged sources."""
+    """Summaries of a column of pulls in bins, low <= by < high, for all and for unflagged sources."""
     rows = []
     for low, high in itertools.pairwise(edges):
         inside = (by >= low) & (by < high)
@@ -106,7 +106,7 @@ def in_bins(pull: FloatArray, good: BoolArray, by: FloatArray, edges: tuple[floa
 
 
 def by_flag(pull: FloatArray, flags: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
-    """Summary of the sources with each flag that occurs, and of those without any that is `UNTRUSTED`."""
+    """Summaries of the sources with each flag that occurs, and of unflagged sources."""
     rows = {}
     for flag in Flag:
         having = (flags & int(flag)) != 0
@@ -123,13 +123,13 @@ def worst_groups(pull: FloatArray, properties: Mapping[str, FloatArray]) -> list
     pull : float64 (n_source,)
         NaN for a source that is left out.
     properties : mapping of str to float64 (n_source,)
-        Keys of `GROUP_EDGES`. A group is a bin of one of them, or of SNR and blendedness at once, with at least
-        `MIN_GROUP` sources.
+        The keys are those of `GROUP_EDGES`. A group is a bin of a property, or of SNR and blendedness at once, and has
+        at least `MIN_GROUP` sources.
 
     Returns
     -------
     list of dict
-        `N_WORST` summaries, the worst first, with ``group`` and ``share``: of all pulls beyond 3.
+        `N_WORST` summaries, the worst first, with ``group`` and ``share``, its part of all pulls beyond 3.
     """
     used = np.isfinite(pull)
     bins: dict[str, list[tuple[str, BoolArray]]] = {}
@@ -151,8 +151,8 @@ def worst_groups(pull: FloatArray, properties: Mapping[str, FloatArray]) -> list
 SHAPE = (91, 91)  # pixel
 N_REALISATION = 150
 SEED = 810_450_238
-CENTER_SIGMA = 0.2  # pixel, per axis: of the given centres, and what the deblender's prior assumes
-# per blend: i magnitudes, and centres from the image's middle [pixel]
+CENTER_SIGMA = 0.2  # pixel, per axis: error of the given centres, and width of the deblender's prior
+# name, i magnitudes, and centres relative to the middle of the image [pixel]
 BLENDS: tuple[tuple[str, tuple[float, ...], tuple[tuple[float, float], ...]], ...] = (
     ("pair, 3 pixel", (22.3, 22.9), ((-1.4, 0.3), (1.6, 0.3))),
     ("pair, 5 pixel", (22.3, 22.9), ((-2.4, 0.3), (2.6, 0.3))),
@@ -166,7 +166,7 @@ TYPICAL_BULGE = (0.05, 0.3)
 
 
 def typical(galaxies: population.Galaxies, magnitude: float) -> int:
-    """Row of the disk galaxy of ordinary size that is nearest to an i magnitude."""
+    """Row of the ordinary disk galaxy that is nearest to an i magnitude."""
     radius, bulge = galaxies.disk_half_light_radius, galaxies.bulge_fraction
     ordinary = ((radius > TYPICAL_RADIUS[0]) & (radius < TYPICAL_RADIUS[1]) & (bulge > TYPICAL_BULGE[0])
                 & (bulge < TYPICAL_BULGE[1]))
@@ -181,7 +181,7 @@ def realise(deblender: Any, galaxies: population.Galaxies, psf: survey.Psf, dept
     ----------
     deblender : Deblender
     galaxies : Galaxies
-        The pool to take galaxies from.
+        Galaxies of the blends are taken from this pool.
     psf : Psf
     depth : Depth
     n_realisation : int
@@ -189,7 +189,8 @@ def realise(deblender: Any, galaxies: population.Galaxies, psf: survey.Psf, dept
     Returns
     -------
     list of dict
-        `compare_covariance` of each, with ``name``, ``separation`` [pixel] (n_pair,) and ``unflagged`` (fraction).
+        `compare_covariance` of each blend, with ``name``, ``separation`` (n_pair,) [pixel] and ``unflagged``,
+        a fraction.
     """
     rows = []
     for b, (name, magnitudes, places) in enumerate(BLENDS):
@@ -214,13 +215,13 @@ def realise(deblender: Any, galaxies: population.Galaxies, psf: survey.Psf, dept
 
 
 def pairs(n: int) -> list[tuple[int, int]]:
-    """Pairs of sources, each once."""
+    """The pairs of n sources."""
     return list(itertools.combinations(range(n), 2))
 
 
 def compare_covariance(flux: FloatArray, reported: FloatArray, true: FloatArray,
                        bands: tuple[str, ...]) -> dict[str, Any]:
-    """Scatter of fluxes over realisations, beside the reported covariance.
+    """Compare the scatter of fluxes over realisations with the reported covariance.
 
     Parameters
     ----------
@@ -233,9 +234,9 @@ def compare_covariance(flux: FloatArray, reported: FloatArray, true: FloatArray,
     Returns
     -------
     dict
-        Per band (r and i) lists over the sources: ``error_over_scatter``, ``rms_over_error`` (RMS error about the
-        truth), ``bias_over_error``; lists over the pairs: ``correlation`` and ``sample_correlation`` of the two fluxes.
-        ``own``: the same two of r and i of one source, lists over the sources.
+        For r and i, lists over the sources: ``error_over_scatter``, ``rms_over_error`` (RMS error about the truth),
+        ``bias_over_error``; and lists over the pairs: ``correlation`` and ``sample_correlation`` of the two fluxes.
+        ``own`` has the two correlations between r and i of each source.
     """
     n, m, n_band = flux.shape
     sample = np.cov(flux.reshape(n, -1), rowvar=False).reshape(m, n_band, m, n_band)

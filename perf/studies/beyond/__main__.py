@@ -1,18 +1,15 @@
 """Beyond the training set: ``python -m perf.studies.beyond`` from a clone with ``deblendrt[train]`` installed.
 
-The cases of `cases`, each with the same 72 galaxies, are deblended and compared with the truth: how wrong
+The cases of `departures`, each with the same 72 galaxies, are deblended and compared with the truth: how wrong
 fluxes and colours are, whether the errors say so, with and without `flux_sys_err`, and whether the flags do. Written:
 ``beyond.json``, ``beyond.md`` and ``beyond.png`` in ``perf/results``. Four minutes of one core's time.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +19,10 @@ from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.measure import fit_quality, systematic_error
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import Flag
-from perf import metrics, report
+from perf import metrics, report, study
 from perf.studies.accuracy import uncertainty
-from perf.studies.beyond import cases, page, plots
-from perf.studies.beyond.cases import CASES, Case, Field
+from perf.studies.beyond import departures, page, plots
+from perf.studies.beyond.departures import DEPARTURES, Departure, Field
 
 FloatArray = NDArray[np.float64]
 BAND = "r"  # of fluxes, pulls and S/N; it is given in every case
@@ -33,7 +30,7 @@ SNR_EDGES = (10.0, 50.0, 300.0, np.inf)
 WRONG = 0.1  # relative flux error that nobody would call right
 
 
-def deblend(deblender: Deblender, case: Case, fields: list[Field]) -> DeblendResult:
+def deblend(deblender: Deblender, case: Departure, fields: list[Field]) -> DeblendResult:
     """Deblend all scenes of a case in one call."""
     bands = deblender.bundle.bands
     given = [bands.index(b) for b in case.bands or bands]
@@ -105,11 +102,11 @@ def measure(bundle: str, scale: float) -> tuple[dict[str, Any], list[plots.Examp
     """Run all cases; also what the figure shows."""
     deblender = Deblender.load(bundle)
     deblender.warmup(64)
-    layouts = cases.layouts(scale)
+    layouts = departures.layouts(scale)
     shown = plots.scene_of(layouts)
     summary, examples, pooled, seconds = {}, [], [], 0.0
-    for case in CASES:
-        fields = [cases.make_field(case, layout) for layout in layouts]
+    for case in DEPARTURES:
+        fields = [departures.make_field(case, layout) for layout in layouts]
         start = time.process_time()
         result = deblend(deblender, case, fields)
         seconds += time.process_time() - start
@@ -139,23 +136,14 @@ def measure(bundle: str, scale: float) -> tuple[dict[str, Any], list[plots.Examp
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m perf.studies.beyond", description=__doc__.partition("\n")[0])
-    parser.add_argument("--bundle", default="lsst", help="shipped name or path of a bundle")
+    """Run the study."""
+    parser = study.parser("perf.studies.beyond", __doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the scenes, for a quick look")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the page, figure and JSON file")
     args = parser.parse_args(argv)
     figures, examples = measure(args.bundle, args.scale)
-    options = "".join(f" --{key} {value}" for key, value in (("bundle", args.bundle), ("scale", args.scale))
-                      if value != parser.get_default(key))
-    figures["command"] = "python -m perf.studies.beyond" + options
-    figures["cpu_seconds"] = time.process_time()
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "beyond.json").write_text(json.dumps(figures, indent=1) + "\n")
+    figures |= {"command": study.command(parser, args), "cpu_seconds": time.process_time()}
+    study.store(args.out, "beyond", figures, page.page(figures))
     plots.draw(examples, args.out / "beyond.png")
-    text = page.page(figures)
-    (args.out / "beyond.md").write_text(text)
-    print(text)
     return 0
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import SUSPECT, Flag
-from perf.studies.beyond.cases import Field, Layout, sky
+from perf.studies.beyond.departures import Field, Layout, sky
 
 SHOWN = ("control", "Sersic n = 0.5", "Sersic n = 6", "clumpy", "ring", "spiral arms", "colour gradient",
          "PSF 3% too narrow", "unlisted neighbour", "cores masked")

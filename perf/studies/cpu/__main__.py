@@ -33,7 +33,7 @@ from typing import Any
 
 from perf import report, scenes
 from perf.gate import compare
-from perf.gate.measure import ROOT
+from perf.report import ROOT
 from perf.studies.cpu import iterations, page, source_number
 
 TRIED = report.RESULTS / "cpu_tried.md"  # written by hand
@@ -146,7 +146,8 @@ def run(name: str, measure: Callable[[], dict[str, Any]], command: str) -> dict[
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m perf.studies.cpu", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m perf.studies.cpu", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(parts(Sizes(), None, None, None))
     parser.add_argument("--part", action="append", choices=names, help="repeatable; default: all")
     parser.add_argument("--page", action="store_true", help="measure nothing")

@@ -1,7 +1,5 @@
 """Accuracy and objective against processor time, by the number of iterations: where does it stop to pay?
 
-    python -m perf.studies.cpu.iterations [--n-scene 40] [--counts 1 2 3 ...] [--reference 60] [--adam 25 50 100 200]
-
 On the GalSim test scenes of `perf.scenes`, one thread, given the true positions, variance and PSF. Errors and times are
 those of the default, robust likelihood. Objectives are compared under the plain one, the same function for every run
 (the robust bound depends on the model), in runs of their own: the gap of a scene is its objective minus that of a long
@@ -13,12 +11,9 @@ scatter of their difference source by source: some blends end in other minima, n
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +23,6 @@ from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.solve import constants
 from perf import report, scenes
 from perf.studies.accuracy import measures
-from perf.studies.cpu import plots
 
 FloatArray = NDArray[np.float64]
 COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30)
@@ -178,20 +172,20 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
         Plain values: ``rows``, each with ``descent``, ``n_iteration``, ``ms_per_source`` (processor time of one
         thread), ``errors`` and ``gap``; ``saturation`` by sources; and what the figures belong to.
     """
-    truth = np.concatenate([tests.field("flux", k) for k in range(len(tests))])
+    truth = tests.joined("flux")
     known = measures.truth_columns(tests)
     blended = known["blendedness"][:, tests.bands.index("r")] > BLENDED
-    n_source = np.array([len(tests.field("centers", k)) for k in range(len(tests))])
+    n_source = np.array([len(centers) for centers in tests.every("centers")])
     deblender = Deblender.load(bundle)
     long = ("gauss_newton", reference)
     entries = [*(("gauss_newton", n) for n in sorted({*counts, reference})), *(("adam", n) for n in sorted(adam))]
     flux: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
     objective: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
     seconds = dict.fromkeys(entries, 0.0)
-    deblend(deblender, given(tests, range(1)), ("gauss_newton", 1))  # sessions and the folded PSF
+    deblend(deblender, tests.given(range(1)), ("gauss_newton", 1))  # sessions and the folded PSF
     for first in range(0, len(tests), AT_ONCE):  # what disturbs the machine for a while disturbs all entries
         numbers = range(first, min(first + AT_ONCE, len(tests)))
-        chunk = given(tests, numbers)
+        chunk = tests.given(numbers)
         for entry in entries:
             start = time.process_time()
             flux[entry].append(deblend(deblender, chunk, entry).flux)
@@ -212,12 +206,6 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
             "noise_floor": errors(known["floor"], truth, tests.bands, blended),
             "saturation": {"all": saturation(own, reference, ("all",)),
                            "all and blended": saturation(own, reference)}}
-
-
-def given(tests: scenes.SceneSet, numbers: range) -> dict[str, Any]:
-    """Arguments of `deblend_batch` for some scenes, read from their file."""
-    cutouts, centers, variance = ([tests.field(name, k) for k in numbers] for name in ("image", "centers", "variance"))
-    return {"cutouts": cutouts, "centers": centers, "variance": variance, "psf": tests.psf, "bands": tests.bands}
 
 
 def deblend(deblender: Deblender, scenes_given: Mapping[str, Any], entry: Entry, *, robust: bool = True) -> Any:
@@ -263,29 +251,3 @@ def verdict(figures: Mapping[str, Any]) -> str:
             f"above {BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, "
             f"blends that "
             f"still move get up to {sum(constants.FURTHER_ROUNDS):g} times as many again, which is in the times.")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m perf.studies.cpu.iterations",
-                                     description=__doc__.partition("\n")[0])
-    parser.add_argument("--n-scene", type=int, default=N_SCENE)
-    parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
-    parser.add_argument("--adam", type=int, nargs="*", default=list(ADAM))
-    parser.add_argument("--reference", type=int, default=REFERENCE)
-    parser.add_argument("--bundle", default="lsst", help="shipped name or path")
-    parser.add_argument("--cache", type=Path, default=None, help="folder of the test scenes; ~/.cache/deblendrt")
-    parser.add_argument("--json", type=Path, help="store the figures")
-    parser.add_argument("--figure", type=Path, help="draw them")
-    args = parser.parse_args(argv)
-    figures = measure(scenes.load_scenes(args.cache, args.n_scene), args.counts, args.adam, args.reference, args.bundle)
-    print(table(figures), verdict(figures), sep="\n\n")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    if args.figure:
-        plots.draw_iterations(figures, args.figure)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

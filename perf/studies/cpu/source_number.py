@@ -1,18 +1,14 @@
 """Time and peak memory against the number of sources, and what a second thread is worth.
 
-    python -m perf.studies.cpu.source_number [--max 10000] [--memory-limit 2e9] [--threads-at 2000]
-
 Two shapes. *many*: scenes of 2 to 8 galaxies in 101 x 101 pixels and six bands, in one call; 200 distinct scenes of
-`perf.gate.cases`, repeated in turn where more are needed.
-*one*: a single scene whose side grows at a fixed density of 57
-galaxies per square arcminute (every galaxy of it distinct), so that crowding stays; above 1200 pixels the engine solves
-it in parts. Every point is a process of its own, for a clean peak of its memory, under a `memory_limit`. Scenes are
-drawn, and the engine is warm, before the clock starts.
+`perf.gate.cases`, repeated in turn where more are needed. *one*: a single scene whose side grows at a fixed density of
+57 galaxies per square arcminute (every galaxy of it distinct), so that crowding stays; above 1200 pixels the engine
+solves it in parts. Every point is measured in a process of its own, under a `memory_limit`, so that its peak of memory
+is its own. The scenes are drawn and the engine is warm before the clock starts.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -26,8 +22,7 @@ import numpy as np
 
 from perf import report
 from perf.gate import cases
-from perf.gate.measure import ROOT, THREADS
-from perf.studies.cpu import plots
+from perf.report import ROOT, THREADS
 
 SHAPES = ("many", "one")
 SIZES = (10, 100, 1000, 10_000, 100_000)
@@ -43,12 +38,12 @@ def side_of(n_source: float) -> int:
     return max(48, round(60 * (n_source / DENSITY) ** 0.5 / cases.PIXEL_SCALE))
 
 
-def draw(shape: str, n_source: int) -> list[cases.Scene]:
+def draw(shape: str, n_source: int) -> list[cases.CaseScene]:
     """Scenes with at least so many sources of shape "many", or about as many in the one."""
     if shape == "one":
         return [cases.patch_scene(NUMBERS["one"], side_of(n_source))]
-    distinct: list[cases.Scene] = []
-    scenes: list[cases.Scene] = []
+    distinct: list[cases.CaseScene] = []
+    scenes: list[cases.CaseScene] = []
     have = 0
     while have < n_source:
         k = len(scenes) % DISTINCT
@@ -106,8 +101,7 @@ def child(asked: Mapping[str, Any]) -> dict[str, Any]:
 def point(shape: str, n_source: int, threads: int, memory_limit: float) -> dict[str, Any]:
     """One point, in a process of its own."""
     asked = {"shape": shape, "n_source": n_source, "threads": threads, "memory_limit": memory_limit}
-    done = subprocess.run([sys.executable, "-m", "perf.studies.cpu.source_number", "--child", json.dumps(asked)],
-                          cwd=ROOT,
+    done = subprocess.run([sys.executable, "-m", "perf.studies.cpu.source_number", json.dumps(asked)], cwd=ROOT,
                           env={**os.environ, **{name: "1" for name in THREADS}}, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RuntimeError(f"{shape}, {n_source} sources: the process ended with status {done.returncode}")
@@ -211,28 +205,5 @@ def tables(figures: Mapping[str, Any]) -> list[str]:
                                    "efficiency", "processor time over that of one thread"], threads)]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m perf.studies.cpu.source_number",
-                                     description=__doc__.partition("\n")[0])
-    parser.add_argument("--max", type=int, default=MAX, help="sources of the largest point")
-    parser.add_argument("--memory-limit", type=float, default=MEMORY_LIMIT, help="bytes, given to the engine")
-    parser.add_argument("--threads-at", type=int, default=THREADS_AT, help="sources of the points with two threads")
-    parser.add_argument("--json", type=Path, help="store the figures")
-    parser.add_argument("--figure", type=Path, help="draw them")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.child:
-        print(json.dumps(child(json.loads(args.child))))
-        return 0
-    figures = measure(args.max, args.memory_limit, args.threads_at)
-    print(*tables(figures), sep="\n\n")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    if args.figure:
-        plots.draw_linear(figures, args.figure)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(child(json.loads(sys.argv[1]))))

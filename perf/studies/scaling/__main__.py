@@ -13,19 +13,19 @@ the run. A core takes the next shard when it is free; *dealt ahead* is the same 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from perf import study
 from perf.report import RESULTS
 from perf.studies.scaling import page, simulation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: writes the page."""
-    parser = argparse.ArgumentParser(prog="python -m perf.studies.scaling", description=__doc__.partition("\n")[0])
+    """Simulate, and write the page."""
+    parser = study.parser("perf.studies.scaling", __doc__)
     parser.add_argument("--ms", type=float, help="processor ms per source in six bands; default: cpu.json")
     parser.add_argument("--one-band-ms", type=float, help="the same in one band")
     parser.add_argument("--start", type=float, help="s from nothing to the first result; default: cpu.json")
@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, nargs="+", default=list(simulation.NODES))
     parser.add_argument("--node-bandwidth", type=float, default=simulation.Machine(1).node_bandwidth, help="byte/s")
     parser.add_argument("--shared-bandwidth", type=float, default=simulation.Machine(1).shared_bandwidth, help="byte/s")
-    parser.add_argument("--bundle", default="lsst")
     parser.add_argument("--figures", type=Path, default=RESULTS / "cpu.json", help="of perf.studies.cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     stored = simulation.measured(args.figures)
     inputs: dict[str, tuple[float, str]] = {}
@@ -55,11 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs: dict[str, Any] = {
         job.name: [(m, simulation.simulate(job, m), simulation.simulate(job, m, ahead=True)) for m in machines]
         for job in jobs}
-    words = " ".join(f"--{name} {getattr(args, name.replace('-', '_')):g}"
-                     for name in ("ms", "one-band-ms", "start", "cores", "node-bandwidth", "shared-bandwidth")
-                     if getattr(args, name.replace("-", "_")) != parser.get_default(name.replace("-", "_")))
-    text = page.markdown(f"python -m perf.studies.scaling {words}".strip(), inputs, jobs, runs, args.bundle,
-                                 simulation.matmul_gflops())
+    text = page.markdown(study.command(parser, args), inputs, jobs, runs, args.bundle, simulation.matmul_gflops())
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "scaling.md").write_text(text)
     print(text)

@@ -18,9 +18,7 @@ Written: ``shear.json``, ``shear.md`` and ``shear.png`` in ``perf/results``.
 
 from __future__ import annotations
 
-import argparse
 import collections
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
-from perf import metrics, report
+from perf import metrics, report, study
 from perf.studies.accuracy import uncertainty
 from perf.studies.shear import bias, page, shapes
 from perf.studies.shear import scenes as ring
@@ -178,13 +176,11 @@ def _named(value: Any) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m perf.studies.shear", description=__doc__.partition("\n")[0])
-    parser.add_argument("--bundle", default="lsst", help="shipped name or path of a bundle")
+    """Run the study."""
+    parser = study.parser("perf.studies.shear", __doc__)
     parser.add_argument("--n-galaxy", type=int, default=N_GALAXY)
     parser.add_argument("--quick", action="store_true", help=f"{N_QUICK} galaxies: does it run?")
     parser.add_argument("--columns", type=Path, help="NumPy file that keeps what is measured; a stopped run goes on")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the page, figure and JSON file")
     args = parser.parse_args(argv)
     n = N_QUICK if args.quick else args.n_galaxy
     pairs = ring.draw_pairs(n, PSF_ELLIPTICITY)
@@ -197,16 +193,9 @@ def main(argv: list[str] | None = None) -> int:
         "biases": bias.summarise(columns, pairs.galaxies.magnitude.reshape(n, 2), separation, SHEAR),
         "regauss_leakage": bias.noiseless_leakage(columns, SHEAR),
         "seconds": float(columns["seconds"][:, 0, 0].sum()), "environment": report.environment()}
-    asked = {"--bundle": args.bundle, "--n-galaxy": args.n_galaxy}  # folders of this machine are nobody's business
-    options = [f" {key} {value}" for key, value in asked.items()
-               if value != parser.get_default(key[2:].replace("-", "_"))]
-    figures["command"] = "python -m perf.studies.shear" + "".join(options) + (" --quick" if args.quick else "")
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "shear.json").write_text(json.dumps(_named(figures), indent=1) + "\n")
+    figures["command"] = study.command(parser, args)
+    study.store(args.out, "shear", _named(figures), page.page(figures))
     page.draw(figures["biases"], args.out / "shear.png")
-    text = page.page(figures)
-    (args.out / "shear.md").write_text(text)
-    print(text)
     return 0
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
-from perf.report import markdown_table, percent
+from perf.report import machine, markdown_table, percent
 from perf.studies.shear.bias import MAGNITUDE_EDGES, MIN_RESOLUTION, SEPARATION_EDGES, Figure
 
-CASES = {"isolated": "isolated", "brighter": "blend, the brighter", "fainter": "blend, the fainter"}
+SOURCES = {"isolated": "isolated", "brighter": "blend, the brighter", "fainter": "blend, the fainter"}
 WHAT = {"model": "model", "model, PSF removed": "model, PSF removed", "regauss": "regauss, image as it is",
         "regauss, neighbours subtracted": "regauss, neighbours subtracted",
         "regauss, redistributed": "regauss, redistributed image"}
@@ -38,7 +38,7 @@ def page(figures: Mapping[str, Any]) -> str:
     figures : mapping
         As `perf.studies.shear` writes them to its JSON file, with `Figure`s.
     """
-    biases, machine = figures["biases"], figures["environment"]
+    biases = figures["biases"]
     isolated = biases["isolated: model"]
     return "\n\n".join([
         "# Response of ellipticities to shear",
@@ -66,7 +66,7 @@ def page(figures: Mapping[str, Any]) -> str:
         "blend less the isolated galaxy, resolved):",
         _changes(biases),
         "Resolved galaxies by magnitude of the source, and in blends by separation:",
-        *(_groups(biases, who, title) for who, title in CASES.items()),
+        *(_groups(biases, who, title) for who, title in SOURCES.items()),
         "## Where the model's bias comes from",
         *_explanation(biases),
         "## Additive bias c [0.001, in units of shear]",
@@ -77,9 +77,7 @@ def page(figures: Mapping[str, Any]) -> str:
         f"has {figure(figures['regauss_leakage'])}.",
         _additive(biases, figures["psf_shear"]),
         "## For whoever measures shear", ADVICE,
-        f"Machine: {machine['processor']}, {machine['platform']}, Python {machine['python']}, "
-        + ", ".join(f"{k} {v}" for k, v in machine["packages"].items())
-        + f", commit {machine['commit']}; {figures['seconds'] / 60:.1f} minutes of one core."]) + "\n"
+        f"{machine(figures['environment'])}; {figures['seconds'] / 60:.1f} minutes of one core."]) + "\n"
 
 
 ADVICE = """\
@@ -99,15 +97,15 @@ ADVICE = """\
 def _cases(biases: Mapping[str, Any], group: str, what: Sequence[str] = tuple(WHAT)) -> str:
     """m of one group of galaxies, a row per measurement and a column per case."""
     rows = [[WHAT[name], *(figure(biases[f"{who}: {name}"]["m"][group]) if f"{who}: {name}" in biases else "–"
-                           for who in CASES)] for name in what]
-    rows[1:1] = [[label, *(figure(biases[f"{who}: model"][name][group]) for who in CASES)]
+                           for who in SOURCES)] for name in what]
+    rows[1:1] = [[label, *(figure(biases[f"{who}: model"][name][group]) for who in SOURCES)]
                  for name, label in CORRECTED.items()]
-    return markdown_table(["measurement", *CASES.values()], rows)
+    return markdown_table(["measurement", *SOURCES.values()], rows)
 
 
 def _failed(biases: Mapping[str, Any]) -> str:
     """How often measurements fail, in words."""
-    found = [(biases[f"{who}: {name}"]["fraction_failed"], f"{label} ({title})") for who, title in CASES.items()
+    found = [(biases[f"{who}: {name}"]["fraction_failed"], f"{label} ({title})") for who, title in SOURCES.items()
              for name, label in WHAT.items() if f"{who}: {name}" in biases]
     return ", ".join(f"{label} {percent(fraction)}" for fraction, label in found if fraction) or "none"
 
@@ -133,7 +131,7 @@ def _changes(biases: Mapping[str, Any]) -> str:
 
 
 def _explanation(biases: Mapping[str, Any]) -> list[str]:
-    titles = {"isolated, no noise": "isolated, image without noise", **CASES}
+    titles = {"isolated, no noise": "isolated, image without noise", **SOURCES}
     groups = ("resolved", "all sizes")
     rows = [[title, *(figure(biases[f"{who}: model"][key][group])
                       for key in ("m", "shrinkage", *CORRECTED) for group in groups)]
@@ -156,7 +154,7 @@ def _explanation(biases: Mapping[str, Any]) -> list[str]:
 
 def _additive(biases: Mapping[str, Any], psf_shear: float) -> str:
     rows = []
-    for who, title in CASES.items():
+    for who, title in SOURCES.items():
         for what, label in WHAT.items():
             found = biases.get(f"{who}: {what}")
             if found:
@@ -176,7 +174,7 @@ def draw(biases: Mapping[str, Any], path: Path) -> None:
         PNG.
     """
     canvas = Canvas(figsize=(13, 4.6), layout="constrained")
-    for axis, (who, title) in zip(canvas.subplots(1, 3, sharey=True), CASES.items(), strict=True):
+    for axis, (who, title) in zip(canvas.subplots(1, 3, sharey=True), SOURCES.items(), strict=True):
         series = [(what, label, biases[f"{who}: {what}"]["m"]) for what, label in WHAT.items()
                   if f"{who}: {what}" in biases]
         series.insert(1, ("m_self_calibrated", CORRECTED["m_self_calibrated"],

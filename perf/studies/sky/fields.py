@@ -8,8 +8,6 @@ data) has each source's noiseless image, so there the flux inside the frame is c
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from numpy.typing import NDArray
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.fits import read_image
 from deblendrt.engine.scene.flags import Flag
-from perf.report import environment, markdown_table, number
+from perf import study
+from perf.report import environment, machine, markdown_table, number
 
 # pixel: the DC2 lists are offset from their images by up to 0.5 pixel as a whole, the HSC list has integer centres
 CENTER_SIGMA = 0.4
@@ -133,21 +132,17 @@ def markdown(figures: dict[str, Any]) -> str:
             rows = [[str(i), "star" if star else "galaxy", *[f"{100 * e:+.1f}%" for e in row]]
                     for i, (star, row) in enumerate(zip(f["is_star"], f["relative_flux_error"], strict=True))]
             text += markdown_table(["source", "kind", *"ugrizy"], rows)
-    env = ", ".join(f"{k} {v}" for k, v in figures["environment"].items() if v)
-    return text + f"\n\nMade by `python -m perf.studies.sky.fields`; {env}.\n"
+    return text + f"\n\nMade by `python -m perf.studies.sky.fields FOLDER`. {machine(figures['environment'])}.\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the study."""
+    parser = study.parser("perf.studies.sky.fields", __doc__)
     parser.add_argument("data", type=Path, help="folder of images")
-    parser.add_argument("--bundle", default="lsst", help="for everything but the HSC images")
-    parser.add_argument("--hsc-bundle", default="hsc")
-    parser.add_argument("--out", type=Path, help="folder for real.json, real.md and pictures")
+    parser.add_argument("--hsc-bundle", default="hsc", help="for the HSC images")
     args = parser.parse_args(argv)
     deblender = Deblender.load(args.bundle)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {path.stem: run_field(deblender, path, args.out)
                                for path in sorted(args.data.glob("dc2_*.fits"))}
     for path in sorted(args.data.glob("hsc_*.fits")):
@@ -160,10 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"no dc2_*.fits, hsc_*.fits or scarlet_sim_matched.npz in {args.data}", file=sys.stderr)
         return 1
     figures["environment"] = environment()
-    print(text := markdown(figures))
-    if args.out is not None:
-        (args.out / "real.json").write_text(json.dumps(figures, indent=1))
-        (args.out / "real.md").write_text(text)
+    study.store(args.out, "real", figures, markdown(figures))
     return 0
 
 

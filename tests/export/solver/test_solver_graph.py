@@ -82,7 +82,7 @@ def solve(graph_file: Path) -> Callable[..., Arrays]:
     return run
 
 
-def scene(seed: int, n: int = N_SOURCE) -> cases.SceneValues:
+def scene(seed: int, n: int = N_SOURCE) -> cases.CaseScene:
     """A blend of galaxies, one of them bright."""
     rng = np.random.RandomState(seed)
     centers = cases.positions(rng, n, lambda: np.clip(np.array([40.0, 35.0]) + 9 * rng.standard_normal(2), 8, 62), 4.0)

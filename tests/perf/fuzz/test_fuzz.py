@@ -94,7 +94,7 @@ def test_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inputs_follow_from_the_seed(name: str) -> None:
     import random
 
-    target = targets.targets().get(name)
+    target = targets.targets()[name]
     if target is None:
         pytest.skip("its reader is not there")
     files = target.seeds()

@@ -17,7 +17,7 @@ def two_galaxies(separation=14.0, n_band=6):
     shape = np.stack([np.exp(-((x - a) ** 2 + (y - b) ** 2) / 18) / (18 * np.pi) for a, b in centers])
     flux = np.array([[9000.0], [4000.0]]) * np.linspace(0.5, 1.5, n_band)
     image = np.einsum("sb,syx->byx", flux, shape) + rng.standard_normal((n_band, 61, 61))
-    return exchange.Scene(tuple("ugrizy"[:n_band]), np.full((n_band, 5, 5), 1 / 25), image.astype(np.float32),
+    return exchange.GivenScene(tuple("ugrizy"[:n_band]), np.full((n_band, 5, 5), 1 / 25), image.astype(np.float32),
                           np.ones((n_band, 61, 61), np.float32), centers), flux
 
 
@@ -42,7 +42,7 @@ class TestSep:
 
     def test_a_position_without_a_detection_gets_an_aperture(self, adapter):
         scene, _ = two_galaxies()
-        elsewhere = exchange.Scene(scene.bands, scene.psf, scene.image, scene.variance, np.array([[10.0, 8.0]]))
+        elsewhere = exchange.GivenScene(scene.bands, scene.psf, scene.image, scene.variance, np.array([[10.0, 8.0]]))
         model = adapter.deblend(elsewhere)
         assert np.abs(model.flux).max() < 5 * np.sqrt(np.pi * adapter.APERTURE**2)
         assert np.isfinite(model.flux).all()
@@ -94,7 +94,7 @@ class TestMadness:
 
     def test_objective_places_stamps_at_their_positions(self, torch, model):
         centers = torch.tensor([[3.2, 40.6], [30.0, 20.0]], dtype=torch.float64)
-        scene = model.Scene(torch.zeros(6, 50, 60), torch.ones(6, 50, 60), centers)
+        scene = model.PaddedScene(torch.zeros(6, 50, 60), torch.ones(6, 50, 60), centers)
         stamps = torch.zeros(2, 6, 45, 45)
         stamps[:, :, 22, 22] = torch.tensor([2.0, 3.0])[:, None]
         assert scene.objective(stamps, torch.zeros(2)).item() == 0.5 * 6 * (4 + 9)
@@ -103,7 +103,7 @@ class TestMadness:
         image = torch.zeros(6, 50, 60)
         image[:, 41, 3], image[:, 20, 30] = 2.0, 3.0
         stamps[0, :, 22, 0] = 0.0
-        assert model.Scene(image, torch.ones_like(image), centers).objective(stamps, torch.zeros(2)).item() == 0
+        assert model.PaddedScene(image, torch.ones_like(image), centers).objective(stamps, torch.zeros(2)).item() == 0
 
     def test_descent_lowers_the_objective(self, torch, model):
         decoder, flow = model.Decoder().requires_grad_(False), model.Flow().requires_grad_(False)
@@ -111,7 +111,7 @@ class TestMadness:
         stamps = decoder(3 * torch.randn(2, model.N_LATENT)).numpy()
         corners = centers.astype(int) - model.HALF
         image = sum(metrics.place(stamp, corner, (61, 61)) for stamp, corner in zip(stamps, corners, strict=True))
-        scene = model.Scene(torch.from_numpy(image), torch.full((6, 61, 61), 1e4), torch.from_numpy(centers))
+        scene = model.PaddedScene(torch.from_numpy(image), torch.full((6, 61, 61), 1e4), torch.from_numpy(centers))
         z, objective = model.descend(scene, decoder, flow, 30)
         assert z.shape == (2, model.N_LATENT)
         assert objective[-1] < 0.9 * objective[0]

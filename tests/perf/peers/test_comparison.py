@@ -20,7 +20,7 @@ from perf.peers import comparison, environments, exchange, page, peer
 def scene(n_source=3, seed=0):
     rng = np.random.default_rng(seed)
     image = rng.standard_normal((2, 9, 11)).astype(np.float32)
-    return exchange.Scene(("g", "r"), np.full((2, 5, 5), 1 / 25), image, np.ones_like(image),
+    return exchange.GivenScene(("g", "r"), np.full((2, 5, 5), 1 / 25), image, np.ones_like(image),
                           rng.uniform(1, 8, (n_source, 2)))
 
 
@@ -161,6 +161,8 @@ class TestScenes(list):
             truth = (flux[:, :, None, None] * shape[:, None]).astype(np.float32)
             image = truth.sum(0) + rng.standard_normal((6, 61, 61)).astype(np.float32)
             self.append(SimulatedScene(image, np.ones_like(image), self.psf, centers, truth, flux))
+
+    every, joined = scenes.SceneSet.every, scenes.SceneSet.joined
 
     def field(self, name, k):
         return getattr(self[k], name)

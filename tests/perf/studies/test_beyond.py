@@ -11,23 +11,23 @@ pytest.importorskip("galsim")
 pytest.importorskip("galcheat")
 
 from perf.studies.beyond import __main__ as beyond
-from perf.studies.beyond import cases, page
-from perf.studies.beyond.cases import CASES, Case
+from perf.studies.beyond import departures, page
+from perf.studies.beyond.departures import DEPARTURES, Departure
 
 
-def case(name: str) -> Case:
-    return next(c for c in CASES if c.name == name)
+def case(name: str) -> Departure:
+    return next(c for c in DEPARTURES if c.name == name)
 
 
 def test_names_are_unique_and_the_control_is_first() -> None:
-    names = [c.name for c in CASES]
+    names = [c.name for c in DEPARTURES]
     assert len(set(names)) == len(names)
     assert names[0] == "control"
 
 
 @pytest.mark.parametrize("name", ["Sersic n = 6", "clumpy", "ring", "spiral arms"])
 def test_galaxies_keep_their_fluxes(name: str) -> None:
-    pool = cases.sky()[0]
+    pool = departures.sky()[0]
     for row in range(5):
         parts = case(name).galaxy(pool, row, np.random.default_rng(row))
         np.testing.assert_allclose(np.sum([flux for _, flux in parts], 0), pool.flux[row], rtol=1e-12)
@@ -35,7 +35,7 @@ def test_galaxies_keep_their_fluxes(name: str) -> None:
 
 
 def test_a_color_gradient_keeps_the_reference_flux() -> None:
-    pool, _, depth = cases.sky()
+    pool, _, depth = departures.sky()
     (_, bulge), (_, disk) = case("colour gradient").galaxy(pool, 0, np.random.default_rng(0))
     i, g, z = (depth.bands.index(b) for b in "igz")
     np.testing.assert_allclose((bulge + disk)[i], pool.flux[0, i])
@@ -43,25 +43,25 @@ def test_a_color_gradient_keeps_the_reference_flux() -> None:
 
 
 def test_cases_share_everything_but_what_they_name() -> None:
-    alone, blend = cases.layouts()[0], cases.layouts()[-1]
-    assert [len(layout.rows) for layout in (alone, blend)] == [1, cases.BLEND_SIZE]
+    alone, blend = departures.layouts()[0], departures.layouts()[-1]
+    assert [len(layout.rows) for layout in (alone, blend)] == [1, departures.BLEND_SIZE]
     control, psf, moved, masked, background = (
-        cases.make_field(case(name), alone)
+        departures.make_field(case(name), alone)
         for name in ("control", "PSF 3% too wide", "centres off, prior 0.2", "cores masked", "background off"))
     np.testing.assert_array_equal(psf.image, control.image)
     assert abs(psf.psf - control.psf).max() > 1e-4
     np.testing.assert_allclose(np.hypot(*(moved.centers - control.centers).T), 0.5)
     assert masked.mask.sum() > 9
     assert not control.mask.any()
-    offset = (background.image - control.image) / cases.sky()[2].sky_sigma[:, None, None]
+    offset = (background.image - control.image) / departures.sky()[2].sky_sigma[:, None, None]
     np.testing.assert_allclose(abs(offset), 0.1, rtol=0.01)
 
 
 def test_correlated_noise_has_the_pixels_variance() -> None:
-    field = cases.make_field(case("control"), cases.layouts()[0])
+    field = departures.make_field(case("control"), departures.layouts()[0])
     mean = np.full((6, 400, 400), 0.0)
     flat = dataclasses.replace(field, variance=np.ones(mean.shape, np.float32))
-    noise = cases.correlated_noise(flat, mean, np.random.default_rng(0)).image
+    noise = departures.correlated_noise(flat, mean, np.random.default_rng(0)).image
     np.testing.assert_allclose(noise.std(), 1, rtol=0.01)
     for axis in (1, 2):
         np.testing.assert_allclose((noise * np.roll(noise, 1, axis)).mean(), 0.2 / 1.02, atol=0.01)

@@ -10,6 +10,7 @@ pytest.importorskip("galsim")
 pytest.importorskip("matplotlib")
 
 from deblendrt.engine.deblender import Deblender
+from perf import report
 from perf.studies.sky import fields
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "lsst_blend.fits"
@@ -22,7 +23,7 @@ def test_field(tmp_path: Path) -> None:
     assert 0.9 < figures["chi2_per_pixel"] < 1.1
     assert 0.9 < figures["chi2_per_pixel_cores"] < 1.5
     assert (tmp_path / "lsst_blend.png").stat().st_size > 10_000
-    assert "| lsst_blend |" in fields.markdown({"lsst_blend": figures, "environment": {}})
+    assert "| lsst_blend |" in fields.markdown({"lsst_blend": figures, "environment": report.environment()})
 
 
 def test_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

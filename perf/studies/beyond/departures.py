@@ -65,7 +65,7 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Departure:
     """A kind of galaxy or of data.
 
     Attributes
@@ -124,7 +124,7 @@ def layouts(scale: float = 1.0) -> list[Layout]:
             if (layout.number if layout.number < N_ALONE else (layout.number - N_ALONE) * BLEND_SIZE) < scale * N_ALONE]
 
 
-def make_field(case: Case, layout: Layout) -> Field:
+def make_field(case: Departure, layout: Layout) -> Field:
     """Draw one scene of a case."""
     pool, psf, depth = sky()
     counts, sigma = depth.counts_per_njy[:, None, None], depth.sky_sigma[:, None, None]
@@ -301,33 +301,34 @@ def offset_background(field: Field, mean: FloatArray, rng: np.random.Generator) 
     return dataclasses.replace(field, image=field.image + level[:, None, None].astype(np.float32))
 
 
-def _cases() -> Sequence[Case]:
+def _departures() -> Sequence[Departure]:
     same = bulge_and_disk
     neighbour = "a galaxy that the list lacks, 1.5-3 arcsec from one of the scene's, 0.5-3 mag fainter or brighter"
     return (
-        Case("control", "bulge and disk galaxies of the training population, data as given", same),
-        *(Case(f"Sersic n = {n:g}", "one Sersic profile instead of bulge and disk", sersic(n))
+        Departure("control", "bulge and disk galaxies of the training population, data as given", same),
+        *(Departure(f"Sersic n = {n:g}", "one Sersic profile instead of bulge and disk", sersic(n))
           for n in (0.5, 1, 2, 4, 6)),
-        Case("clumpy", "10-30% of the light in 5-20 knots", clumpy),
-        Case("ring", "30% of the disk's light in a ring", ring),
-        Case("spiral arms", "two arms of contrast 0.6-0.9", arms),
-        Case("colour gradient", "red bulge and blue disk, 0.3 mag per band beyond the templates", gradient),
-        Case("PSF 3% too wide", "the given PSF's FWHM times 1.03", same, given_psf(1.03)),
-        Case("PSF 3% too narrow", "the given PSF's FWHM times 0.97", same, given_psf(0.97)),
-        Case("PSF ellipticity wrong", "the given PSF sheared by 0.02", same, given_psf(1.0, 0.02)),
-        Case("centres off, prior 0.2", "given centres 0.5 pixel off, center_sigma 0.2", same, moved_centers,
+        Departure("clumpy", "10-30% of the light in 5-20 knots", clumpy),
+        Departure("ring", "30% of the disk's light in a ring", ring),
+        Departure("spiral arms", "two arms of contrast 0.6-0.9", arms),
+        Departure("colour gradient", "red bulge and blue disk, 0.3 mag per band beyond the templates", gradient),
+        Departure("PSF 3% too wide", "the given PSF's FWHM times 1.03", same, given_psf(1.03)),
+        Departure("PSF 3% too narrow", "the given PSF's FWHM times 0.97", same, given_psf(0.97)),
+        Departure("PSF ellipticity wrong", "the given PSF sheared by 0.02", same, given_psf(1.0, 0.02)),
+        Departure("centres off, prior 0.2", "given centres 0.5 pixel off, center_sigma 0.2", same, moved_centers,
              options={"center_sigma": 0.2}),
-        Case("centres off, prior 0.5", "given centres 0.5 pixel off, center_sigma 0.5", same, moved_centers,
+        Departure("centres off, prior 0.5", "given centres 0.5 pixel off, center_sigma 0.5", same, moved_centers,
              options={"center_sigma": 0.5}),
-        Case("unlisted neighbour", neighbour, same, unlisted=True),
-        Case("unlisted, find_missed", neighbour + "; find_missed=True", same, unlisted=True,
+        Departure("unlisted neighbour", neighbour, same, unlisted=True),
+        Departure("unlisted, find_missed", neighbour + "; find_missed=True", same, unlisted=True,
              options={"find_missed": True}),
-        Case("correlated noise", "a correlation of 0.20 between neighbouring pixels, not told", same, correlated_noise),
-        Case("cores masked", "every pixel within 2 of a centre masked, in all bands", same, masked_cores),
-        Case("z missing", "five bands given", same, bands="ugriy"),
-        Case("only r", "one band given", same, bands="r"),
-        Case("background off", "0.1 sky sigma per pixel added or subtracted", same, offset_background),
+        Departure("correlated noise", "a correlation of 0.20 between neighbouring pixels, not told", same,
+                  correlated_noise),
+        Departure("cores masked", "every pixel within 2 of a centre masked, in all bands", same, masked_cores),
+        Departure("z missing", "five bands given", same, bands="ugriy"),
+        Departure("only r", "one band given", same, bands="r"),
+        Departure("background off", "0.1 sky sigma per pixel added or subtracted", same, offset_background),
     )
 
 
-CASES = _cases()
+DEPARTURES = _departures()
