@@ -1,4 +1,4 @@
-"""Stamps on canvases: where they lie, what of them is seen, and what they cover."""
+"""Stamps on canvases: cut at the edges, with and without outskirts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.model.outskirts import gather, spread
-
-FloatArray = NDArray[np.float32]
+from deblendrt.engine.units import FloatArray
 
 
 class Placed(NamedTuple):
@@ -20,7 +19,7 @@ class Placed(NamedTuple):
     ----------
     image : float32 (..., height, width)
     y, x : slice
-        Where it lies.
+        Rows and columns of the canvas under the stamp.
     """
 
     image: NDArray[Any]
@@ -32,7 +31,7 @@ class Placed(NamedTuple):
         return canvas[..., self.y, self.x]
 
     def common(self, other: Placed) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Both images where they overlap, or None."""
+        """Both stamps where they overlap, or None."""
         y = slice(max(self.y.start, other.y.start), min(self.y.stop, other.y.stop))
         x = slice(max(self.x.start, other.x.start), min(self.x.stop, other.x.stop))
         if y.start >= y.stop or x.start >= x.stop:
@@ -49,9 +48,9 @@ def place(image: NDArray[Any], x: int, y: int, shape: tuple[int, ...]) -> Placed
     ----------
     image : float32 (..., height, width)
     x, y : int [pixel]
-        Of its first pixel on the canvas; may lie off it.
+        The stamp's first pixel on the canvas; may lie off the canvas.
     shape : tuple of int
-        (..., n_y, n_x) of the canvas.
+        Shape of the canvas, (..., n_y, n_x).
 
     Returns
     -------
@@ -64,13 +63,13 @@ def place(image: NDArray[Any], x: int, y: int, shape: tuple[int, ...]) -> Placed
 
 
 def window_of(image: FloatArray, x: int, y: int, size: int) -> FloatArray:
-    """A copy of a window of an image, zero off the image.
+    """Copy a window of an image; it is zero off the image.
 
     Parameters
     ----------
     image : float32 (n_band, n_y, n_x)
     x, y : int [pixel]
-        Of the window's first pixel; may lie off the image.
+        The window's first pixel; may lie off the image.
     size : int [pixel]
 
     Returns
@@ -85,20 +84,21 @@ def window_of(image: FloatArray, x: int, y: int, size: int) -> FloatArray:
 
 def on_canvas(window: FloatArray, cells: FloatArray, folded: FoldedBasis, x: int, y: int,
               shape: tuple[int, ...], border: int = 0) -> Placed:
-    """What a canvas sees of a stamp in the full window.
+    """Draw the part of a stamp with outskirts that lies on a canvas.
 
     Parameters
     ----------
     window : float32 (..., window, window)
-        Its core.
+        The stamp in its window.
     cells : float32 (..., n_cell)
+        Its outskirts.
     folded : FoldedBasis
     x, y : int [pixel]
-        Of the full window's first pixel on the canvas.
+        The full window's first pixel on the canvas.
     shape : tuple of int
-        (..., n_y, n_x) of the canvas.
+        Shape of the canvas, (..., n_y, n_x).
     border : int [pixel]
-        Of the canvas, left out.
+        Width of the canvas' border, in which nothing is drawn.
 
     Returns
     -------
@@ -113,13 +113,14 @@ def on_canvas(window: FloatArray, cells: FloatArray, folded: FoldedBasis, x: int
 
 
 def with_outskirts(window: FloatArray, cells: FloatArray, folded: FoldedBasis) -> FloatArray:
-    """A stamp in the full window.
+    """Draw a stamp with outskirts in the full window.
 
     Parameters
     ----------
     window : float32 (..., window, window)
-        Its core.
+        The stamp in its window.
     cells : float32 (..., n_cell)
+        Its outskirts.
     folded : FoldedBasis
 
     Returns
@@ -130,14 +131,14 @@ def with_outskirts(window: FloatArray, cells: FloatArray, folded: FoldedBasis) -
 
 
 def add_outskirts(cells: FloatArray, folded: FoldedBasis, x: int, y: int, canvas: FloatArray, border: int) -> None:
-    """Add what a source has outside its window, (n_band, n_cell), to a canvas; (x, y) is the full window's corner."""
+    """Add a source's outskirts, (n_band, n_cell), to a canvas; (x, y) is the full window's first pixel."""
     window = np.zeros((len(cells), folded.window, folded.window), np.float32)
     here = on_canvas(window, cells, folded, x, y, canvas.shape, border)
     here.cut(canvas)[...] += here.image
 
 
 def outskirts_sums(image: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], border: int) -> FloatArray:
-    """Sums over the cells of a source's full window, its window left out, float32 (n_band, n_cell)."""
+    """Sums over the cells of a source's full window, without its window, float32 (n_band, n_cell)."""
     side, binning = folded.full_window // folded.binning, folded.binning
     x, y = (corner - folded.margin).tolist()
     rows, columns = (_seen(first, size, folded, border) for first, size in zip((y, x), image.shape[1:], strict=True))
@@ -152,18 +153,18 @@ def outskirts_sums(image: FloatArray, folded: FoldedBasis, corner: NDArray[np.in
 
 
 class _Seen(NamedTuple):
-    """What a canvas sees of a full window, along one axis.
+    """The part of a full window that lies on a canvas, along one axis.
 
     Attributes
     ----------
     on_canvas : slice
-        Where it lies on the canvas.
+        The part on the canvas.
     cells : slice
         Cells that its pixels need.
     cut : slice
-        Of what these cells spread to, its pixels.
+        The part among the pixels to which these cells spread.
     core, of_window : slice
-        Of its pixels, those of the window; and these in the window.
+        Pixels that the window covers: in the part, and in the window.
     """
 
     on_canvas: slice
@@ -174,7 +175,7 @@ class _Seen(NamedTuple):
 
 
 def _seen(first: int, size: int, folded: FoldedBasis, border: int) -> _Seen:
-    """Of a full window that begins at a pixel of an axis."""
+    """Find the part of a full window whose first pixel is `first` on an axis of a canvas."""
     binning, margin = folded.binning, folded.margin
     start = min(max(border - first, 0), folded.full_window)
     stop = max(min(size - border - first, folded.full_window), start)

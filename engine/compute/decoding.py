@@ -4,8 +4,8 @@ A star is the reference PSF, a Gaussian, at the source's offset, projected on th
 
     c(dx, dy)[k] = <phi_k, g(. - dx, . - dy)> / sum_l <phi_l, g> <phi_l, 1>
 
-with any flux in every band: the basis, made for galaxies down to a tenth of an arcsecond, holds it to 0.08% of its L2
-norm at any offset. All else is the same engine. A star's shape latents are idle, at rest under an N(0, 1) prior.
+with any flux in every band. The basis was made for galaxies down to a tenth of an arcsecond; it draws a star to 0.08%
+of its L2 norm at any offset. The shape latents of a star are idle, at rest under an N(0, 1) prior.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.networks import FactoredJacobian
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 if TYPE_CHECKING:
     from deblendrt.engine.compute.problem import Problem
 
-DoubleArray = NDArray[np.float64]
-FloatArray = NDArray[np.float32]
-
-STAR_HALF = 8  # pixel: where the Gaussian is cut, at sigma = 1 below 1e-14
+STAR_HALF = 8  # sigma of the reference PSF: the Gaussian is cut here, at 1e-14 of its peak
 
 
 def star_core(bundle: Bundle) -> tuple[DoubleArray, DoubleArray]:
-    """What a bundle's point sources are made of.
+    """Tables with which a bundle draws point sources.
 
     Parameters
     ----------
@@ -37,9 +35,9 @@ def star_core(bundle: Bundle) -> tuple[DoubleArray, DoubleArray]:
     Returns
     -------
     basis : float64 (n_basis, 2 half + 1, 2 half + 1)
-        Where the reference PSF has light, its middle the anchor pixel.
+        The basis around the anchor pixel, where the reference PSF has light.
     sums : float64 (n_basis,)
-        Of the whole functions.
+        Sums of the whole functions.
     """
     middle = bundle.stamp_size // 2
     half = min(int(np.ceil(STAR_HALF * bundle.reference_psf_sigma)), middle)
@@ -48,13 +46,13 @@ def star_core(bundle: Bundle) -> tuple[DoubleArray, DoubleArray]:
 
 
 def point_sources(bundle: Bundle, offset: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """Unit-flux coefficients of stars, and their derivatives.
+    """Compute the unit-flux coefficients of stars, and their derivatives by the offset.
 
     Parameters
     ----------
     bundle : Bundle
     offset : float64 (n_source, 2) [pixel]
-        (x, y) from the anchor pixel.
+        Offset (x, y) from the anchor pixel.
 
     Returns
     -------
@@ -79,7 +77,7 @@ def point_sources(bundle: Bundle, offset: DoubleArray) -> tuple[DoubleArray, Dou
 
 
 def decode_jacobian(problem: Problem, latent: DoubleArray) -> FactoredJacobian:
-    """Derivatives of the coefficients in factored form; a star is all of its components at once."""
+    """Derivatives of the coefficients in factored form; all components of a star are the same star."""
     jacobian = problem.runtime.decode_jacobian(latent)
     star = np.flatnonzero(problem.star)
     if len(star):
@@ -118,7 +116,7 @@ def decode_pullback(problem: Problem, latent: DoubleArray, d_coefficients: Float
 
 
 def log_prior(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """Log prior of the shapes (n_source,) and its gradient by the latents (n_source, n_latent)."""
+    """Log prior of the shapes, float64 (n_source,), and its gradient by the latents, float64 (n_source, n_latent)."""
     log_prob, gradient = (a.astype(np.float64) for a in problem.runtime.log_prior(latent))
     star: NDArray[np.int64] = np.flatnonzero(problem.star)
     if len(star):

@@ -1,11 +1,11 @@
-r"""Pixels to coefficients and back: the two products every solver is made of.
+r"""From coefficients to pixels and back.
 
     render:   m[b, p]  = sum_i (c_i[b] Phi[b])[p - p_i]          coefficients to a model image
     project:  g_i[b]   = Phi[b] v[b, p_i + .]                    an image to its inner products with the folded basis
 
-They are adjoint: <render(c), v> = <c, project(v)>. How far a source is drawn is its extent: 0 the window of the basis,
--k the k-th smaller one, 1 with outskirts, a larger window whose outer part is drawn from coarse cells. Rows come in
-tiles, so that a source's bits depend on nothing but itself.
+The two operations are adjoint: <render(c), v> = <c, project(v)>. The *extent* of a source says in which window it is
+drawn: 0 the window of the basis, -k the k-th smaller window, 1 the full window, whose outer part (the outskirts) is
+drawn from coarse cells. Sources come in tiles, so that the bits of a source depend on that source alone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from deblendrt.engine.compute.canvases import Placed, add_outskirts, on_canvas, 
 from deblendrt.engine.compute.folded_bases import AnyBasis
 from deblendrt.engine.compute.folded_basis import FoldedBasis, Window
 from deblendrt.engine.compute.matmul import matmul
+from deblendrt.engine.units import FloatArray
 
-FloatArray = NDArray[np.float32]
-
-HELD_STAMPS = 128  # sources whose stamps are held at once, where they are wanted one by one
+HELD_STAMPS = 128  # sources whose stamps are held at once, when stamps are asked for one by one
 TILE = 32  # sources per matrix product: 50-60 GFLOP/s on one AVX-512 core against 20-30 at 8; 64 gains little more
-ROUND = 8  # the last tile of a batch is padded to a multiple of this; a product of one row would take another path
+ROUND = 8  # the last tile of a batch is padded to a multiple of 8 rows; a product of one row would take another path
 
 
 def tiles(n: int) -> Iterator[tuple[slice, int]]:
@@ -35,14 +34,14 @@ def tiles(n: int) -> Iterator[tuple[slice, int]]:
 
 
 def runs(folded: AnyBasis, n: int) -> Iterator[tuple[slice, FoldedBasis]]:
-    """Tiles of sources that share a folded basis: rows, the basis."""
+    """Yield tiles of consecutive sources that share a folded basis: their rows, and the basis."""
     for start, stop, basis in folded.spans(n):
         for rows, _ in tiles(stop - start):
             yield slice(start + rows.start, start + rows.stop), basis
 
 
 def product(rows: FloatArray, table: FloatArray) -> FloatArray:
-    """Rows of a tile of sources times one table per band.
+    """Multiply the coefficients of a tile of sources by a table of every band.
 
     Parameters
     ----------
@@ -61,7 +60,7 @@ def product(rows: FloatArray, table: FloatArray) -> FloatArray:
 
 
 def stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
-    """Stamps of a tile of sources.
+    """Draw the stamps of a tile of sources.
 
     Parameters
     ----------
@@ -77,13 +76,13 @@ def stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
 
 
 def window_stamps(coefficients: FloatArray, window: Window) -> FloatArray:
-    """Stamps of a tile of sources in one window, float32 (n_source, n_band, size, size)."""
+    """Draw the stamps of a tile of sources in one window, float32 (n_source, n_band, size, size)."""
     flat = window.draw(coefficients[:, :, : window.n_used].transpose(1, 0, 2)).transpose(1, 0, 2)
     return flat.reshape(*flat.shape[:2], window.size, window.size)
 
 
 def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
-    """Stamps of a tile of sources in the full window, with their outskirts.
+    """Draw the stamps of a tile of sources in the full window, with their outskirts.
 
     Parameters
     ----------
@@ -99,12 +98,12 @@ def extended_stamps(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray
 
 
 def outskirts_cells(coefficients: FloatArray, folded: FoldedBasis) -> FloatArray:
-    """Outskirts of a tile of sources by cell, float32 (n_source, n_band, n_cell)."""
+    """Compute the outskirts of a tile of sources, float32 (n_source, n_band, n_cell)."""
     return folded.draw_outer(coefficients.transpose(1, 0, 2)).transpose(1, 0, 2)
 
 
 def windows(folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[tuple[NDArray[np.int64], FoldedBasis, Window]]:
-    """Tiles of sources with one basis and one window, the smallest windows first.
+    """Yield tiles of sources with one basis and one window, the smallest windows first.
 
     Parameters
     ----------
@@ -117,7 +116,7 @@ def windows(folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[tuple[NDArra
     basis : FoldedBasis
     window : Window
     """
-    drawn = np.minimum(extent, 0)  # a source with outskirts is drawn in the window, too
+    drawn = np.minimum(extent, 0)  # a source with outskirts is drawn in the basis' window, too
     for k in np.unique(drawn).tolist():
         rows = np.flatnonzero(drawn == k)
         for tile, basis in runs(folded.take(rows), len(rows)):
@@ -125,7 +124,7 @@ def windows(folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[tuple[NDArra
 
 
 def each_stamp(coefficients: FloatArray, folded: AnyBasis, extent: NDArray[np.int8]) -> Iterator[FloatArray]:
-    """Stamps of sources, each in its own window, in the order of the sources.
+    """Yield the stamps of sources, each in its own window, in the order of the sources.
 
     Parameters
     ----------
@@ -143,7 +142,7 @@ def each_stamp(coefficients: FloatArray, folded: AnyBasis, extent: NDArray[np.in
 
 def _each(coefficients: FloatArray, folded: AnyBasis,
           extent: NDArray[np.int8]) -> Iterator[tuple[FloatArray, FloatArray | None, FoldedBasis]]:
-    """Of sources, in their order: the stamp in the window, the cells of the outskirts if there are any, the basis."""
+    """Yield for every source, in order: the stamp in its window, the cells of its outskirts or None, the basis."""
     for start in range(0, len(coefficients), HELD_STAMPS):
         held = slice(start, start + HELD_STAMPS)
         part, reach = coefficients[held], extent[held]
@@ -159,14 +158,14 @@ def _each(coefficients: FloatArray, folded: AnyBasis,
 
 
 def corners(folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8]) -> NDArray[np.int64]:
-    """First pixel of what is drawn of every source, int64 (n_source, 2) [pixel]."""
+    """First pixel of every source's stamp on its canvas, int64 (n_source, 2) [pixel]."""
     inset = np.array([-folded.margin, 0, *folded.insets])
     return corner + inset[1 - extent][:, None]
 
 
 def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
            shape: list[tuple[int, ...]], border: int = 0) -> Iterator[Placed]:
-    """Stamps of sources on their canvases, in the order of the sources.
+    """Yield the stamps of sources on their canvases, in the order of the sources.
 
     Parameters
     ----------
@@ -177,14 +176,14 @@ def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
     extent : int8 (n_source,)
         How far each source is drawn.
     shape : list of tuple of int
-        (..., n_y, n_x) of each source's canvas.
+        Shape of each source's canvas, (..., n_y, n_x).
     border : int [pixel]
-        Of the canvases: no outskirts are drawn there.
+        Width of the canvases' borders, in which no outskirts are drawn.
 
     Yields
     ------
     Placed
-        Of images (n_band, height, width).
+        Images are (n_band, height, width).
     """
     first = corners(folded, corner, extent).tolist()
     for (window, cells, basis), (x, y), size in zip(_each(coefficients, folded, extent), first, shape, strict=True):
@@ -193,7 +192,7 @@ def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
 
 def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
            canvas: list[FloatArray], scene: NDArray[np.int64], border: int = 0) -> None:
-    """Add the stamps of sources to images, from small windows to large ones, in the order of the sources.
+    """Add the stamps of sources to images: small windows first, and in the order of the sources.
 
     Parameters
     ----------
@@ -206,9 +205,9 @@ def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
     canvas : list of float32 (n_band, n_y, n_x)
         One per scene; added to in place.
     scene : int64 (n_source,)
-        Index of each source's canvas.
+        Number of each source's canvas.
     border : int [pixel]
-        Of the canvases: no outskirts are drawn there.
+        Width of the canvases' borders, in which no outskirts are drawn.
     """
     for rows, _, window in windows(folded, extent):
         image = window.draw(coefficients[rows, :, : window.n_used].transpose(1, 0, 2))
@@ -238,7 +237,7 @@ def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64]
     extent : int8 (n_source,)
     scene : int64 (n_source,)
     border : int [pixel]
-        Of the images: left out of outskirts.
+        Width of the images' borders, which outskirts leave out.
 
     Returns
     -------

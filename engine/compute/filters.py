@@ -1,8 +1,9 @@
 """Filters along both axes of an image that is zero beyond its edges, in float32.
 
-A row of the image ends in as many zeros as the filter reaches, which are also those before the next row. So a shift
-along either axis is one of the flat array, and a filter is a few operations on whole arrays, in blocks that the cache
-holds. What they leave in the zeros' place stays there, as the second axis goes along columns.
+A row of the image ends in as many zeros as the filter reaches; they also stand before the next row. A shift along
+either axis is then a shift of the flat array, and a filter is a few operations on whole arrays, in blocks that the
+cache holds. The filter along rows writes into the zeros' places. The filter along columns keeps these values there, so
+they never reach the image.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FILTER_BLOCK = 32768  # values
+from deblendrt.engine.units import FloatArray
 
-FloatArray = NDArray[np.float32]
-
+FILTER_BLOCK = 32768  # values of a flat array that are filtered at a time
 
 class Plane:
     """An image with room for its filters.
@@ -23,12 +23,12 @@ class Plane:
     shape : (int, int)
         (n_y, n_x).
     reach : int [pixel]
-        Of the widest filter, to either side.
+        Half-width of the widest filter.
 
     Attributes
     ----------
     image : float32 (n_y, n_x)
-        To be written.
+        A view, to be written.
     """
 
     def __init__(self, shape: tuple[int, int], reach: int) -> None:
@@ -42,18 +42,18 @@ class Plane:
         self._spare = np.empty(min(self.n, FILTER_BLOCK), np.float32)
 
     def rows(self, flat: FloatArray) -> FloatArray:
-        """An image without what follows its rows, float32 (n_y, n_x), a view."""
+        """View a flat array as an image, float32 (n_y, n_x), without the zeros that follow its rows."""
         return flat[: self.n].reshape(self.shape[0], self.pitch)[:, : self.shape[1]]
 
     def correlate(self, kernel: NDArray[np.float64], out: FloatArray) -> None:
-        """Correlation of `image` with a symmetric separable kernel.
+        """Correlate `image` with a symmetric separable kernel.
 
         Parameters
         ----------
         kernel : float64 (n,)
-            At distances of 0, 1, ... pixel, at most `reach`.
+            Values at distances of 0, 1, ... pixels, at most `reach`.
         out : float32 (n_y * pitch,)
-            See `rows`.
+            `rows` makes an image of it.
         """
         edge = self.reach * self.pitch
         self._taps(self._source, kernel, 1, self._between[edge : edge + self.n])
@@ -74,7 +74,7 @@ class Plane:
 
 
 def brightest(image: FloatArray, reach: int) -> FloatArray:
-    """Largest value within `reach` pixels along both axes, zero beyond the edges.
+    """Largest value within `reach` pixels along both axes; beyond the edges the image is zero.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def brightest(image: FloatArray, reach: int) -> FloatArray:
 
 
 def _running(source: FloatArray, size: int, stride: int, spare: FloatArray) -> FloatArray:
-    """Largest of each value and the `size` - 1 that follow it at a stride, in one of two spare arrays."""
+    """Largest of each value and the `size` - 1 values that follow it at a stride; two spare arrays take turns."""
     width = 1
     k = 0
     while width < size:

@@ -1,8 +1,8 @@
-"""Several folded bases: sources of one problem whose PSFs differ.
+"""Several folded bases, for sources of one problem whose PSFs differ.
 
-Everything that draws sources takes one `FoldedBasis`, for all of them, or a `MixedBasis`, which says which basis each
-source has. Consecutive sources of equal basis are drawn together. `FoldedBases` makes the bases of a result as they are
-asked for: a patch may have hundreds of PSFs, and a basis takes 175 MB.
+All operations that draw sources take a `FoldedBasis`, which serves all sources, or a `MixedBasis`, in which each source
+has a basis of its own. Consecutive sources of equal basis are drawn together. `FoldedBases` folds the bases of a result
+when they are asked for: a patch may have hundreds of PSFs, and a basis takes 175 MB.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from deblendrt.engine.scene.psf import psf_key
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MixedBasis:
-    """Which folded basis each source is drawn with; all of one model, so that windows are equal.
+    """Folded bases of one model, and the basis of each source; all bases have the same windows.
 
     Attributes
     ----------
     bases : sequence of FoldedBasis
     index : int64 (n_source,)
-        Into `bases`.
+        Number of each source's basis in `bases`.
     """
 
     bases: Sequence[FoldedBasis]
@@ -39,17 +39,17 @@ class MixedBasis:
 
     @property
     def half(self) -> int:
-        """Half of it [pixel]."""
+        """Half the side of a source's window, rounded down [pixel]."""
         return self.bases[0].half
 
     @property
     def margin(self) -> int:
-        """By how much the full window exceeds the window on every side [pixel]."""
+        """Pixels between the edges of the window and of the full window."""
         return self.bases[0].margin
 
     @property
     def insets(self) -> tuple[int, ...]:
-        """By how much each smaller window is smaller, on every side [pixel]."""
+        """Pixels between the edges of each smaller window and of the window."""
         return self.bases[0].insets
 
     @property
@@ -64,30 +64,30 @@ class MixedBasis:
 
     @property
     def fwhm(self) -> NDArray[np.float64]:
-        """Of each source's PSFs, float64 (n_source, n_band) [pixel]."""
+        """FWHM of each source's PSFs, float64 (n_source, n_band) [pixel]."""
         return np.array([basis.fwhm for basis in self.bases])[self.index]
 
     def spans(self, n: int) -> Iterator[tuple[int, int, FoldedBasis]]:
-        """Runs of consecutive sources with one basis, as `FoldedBasis.spans`."""
+        """Yield runs of consecutive sources with one basis, as `FoldedBasis.spans`."""
         edges = np.flatnonzero(np.diff(self.index, prepend=-1, append=-1)) if n else np.zeros(1, np.int64)
         for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             yield start, stop, self.bases[self.index[start]]
 
     def groups(self, n: int) -> Iterator[tuple[NDArray[np.int64], FoldedBasis]]:
-        """All sources of each basis, as `FoldedBasis.groups`."""
+        """Yield all sources of each basis, as `FoldedBasis.groups`."""
         for k in np.unique(self.index).tolist():
             yield np.flatnonzero(self.index == k), self.bases[k]
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> MixedBasis:
-        """For some of the sources."""
+        """Return the bases of some of the sources."""
         return dataclasses.replace(self, index=self.index[rows])
 
     def of(self, i: int) -> FoldedBasis:
-        """The basis of one source."""
+        """Return the basis of a source."""
         return self.bases[self.index[i]]
 
     def in_bands(self, bands: NDArray[np.int64]) -> MixedBasis:
-        """The bases in some bands only, as `FoldedBasis.in_bands`."""
+        """Return the bases in some bands, as `FoldedBasis.in_bands`."""
         return dataclasses.replace(self, bases=[basis.in_bands(bands) for basis in self.bases])
 
 
@@ -95,12 +95,13 @@ AnyBasis = FoldedBasis | MixedBasis
 
 
 class FoldedBases(Sequence[FoldedBasis]):
-    """Folded bases of distinct PSFs, folded when asked for.
+    """Folded bases of distinct PSFs, folded when they are asked for.
 
     Parameters
     ----------
     fold : callable
-        PSF images (n_band, q, q), None for the model's nominal ones, to FoldedBasis; keeps some that it made.
+        Makes a FoldedBasis of PSF images (n_band, q, q), or of the model's nominal PSFs for None. It keeps some of the
+        bases that it made.
 
     Attributes
     ----------
@@ -113,7 +114,7 @@ class FoldedBases(Sequence[FoldedBasis]):
         self._number: dict[str, int] = {}
 
     def add(self, images: NDArray[np.float64]) -> int:
-        """Number of the basis of PSF images (n_band, q, q), which may be there already."""
+        """Add the basis of PSF images (n_band, q, q), unless it is there, and return its number."""
         key = psf_key(images)
         if key not in self._number:
             self._number[key] = len(self.images)
@@ -133,7 +134,7 @@ class FoldedBases(Sequence[FoldedBasis]):
         return self.fold(self.images[k])
 
     def basis(self, index: NDArray[np.int64]) -> AnyBasis:
-        """What draws sources whose bases have these numbers, int64 (n_source,)."""
+        """Make the basis for sources whose bases have these numbers, int64 (n_source,)."""
         number, local = np.unique(index, return_inverse=True)
         bases = [self[int(k)] for k in number]
         return bases[0] if len(bases) == 1 else MixedBasis(bases, local.reshape(-1))

@@ -1,4 +1,4 @@
-"""The basis as seen through the PSF of every band: its windows, tables and Gram matrices; `psf` makes them."""
+"""The basis as seen through the PSF of every band: its windows, tables and Gram matrices. `folding` makes it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute.matmul import PackedMatrices, matmul
 
 NESTED = ((43, 96), (31, 64), (23, 32))
-"""Smaller windows for sources of less light: side [pixel] and number of basis functions, which are sorted by how much
-galaxies have of them. Of 289 galaxies of simulated LSST blends 40% miss light of a signal to noise below 0.3, all bands
-together, in the smallest, 65% in the second, 80% in the third."""
+"""Smaller windows for fainter sources: side [pixel] and number of basis functions. The functions are sorted by the
+light that galaxies have in them. The smallest window misses light of a signal to noise below 0.3, all bands together,
+of 40% of 289 galaxies of simulated LSST blends; the second of 65%, the third of 80%."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,17 +29,18 @@ class Window:
     gram : float64 (n_band, n_basis, n_basis)
         Gram matrices in this window, to float32; zero for functions that are not used.
     missed : float32 (n_band, n_basis, n_basis)
-        Gram matrices of what all functions have beyond: outside the window, and in it those that are not used.
+        Gram matrices of the light that this window does not draw: all functions outside it, and inside it the functions
+        that are not used.
     size : int [pixel]
         Side of the window, odd.
     inset : int [pixel]
-        By how much it is smaller than the basis' own on every side.
+        Pixels between its edge and the edge of the basis' own window.
     n_used : int
-        Number of functions in use.
+        Number of functions in use, the first ones.
     whole : Window, optional
-        What this is some bands of: its tables serve.
+        The window with more bands that this window is part of: its tables serve.
     bands : tuple of int
-        Which of them.
+        Bands of `whole` that are here.
     """
 
     source: NDArray[np.float32]
@@ -62,12 +63,12 @@ class Window:
 
     @functools.cached_property
     def draw(self) -> PackedMatrices:
-        """From coefficients to pixels."""
+        """Table from coefficients to pixels."""
         return PackedMatrices(self.phi) if self.whole is None else self.whole.draw.part(self.bands)
 
     @functools.cached_property
     def gather(self) -> PackedMatrices:
-        """From pixels to coefficients."""
+        """Table from pixels to coefficients."""
         return PackedMatrices(self.phi, transposed=True) if self.whole is None else self.whole.gather.part(self.bands)
 
     @functools.cached_property
@@ -75,13 +76,13 @@ class Window:
         return {}
 
     def halved(self, row: int, column: int) -> tuple[PackedMatrices, int, int]:
-        """From coefficients to every second pixel along both axes, counted from 0 or 1, packed when first asked for.
+        """Table from coefficients to every second pixel along both axes, from row and column 0 or 1 on.
 
         Returns
         -------
         table : PackedMatrices
-        height, width : int [pixel]
-            Of what it draws.
+        height, width : int
+            Number of rows and columns that it draws.
         """
         if self.whole is not None:
             table, height, width = self.whole.halved(row, column)
@@ -94,13 +95,13 @@ class Window:
         return self._halved[row, column]
 
     def in_bands(self, bands: NDArray[np.int64]) -> Window:
-        """The window in some bands only."""
+        """Return the window in some bands."""
         return Window(_some(self.source, bands), self.gram[bands], self.missed[bands], self.size, self.inset,
                       self.n_used, self, tuple(bands.tolist()))
 
 
 def _some(table: NDArray[np.float32], bands: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Rows of an array, without a copy where they lie side by side."""
+    """Some rows of an array, without a copy where they lie side by side."""
     first = int(bands[0])
     side_by_side = np.array_equal(bands, np.arange(first, first + len(bands)))
     return table[first : first + len(bands)] if side_by_side else table[bands]
@@ -113,32 +114,32 @@ class FoldedBasis:
     Attributes
     ----------
     phi : float32 (n_band, n_basis, n_pixel)
-        Folded basis; pixels are the window's, row by row.
+        Folded basis in the window, pixels row by row.
     gram : float64 (n_band, n_basis, n_basis)
         Gram matrices of `phi`, to float32.
     outer : float32 (n_band, n_basis, n_cell)
-        Outskirts: the functions at the centres of square cells that cover the full window, row by row; bilinear
-        between them outside the window. No cell where the basis has no outskirts.
+        Outskirts: the functions at the centres of square cells that cover the full window, row by row. Outside the
+        window they are bilinear between the centres. No cells if the basis has no outskirts.
     full_gram : float64 (n_band, n_basis, n_basis)
         Gram matrices over the full window.
     full_window, binning : int [pixel]
-        Side of the full window, centred as the window is, and of a cell.
+        Side of the full window, which has the window's centre, and of a cell.
     fwhm : float64 (n_band,) [pixel]
-        Of the PSFs.
+        FWHM of the PSFs.
     window, half : int [pixel]
         Side of the window, odd, and its half: window = 2 half + 1, centred on a source's anchor pixel.
     residual : float64 (n_band,)
         Relative L2 difference between D_b * R and the PSF; rounding error unless the gain cap acted.
     narrow : bool (n_band,)
-        `residual` above `NARROW_RESIDUAL`: the PSF is narrower than the model's reference (or very noisy).
+        `residual` exceeds `folding.NARROW_RESIDUAL`: the PSF is narrower than the reference PSF, or very noisy.
     norm : float64 (n_band,)
         Sums of the PSF images as given.
     nested : tuple of Window
         Smaller windows, the largest first.
     whole : FoldedBasis, optional
-        What this is some bands of: its tables serve.
+        The basis with more bands that this basis is part of: its tables serve.
     bands : tuple of int
-        Which of them.
+        Bands of `whole` that are here.
     """
 
     phi: NDArray[np.float32]
@@ -159,7 +160,7 @@ class FoldedBasis:
 
     @property
     def insets(self) -> tuple[int, ...]:
-        """By how much each smaller window is smaller, on every side [pixel]."""
+        """Pixels between the edges of each smaller window and of the window."""
         return tuple(window.inset for window in self.nested)
 
     @functools.cached_property
@@ -171,32 +172,32 @@ class FoldedBasis:
 
     @property
     def phi_t(self) -> NDArray[np.float32]:
-        """Transpose of `phi`, contiguous, float32 (n_band, n_pixel, n_basis)."""
+        """Contiguous transpose of `phi`, float32 (n_band, n_pixel, n_basis)."""
         return np.ascontiguousarray(self.phi.transpose(0, 2, 1))
 
     @property
     def outer_t(self) -> NDArray[np.float32]:
-        """Transpose of `outer`, contiguous, float32 (n_band, n_cell, n_basis)."""
+        """Contiguous transpose of `outer`, float32 (n_band, n_cell, n_basis)."""
         return np.ascontiguousarray(self.outer.transpose(0, 2, 1))
 
     @functools.cached_property
     def draw_outer(self) -> PackedMatrices:
-        """From coefficients to cells."""
+        """Table from coefficients to cells."""
         return PackedMatrices(self.outer) if self.whole is None else self.whole.draw_outer.part(self.bands)
 
     @functools.cached_property
     def gather_outer(self) -> PackedMatrices:
-        """From cells to coefficients."""
+        """Table from cells to coefficients."""
         return (PackedMatrices(self.outer, transposed=True) if self.whole is None
                 else self.whole.gather_outer.part(self.bands))
 
     def at(self, extent: int) -> Window:
-        """One window: the k-th smaller one for an extent of -k, else the basis' own."""
+        """Return the window of an extent: the k-th smaller window for -k, else the basis' own."""
         return self.nested[-1 - extent] if extent < 0 else self._own
 
     @property
     def margin(self) -> int:
-        """By how much the full window exceeds the window on every side [pixel]."""
+        """Pixels between the edges of the window and of the full window."""
         return (self.full_window - self.window) // 2
 
     @property
@@ -210,28 +211,28 @@ class FoldedBasis:
         return self.phi.shape[1]
 
     def spans(self, n: int) -> Iterator[tuple[int, int, FoldedBasis]]:
-        """Runs (start, stop, basis) of consecutive sources with one basis: here all n of them."""
+        """Yield runs (start, stop, basis) of consecutive sources with one basis: here all n sources."""
         yield 0, n, self
 
     def groups(self, n: int) -> Iterator[tuple[NDArray[np.int64], FoldedBasis]]:
-        """Rows of all sources of each basis, and the basis: here all n of them."""
+        """Yield the rows of all sources of each basis, and the basis: here all n sources."""
         yield np.arange(n), self
 
     def take(self, rows: object) -> FoldedBasis:
-        """For some of the sources: itself."""
+        """Return the basis for some of the sources: itself."""
         return self
 
     def of(self, i: int) -> FoldedBasis:
-        """The basis of one source: itself."""
+        """Return the basis of a source: itself."""
         return self
 
     def in_bands(self, bands: NDArray[np.int64]) -> FoldedBasis:
-        """The basis in some bands only.
+        """Return the basis in some bands.
 
         Parameters
         ----------
         bands : int64 (n_chosen,)
-            May repeat: bands of one PSF share their tables.
+            Bands may repeat: bands of one PSF share their tables.
 
         Returns
         -------
@@ -246,17 +247,17 @@ class FoldedBasis:
 
 def smaller_window(phi: NDArray[np.float32], full_gram: NDArray[np.float64], window: int, size: int,
                    n_used: int) -> Window:
-    """A smaller window of a folded basis.
+    """Make a smaller window of a folded basis.
 
     Parameters
     ----------
     phi : float32 (n_band, n_basis, window^2)
     full_gram : float64 (n_band, n_basis, n_basis)
-        Over the full window.
+        Gram matrices over the full window.
     window : int [pixel]
-        Side of the basis' own.
+        Side of the basis' own window.
     size, n_used : int
-        Side [pixel] and number of functions of the smaller one.
+        Side [pixel] and number of functions of the smaller window.
 
     Returns
     -------

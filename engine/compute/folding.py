@@ -1,4 +1,4 @@
-r"""Folding: the basis as seen through PSFs, by difference kernels; its Gram matrices.
+r"""Folding: the convolution of the basis with PSFs, by difference kernels.
 
 The basis phi[k] is defined under a narrow reference PSF, a Gaussian of `reference_sigma` pixels sampled at pixel
 centres. The observed, effective PSF of band b is P_b = D_b * R, so
@@ -6,12 +6,12 @@ centres. The observed, effective PSF of band b is P_b = D_b * R, so
     Phi[b, k] = D_b * phi[k],        D_b^ = P_b^ / R^ where |P_b^ / R^| <= gain_cap, that phase at gain_cap elsewhere
     G[b]      = Phi[b] Phi[b]^T      (sum over the window's pixels)
 
-with ^ the Fourier transform on a zero-padded grid. Phi is cut to a window that exceeds the stamp by `pad` pixels on
-every side. One folded basis serves every source that shares a PSF.
+with ^ the Fourier transform on a zero-padded grid. G are the Gram matrices. Phi is cut to a window that exceeds the
+stamp by `pad` pixels on every side. One folded basis serves all sources that share a PSF.
 
-R^ is the transform of the *sampled* Gaussian, aliases included. Against the continuous transform, on GalSim
-exponentials of half-light radius 1.5 pixel: relative L2 error 4e-5 for both under a Gaussian PSF of FWHM 3 pixels,
-4e-5 against 6e-4 at FWHM 2.4.
+R^ is the transform of the *sampled* Gaussian, aliases included. The relative L2 error on GalSim exponentials of
+half-light radius 1.5 pixel is 4e-5 under Gaussian PSFs of FWHM 3 and 2.4 pixels; with the continuous transform it is
+4e-5 and 6e-4.
 
 Accuracy, relative L2 of a folded image against GalSim's under Gaussian PSFs of FWHM 3 to 6 pixels: 1e-7 to 1e-5 for
 Gaussians and exponentials that fit their stamp, 1e-4 for a de Vaucouleurs profile, whose cusp is beyond Nyquist. Real
@@ -63,13 +63,13 @@ def reference_transform(n: int, sigma: float) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class Folding:
-    """What to convolve a basis with, and how to cut the result: what folding is on any device.
+    """Difference kernels of PSFs, and the windows to which the convolved basis is cut.
 
     Attributes
     ----------
     transform : complex128 (n_band, n, n // 2 + 1)
-        Of the difference kernels on an n x n grid, their origin at (pad, pad): with a stamp at the grid's first pixels,
-        the full window of its convolution is there too.
+        Transforms of the difference kernels on an n x n grid. The kernels' origin is at (pad, pad): a stamp at the
+        grid's first pixels, convolved, has its full window at the grid's first pixels.
     window, full_window, binning : int [pixel]
     fwhm, residual, narrow, norm : (n_band,)
         As in `FoldedBasis`.
@@ -85,14 +85,14 @@ class Folding:
     norm: NDArray[np.float64]
 
     def kernel(self) -> NDArray[np.float32]:
-        """The difference kernels themselves, float32 (n_band, n, n); the convolution is circular."""
+        """Return the difference kernels, float32 (n_band, n, n); the convolution with them is circular."""
         n = self.transform.shape[1]
         return np.fft.irfft2(self.transform, s=(n, n)).astype(np.float32)
 
 
 def folding(size: int, psf: ArrayLike, reference_sigma: float = 1.0, pad: int = 5, gain_cap: float = GAIN_CAP, *,
             window: int | None = None, binning: int = 1) -> Folding:
-    """Difference kernels for stamps of a given size; parameters as in `fold`.
+    """Compute the difference kernels for stamps of a given size; parameters as in `fold`.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def folding(size: int, psf: ArrayLike, reference_sigma: float = 1.0, pad: int = 
     if window > full or window % 2 == 0 or binning % 2 == 0 or (window < full and full % binning):
         raise ValueError(f"fold: expected an odd window of at most {full} pixels and an odd binning that divides the "
                          f"stamp, got {window} and {binning}")
-    # The grid holds stamp and PSF; the little that the kernel rings beyond them is at frequencies that galaxies lack.
+    # The grid holds stamp and PSF. The kernel rings beyond it, at frequencies that galaxies lack.
     n = _fast_length(max(size + q, full))
     padded = np.zeros((n_band, n, n))
     padded[:, :q, :q] = image
@@ -145,14 +145,13 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
         Effective PSF images, q odd; normalised here.
     reference_sigma : float [pixel]
     pad : int [pixel]
-        The full window exceeds the stamp by at least this on every side: light that the wider PSF carries over its
-        edge.
+        The full window exceeds the stamp by at least this on every side, for light that the PSF carries over the edge.
     gain_cap : float
         Largest modulus of the kernel's transform, at least one.
     window : int, optional [pixel]
         Odd: single pixels inside, cells outside. Default: the full window.
     binning : int [pixel]
-        Of the cells, odd.
+        Side of the cells, odd.
 
     Returns
     -------

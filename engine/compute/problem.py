@@ -1,4 +1,4 @@
-"""What is solved, and where a solver is: scenes flattened for the objective."""
+"""The problem that the solver solves, and the state of a solver: scenes flattened to arrays of sources."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from deblendrt.engine.compute.folded_bases import AnyBasis
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.networks import FactoredJacobian, Runtime
 from deblendrt.engine.scene.blends import Partition
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 if TYPE_CHECKING:
     from deblendrt.engine.compute.cuda.streams import SharedDevice
     from deblendrt.engine.compute.cuda.work import DeviceWork
 
-FloatArray = NDArray[np.float32]
-DoubleArray = NDArray[np.float64]
 Canvases = list[FloatArray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Scenes, flattened for the solver. Only sources that can be fitted are here.
+    """Scenes, flattened for the solver; only with sources that can be fitted.
 
     Attributes
     ----------
@@ -32,16 +31,17 @@ class Problem:
     bundle : Bundle
     folded : FoldedBasis or MixedBasis
     data, weight : list of float32 (n_band, n_y, n_x) [nJy], [nJy^-2]
-        Per scene, padded by the window's half on every side with zero weight, so that every window lies inside.
+        Canvases: the image of each scene with a border of half a window and zero weight, so that every window lies
+        inside.
     partition : list of Partition
-        Per scene.
+        Blends of each scene.
     scene : int64 (n_source,)
         Scene of each source, ascending.
     blend : int64 (n_source,)
         Blend of each source, numbered over all scenes.
     n_blend : int
     corner : int64 (n_source, 2) [pixel]
-        First pixel of each window on its canvas.
+        First pixel (x, y) of each source's window on its canvas.
     offset0 : float64 (n_source, 2) [pixel]
         The caller's centre relative to the anchor pixel.
     center_sigma : float [pixel]
@@ -49,26 +49,27 @@ class Problem:
     measured : bool (n_source, n_band)
         Whether the source has any weight in the band.
     robust : bool
+        Whether the loss is robust, see `objective`.
     star : bool (n_source,)
-        Point sources, the rest are galaxies.
+        Whether the source is a star; other sources are galaxies.
     extent : int8 (n_source,)
-        How far each source is drawn, see `ops`.
+        Window in which each source is drawn, see `drawing`.
     smallest : int8 (n_source,)
-        Its least value: the smallest window, but not where a band has weight outside of it alone.
+        Least extent: the smallest window, unless some band has all its weight outside that window.
     profile : list of float32 (n_band, window, window)
-        Square of the mean galaxy's image, of sum one per band: what mean weights are weighted by. One for each group of
-        `folded`.
+        Square of the mean galaxy's image, of sum one in each band, by which mean weights are weighted. One for each
+        group of `folded`.
     own : bool (n_source,)
-        Sources that a scene's objective counts; all but where a scene is a part of a larger one.
+        Sources that a scene's objective counts: all, unless the scene is a part of a larger image.
     area : list of tuple of slice
-        (y, x), per scene: pixels of the canvas that a scene's objective and chi2 count.
+        Rows and columns of the canvas that a scene's objective and chi2 count.
     background : list of float32 (n_band, n_y, n_x) [nJy], optional
-        Model of sources that are not in the problem.
+        Model image of sources that are not in the problem.
     device : SharedDevice or DeviceWork, optional
-        What computes instead of NumPy.
+        It computes instead of NumPy.
     bands : int64 (n_used,), optional
-        Of the model's bands, those that images, weights, profiles and `folded` hold; see `where_measured`. Default:
-        all. Latents and coefficients have all bands always.
+        Bands of the model that images, weights, profiles and `folded` hold; see `where_measured`. Default: all bands.
+        Latents and coefficients have all bands always.
     """
 
     runtime: Runtime
@@ -101,11 +102,11 @@ class Problem:
         return self.measured.shape[1]
 
     def used(self, by_band: NDArray[Any]) -> NDArray[Any]:
-        """Of an array (n_source, n_band, ...), the bands that the images have."""
+        """Return the bands of an array (n_source, n_band, ...) that the images have."""
         return by_band if self.bands is None else by_band[:, self.bands]
 
     def spread(self, by_used: NDArray[Any]) -> NDArray[Any]:
-        """An array (n_source, n_used, ...) in all bands, zero in those that the images lack."""
+        """Return an array (n_source, n_used, ...) in all bands; it is zero in bands that the images lack."""
         if self.bands is None:
             return by_used
         result = np.zeros((len(by_used), self.n_band, *by_used.shape[2:]), by_used.dtype)
@@ -114,13 +115,13 @@ class Problem:
 
     @property
     def extended(self) -> NDArray[np.bool_]:
-        """Sources drawn with their outskirts."""
+        """Whether each source is drawn with its outskirts, bool (n_source,)."""
         return self.extent > 0
 
 
 @dataclasses.dataclass
 class State:
-    """A point Z and what the objective needs to know of it.
+    """A point Z, with the model image, the derivatives and the prior there.
 
     Attributes
     ----------
@@ -129,9 +130,9 @@ class State:
     coefficients : float32 (n_source, n_band, n_basis) [nJy]
     model : list of float32 (n_band, n_y, n_x) [nJy]
     log_prior : float64 (n_source,)
-        Flow, offset and missing-band terms.
+        See `solve.prior`.
     prior_gradient : float64 (n_source, n_latent)
-        Of `log_prior`.
+        Gradient of `log_prior` by the latents.
     """
 
     latent: DoubleArray
@@ -143,9 +144,9 @@ class State:
 
 
 def where_measured(problem: Problem) -> Problem:
-    """The problem without the bands that no source has weight in: nothing there moves a solution.
+    """Leave out the bands in which no source has weight: they do not move the solution.
 
-    A problem on a device, or of no source, stays as it is.
+    A problem on a device, or without sources, stays as it is.
 
     Returns
     -------
