@@ -1,1 +1,1 @@
-"""Images and catalogues in and out, checked before memory is taken."""
+"""Readers and writers of images and catalogues. Files are checked before memory is allocated for them."""

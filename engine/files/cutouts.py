@@ -1,17 +1,18 @@
-"""Catalogues of cutouts: Parquet or FITS, a cutout a row, read a few rows at a time.
+"""Catalogues of cutouts in Parquet or FITS, with a cutout per row, read a few rows at a time.
 
-    image         the pixels; band after band, row after row where the column does not keep shapes
-    shape         n_band, n_y, n_x: needed where `image` is flat
+    image         the pixels; a flat array holds band after band, row after row
+    shape         n_band, n_y, n_x; needed if `image` is flat
     centers       x0, y0, x1, y1, ... [pixel], or (n_source, 2)
-    variance      like `image`, or one number a band
-    mask          like `image`, or of one band; not 0 means bad
+    variance      like `image`, or a number per band
+    mask          like `image`, or for one band; a value other than 0 means bad
     psf           n_band images of q x q pixels, band after band
     bands         "gri" or "g,r,i"
     kind          "galaxy", "star" or "auto" for all sources
     zero_point, pixel_scale, background, id
 
-All but `image` and `centers` may be missing, or null in some rows. Other columns are not read. In FITS, images of one
-size have a shape of their own (TDIM); images of several sizes are variable-length arrays with `shape`.
+All columns except `image` and `centers` may be missing, or null in some rows. Other columns are not read. In FITS,
+images of one size have a shape of their own (TDIM), and images of several sizes are variable-length arrays with
+`shape`.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ TEXTS = ("bands", "kind", "id")
 
 
 class CutoutCatalog:
-    """A catalogue file.
+    """A catalogue of cutouts.
 
     Parameters
     ----------
     path : str or Path
-        ``.parquet`` (needs the extra ``parquet``), else FITS: the first table with the columns.
+        ``.parquet`` (needs the extra ``parquet``), else FITS. The first table with the columns is read.
 
     Raises
     ------
     ValueError
-        Not readable, or a column is missing.
+        The file is not readable, or a column is missing.
     ImportError
         pyarrow is not installed.
     """
@@ -55,7 +56,7 @@ class CutoutCatalog:
             names, self.n_row = self._open_parquet() if self._parquet else self._open_fits()
         except (ImportError, OSError):
             raise
-        except Exception as error:  # each library has its own classes for what is no table
+        except Exception as error:  # each library has its own exceptions for damaged files
             raise ValueError(f"{path}: not readable as a catalogue ({str(error).splitlines()[0]})") from error
         self.columns = tuple(name for name in COLUMNS if name in names)
         if missing := [name for name in ("image", "centers") if name not in names]:
@@ -82,7 +83,7 @@ class CutoutCatalog:
             return [name.lower() for name in hdus[self._hdu].columns.names], int(hdus[self._hdu].header["NAXIS2"])
 
     def rows(self, start: int, stop: int) -> Iterator[dict[str, Any] | ValueError]:
-        """Some rows as scenes; in place of one that makes no sense, why.
+        """Yield rows as scenes.
 
         Parameters
         ----------
@@ -90,8 +91,8 @@ class CutoutCatalog:
 
         Yields
         ------
-        dict
-            With the keys that `input_rows.deblend_inputs` takes.
+        dict or ValueError
+            A scene with the keys that `input_rows.deblend_inputs` takes; for an invalid row, the error.
         """
         read = self._read_parquet if self._parquet else self._read_fits
         for row in read(start, min(stop, self.n_row)):
@@ -111,7 +112,7 @@ class CutoutCatalog:
                 return
             table = file.read_row_group(group, columns=list(self.columns))
             part = table.slice(max(start - low, 0), min(stop, int(self._start[group + 1])) - max(start, low))
-            for batch in part.to_batches(max_chunksize=16):  # objects of Python take ten times the memory
+            for batch in part.to_batches(max_chunksize=16):  # Python objects take ten times the memory
                 yield from batch.to_pylist()
 
     def _read_fits(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -122,12 +123,12 @@ class CutoutCatalog:
 
 
 def scene(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as a scene.
+    """Return a row as a scene.
 
     Parameters
     ----------
     row : mapping
-        Of the columns of this module's docstring.
+        Values of the columns in this module's docstring.
 
     Returns
     -------
@@ -136,9 +137,9 @@ def scene(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        Sizes that do not fit together, or an image that is not there.
+        The sizes do not fit together, or the image is missing.
     """
-    # FITS has no null: an array without numbers says as much
+    # FITS has no null; an empty array stands for it.
     given = {name: value for name, value in row.items()
              if value is not None and not (name in ("shape", "variance", "mask", "psf") and np.size(value) == 0)}
     if "image" not in given:

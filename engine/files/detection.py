@@ -1,8 +1,8 @@
-"""Find sources where there is no catalogue, with SEP (SourceExtractor's algorithms; extra ``detect``).
+"""Detection of sources with SEP (SourceExtractor's algorithms; extra ``detect``), for images without a catalogue.
 
-The detection image is the sum over bands of the image in units of its noise, divided by sqrt(n_band): pure noise
-keeps unit variance, and a band in which a galaxy is faint costs little. It is a starting list, not a survey's
-detection: a source hidden in a brighter neighbour's profile is not found.
+The detection image is the sum over bands of the image in units of its noise, divided by sqrt(n_band). Pure noise keeps
+unit variance, and a band in which a galaxy is faint costs little. The list is a start and no survey catalogue: a source
+that is hidden in the profile of a brighter neighbour is not found.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# 3x3 pyramid of SourceExtractor's default.conv, and its defaults for splitting blends, with the finer contrast that
-# deep ground-based coadds need (0.005 joins pairs of unequal galaxies).
+# The 3x3 pyramid of SourceExtractor's default.conv. The contrast is finer than SourceExtractor's default of 0.005,
+# which joins pairs of unequal galaxies in deep ground-based coadds.
 FILTER = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=np.float32)
 DEBLEND_LEVELS = 64
 DEBLEND_CONTRAST = 0.001
-WINDOW_SIGMA = 2.0  # pixel, about the PSF's
+WINDOW_SIGMA = 2.0  # pixel, about the sigma of the PSF
 MAX_RECENTRING = 1.5  # pixel
 
 
@@ -26,7 +26,7 @@ def detect(
     threshold: float = 3.0,
     min_area: int = 5,
 ) -> NDArray[np.float64]:
-    """Positions of sources in a scene, brightest first.
+    """Return the positions of sources in a scene, brightest first.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def detect(
     variance : float (n_band, n_y, n_x) or (n_band,), optional [image's unit squared]
         By default the noise is measured from the image.
     mask : bool (n_band, n_y, n_x) or (n_y, n_x), optional
-        True means bad. A pixel bad in some bands is searched in the others.
+        True means bad. A pixel that is bad in some bands is searched in the others.
     threshold : float [sigma per pixel of the filtered detection image]
     min_area : int [pixel]
 
@@ -66,7 +66,7 @@ def detect(
             with np.errstate(invalid="ignore"):
                 sigma = np.sqrt(np.broadcast_to(np.asarray(variance[b]), pixels.shape))
         good = ~bad[b] & np.isfinite(sigma) & (sigma > 0)
-        # A small cutout is full of galaxy light: its mesh "background" would be subtracted galaxy.
+        # A small cutout is full of galaxy light, which the mesh background would subtract.
         level = background.back() if min(pixels.shape) >= 128 else 0.0
         total[good] += ((pixels - level)[good]) / sigma[good]
         n_good[good] += 1
@@ -83,7 +83,7 @@ def detect(
     )
     centers = np.column_stack([objects["x"], objects["y"]]).astype(np.float64)
     if len(centers):
-        # Gaussian-windowed centroids scatter a third less than barycentres; beside a bright neighbour they walk off.
+        # Gaussian-windowed centroids scatter a third less than barycentres, but drift towards bright neighbours.
         x, y, _ = sep.winpos(signal, centers[:, 0].copy(), centers[:, 1].copy(), np.full(len(centers), WINDOW_SIGMA))
         windowed = np.column_stack([x, y])
         steady = np.hypot(*(windowed - centers).T) < MAX_RECENTRING

@@ -1,14 +1,14 @@
-"""Read scenes from FITS files.
+"""Reader of scenes from FITS files.
 
-Layouts of an image file that are understood, tried in this order:
+An image file has one of three forms, tried in this order:
 
-1. one image extension ``IMAGE`` (band, y, x) or (y, x), and beside it any of ``VARIANCE``, ``MASK``, ``PSF``
-   (arrays), ``BANDS`` (table: ``band`` and, instead of a variance map, ``sky_sigma``) and ``CENTERS`` (table);
+1. an image extension ``IMAGE`` (band, y, x) or (y, x). Optional extensions are the arrays ``VARIANCE``, ``MASK`` and
+   ``PSF`` and the tables ``BANDS`` (``band`` and, instead of a variance map, ``sky_sigma``) and ``CENTERS``;
 2. the same with the image in the primary HDU;
-3. one 2-D image extension per band, named by band (``g``, ``r``), with ``g_VARIANCE``, ``g_MASK``, ``g_PSF`` beside it;
-   extension names have no case (astropy writes them in capitals), so a one-letter name is the lower-case band.
+3. a 2-D image extension per band, named by band (``g``, ``r``), with optional ``g_VARIANCE``, ``g_MASK``, ``g_PSF``.
+   Extension names have no case (astropy writes them in capitals), so a one-letter name is the lower-case band.
 
-The flux scale is one number, the AB magnitude of one image unit: 31.4 when ``BUNIT`` is nJy, else from a header key.
+The flux scale is the AB magnitude of one image unit: 31.4 if ``BUNIT`` is nJy, else from a header key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from deblendrt.engine.files.catalogues import positions
 from deblendrt.engine.files.fits_check import open_fits
 
 BAD_PLANES = ("BAD", "NO_DATA", "SAT", "SUSPECT", "EDGE")
-# Bits of BAD_PLANES in LSST and HSC files whose header lost the MP_ keys; afw has never moved them.
+# Bits of BAD_PLANES in LSST and HSC files without the MP_ keys. afw has never changed them.
 STANDARD_BITS = {"BAD": 0, "SAT": 1, "EDGE": 4, "SUSPECT": 7, "NO_DATA": 8}
 MAX_PSF = 1023  # pixel
 COMPANIONS = ("VARIANCE", "MASK", "PSF", "BANDS", "CENTERS")
@@ -37,7 +37,7 @@ COMPANIONS = ("VARIANCE", "MASK", "PSF", "BANDS", "CENTERS")
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """What an image file says; None where it says nothing.
+    """The contents of an image file; None for each item that the file lacks.
 
     Attributes
     ----------
@@ -55,9 +55,9 @@ class ImageFile:
         ``BUNIT`` as found.
     pixel_scale : float, or None [arcsec]
     wcs : astropy.wcs.WCS, or None
-        Celestial part only.
+        The celestial part.
     notes : tuple of str
-        Assumptions made while reading, for the user to see.
+        Assumptions that the reader made, for the user.
     """
 
     path: Path
@@ -81,16 +81,16 @@ def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: i
     ----------
     path : str or Path
     bands : sequence of str, optional
-        Names of the image's bands in file order, or, for a file with one extension per band, which to read.
-        They win over names in the file.
+        Names of the image's bands in file order; for a file with an extension per band, the bands to read. They
+        override the names in the file.
     bad_bits : int, optional
-        A pixel is bad where ``MASK & bad_bits`` is not zero. By default the planes `BAD_PLANES`, found by their
-        ``MP_`` header keys; any nonzero pixel of a mask that holds only 0 and 1.
+        A pixel is bad if ``MASK & bad_bits`` is not zero. The default is the planes `BAD_PLANES`, found by their
+        ``MP_`` header keys. In a mask of only 0 and 1, pixels of 1 are bad.
 
     Raises
     ------
     ValueError
-        The file does not hold an image as described above; the message names the file and what was found.
+        The file has none of the three forms; the message names the file and what was found.
     OSError
         The file cannot be read.
     """
@@ -100,9 +100,9 @@ def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: i
 
 
 def read_psf(path: str | Path, n_band: int) -> NDArray[np.float32]:
-    """Read PSF images (n_band, q, q), one per band of the image in its order: the ``PSF`` extension or the first image.
+    """Read PSF images (n_band, q, q), in the order of the image's bands, from the ``PSF`` extension or the first image.
 
-    A single PSF image serves all bands.
+    A single PSF image is used for all bands.
     """
     path = Path(path)
     with open_fits(path) as hdus:
@@ -184,7 +184,7 @@ def _read_per_band(
     if not bands or missing:
         what = f"no extension for band {missing[0]!r}" if missing else "no IMAGE, no primary image, no image per band"
         raise ValueError(f"{path}: {what}; extensions found: {', '.join(_name(hdu) or 'unnamed' for hdu in hdus)}")
-    # Bands differ in zero point when every band was calibrated by itself: bring them to one scale.
+    # Bands that were calibrated separately have different zero points. They are scaled to the first.
     points = [fits_header.zero_point(path, named[band.upper()].header, hdus[0].header) for band in bands]
     known = [point for point in points if point is not None]
     if known and len(known) != len(bands):
@@ -226,7 +226,7 @@ def _stack_centered(path: Path, psfs: list[NDArray]) -> NDArray[np.float32]:
 
 
 def _name(hdu: Any) -> str:
-    return str(hdu.header.get("EXTNAME", "")).strip()  # as written: hdu.name is in capitals, and bands are not
+    return str(hdu.header.get("EXTNAME", "")).strip()  # as written: hdu.name is in capitals, band names are not
 
 
 def _has_data(hdu: Any) -> bool:
@@ -234,7 +234,7 @@ def _has_data(hdu: Any) -> bool:
 
 
 def _array(path: Path, hdu: Any) -> NDArray[np.float32]:
-    """The HDU's data as native float32 with three axes."""
+    """Return the HDU's data as native float32 with three axes."""
     if not hdu.is_image or len(hdu.shape) not in (2, 3):
         found = f"shape {hdu.shape}" if hdu.is_image else "a table"
         raise ValueError(f"{path}[{_name(hdu) or 'PRIMARY'}]: expected an image (band, y, x) or (y, x), found {found}")

@@ -1,13 +1,13 @@
-"""A FITS file's structure, checked before astropy takes memory for it.
+"""Check of a FITS file's structure, before astropy allocates memory for it.
 
-astropy believes headers: it asks for the memory of a compressed image before it looks for its data, unpacks gzip
-without end, counts axes up to any number, and its decoders of some compressions trust what they decode. Here every
-extension must lie whole in its file, tables must be as wide as their columns, pointers must stay in their heap, and
-compressed data may not claim to unpack to more than `UNPACKED_RATIO` times the file, or `UNPACKED_FLOOR` if that is
-more. Keywords that give structure must be written as the standard has them, once: other readers could see others.
+astropy trusts headers. It allocates the memory of a compressed image before it looks for the data, unpacks gzip without
+a limit, accepts any number of axes, and some of its decoders trust the compressed data. Here every extension must lie
+completely in its file, tables must be as wide as their columns, and pointers must stay in their heap. Compressed data
+may unpack to `UNPACKED_RATIO` times the size of the file or to `UNPACKED_FLOOR`, whichever is more. Keywords of
+structure must occur once and be written as in the standard: readers could disagree about other forms.
 
-What is refused beside damage: random groups, extensions of unusual kinds, PLIO and HCOMPRESS (funpack unpacks them),
-and compression of the whole file by another method than gzip.
+Also refused are random groups, extensions of unusual kinds, PLIO and HCOMPRESS (funpack unpacks them), and files that
+are compressed as a whole by another method than gzip.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 FITS_BLOCK, FITS_CARD = 2880, 80
 MAX_AXES, MAX_COLUMNS, MAX_UNITS, MAX_HEADER_BLOCKS = 8, 999, 100_000, 2000
-UNPACKED_FLOOR, UNPACKED_RATIO = 128 * 2**20, 100  # bytes; survey images unpack to 3 to 30 times their size
-MAX_PADDING = 10 * FITS_BLOCK  # of zeros or blanks behind the last extension: what tapes were padded to
+UNPACKED_FLOOR, UNPACKED_RATIO = 128 * 2**20, 100  # bytes, and a ratio; survey images unpack to 3-30 times their size
+MAX_PADDING = 10 * FITS_BLOCK  # zeros or blanks after the last extension; tapes were padded to 10 blocks
 BYTES = {8: 1, 16: 2, 32: 4, 64: 8, -32: 4, -64: 8}
 COMPRESSIONS = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "NOCOMPRESS")
 _WIDTH = {"L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "A": 1, "E": 4, "D": 8, "C": 8, "M": 16, "P": 8, "Q": 16}
@@ -46,20 +46,21 @@ Header = dict[str, Any]
 
 @contextlib.contextmanager
 def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | None = None) -> Iterator[fits.HDUList]:
-    """Open a FITS file, plain or gzipped, whose structure has been checked.
+    """Check the structure of a FITS file, plain or gzipped, and open it.
 
     Parameters
     ----------
     path : str or Path
     n_unit : int, optional
-        Check as many units from the start, for a caller that reads no others.
+        Number of units to check, for a caller that reads only the first ones.
     memmap : bool, optional
-        As `astropy.io.fits.open` has it.
+        As in `astropy.io.fits.open`.
 
     Raises
     ------
     OSError
-        Not a FITS file, damaged, or more than it may claim; whatever else astropy raises in the block, too.
+        The file is no FITS file, is damaged or exceeds a limit. Unusual exceptions of astropy inside the ``with``
+        statement become OSError too.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,12 +78,12 @@ def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | Non
             yield stack.enter_context(fits.open(file if gzipped else path, memmap=memmap))
         except (ValueError, OSError, MemoryError):
             raise
-        except Exception as error:  # astropy has a class of its own, or none, for each way to be no FITS file
+        except Exception as error:  # astropy raises many classes for damaged files
             raise OSError(f"{path}: not readable as FITS ({type(error).__name__}: {str(error)[:200]})") from error
 
 
 def _unzipped(path: Path, limit: int) -> IO[bytes]:
-    """The contents of a gzipped file, in a file without a name."""
+    """Unpack a gzipped file into a file without a name."""
     with tempfile.TemporaryFile() as target, gzip.open(path) as source:
         try:
             while piece := source.read(2**20):
@@ -93,7 +94,7 @@ def _unzipped(path: Path, limit: int) -> IO[bytes]:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise OSError(f"{path}: not readable as FITS ({error})") from error
         target.flush()
-        return os.fdopen(os.dup(target.fileno()), "rb")  # astropy wants to read what can only be read
+        return os.fdopen(os.dup(target.fileno()), "rb")  # astropy needs a file that is open for reading only
 
 
 def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None = None) -> None:
@@ -103,15 +104,16 @@ def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None 
     ----------
     file : binary file
     where : str
-        Begins every message.
+        Begins every error message.
     limit : int
         Bytes that all compressed images together may unpack to.
     n_unit : int, optional
-        As many at most.
+        Largest number of units to check.
 
     Raises
     ------
     OSError
+        The structure is damaged or exceeds a limit.
     """
     size = file.seek(0, os.SEEK_END)
     at = number = unpacked = 0
@@ -141,11 +143,11 @@ def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None 
 
 
 class _Fault(Exception):
-    """What is wrong with a unit."""
+    """An error in the structure of a unit."""
 
 
 def _ends(file: IO[bytes], at: int, size: int) -> bool:
-    """Whether nothing but some padding follows. Anything else must be an extension: astropy would try to read it."""
+    """Return whether only padding follows. Anything else must be an extension, for astropy would try to read it."""
     if size - at > MAX_PADDING:
         return False
     file.seek(at)
@@ -153,7 +155,7 @@ def _ends(file: IO[bytes], at: int, size: int) -> bool:
 
 
 def _header(file: IO[bytes], at: int, *, first: bool) -> tuple[Header, int]:
-    """Keywords that give structure, and where the data begin."""
+    """Return the keywords of structure, and the position of the data."""
     header: Header = {}
     file.seek(at)
     for block in range(MAX_HEADER_BLOCKS):
@@ -173,7 +175,7 @@ def _header(file: IO[bytes], at: int, *, first: bool) -> tuple[Header, int]:
 
 
 def _keep(header: Header, card: str) -> None:
-    """Take a card if it gives structure; refuse one that only some readers take for such a card."""
+    """Add a card of structure to the header. Refuse a card that only some readers take for a card of structure."""
     key = card[:8].rstrip(" ")
     if not _STRUCTURE.fullmatch(key):
         loose = card.partition("=")[0].strip().upper().removeprefix("HIERARCH").strip()
@@ -199,7 +201,7 @@ def _integer(header: Header, key: str, low: int, high: int, default: int | None 
 
 
 def _data_size(header: Header) -> int:
-    """Bytes of data."""
+    """Return the number of bytes of a unit's data."""
     kind = header.get("XTENSION", "IMAGE")
     if kind not in ("IMAGE", "BINTABLE", "TABLE") or ("XTENSION" not in header and header.get("SIMPLE") is not True):
         raise _Fault(f"an extension of kind {kind!r}, or not SIMPLE")
@@ -209,7 +211,7 @@ def _data_size(header: Header) -> int:
     shape = [_integer(header, f"NAXIS{i}", 0, 2**40) for i in range(1, n_axis + 1)]
     extra = sum(re.fullmatch(r"NAXIS\d+", key) is not None for key in header) - n_axis
     parameters, groups = _integer(header, "PCOUNT", 0, 2**40, 0), _integer(header, "GCOUNT", 1, 1, 1)
-    for key in ("GROUPS", "ZIMAGE"):  # astropy takes any number but 0 for true
+    for key in ("GROUPS", "ZIMAGE"):  # astropy takes every number except 0 for true
         if type(header.get(key, False)) is not bool:
             raise _Fault(f"{key}: expected T or F, got {header[key]!r}")
     if header.get("GROUPS") is True or extra:
@@ -222,7 +224,10 @@ def _data_size(header: Header) -> int:
 
 
 def _columns(header: Header) -> list[tuple[int, str, str]]:
-    """Of a binary table's columns: place in a row, letter of the format, what follows it."""
+    """Return the columns of variable-length arrays of a binary table: place in a row, letter P or Q, type of the array.
+
+    The place is -1 for a column of width 0.
+    """
     columns, at = [], 0
     for k in range(1, _integer(header, "TFIELDS", 0, MAX_COLUMNS) + 1):
         form = _FORM.fullmatch(str(header.get(f"TFORM{k}", "")))
@@ -240,7 +245,7 @@ def _columns(header: Header) -> list[tuple[int, str, str]]:
 
 
 def _descriptors(file: IO[bytes], start: int, header: Header, place: int, letter: str) -> NDArray[np.int64]:
-    """Lengths and places in the heap of a column's arrays, int64 (n_row, 2)."""
+    """Return the lengths of a column's arrays and their places in the heap, int64 (n_row, 2)."""
     n_row, width = header["NAXIS2"], header["NAXIS1"]
     size = _WIDTH[letter]
     file.seek(start)
@@ -249,7 +254,7 @@ def _descriptors(file: IO[bytes], start: int, header: Header, place: int, letter
 
 
 def _heap(header: Header) -> tuple[int, int]:
-    """Where the heap begins, counted from the table's start, and its length."""
+    """Return the position of the heap, counted from the start of the table, and its length."""
     rows = header["NAXIS1"] * header["NAXIS2"]
     end = rows + header.get("PCOUNT", 0)
     begin = _integer(header, "THEAP", rows, end, rows)
@@ -257,7 +262,7 @@ def _heap(header: Header) -> tuple[int, int]:
 
 
 def _check_pointers(file: IO[bytes], start: int, header: Header, columns: list[tuple[int, str, str]]) -> None:
-    """Arrays of variable length lie in the heap, and are together no longer than it."""
+    """Check that arrays of variable length lie in the heap and together are no longer than the heap."""
     size, total = _heap(header)[1], 0
     for place, letter, kind in columns:
         if place < 0 or header["NAXIS2"] == 0:
@@ -305,7 +310,7 @@ def _check_image(file: IO[bytes], start: int, header: Header, columns: list[tupl
 
 def _check_tiles(file: IO[bytes], start: int, header: Header, columns: list[tuple[int, str, str]], most: int,
                  tile_byte: int) -> None:
-    """Gzip in tiles unpacks to no more than the tiles; astropy would not stop."""
+    """Check that a gzipped tile unpacks to no more than the tile's size; astropy would unpack it without a limit."""
     begin = start + _heap(header)[0]
     for place, letter, _ in columns:
         for count, offset in _descriptors(file, start, header, place, letter) if place >= 0 else ():
@@ -323,7 +328,7 @@ def _check_tiles(file: IO[bytes], start: int, header: Header, columns: list[tupl
 
 
 def _check_text_table(header: Header) -> None:
-    """Columns of a table of text lie in its rows."""
+    """Check that the columns of a text table lie in its rows."""
     for k in range(1, _integer(header, "TFIELDS", 0, MAX_COLUMNS) + 1):
         form = _ASCII_FORM.fullmatch(str(header.get(f"TFORM{k}", "")))
         if form is None:

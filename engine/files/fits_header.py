@@ -1,6 +1,7 @@
-"""What the header of an image says: flux scale, bands, pixel scale, sky coordinates. Each None where it does not.
+"""Readers of an image's header: flux scale, bands, pixel scale and sky coordinates; None for each that is missing.
 
-Functions take several headers, the image's first and the file's primary one last; the first that knows wins.
+The functions take several headers, the image's first and the file's primary header last. The first header that has the
+value is used.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _TABULATED = re.compile(r"(?:CPDIS|CQDIS|D2IMDIS|D2IMARR|DP|DQ)\d*")
 
 
 def parse_bands(text: str) -> tuple[str, ...]:
-    """Band names from ``"gri"``, ``"g,r,i"`` or ``"g r i"``: separators, if any, win over letters."""
+    """Return band names from ``"gri"``, ``"g,r,i"`` or ``"g r i"``. A text without separators is a name per letter."""
     words = [word for word in re.split(r"[\s,;]+", text.strip()) if word]
     names = tuple(words[0]) if len(words) == 1 and not re.search(r"[,;\-_.\d]", text) else tuple(words)
     if not names or len(set(names)) != len(names):
@@ -37,7 +38,7 @@ def parse_bands(text: str) -> tuple[str, ...]:
 
 
 def zero_point(path: Path, *headers: fits.Header) -> float | None:
-    """AB magnitude of one image unit: from ``BUNIT`` if that is a flux density, else from a zero-point key."""
+    """Return the AB magnitude of one image unit, from ``BUNIT`` if it is a flux density, else from a zero-point key."""
     unit = next((header["BUNIT"] for header in headers if header.get("BUNIT")), None)
     if isinstance(unit, str):
         parsed = _unit(path, unit)
@@ -71,18 +72,18 @@ def _number(path: Path, header: fits.Header, key: str) -> float:
 
 
 def _unit(path: Path, text: str) -> u.UnitBase:
-    """A unit from a header; powers that no unit has would keep Python's integers busy for hours."""
+    """Return a unit from a header. Huge powers are refused: Python would compute them for hours."""
     powers = re.findall(r"\d+", text)
     try:
         if len(text) > MAX_UNIT or any(len(power) > 3 for power in powers):
             raise ValueError("too long")
         return u.Unit(text, parse_strict="silent")
-    except Exception as error:  # astropy's parsers let through what arithmetic raises, such as OverflowError
+    except Exception as error:  # astropy's parsers also raise errors of arithmetic, such as OverflowError
         raise ValueError(f"{path}: BUNIT {text[:MAX_UNIT]!r} is no unit ({error})") from error
 
 
 def bands(*headers: fits.Header) -> tuple[str, ...] | None:
-    """Names of the image's bands in its order."""
+    """Return the names of the image's bands, in the image's order."""
     for header in headers:
         for key in BAND_KEYS:
             if str(header.get(key, "")).strip():
@@ -92,16 +93,17 @@ def bands(*headers: fits.Header) -> tuple[str, ...] | None:
 
 
 def celestial_wcs(path: Path, header: fits.Header) -> WCS | None:
-    """The sky coordinates of the last two axes.
+    """Return the celestial part of the WCS.
 
-    wcslib and astropy take memory for as many axes and orders as a header names, and wcslib does not look whether it
-    got it; so they see a header of nothing but the primary WCS, each keyword once, of at most `MAX_WCS_AXES` axes.
+    wcslib and astropy allocate memory for any number of axes and orders that a header names, and wcslib does not check
+    that it got the memory. They therefore get a header with only the primary WCS, each keyword once, and at most
+    `MAX_WCS_AXES` axes.
 
     Raises
     ------
     ValueError
-        A WCS that is not one, is given twice, has more axes or a distortion of a higher order than `MAX_ORDER`, or one
-        in tables.
+        The WCS is invalid or given twice, or has too many axes, a distortion of an order above `MAX_ORDER`, or a
+        distortion in tables.
     """
     if "CTYPE1" not in header:
         return None
@@ -125,12 +127,12 @@ def celestial_wcs(path: Path, header: fits.Header) -> WCS | None:
     try:
         wcs = WCS(sky)
         return wcs.celestial if wcs.has_celestial else None
-    except Exception as error:  # wcslib's errors, and what astropy does not expect of a header
+    except Exception as error:  # wcslib's errors, and any error of astropy for an unusual header
         raise ValueError(f"{path}: WCS: {str(error).strip()[:200]}") from error
 
 
 def pixel_scale(path: Path, wcs: WCS | None, *headers: fits.Header) -> float | None:
-    """Side of a pixel in arcsec: from the WCS, else from a key."""
+    """Return the side of a pixel in arcsec, from the WCS or else from a header key."""
     if wcs is not None:
         return float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs)))) * 3600
     found = (_number(path, header, key) for header in headers for key in PIXEL_SCALE_KEYS if key in header)
