@@ -97,7 +97,7 @@ class CutoutCatalog:
         read = self._read_parquet if self._parquet else self._read_fits
         for row in read(start, min(stop, self.n_row)):
             try:
-                yield scene(row)
+                yield row_to_scene(row)
             except (ValueError, TypeError) as error:
                 yield ValueError(str(error))
 
@@ -122,7 +122,7 @@ class CutoutCatalog:
                 yield {name: row[name] for name in self.columns}
 
 
-def scene(row: Mapping[str, Any]) -> dict[str, Any]:
+def row_to_scene(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row as a scene.
 
     Parameters

@@ -1,1 +1,1 @@
-"""The model bundle, checked, and what runs its networks."""
+"""The model bundle, its checks, and the runtimes that run its networks."""

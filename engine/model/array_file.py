@@ -1,7 +1,7 @@
-"""NumPy's files of float32 arrays, checked before memory is taken.
+"""Reader of NumPy's files of float32 arrays, which checks them before it allocates memory.
 
-`numpy.load` takes the memory that a file's header asks for and then looks whether the data are there. Here the header
-must be the one line that `numpy.save` writes for a float32 array, and its shape must be what the file holds.
+`numpy.load` allocates the memory that a file's header asks for before it looks for the data. Here the header must be
+the line that `numpy.save` writes for a float32 array, and its shape must match the size of the file.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ _ARCHIVE_ENTRY = b"PK\x01\x02"
 
 
 def read_array(content: bytes, where: str) -> NDArray[np.float32]:
-    """An array from the bytes of an .npy file.
+    """Return the array in the bytes of an .npy file.
 
     Parameters
     ----------
     content : bytes
     where : str
-        Begins every message.
+        Begins every error message.
 
     Returns
     -------
-    float32, in C order, a copy
+    float32
+        A copy, in C order.
 
     Raises
     ------
     BundleError
-        Another format, another type, more or fewer data than the shape needs, values that are not finite.
+        The format or the type is another, the size does not match the shape, or a value is not finite.
     """
     refusal = f"{where} is not a NumPy array of finite float32"
     if content[:6] != _MAGIC or content[6:8] != b"\x01\x00":
@@ -62,17 +63,17 @@ def read_array(content: bytes, where: str) -> NDArray[np.float32]:
 
 
 def read_archive(content: bytes, names: Collection[str], limit: int, where: str) -> dict[str, NDArray[np.float32]]:
-    """Arrays from the bytes of an .npz file.
+    """Return the arrays in the bytes of an .npz file.
 
     Parameters
     ----------
     content : bytes
     names : collection of str
-        Of the arrays that it must hold, no others.
+        Exactly the names of the arrays that the file must hold.
     limit : int
-        Bytes that it may unpack to.
+        Bytes that the file may unpack to.
     where : str
-        Begins every message.
+        Begins every error message.
 
     Returns
     -------
@@ -81,8 +82,9 @@ def read_archive(content: bytes, names: Collection[str], limit: int, where: str)
     Raises
     ------
     BundleError
+        The file is no archive of these arrays, or exceeds the limit.
     """
-    if content.count(_ARCHIVE_ENTRY) > 2 * len(names) + 100:  # each is half a kilobyte of memory once it is listed
+    if content.count(_ARCHIVE_ENTRY) > 2 * len(names) + 100:  # a listed entry takes half a kilobyte of memory
         raise BundleError(f"{where} has more entries than a bundle's")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -102,6 +104,6 @@ def read_archive(content: bytes, names: Collection[str], limit: int, where: str)
     except BundleError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError,
-            ValueError) as error:  # what zipfile raises for damaged, encrypted and future archives
+            ValueError) as error:  # zipfile raises these for damaged, encrypted and newer archives
         raise BundleError(f"{where} is not a NumPy archive: {error}") from error
     return arrays

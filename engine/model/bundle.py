@@ -1,9 +1,9 @@
-"""The model bundle: a folder of plain data that holds a trained model, checked before anything in it is used.
+"""The model bundle: a folder with the data of a trained model, which is checked before use.
 
-Nothing is unpickled, every file's SHA-256 is compared with the manifest's, and whatever the manifest does not list, or
-this version does not know, is an error rather than a guess. `deblendrt.engine.model.manifest` says what a manifest
-holds, `deblendrt.engine.model.array_file` and `deblendrt.engine.model.onnx_check` what its files may hold, whoever
-wrote the hashes.
+Nothing is unpickled. The SHA-256 of every file is compared with the manifest's. Files that the manifest does not list
+and keys that this version does not know are errors. `deblendrt.engine.model.manifest` has the format of the manifest.
+`deblendrt.engine.model.array_file` and `deblendrt.engine.model.onnx_check` check the files, because hashes do not
+protect against the author of a bundle.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from deblendrt.engine.model.manifest import (
 from deblendrt.engine.model.onnx_check import check_onnx
 from deblendrt.engine.model.outskirts import expand
 
-MAX_FILE_BYTES = 64 * 2**20  # a trained bundle is a few MB; anything near this is not one
-MAX_MANIFEST_BYTES = 2**20  # 9 kB
-MAX_ENTRIES = 100  # of the folder
-MAX_BASIS_BYTES = 2**30  # of the basis with its outskirts in full resolution: 15 MB
+MAX_FILE_BYTES = 64 * 2**20  # a trained bundle has a few MB
+MAX_MANIFEST_BYTES = 2**20  # a manifest has 9 kB
+MAX_ENTRIES = 100  # files in the folder
+MAX_BASIS_BYTES = 2**30  # the basis with its outskirts in full resolution has 15 MB
 SHIPPED = Path(__file__).parents[1] / "bundles"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bundle:
-    """A loaded bundle. The first fields, up to `files`, are the manifest's keys, all required.
+    """A loaded bundle. The fields up to `files` are the manifest's keys.
 
     Attributes
     ----------
@@ -62,26 +62,26 @@ class Bundle:
     flux_unit : str
         Always "nJy".
     psf_fwhm : float64 (n_band,) [arcsec]
-        Nominal.
+        Nominal PSF widths.
     sky_sigma : float64 (n_band,) [nJy per pixel]
-        At the survey's nominal depth.
+        Sky noise at the survey's nominal depth.
     encoder_cutout_size : int [pixel]
     start_shape : float64 (n_shape,)
-        Prior mean.
+        Mean of the prior.
     prior_curvature : float64 (n_shape, n_shape)
-        E[g g^T], g the gradient of the log prior by the shape, over the training population.
+        E[g g^T] over the training population, where g is the gradient of the log prior by the shape.
     mean_color, color_sigma : float64 (n_band,)
-        Of ln(flux / flux in the reference band).
+        Mean and standard deviation of ln(flux / flux in the reference band).
     log_prob_percentiles : dict of str to float
         Percentiles ("0.1" to "75") of the log prior over the training population.
     training : dict
-        Training configuration, the population's description and limits.
+        Configuration of the training, and the description and limits of the population.
     parity : dict of str to dict
-        Per graph, largest relative difference from torch in "float32" and "float64".
+        For each graph, the largest relative difference from torch in "float32" and "float64".
     opset : int
     minimum_onnxruntime : str
     golden_tolerance : dict of str to dict
-        Per graph "rtol" and "atol", as `output_error` uses them.
+        For each graph "rtol" and "atol" of `output_error`.
     licence : str
     files : dict of str to str
         SHA-256 of each file.
@@ -89,13 +89,14 @@ class Bundle:
     basis : float32 (n_basis, stamp_size, stamp_size)
         Cores of functions that are orthonormal on the whole stamp, under the reference PSF.
     outskirts : float32 (n_basis, q, q)
-        The functions at the centres of all cells, 0 in the core. (n_basis, 0, 0): there are none, the core is all.
+        The functions at the centres of all cells, 0 in the core. The shape (n_basis, 0, 0) stands for stamps without
+        outskirts.
     shift : float32 (2, n_basis, n_basis)
         Generators of a shift by one pixel in x and y.
     psf : float32 (n_band, q, q)
         Nominal effective PSFs, each of sum 1.
     sha256 : str
-        Of the manifest, and through it of every file: the bundle's identity.
+        SHA-256 of the manifest, which holds the hashes of all files: the bundle's identity.
     """
 
     format_revision: int
@@ -156,12 +157,12 @@ class Bundle:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Lengths of the symbols in `GRAPHS`."""
+        """Lengths for the symbols in `GRAPHS`."""
         return graph_sizes(n_band=self.n_band, n_basis=self.n_basis, n_component=self.n_component,
                            n_shape=self.n_shape, cutout_size=self.encoder_cutout_size)
 
     def read(self, name: str) -> bytes:
-        """Contents of one of the bundle's files, its hash checked again."""
+        """Return the contents of a file of the bundle, after another check of its hash."""
         return _read(self.path, name, self.files[name])
 
 
@@ -180,7 +181,7 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     Raises
     ------
     BundleError
-        No such bundle; not a bundle; damaged; of a newer revision. The message names the file or key.
+        The bundle does not exist, is damaged, or has another format revision. The message names the file or key.
     """
     path = _locate(name_or_path)
     text = _read(path, MANIFEST, None)
@@ -220,9 +221,9 @@ def _locate(name_or_path: str | Path) -> Path:
 
 def _read(path: Path, name: str, digest: str | None) -> bytes:
     limit = MAX_FILE_BYTES if digest is not None else min(MAX_MANIFEST_BYTES, MAX_FILE_BYTES)
-    # A package manager may link the files of an installed package; elsewhere a link leads out of what was looked at.
+    # A package manager may install files as links. Elsewhere, links could lead out of the checked folder.
     follow = 0 if path.parent == SHIPPED else getattr(os, "O_NOFOLLOW", 0)
-    # Without O_NONBLOCK a named pipe waits for a writer for ever.
+    # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
     flags = os.O_RDONLY | follow | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         if follow and (path / name).is_symlink():

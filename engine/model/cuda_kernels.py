@@ -1,4 +1,4 @@
-"""Runs a bundle's graphs with the engine's own kernels: `deblendrt.cuda.network.network`."""
+"""Runs a bundle's graphs with the engine's own CUDA kernels, `deblendrt.cuda.network.network`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ FEWEST_ROWS, MOST_ROWS = 32, 4096
 
 
 class CudaRuntime(DeviceRuntime):
-    """The engine's own runtime on a device. Recordable; a source's bits depend neither on the others nor on the tile.
+    """The engine's own runtime on a device. It can be recorded. A source's bits depend neither on other sources nor on
+    the tile.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ class CudaRuntime(DeviceRuntime):
         self._arena: DeviceArray | None = None
 
     def tile(self, n_source: int) -> int:
-        """See `DeviceRuntime`. Powers of two."""
+        """See `DeviceRuntime`. Tiles are powers of two."""
         return min(max(FEWEST_ROWS, 1 << (n_source - 1).bit_length()), MOST_ROWS)
 
     def clear(self) -> None:
@@ -35,7 +36,7 @@ class CudaRuntime(DeviceRuntime):
         self._arena = None
 
     def make_graph(self, name: str, n_row: int) -> Network:
-        """See `DeviceRuntime`. All work is queued in one order, so the graphs share an arena."""
+        """See `DeviceRuntime`. The graphs share an arena of memory, because all work is queued in one order."""
         network = Network(self.device, self.bundle.read(f"{name}.onnx"), n_row, arena=self._arena)
         self._arena = network.arena
         return network

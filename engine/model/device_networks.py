@@ -1,4 +1,4 @@
-"""Runs a bundle's graphs on a device, whoever computes them: on arrays there, and on the host's for tests."""
+"""The common part of the runtimes on a device, which take arrays on the device or, for tests, on the host."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from deblendrt.cuda.driver.device import Device, DeviceArray
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.networks import Float32Array, GraphRuntime, checked_inputs, empty_outputs
 
-HOST_ROWS = 256  # sources at a time that come from the host
+HOST_ROWS = 256  # sources at a time, for arrays on the host
 
 
 class DeviceGraph(Protocol):
-    """A graph for a fixed number of rows. `deblendrt.cuda.network.network.Network` is one."""
+    """A graph for a fixed number of rows, such as `deblendrt.cuda.network.network.Network`."""
 
     inputs: dict[str, tuple[int, ...]]
     outputs: dict[str, tuple[int, ...]]
@@ -28,10 +28,10 @@ class DeviceGraph(Protocol):
 
 
 class DeviceRuntime(GraphRuntime):
-    """What the runtimes on a device have in common; a `Runtime`. Safe to share between threads, which wait in line.
+    """Base class of the runtimes on a device. Threads may share it; they wait for each other.
 
-    Work is cut into tiles of a fixed number of rows. The last tile of many begins so that it ends with the last row;
-    a single tile that is not full is padded.
+    Work is cut into tiles of a fixed number of rows. The last of several tiles ends with the last row and overlaps the
+    tile before it. A single tile that is not full is padded.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class DeviceRuntime(GraphRuntime):
     Attributes
     ----------
     recordable : bool
-        Whether a device can record what `enqueue` queues, once `prepare` has run.
+        Whether a device can record the work of `enqueue`, after `prepare`.
     """
 
     recordable = False
@@ -54,11 +54,11 @@ class DeviceRuntime(GraphRuntime):
         self._lock = threading.RLock()
 
     def make_graph(self, name: str, n_row: int) -> DeviceGraph:
-        """The graph for a number of rows."""
+        """Return the graph for a number of rows."""
         raise NotImplementedError
 
     def tile(self, n_source: int) -> int:
-        """Rows of the tiles that so many sources are worked through in."""
+        """Return the number of rows of a tile for a number of sources."""
         raise NotImplementedError
 
     def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
@@ -83,7 +83,7 @@ class DeviceRuntime(GraphRuntime):
         return results
 
     def prepare(self, name: str, n_source: int) -> None:
-        """Have everything made that `enqueue` needs for so many sources, so that it can be recorded."""
+        """Make everything that `enqueue` needs for a number of sources, so that it can be recorded."""
         with self._lock:
             n_row = self.tile(n_source)
             if (name, n_row) not in self._graphs:
@@ -94,7 +94,7 @@ class DeviceRuntime(GraphRuntime):
                     self.device.clear(array)
 
     def clear(self) -> None:
-        """Give the device's memory back; what is needed is made anew."""
+        """Free the device's memory. Graphs and buffers are made anew when they are needed."""
         with self._lock:
             for made in (self._graphs, self._staging, self._host):
                 made.clear()
@@ -107,7 +107,7 @@ class DeviceRuntime(GraphRuntime):
         ----------
         name : str
         n_source : int
-            Rows that count, the first.
+            The first `n_source` rows are computed.
         inputs, outputs : mapping of str to float32 (n_source or more, ...)
             As in `manifest.GRAPHS`.
         """

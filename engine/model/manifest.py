@@ -1,7 +1,7 @@
-"""The bundle's manifest: what the exporter writes and the reader accepts, in one place.
+"""The format of a bundle's manifest, for the exporter and the reader.
 
-A key more or less than these, a value of another type or length, a size that no bundle has, a file name that leaves
-the folder: all are errors.
+Unknown and missing keys, values of a wrong type or length, sizes above the limits and file names outside the folder are
+errors.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 FORMAT_REVISION = 2
 MANIFEST = "manifest.json"
 ARRAYS = ("basis.npy", "outskirts.npy", "shift.npy", "psf.npy")
-STORED_OUTPUTS = "golden.npz"
+STORED_OUTPUTS = "golden.npz"  # inputs of the graphs, with their outputs in the framework of the training
 
 
 class GraphSignature(NamedTuple):
-    """Inputs and outputs of an ONNX graph: name to shape, symbols as in `Bundle.sizes`."""
+    """Inputs and outputs of an ONNX graph: a shape for each name, in the symbols of `Bundle.sizes`."""
 
     inputs: dict[str, tuple[str, ...]]
     outputs: dict[str, tuple[str, ...]]
@@ -30,12 +30,12 @@ GRAPHS = {
     "decode": GraphSignature(_LATENT, {"coefficients": ("N", "B", "K")}),
     "decode_pullback": GraphSignature(_LATENT | {"d_coefficients": ("N", "B", "K")}, {"d_latent": ("N", "L")}),
     "decode_jacobian": GraphSignature(_LATENT, {"maps": ("N", "M", "K"), "d_maps": ("N", "2+S", "M", "K"),
-                                       "mix": ("N", "M", "B"), "d_mix": ("N", "S", "M", "B")}),
+                                                "mix": ("N", "M", "B"), "d_mix": ("N", "S", "M", "B")}),
     "log_prior": GraphSignature(_LATENT, {"log_prob": ("N",), "gradient": ("N", "L")}),
     "encode": GraphSignature({"cutouts": ("N", "B", "H", "H"), "offsets": ("N", "2"), "psf_summary": ("N", "2B")},
-                    {"latent": ("N", "L")}),
+                             {"latent": ("N", "L")}),
 }
-"""Every graph of a bundle, with what it takes and returns."""
+"""The graphs of a bundle, with their inputs and outputs."""
 
 
 class BundleError(ValueError):
@@ -43,7 +43,7 @@ class BundleError(ValueError):
 
 
 def graph_sizes(*, n_band: int, n_basis: int, n_component: int, n_shape: int, cutout_size: int) -> dict[str, int]:
-    """The lengths behind the symbols of `GRAPHS`, all but the number of sources N."""
+    """Return the lengths for the symbols of `GRAPHS`, except the number of sources N."""
     return {"B": n_band, "K": n_basis, "M": n_component, "S": n_shape, "L": n_band + 2 + n_shape, "2+S": 2 + n_shape,
             "2": 2, "2B": 2 * n_band, "H": cutout_size}
 
@@ -56,11 +56,11 @@ _STRINGS = ("name", "model_version", "reference_band", "flux_unit", "minimum_onn
 PERCENTILES = ("0.1", "1", "5", "25", "50", "75")
 _OBJECTS = ("log_prob_percentiles", "training", "parity", "golden_tolerance", "files")
 VECTORS = {"psf_fwhm": "B", "sky_sigma": "B", "start_shape": "S", "mean_color": "B", "color_sigma": "B"}
-# Far above what any bundle has, and low enough that nothing made from them fills a memory.
+# Far above the sizes of any bundle, and low enough that no array of these sizes fills the memory.
 SIZE_LIMITS = {"stamp_size": 1023, "outskirts_binning": 255, "n_basis": 4096, "n_component": 256, "n_shape": 256,
-          "encoder_cutout_size": 1023, "opset": 1000}
+               "encoder_cutout_size": 1023, "opset": 1000}
 MAX_BANDS, MAX_JSON_DEPTH, MAX_TEXT, MAX_LISTED = 64, 32, 100, 200
-MAX_PER_SOURCE = 2**20  # numbers that an input or output of a graph has of one source; 3072 at most in the bundled ones
+MAX_PER_SOURCE = 2**20  # numbers per source in an input or output of a graph; 3072 at most in the shipped bundles
 MANIFEST_KEYS = (*_INTEGERS, *_FLOATS, *_STRINGS, *_OBJECTS, *VECTORS, "bands", "prior_curvature")
 
 
@@ -72,16 +72,17 @@ def parse_manifest(text: bytes, where: str) -> dict[str, Any]:
     text : bytes
         JSON.
     where : str
-        Begins every message.
+        Begins every error message.
 
     Returns
     -------
     dict
-        Exactly `MANIFEST_KEYS`, of the right types and lengths.
+        Exactly the keys `MANIFEST_KEYS`, with values of the right types and lengths.
 
     Raises
     ------
     BundleError
+        The manifest is not valid, or of another revision.
     """
     try:
         decoded = text.decode("utf-8")
@@ -94,7 +95,7 @@ def parse_manifest(text: bytes, where: str) -> dict[str, Any]:
     revision = manifest.get("format_revision")
     if type(revision) is not int or revision < 1:
         raise BundleError(f"{where}: format_revision must be a positive integer, got {_shown(revision)}")
-    if revision > FORMAT_REVISION:  # said first: a newer bundle may well have keys that this version does not know
+    if revision > FORMAT_REVISION:  # checked first: a newer bundle may have keys that this version does not know
         raise BundleError(f"{where}: format revision {_shown(revision)} is newer than {FORMAT_REVISION}, which is all "
                           "that this deblendrt reads: upgrade deblendrt")
     if revision < FORMAT_REVISION:
@@ -117,7 +118,7 @@ def parse_manifest(text: bytes, where: str) -> dict[str, Any]:
 
 
 def _check_depth(text: str) -> None:
-    """Python's parser recurses. Brackets in strings do not count; the possessive *+ keeps this linear in any text."""
+    """Refuse deep nesting, because Python's parser recurses. The possessive *+ keeps this linear in any text."""
     depth = 0
     for token in re.finditer(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', text, re.DOTALL):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
@@ -136,14 +137,14 @@ def _no_constant(name: str) -> None:
 
 
 def _check_numbers(value: Any, length: int, where: str) -> None:
-    # An integer of 309 digits is no number of a computer's.
+    # JSON integers may be larger than any float.
     numbers = isinstance(value, list) and all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in value)
     if not numbers or len(value) != length:
         raise BundleError(f"{where}: expected {length} finite number(s), got {_shown(value)}")
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, however long it is."""
+    """Return a value as text for a message, cut to `MAX_LISTED` characters."""
     text = repr(value)
     return text if len(text) <= MAX_LISTED else f"{text[:MAX_LISTED]}..."
 
@@ -205,14 +206,14 @@ def _check_values(manifest: dict[str, Any], where: str) -> None:
 
 
 def _check_text(text: str, where: str) -> None:
-    """Names end up in terminals, in headers of FITS files and in messages."""
+    """Refuse long or unprintable text: names are shown in terminals, headers of FITS files and messages."""
     if len(text) > MAX_TEXT or not (text.isascii() and text.isprintable()):
         raise BundleError(f"{where}: expected {MAX_TEXT} printable ASCII characters at most, got {_shown(text)}")
 
 
 def _check_files(files: dict[str, Any], where: str) -> None:
     for name, digest in files.items():
-        # One plain name: no separator of any system, no drive, no "..", nothing hidden.
+        # A plain name: no path separator of any system, no drive, no "..", no hidden file.
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name == MANIFEST:
             raise BundleError(f"{where}: files: {_shown(name)} is not a plain file name in the bundle")
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):

@@ -41,43 +41,43 @@ class FactoredJacobian(NamedTuple):
 
 
 class Runtime(Protocol):
-    """Runs the graphs of one bundle. Inputs of any float type, C order or not; outputs are new float32 arrays."""
+    """Runs the graphs of a bundle. Inputs have any float type and memory order; outputs are new float32 arrays."""
 
     def decode(self, latent: NDArray[Any]) -> Float32Array:
-        """Coefficients, float32 (n_source, n_band, n_basis) [nJy], of latents (n_source, n_latent)."""
+        """Return coefficients, float32 (n_source, n_band, n_basis) [nJy], of latents (n_source, n_latent)."""
         ...
 
     def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
-        """Pull a cotangent of the coefficients, (n_source, n_band, n_basis), back to the latents: J^T d_coefficients.
+        """Return J^T d_coefficients, float32 (n_source, n_latent), with the Jacobian J of the coefficients by the latents.
 
-        Returns float32 (n_source, n_latent).
+        `d_coefficients` is float (n_source, n_band, n_basis).
         """
         ...
 
     def decode_jacobian(self, latent: NDArray[Any]) -> FactoredJacobian:
-        """Derivatives of the coefficients in factored form."""
+        """Return the derivatives of the coefficients in factored form."""
         ...
 
     def log_prior(self, latent: NDArray[Any]) -> tuple[Float32Array, Float32Array]:
-        """Log prior density (n_source,) and its gradient by the whole latent (n_source, n_latent)."""
+        """Return the log prior density (n_source,) and its gradient by the latent (n_source, n_latent)."""
         ...
 
     def encode(self, cutouts: NDArray[Any], offsets: NDArray[Any], psf_summary: NDArray[Any]) -> Float32Array:
-        """Latent start, float32 (n_source, n_latent).
+        """Return the start of the latents, float32 (n_source, n_latent).
 
         Parameters
         ----------
         cutouts : float (n_source, n_band, size, size)
-            image * sqrt(inverse_variance), `size` the bundle's `encoder_cutout_size`, anchor pixel in the middle.
+            image * sqrt(inverse_variance), with the anchor pixel in the middle; `size` is `encoder_cutout_size`.
         offsets : float (n_source, 2) [pixel]
         psf_summary : float (n_source, 2 n_band)
-            PSF FWHM [pixel] per band, then ln(noise sigma [nJy]) per band; both 0 for a band without weight.
+            PSF FWHM [pixel] per band, then ln(noise sigma [nJy]) per band. Both are 0 for a band without weight.
         """
         ...
 
 
 def checked_inputs(name: str, sizes: Mapping[str, int], values: Sequence[NDArray[Any]]) -> dict[str, Float32Array]:
-    """Inputs of a graph by name, as contiguous float32.
+    """Return the inputs of a graph by name, as contiguous float32.
 
     Parameters
     ----------
@@ -103,13 +103,13 @@ def checked_inputs(name: str, sizes: Mapping[str, int], values: Sequence[NDArray
 
 
 def empty_outputs(name: str, sizes: Mapping[str, int], n_source: int) -> list[Float32Array]:
-    """Arrays for the outputs of a graph."""
+    """Return arrays for the outputs of a graph."""
     return [np.empty((n_source, *(sizes[symbol] for symbol in symbols[1:])), np.float32)
             for symbols in GRAPHS[name].outputs.values()]
 
 
 class GraphRuntime:
-    """A `Runtime` by what runs a graph of its name."""
+    """Base class of the runtimes: implements `Runtime` by `run`, which runs a graph by name."""
 
     def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
         """Run a graph.

@@ -1,13 +1,13 @@
-"""What an ONNX file must be before ONNX Runtime sees it: one flat graph of known operators that holds all its data.
+"""Check of an ONNX file before ONNX Runtime reads it: it must be a flat graph of known operators with all its data.
 
-The file is read as protobuf's wire format, field by field, without the package `onnx` (which the engine does not need)
-and without building anything. What is not listed here is refused: data in other files (`external_data`, in
-initializers as in attributes), graphs inside nodes, functions, training graphs, sparse and typed tensors, operators of
-other domains. Field numbers are those of onnx.proto3; refusing a field that comes in another wire type than its own
-keeps this reader and protobuf's from seeing different files.
+The file is read field by field in protobuf's wire format, without the package `onnx`, which the engine does not need.
+Everything that is not listed here is refused: data in other files (`external_data`, in initializers and attributes),
+graphs inside nodes, functions, training graphs, sparse and typed tensors, and operators of other domains. The field
+numbers are those of onnx.proto3. A field of a wrong wire type is refused, so that this reader and protobuf's reader
+cannot see different contents.
 
-Bounded are the numbers of nodes, tensors and attributes, and constants that may name a shape. How much a graph of
-allowed operators computes is not: who writes a bundle's graphs decides how long they run.
+The numbers of nodes, tensors and attributes are bounded, and so are constants that may be shapes. The amount of
+computation is not bounded: a graph of allowed operators may run for long.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deblendrt.engine.model.manifest import BundleError, GraphSignature
 MAX_NODES, MAX_TENSORS, MAX_ATTRIBUTES, MAX_FIELDS = 5000, 5000, 20_000, 200_000
 MAX_RANK = 8
 MAX_INTEGER, MAX_SHAPE = 2**20, 2**26
-"""Of constants that are integers: they may be lengths, and a few of them a shape."""
+"""Limits of integer constants, each of which may be a length, and of the product of a few, which may be a shape."""
 OPERATORS = frozenset({
     "Abs", "Add", "Asinh", "Cast", "Concat", "Constant", "Conv", "Cos", "Div", "Erf", "Exp", "Expand", "Flatten",
     "Gather", "Gemm", "Identity", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Pad", "Pow", "Reciprocal", "ReduceSum",
@@ -32,11 +32,11 @@ OPERATORS = frozenset({
 })
 _ITEM_SIZE = {1: 4, 6: 4, 7: 8, 9: 1, 11: 8}  # float32, int32, int64, bool, float64
 _INTEGERS = {6: "<i", 7: "<q"}
-_END_OF_AXIS = {2**63 - 1, -(2**63), 2**31 - 1, -(2**31)}  # how a Slice says "to the end"
+_END_OF_AXIS = {2**63 - 1, -(2**63), 2**31 - 1, -(2**31)}  # in a Slice these mean the end of the axis
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NAMES = {0: "number", 1: "64-bit number", 2: "text, data or a message", 5: "32-bit number"}
-# Fields of each message that may occur, and the wire type of each; a message name stands for one inside.
+# The fields that a message may have, with their wire types. The name of a message stands for a message inside.
 _FIELDS: dict[str, dict[int, int | str]] = {
     "ModelProto": {1: _VARINT, 2: _BYTES, 3: _BYTES, 4: _BYTES, 5: _VARINT, 6: _BYTES, 7: "GraphProto", 8: "Opset",
                    14: "Entry"},
@@ -54,7 +54,7 @@ _FIELDS: dict[str, dict[int, int | str]] = {
     "Shape": {1: "Dimension"},
     "Dimension": {1: _VARINT, 2: _BYTES, 3: _BYTES},
 }
-_PACKED = {("Attribute", 7), ("Attribute", 8), ("TensorProto", 1)}  # repeated numbers, which may come as one block
+_PACKED = {("Attribute", 7), ("Attribute", 8), ("TensorProto", 1)}  # repeated numbers that may be stored as a block
 _REFUSED = {
     ("ModelProto", 20): "training_info: a graph for training", ("ModelProto", 25): "functions of its own",
     ("GraphProto", 14): "quantization annotations", ("GraphProto", 15): "a sparse initializer",
@@ -68,7 +68,7 @@ _REFUSED = {
 
 @dataclass
 class _File:
-    """What is counted while a file is read."""
+    """A file, and the counts of its parts."""
 
     content: bytes
     where: str
@@ -79,19 +79,20 @@ class _File:
 
 
 def check_onnx(content: bytes, where: str, graph: GraphSignature | None = None) -> None:
-    """Refuse what is not a plain, self-contained ONNX graph.
+    """Check that a file is a plain, self-contained ONNX graph.
 
     Parameters
     ----------
     content : bytes
     where : str
-        Begins every message.
+        Begins every error message.
     graph : GraphSignature, optional
-        The names of the inputs and outputs that it must have, no others.
+        The inputs and outputs that the graph must have; others are refused.
 
     Raises
     ------
     BundleError
+        The file has a part that is not allowed.
     """
     file = _File(content, where)
     graphs: list[tuple[int, int]] = []
@@ -201,19 +202,19 @@ def _value_info(file: _File, span: tuple[int, int]) -> str:
 
 
 def _skim(file: _File, message: str, span: tuple[int, int]) -> None:
-    """Check a message of which only its form matters."""
+    """Check the form of a message whose values do not matter."""
     for number, value in _fields(file, message, *span):
         inside = _FIELDS[message][number]
         if isinstance(inside, str):
-            _skim(file, inside, value)  # the table has no cycle: at most four deep
+            _skim(file, inside, value)  # the table has no cycle, so the depth is at most four
 
 
 def _fields(file: _File, message: str, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """Fields of a message: number, and an unsigned number (int) or where the bytes lie (int, int)."""
+    """Yield the fields of a message: the field's number, and its value (int) or the span of its bytes (int, int)."""
     allowed, at = _FIELDS[message], start
     while at < stop:
         _limit(file, "fields", MAX_FIELDS)
-        tag, at = _varint(file, at, min(stop, at + 2))  # no number of a field here needs more than two bytes
+        tag, at = _varint(file, at, min(stop, at + 2))  # all field numbers fit in two bytes
         number, wire = tag >> 3, tag & 7
         if (message, number) in _REFUSED:
             raise file.refuse(_REFUSED[message, number])

@@ -14,14 +14,14 @@ from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.manifest import GRAPHS, BundleError
 from deblendrt.engine.model.networks import NETWORK_TILE, Float32Array, GraphRuntime, checked_inputs, empty_outputs
 
-PIECES = (8, 16, NETWORK_TILE)  # rows: sizes of which the last piece of a tile may be a multiple
+PIECES = (8, 16, NETWORK_TILE)  # rows: the last piece of a tile is a multiple of one of these sizes
 
 
 class OrtRuntime(GraphRuntime):
-    """The `Runtime` of the CPU. Safe to share between threads.
+    """The runtime of the CPU. Threads may share it.
 
-    A session is made on first use of its graph, single-threaded inside (callers parallelise over blends), and always
-    sees `NETWORK_TILE` rows, or for the last few as few as have the same bits (see `least_rows`).
+    A session is made at the first use of its graph. It is single-threaded, because callers parallelise over blends. It
+    always runs `NETWORK_TILE` rows; the last rows may be fewer if they get the same bits (see `least_rows`).
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class OrtRuntime(GraphRuntime):
     Raises
     ------
     BundleError
-        The bundle asks for a newer ONNX Runtime.
+        The bundle needs a newer ONNX Runtime.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -42,10 +42,10 @@ class OrtRuntime(GraphRuntime):
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[OrtRuntime], tuple[Bundle]]:
-        return OrtRuntime, (self.bundle,)  # sessions and locks do not pickle; a spawned worker makes its own
+        return OrtRuntime, (self.bundle,)  # sessions and locks do not pickle; a spawned process makes its own
 
     def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
-        """See `GraphRuntime`; tile by tile."""
+        """See `GraphRuntime`. The graph runs tile by tile."""
         graph, n_source = GRAPHS[name], len(inputs[0])
         feeds = checked_inputs(name, self.bundle.sizes, inputs)
         outputs = empty_outputs(name, self.bundle.sizes, n_source)
@@ -59,14 +59,14 @@ class OrtRuntime(GraphRuntime):
         return outputs
 
     def _session(self, name: str) -> tuple[onnxruntime.InferenceSession, int]:
-        """A graph's session, and of how many rows a tile's last piece is a multiple."""
+        """Return a graph's session and the number of rows that divides a tile's last piece."""
         with self._lock:
             if name not in self._sessions:
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = options.inter_op_num_threads = 1
-                options.log_severity_level = 3  # warnings are about the graph's constants, of no use to a caller
-                # The memory arena stays on: without it the Jacobian's megabyte temporaries are returned to the system
-                # and faulted in again at every call (5% of its time). Fixed tiles bound it to a few MB a session.
+                options.log_severity_level = 3  # warnings are about the graph's constants
+                # The memory arena stays on. Without it, each call returns the Jacobian's temporaries (some MB) to the
+                # system and faults them in again, 5% of its time. Fixed tiles bound the arena to a few MB a session.
                 content = self.bundle.read(f"{name}.onnx")
                 try:
                     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -77,15 +77,16 @@ class OrtRuntime(GraphRuntime):
 
 
 def least_rows(name: str, session: onnxruntime.InferenceSession, sizes: Mapping[str, int]) -> int:
-    """How few rows of a graph have, to the last bit, what they have in a whole tile: tried on this machine.
+    """Return the smallest number of rows with which a graph gives the same bits as in a whole tile, on this machine.
 
-    A vector kernel's arithmetic may differ in the remainder of its lanes. With 16 rows there is none on any processor
-    known; 8 do as well wherever they were tried, and a scene's few sources take a quarter of a tile's time.
+    The arithmetic of a vector kernel may differ in the remainder of its lanes. With 16 rows there is no remainder on
+    any known processor. 8 rows gave the same bits on all processors that were tried; a scene of a few sources then
+    takes a quarter of a tile's time.
 
     Parameters
     ----------
     name : str
-        Of the graph.
+        Name of the graph.
     session : onnxruntime.InferenceSession
     sizes : mapping of str to int
         `Bundle.sizes`.
@@ -111,7 +112,7 @@ def least_rows(name: str, session: onnxruntime.InferenceSession, sizes: Mapping[
 def _padded(rows: Float32Array, n: int) -> Float32Array:
     if len(rows) == n:
         return rows
-    padded = np.zeros((n, *rows.shape[1:]), np.float32)  # zeros are a valid latent: nothing raises or overflows
+    padded = np.zeros((n, *rows.shape[1:]), np.float32)  # zeros are a valid latent
     padded[: len(rows)] = rows
     return padded
 

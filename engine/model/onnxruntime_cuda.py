@@ -1,12 +1,12 @@
-"""Runs a bundle's graphs with ONNX Runtime's CUDA provider, on the device's own arrays and stream.
+"""Runs a bundle's graphs with ONNX Runtime's CUDA provider, on the device's arrays and stream.
 
-The provider comes with the package onnxruntime-gpu. Where that is what is installed, it is there; beside the CPU's
-onnxruntime, which cannot be installed with it, its library is registered from a folder of its own:
+The provider comes with the package onnxruntime-gpu. The CPU's package onnxruntime cannot be installed beside it; with
+that package, the provider's library is registered from a folder of its own:
 
     pip install --no-deps --target FOLDER onnxruntime-gpu==(the version of onnxruntime)
     export DEBLENDRT_ONNXRUNTIME_GPU=FOLDER
 
-Of another version it would crash, so that is refused. Nothing ever falls back to the CPU.
+A library of another version would crash, so it is refused. No graph ever falls back to the CPU.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _registered: set[Path] = set()
 
 
 def provider_library(folder: str | Path | None = None) -> Path | None:
-    """The provider's library to register; None where the installed onnxruntime has the provider itself.
+    """Return the provider's library to register; None if the installed onnxruntime has the provider.
 
     Parameters
     ----------
     folder : path, optional
-        Where onnxruntime-gpu was put with ``pip install --target``; by default DEBLENDRT_ONNXRUNTIME_GPU says.
+        The folder of ``pip install --target``; default: the environment variable DEBLENDRT_ONNXRUNTIME_GPU.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def provider_library(folder: str | Path | None = None) -> Path | None:
     Raises
     ------
     DeviceError
-        There is no provider, or one of another version; the message says which commands bring it.
+        The provider is missing or of another version; the message gives the commands that install it.
     """
     version = onnxruntime.__version__
     install = (f"pip install --no-deps --target FOLDER onnxruntime-gpu=={version}, then export {FOLDER}=FOLDER")
@@ -74,7 +74,7 @@ def provider_library(folder: str | Path | None = None) -> Path | None:
 
 
 def without_asinh(content: bytes) -> bytes:
-    """A graph with asinh(x) spelled out as sign(x) ln(|x| + sqrt(x^2 + 1)): the provider has no kernel for Asinh."""
+    """Return a graph with asinh(x) as sign(x) ln(|x| + sqrt(x^2 + 1)): the provider has no kernel for Asinh."""
     onnx = import_onnx()
     proto = onnx.load_from_string(content)
     nodes = []
@@ -98,16 +98,16 @@ def without_asinh(content: bytes) -> bytes:
 
 
 class OrtCudaGraph:
-    """A session for a fixed number of rows; see `runtime_device.DeviceGraph`.
+    """A session for a fixed number of rows; see `device_networks.DeviceGraph`.
 
     Parameters
     ----------
     device : CudaDevice
     content : bytes
-        Of an ONNX file whose inputs' first axis is named N.
+        An ONNX file whose inputs have a first axis named N.
     n_row : int
     library : Path, optional
-        `provider_library`.
+        As from `provider_library`.
     """
 
     def __init__(self, device: Device, content: bytes, n_row: int, library: Path | None) -> None:
@@ -115,13 +115,13 @@ class OrtCudaGraph:
         settings = {
             "device_id": str(self.ordinal),
             "user_compute_stream": str(device.stream),  # type: ignore[attr-defined]
-            "use_tf32": "0",  # keeps three digits of a product
-            "cudnn_conv_algo_search": "HEURISTIC",  # without a search, whose result would vary
+            "use_tf32": "0",  # TF32 keeps three digits of a product
+            "cudnn_conv_algo_search": "HEURISTIC",  # a search by timing would make results vary
         }
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.use_deterministic_compute = True
-        # With every shape known, what computes shapes is folded: none of it is left for the CPU.
+        # With a fixed N, all computations of shapes are folded, and no node is left for the CPU.
         options.add_free_dimension_override_by_name("N", n_row)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
@@ -149,7 +149,7 @@ class OrtCudaGraph:
 
     def enqueue(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         """Queue the graph's work. It cannot be part of a recording."""
-        self.device.empty(1, np.uint8)  # refused within a recording, whose work would be done at once instead
+        self.device.empty(1, np.uint8)  # raises within a recording, where the graph would run at once
         binding = self.session.io_binding()
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for key, array in arrays.items():
@@ -167,12 +167,12 @@ class OrtCudaRuntime(DeviceRuntime):
     folder : path, optional
         See `provider_library`.
     n_row : int
-        Sources at a time: fewer are padded.
+        Sources at a time; fewer are padded.
 
     Raises
     ------
     DeviceError
-        The provider is missing; the message says what to do.
+        The provider is missing; the message says what to install.
     """
 
     def __init__(self, bundle: Bundle, device: Device, *, folder: str | Path | None = None,

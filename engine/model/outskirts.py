@@ -1,8 +1,9 @@
-r"""Outskirts: stamps of single pixels in their core and of square cells outside, where the light of galaxies is smooth.
+r"""Stamps with outskirts: pixels in the core, and square cells outside it, where the light of galaxies is smooth.
 
-A stamp of side s = q b has a core of side c, both odd multiples of the odd binning b, and is stored as the c x c pixels
-of the core and the q x q values at the centre pixels of all cells, 0 where a cell lies in the core. Between the centres
-of cells the stamp is bilinear (there the core counts with the means of its cells), beyond the outermost it is constant.
+A stamp of side s = q b has a core of side c. Both are odd multiples of the odd binning b. The stamp is stored as the
+c x c pixels of the core and the q x q values at the centre pixels of all cells, which are 0 for cells in the core. The
+stamp is bilinear between the centres of cells and constant beyond the outermost centres. In the interpolation, cells in
+the core have the mean of their pixels.
 
     spread:   u[q b, q b] = B v B^T       cells to pixels, B the linear interpolation along one axis
     gather:   v[q, q]     = B^T u B       its adjoint, <spread(v), u> = <v, gather(u)>
@@ -20,7 +21,7 @@ Float = TypeVar("Float", bound=np.floating)
 
 
 def spread(cells: NDArray[Float], binning: int) -> NDArray[Float]:
-    """Interpolate cells to pixels, bilinear between their centres and constant beyond the outermost.
+    """Interpolate cells to pixels, bilinearly between their centres and constant beyond the outermost centres.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def spread(cells: NDArray[Float], binning: int) -> NDArray[Float]:
     Returns
     -------
     float (..., n_y binning, n_x binning)
-        Of the same type. A pixel's bits depend on its four cells only.
+        Of the same dtype. A pixel's bits depend only on its four cells.
     """
     return interpolate(interpolate(cells, binning, -1), binning, -2)
 
@@ -48,7 +49,7 @@ def gather(pixels: NDArray[Float], binning: int) -> NDArray[Float]:
     Returns
     -------
     float (..., n_y, n_x)
-        Of the same type.
+        Of the same dtype.
     """
     return _interpolate_adjoint(_interpolate_adjoint(pixels, binning, -2), binning, -1)
 
@@ -62,7 +63,7 @@ def interpolate(values: NDArray[Float], binning: int, axis: int = -1) -> NDArray
     binning : int [pixel]
         Odd.
     axis : int
-        Of length n.
+        The axis of length n.
 
     Returns
     -------
@@ -93,8 +94,8 @@ def _interpolate_adjoint(values: NDArray[Float], binning: int, axis: int) -> NDA
 
 
 def _phases(binning: int) -> Iterator[tuple[int, float, slice, slice, int]]:
-    """Of the pixels of a cell but its middle one: place, weight of the neighbouring cell, cells that have this
-    neighbour, their neighbours, and the cell that has none."""
+    """Yield, for every pixel of a cell except the middle one: its place in the cell, the weight of the neighbouring
+    cell, the cells that have this neighbour, their neighbours, and the cell without a neighbour."""
     middle = binning // 2
     for phase in range(binning):
         if phase < middle:
@@ -104,13 +105,13 @@ def _phases(binning: int) -> Iterator[tuple[int, float, slice, slice, int]]:
 
 
 def expand(core: NDArray[Float], cells: NDArray[Float], binning: int) -> NDArray[Float]:
-    """Stamps in full resolution.
+    """Return stamps in full resolution.
 
     Parameters
     ----------
     core : float (n, c, c)
     cells : float (n, q, q)
-        Outskirts; what they hold in the core is not used. (n, 0, 0): there are none, the core is all.
+        Outskirts; cells in the core are not used. The shape (n, 0, 0) stands for stamps without outskirts.
     binning : int [pixel]
 
     Returns
@@ -132,7 +133,7 @@ def expand(core: NDArray[Float], cells: NDArray[Float], binning: int) -> NDArray
 
 
 def split(stamps: NDArray[Float], core_size: int, binning: int) -> tuple[NDArray[Float], NDArray[Float]]:
-    """Core and cells of stamps: the inverse of `expand`, for stamps that are bilinear outside their core.
+    """Return the core and the cells of stamps: the inverse of `expand` for stamps that are bilinear outside the core.
 
     Parameters
     ----------

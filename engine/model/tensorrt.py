@@ -1,9 +1,9 @@
-"""Runs a bundle's graphs with TensorRT, or with TensorRT for RTX: plans are built once on a machine and kept.
+"""Runs a bundle's graphs with TensorRT, or with TensorRT for RTX. Plans are built once on a machine and kept.
 
-A plan is built for one bundle, TensorRT version, GPU architecture, number of rows and precision; its file's name is the
-hash of these, so that a changed one is another file. Its number of rows is fixed: tactics, and with them a source's
-bits, cannot depend on how many sources there are. Plans are never shipped (they are code for one kind of GPU), and the
-cache folder is trusted: whoever can write to it can run code.
+A plan belongs to one bundle, TensorRT version, GPU architecture, number of rows and precision; the name of its file is
+the hash of these. The number of rows is fixed, so that TensorRT's choice of kernels, and with it a source's bits, cannot
+depend on the number of sources. Plans are code for one kind of GPU and are never shipped. The cache folder is trusted:
+anyone who can write to it can run code.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.device_networks import DeviceRuntime
 from deblendrt.engine.model.manifest import GRAPHS
 
-# Package -> how to get it. TensorRT's own wheels are stubs that fetch the libraries from NVIDIA's index.
+# Package -> command that installs it. TensorRT's own wheels are stubs that fetch the libraries from NVIDIA's index.
 TENSORRT_INSTALL = {"tensorrt": "pip install tensorrt-cu13", "tensorrt_rtx": "pip install tensorrt-rtx"}
 PRECISIONS = ("fp32", "tf32")
 TENSORRT_ROWS = 1024  # sources at a time
-# TensorRT for RTX has no kernels for the GPUs of data centres
+# TensorRT for RTX has no kernels for data-centre GPUs.
 RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
 
 
 class TensorRTError(DeviceError):
-    """A graph does not parse or build, or a plan does not load or run."""
+    """TensorRT cannot parse or build a graph, or load or run a plan."""
 
 
 def why_unavailable(package: str) -> str | None:
-    """Why a package of TensorRT cannot be used here, or None if it can."""
+    """Return the reason why a package of TensorRT cannot be used here; None if it can."""
     if package not in TENSORRT_INSTALL:
         return f"no package of TensorRT: {package!r}, choose from {sorted(TENSORRT_INSTALL)}"
     try:
@@ -51,14 +51,14 @@ def why_unavailable(package: str) -> str | None:
 
 
 def find_package(package: str = "auto", capability: tuple[int, int] | None = None) -> str:
-    """The package of TensorRT to use.
+    """Return the package of TensorRT to use.
 
     Parameters
     ----------
     package : {"auto", "tensorrt", "tensorrt_rtx"}
-        "auto": the first that is installed and knows the GPU.
+        "auto" is the first package that is installed and supports the GPU.
     capability : tuple of int, optional
-        Of the GPU.
+        Compute capability of the GPU.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def find_package(package: str = "auto", capability: tuple[int, int] | None = Non
     Raises
     ------
     DeviceError
-        There is none; the message says what to install.
+        There is no such package; the message says what to install.
     """
     reasons = []
     for name in TENSORRT_INSTALL if package == "auto" else (package,):
@@ -82,18 +82,18 @@ def find_package(package: str = "auto", capability: tuple[int, int] | None = Non
 
 
 def build_plan(content: bytes, package: str, n_row: tuple[int, int, int], precision: str = "fp32") -> bytes:
-    """Parse and build one graph.
+    """Parse a graph and build its plan.
 
     Parameters
     ----------
     content : bytes
-        An ONNX model whose inputs have the number of sources as their only dynamic axis, the first.
+        An ONNX model. The number of sources is the first axis of its inputs and their only dynamic axis.
     package : {"tensorrt", "tensorrt_rtx"}
-        An available one. TensorRT for RTX builds without a GPU.
+        An installed package. TensorRT for RTX builds without a GPU.
     n_row : tuple of int
         Fewest, usual and most sources.
     precision : {"fp32", "tf32"}
-        Of products. tf32 keeps three digits of them: no bundle's golden vectors are met.
+        Precision of products. tf32 keeps three digits: the outputs then differ from the bundle's stored outputs.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def build_plan(content: bytes, package: str, n_row: tuple[int, int, int], precis
     Raises
     ------
     TensorRTError
-        With the parser's or the builder's messages.
+        TensorRT refuses the graph; the message has the parser's or the builder's errors.
     """
     trt = importlib.import_module(package)
     logger, messages = _logger(trt)
@@ -120,7 +120,7 @@ def build_plan(content: bytes, package: str, n_row: tuple[int, int, int], precis
     settings = builder.create_builder_config()
     settings.add_optimization_profile(profile)
     if precision == "fp32":
-        settings.clear_flag(trt.BuilderFlag.TF32)  # it is on by default
+        settings.clear_flag(trt.BuilderFlag.TF32)  # TF32 is on by default
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
         raise TensorRTError("TensorRT does not build the graph: " + "; ".join(messages))
@@ -129,7 +129,7 @@ def build_plan(content: bytes, package: str, n_row: tuple[int, int, int], precis
 
 def plan_path(bundle: Bundle, name: str, package: str, capability: tuple[int, int], n_row: int,
               precision: str) -> Path:
-    """Where a plan is kept: a file for each bundle, graph, TensorRT version, GPU architecture, shape and precision."""
+    """Return the path of a plan: a file per bundle, graph, TensorRT version, GPU architecture, shape and precision."""
     from deblendrt.cuda.driver.compile import cache_folder
 
     version = str(importlib.import_module(package).__version__)
@@ -140,12 +140,12 @@ def plan_path(bundle: Bundle, name: str, package: str, capability: tuple[int, in
 
 
 def plan(bundle: Bundle, name: str, package: str, capability: tuple[int, int], n_row: int, precision: str) -> bytes:
-    """A graph's plan, from the cache or built now.
+    """Return a graph's plan, from the cache or built now.
 
     Raises
     ------
     DeviceError
-        It cannot be built, or the cache cannot be written to.
+        The plan cannot be built, or the cache is not writable.
     """
     from deblendrt.cuda.driver.compile import store
 
@@ -161,7 +161,7 @@ def plan(bundle: Bundle, name: str, package: str, capability: tuple[int, int], n
 
 def build_all(bundle: Bundle, *, package: str = "auto", capability: tuple[int, int], n_row: int = TENSORRT_ROWS,
               precision: str = "fp32") -> Iterator[str]:
-    """Build what is not in the cache yet: ``deblendrt build``.
+    """Build the plans that are not in the cache yet, for ``deblendrt build``.
 
     Yields
     ------
@@ -177,7 +177,7 @@ def build_all(bundle: Bundle, *, package: str = "auto", capability: tuple[int, i
 
 
 class TensorRTGraph:
-    """A plan on a device; see `runtime_device.DeviceGraph`.
+    """A plan on a device; see `device_networks.DeviceGraph`.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ class TensorRTGraph:
         trt = importlib.import_module(package)
         self.device = device
         logger, messages = _logger(trt)
-        # Kept: an engine and its context end with them.
+        # Kept, because the engine and its context must not outlive the runtime.
         self._runtime = trt.Runtime(logger)
         self._engine = self._runtime.deserialize_cuda_engine(content)
         self._context = self._engine and self._engine.create_execution_context()
@@ -213,7 +213,7 @@ class TensorRTGraph:
 
     def enqueue(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         """Queue the graph's work. It cannot be part of a recording."""
-        self.device.empty(1, np.uint8)  # refused within a recording, whose work TensorRT would do at once instead
+        self.device.empty(1, np.uint8)  # raises within a recording, where TensorRT would run at once
         for key, array in (*inputs.items(), *outputs.items()):
             self._context.set_tensor_address(key, array.pointer)
         if not self._context.execute_async_v3(self.device.stream):  # type: ignore[attr-defined]
@@ -229,13 +229,13 @@ class TensorRTRuntime(DeviceRuntime):
     device : CudaDevice
     package : {"auto", "tensorrt", "tensorrt_rtx"}
     n_row : int
-        Sources at a time: fewer are padded.
+        Sources at a time; fewer are padded.
     precision : {"fp32", "tf32"}
 
     Raises
     ------
     DeviceError
-        TensorRT is missing or does not know this GPU; the message says what to do.
+        TensorRT is missing or does not support this GPU; the message says what to do.
     """
 
     def __init__(self, bundle: Bundle, device: Device, *, package: str = "auto", n_row: int = TENSORRT_ROWS,
@@ -265,7 +265,7 @@ _lock = threading.Lock()
 
 
 def _logger(trt: Any) -> tuple[Any, list[str]]:
-    """A logger that keeps errors. One for a process: TensorRT goes on using the first that it is given."""
+    """Return a logger that keeps errors. There is one per process, because TensorRT uses only its first logger."""
     with _lock:
         if trt.__name__ not in _loggers:
             messages: list[str] = []

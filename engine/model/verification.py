@@ -1,4 +1,4 @@
-"""Run a bundle's graphs on stored inputs and compare their outputs with the stored ones."""
+"""Verification of a bundle: its graphs run on stored inputs, and their outputs are compared with stored outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 
 
 def verify_bundle(name_or_path: str | Path) -> list[str]:
-    """Load a bundle and run its golden vectors on this machine.
+    """Load a bundle, run its graphs on the stored inputs, and compare their outputs with the stored outputs.
 
     Parameters
     ----------
@@ -24,23 +24,23 @@ def verify_bundle(name_or_path: str | Path) -> list[str]:
     Returns
     -------
     list of str
-        One line per check, for people.
+        A line per check, for the user.
 
     Raises
     ------
     BundleError
-        As `load_bundle`, or an output differs from the golden one by more than the manifest's tolerance.
+        As for `load_bundle`, or an output differs from the stored output by more than the manifest's tolerance.
     """
     bundle = load_bundle(name_or_path)
     lines = [f"{bundle.name} {bundle.model_version}: {len(bundle.files)} files, hashes match"]
-    golden = _stored_outputs(bundle)
+    stored = _stored_outputs(bundle)
     runtime = OrtRuntime(bundle)
     for name, graph in GRAPHS.items():
-        outputs = runtime.run(name, *(golden[f"{name}.in.{key}"] for key in graph.inputs))
+        outputs = runtime.run(name, *(stored[f"{name}.in.{key}"] for key in graph.inputs))
         tolerance = bundle.golden_tolerance[name]
         worst = 0.0
         for key, output in zip(graph.outputs, outputs, strict=True):
-            expected = golden[f"{name}.out.{key}"]
+            expected = stored[f"{name}.out.{key}"]
             worst = max(worst, output_error(output, expected))
             if output_error(output, expected, **tolerance) > 1.0:
                 raise BundleError(f"bundle {bundle.path}: {name}.onnx: {key} differs from the golden output: relative "
@@ -51,11 +51,12 @@ def verify_bundle(name_or_path: str | Path) -> list[str]:
 
 
 def output_error(actual: NDArray[Any], expected: NDArray[Any], *, rtol: float = 1.0, atol: float = 0.0) -> float:
-    """Largest of |actual - expected| / (atol + rtol scale): above 1 is a failure; rtol = 1 gives the relative error.
+    """Return the largest |actual - expected| / (atol + rtol scale). A value above 1 is a failure.
 
-    The scale is a source's own: the largest |expected| of its row. A bright source therefore does not hide an error in
-    a faint one, and elements that cancel to nearly nothing are not held to a precision that no sum has. Where a row is
-    a single number, which may cross zero, the scale is the root mean square over sources.
+    With rtol = 1 and atol = 0 this is the relative error. The scale of a source is the largest |expected| in its row. A
+    bright source therefore does not hide an error in a faint source, and elements that nearly cancel need not be more
+    precise than the terms of their sum. If a row is a single number, which may cross zero, the scale is the root mean
+    square over sources.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ def output_error(actual: NDArray[Any], expected: NDArray[Any], *, rtol: float = 
     Returns
     -------
     float
-        Infinite where the shapes differ or anything is not finite.
+        Infinite if the shapes differ or a value is not finite.
     """
     if actual.shape != expected.shape or not (np.isfinite(actual).all() and np.isfinite(expected).all()):
         return float("inf")

@@ -234,7 +234,7 @@ def test_images_and_their_own_catalogues(model: Path, tmp_path: Path,
                                    {"image": np.zeros((2, 3, 3)), "variance": np.zeros(5)},
                                    {"image": np.zeros(4), "shape": (-1, -2, 2)}])
 def test_rows_that_make_no_sense(given: dict[str, object]) -> None:
-    from deblendrt.engine.files.cutouts import scene as as_scene
+    from deblendrt.engine.files.cutouts import row_to_scene as as_scene
 
     with pytest.raises(ValueError, match=r"image|psf|centers|variance"):
         as_scene(given)
