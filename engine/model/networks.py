@@ -48,7 +48,7 @@ class Runtime(Protocol):
         ...
 
     def decode_pullback(self, latent: NDArray[Any], d_coefficients: NDArray[Any]) -> Float32Array:
-        """Return J^T d_coefficients, float32 (n_source, n_latent), with the Jacobian J of the coefficients by the latents.
+        """Return J^T d_coefficients, float32 (n_source, n_latent), with J the Jacobian of the coefficients.
 
         `d_coefficients` is float (n_source, n_band, n_basis).
         """

@@ -1,9 +1,9 @@
 """Runs a bundle's graphs with TensorRT, or with TensorRT for RTX. Plans are built once on a machine and kept.
 
 A plan belongs to one bundle, TensorRT version, GPU architecture, number of rows and precision; the name of its file is
-the hash of these. The number of rows is fixed, so that TensorRT's choice of kernels, and with it a source's bits, cannot
-depend on the number of sources. Plans are code for one kind of GPU and are never shipped. The cache folder is trusted:
-anyone who can write to it can run code.
+the hash of these. The number of rows is fixed. TensorRT's choice of kernels, and with it a source's bits, therefore
+cannot depend on the number of sources. Plans are code for one kind of GPU and are never shipped. The cache folder is
+trusted: anyone who can write to it can run code.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def plan_path(bundle: Bundle, name: str, package: str, capability: tuple[int, in
     return cache_folder("plans") / f"{bundle.name}-{name}-{digest}.plan"
 
 
-def plan(bundle: Bundle, name: str, package: str, capability: tuple[int, int], n_row: int, precision: str) -> bytes:
+def cached_plan(bundle: Bundle, name: str, package: str, capability: tuple[int, int], n_row: int,
+                precision: str) -> bytes:
     """Return a graph's plan, from the cache or built now.
 
     Raises
@@ -172,7 +173,7 @@ def build_all(bundle: Bundle, *, package: str = "auto", capability: tuple[int, i
     for name in GRAPHS:
         path = plan_path(bundle, name, package, capability, n_row, precision)
         state = "kept" if path.exists() else "built"
-        content = plan(bundle, name, package, capability, n_row, precision)
+        content = cached_plan(bundle, name, package, capability, n_row, precision)
         yield f"{name:<16} {state:<6} {len(content) / 1e6:6.1f} MB  {path}"
 
 
@@ -256,7 +257,7 @@ class TensorRTRuntime(DeviceRuntime):
 
     def make_graph(self, name: str, n_row: int) -> TensorRTGraph:
         """See `DeviceRuntime`."""
-        content = plan(self.bundle, name, self.package, self.capability, n_row, self.precision)
+        content = cached_plan(self.bundle, name, self.package, self.capability, n_row, self.precision)
         return TensorRTGraph(self.device, content, self.package, n_row)
 
 

@@ -1,1 +1,1 @@
-"""What comes in, checked: arguments, scenes, flags, settings, PSF images, and how work is divided."""
+"""The engine's input, checked: arguments, scenes, flags, settings and PSF images, and its division into work."""

@@ -1,7 +1,7 @@
-"""What a caller may pass, taken apart: nesting, band names, units, shapes.
+"""Checks of a caller's arguments: nesting, band names, units and shapes.
 
-Every function either returns arrays of a known form or raises a ValueError that names the argument, says what was
-expected and what came. Pixels are not converted here: a coadd patch stays as it is until `scene` takes it band by band.
+Every function returns arrays of a known form or raises a ValueError that names the argument, the expectation and the
+value. Pixels are not converted here: `scene` converts a large image band by band.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.units import to_flux
 
-PIXEL_SCALE_TOLERANCE = 0.02  # relative: 2% in scale is 2% in size, far less than galaxies differ
+SOURCE_KINDS = ("galaxy", "star", "auto")
+PIXEL_SCALE_TOLERANCE = 0.02  # relative: an error of 2% in size is far below the scatter of galaxy sizes
 
 
 class Numbers(NamedTuple):
-    """Numeric values as given.
+    """A numeric argument.
 
     Attributes
     ----------
     values : number array
-        The caller's own memory where possible.
+        Not converted; the caller's own memory if possible.
     scale : float64 () or (n,), or None
-        What makes nJy (nJy^2 for a variance) of the values, per leading element; None without a flux unit.
+        Factor from the values to nJy (nJy^2 for a variance), for each leading element; None without a flux unit.
     counts : str
-        A unit that is none of flux density, for messages; "" without one.
+        The name of a unit that is no flux density, for messages; otherwise "".
     masked : bool array, or None
         Mask of a NumPy masked array.
     """
@@ -41,15 +42,15 @@ class Numbers(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GivenPixels:
-    """One scene's arrays in the caller's bands and units.
+    """The arrays of a scene, in the caller's bands and units.
 
     Attributes
     ----------
     image : number (n_band, n_y, n_x)
     factor : float64 (n_band,) [nJy]
-        Of one image unit.
+        Flux of one image unit.
     masks : list of bool (1 or n_band, n_y, n_x)
-        True means bad in any of them.
+        A pixel is bad if it is True in any mask.
     variance : number (n_band, n_y, n_x) or (n_band, 1, 1), or None
     variance_factor : float64 (n_band,) [nJy^2]
     background : number (n_band, n_y, n_x) or (n_band, 1, 1), or None
@@ -66,13 +67,14 @@ class GivenPixels:
 
 
 def band_names(bands: str | Sequence[str] | None, bundle_bands: Sequence[str]) -> tuple[str, ...]:
-    """Names of the caller's bands, in the caller's order.
+    """Return the names of the caller's bands, in the caller's order.
 
     Parameters
     ----------
     bands : str or sequence of str, or None
-        "gri", "g,r,i", "r", ["g", "r"]; None stands for all of the model's.
+        "gri", "g,r,i", "r", ["g", "r"]; None stands for all bands of the model.
     bundle_bands : sequence of str
+        The model's bands.
 
     Returns
     -------
@@ -98,7 +100,7 @@ def band_names(bands: str | Sequence[str] | None, bundle_bands: Sequence[str]) -
 
 
 def check_pixel_scale(pixel_scale: Any, bundle_pixel_scale: float) -> None:
-    """Refuse images whose pixels are not the model's.
+    """Raise ValueError if the pixel scale is not the model's.
 
     Parameters
     ----------
@@ -117,7 +119,7 @@ def check_pixel_scale(pixel_scale: Any, bundle_pixel_scale: float) -> None:
 
 
 def split_cutouts(cutouts: Any, names: Sequence[str]) -> tuple[list[Any], bool]:
-    """Take a batch of cutouts apart.
+    """Split a batch of cutouts into images.
 
     Parameters
     ----------
@@ -128,9 +130,9 @@ def split_cutouts(cutouts: Any, names: Sequence[str]) -> tuple[list[Any], bool]:
     Returns
     -------
     images : list
-        One (n_band, n_y, n_x) each, or (n_y, n_x) with one band.
+        An image (n_band, n_y, n_x) per scene, or (n_y, n_x) if there is one band.
     nested : bool
-        Several scenes were given (perhaps none): the other arguments are nested likewise.
+        Whether the argument is a sequence of scenes. The other arguments are then nested likewise.
     """
     depth = _rank(cutouts)
     if depth == 4 or (_is_sequence(cutouts) and (len(cutouts) == 0 or (depth == 3 and len(names) == 1))):
@@ -142,7 +144,7 @@ def split_cutouts(cutouts: Any, names: Sequence[str]) -> tuple[list[Any], bool]:
 
 
 def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: tuple[int, ...] = ()) -> list[Any]:
-    """One value per scene of an argument that is nested like the cutouts, or shared by all.
+    """Return a value per scene, of an argument that is nested like the cutouts or shared by all scenes.
 
     Parameters
     ----------
@@ -151,16 +153,17 @@ def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: t
     n_scene : int
     nested : bool
     shared_ranks : tuple of int
-        Numbers of dimensions of a value that serves every scene.
+        Numbers of dimensions of a value that all scenes share.
 
     Returns
     -------
-    list, n_scene long
+    list
+        Of length `n_scene`.
     """
     if value is None or not nested:
         return [value] * n_scene
     if isinstance(value, list | tuple) and len(value) == n_scene and any(entry is None for entry in value):
-        return list(value)  # scenes without it have None; of one alone, its rank would tell nothing
+        return list(value)  # None stands for a scene without the value
     depth = _rank(value)
     if depth in shared_ranks and not (depth == 1 and len(value) == n_scene == 0):
         return [value] * n_scene
@@ -174,13 +177,14 @@ def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: t
 
 
 def read_centers(centers: Any, name: str) -> NDArray[np.float64]:
-    """Positions of one scene's sources.
+    """Return the positions of a scene's sources.
 
     Parameters
     ----------
     centers : float (n_source, 2) [pixel]
         (x, y); an empty sequence stands for no source.
     name : str
+        Name of the argument, for messages.
 
     Returns
     -------
@@ -202,7 +206,7 @@ def read_centers(centers: Any, name: str) -> NDArray[np.float64]:
 
 def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_point: Any, names: Sequence[str],
                 where: str = "") -> GivenPixels:
-    """One scene's arrays, their shapes checked and their units resolved.
+    """Check the shapes of a scene's arrays and resolve their units.
 
     Parameters
     ----------
@@ -210,7 +214,7 @@ def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_poin
     names : sequence of str
         The caller's bands.
     where : str
-        Which scene, for error messages: "[3]".
+        Index of the scene for error messages, such as "[3]".
 
     Returns
     -------
@@ -250,7 +254,10 @@ def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_poin
 
 def _like_image(value: Any, shape: tuple[int, ...], factor: NDArray[np.float64], name: str, power: int,
                 ) -> tuple[NDArray[Any] | None, NDArray[np.float64], NDArray[np.bool_] | None]:
-    """A number, one per band, or an array like the image: values (n_band, ...), their factor and their mask."""
+    """Return the values (n_band, ...) of an argument, their factor and their mask.
+
+    The argument is a number, a number per band, or an array like the image.
+    """
     if value is None:
         return None, factor, None
     given = _numbers(value, name, power)
@@ -266,7 +273,7 @@ def _like_image(value: Any, shape: tuple[int, ...], factor: NDArray[np.float64],
 
 
 def _mask(mask: Any, shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
-    """A mask as bool (1 or n_band, n_y, n_x)."""
+    """Return a mask as bool (1 or n_band, n_y, n_x)."""
     try:
         array = np.asarray(mask)
     except ValueError as error:
@@ -282,7 +289,7 @@ def _mask(mask: Any, shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
 
 
 def _numbers(value: Any, name: str, power: int) -> Numbers:
-    """Values and unit of a numeric argument; `power` is 1 for fluxes and 2 for variances."""
+    """Return the values and the unit of a numeric argument; `power` is 1 for fluxes and 2 for variances."""
     if _is_sequence(value) and any(hasattr(item, "unit") or np.ma.isMA(item) for item in value):
         parts = [_numbers(item, f"{name}[{i}]", power) for i, item in enumerate(value)]
         if len({(part.values.shape, part.scale is None) for part in parts}) > 1:
@@ -312,33 +319,33 @@ def _numbers(value: Any, name: str, power: int) -> Numbers:
 
 
 def _is_sequence(value: Any) -> bool:
-    """Whether a value is a sequence of arrays; an array of objects is one in disguise."""
+    """Return whether a value is a sequence of arrays. An array of objects counts as a sequence."""
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.dtype == object)
 
 
 def _rank(value: Any) -> int:
-    """Number of dimensions of an array, or of nested sequences by their deepest element."""
+    """Return the number of dimensions of an array, or of nested sequences down to their deepest element."""
     if _is_sequence(value):
         return 1 + max((_rank(item) for item in value if item is not None), default=0)
     return int(getattr(value, "ndim", 0))
 
 
 def _came(value: Any) -> str:
-    """What came, for an error message."""
+    """Describe a value for an error message."""
     if _is_sequence(value):
         return f"a sequence of {len(value)}"
     return f"shape {value.shape}" if hasattr(value, "shape") and value.shape else repr(value)
 
 
 def read_kind(kind: Any, name: str, n_source: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which sources of a scene are stars, and of which the kind is to be found out.
+    """Return which sources of a scene are stars, and for which sources the engine chooses the kind.
 
     Parameters
     ----------
     kind : str, sequence of str (n_source,), or None
-        "galaxy", "star" or "auto"; None: galaxies.
+        "galaxy", "star" or "auto"; None stands for "galaxy".
     name : str
-        Of the argument, for messages.
+        Name of the argument, for messages.
     n_source : int
 
     Returns
@@ -348,9 +355,9 @@ def read_kind(kind: Any, name: str, n_source: int) -> tuple[NDArray[np.bool_], N
     single = kind is None or isinstance(kind, str)
     try:
         words = ["galaxy" if kind is None else kind] * max(n_source, 1) if single else [str(word) for word in kind]
-    except TypeError:  # nothing that can be gone through
+    except TypeError:  # not iterable
         words = [""]
-    if any(word not in ("galaxy", "star", "auto") for word in words) or (not single and len(words) != n_source):
+    if any(word not in SOURCE_KINDS for word in words) or (not single and len(words) != n_source):
         raise ValueError(f"{name}: expected 'galaxy', 'star' or 'auto', or one of them for each of {n_source} "
                          f"sources, got {kind!r}")
     star, auto = (np.array([word == which for word in words[:n_source]], bool) for which in ("star", "auto"))

@@ -1,10 +1,10 @@
-"""Blends: which sources are solved together, and which pixels belong to whom.
+"""The blends of a scene: groups of sources that are solved together, and the pixels that belong to each group.
 
-Every source has a radius, that of the area where its light is significant. Two sources are linked where these circles
-touch; connected components are blends. Components above a size cap are cut by shrinking the circles, so crowding cannot
-percolate. The solver keeps one damping and one accept/reject decision per blend, judged on the pixels that the blend
-owns: a pixel belongs to the source to which it is nearest in units of the source's radius, so that a bright galaxy
-answers for its outskirts. Light is always shared by all sources of a scene, whatever their blend.
+The radius of a source is the radius of the area where its light is significant. Two sources are linked if their circles
+touch, and connected components are blends. A component above a size cap is cut by shrinking its circles, so that a
+crowded field does not become one blend. The solver has one damping and one accept-or-reject decision per blend, from
+the pixels that the blend owns. A pixel belongs to the source that is nearest in units of the source's radius, so that a
+bright galaxy owns its outskirts. The light in a pixel is always shared by all sources of the scene, in any blend.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 
 # pixel: beyond twice this distance, the cross terms of two galaxies of median size are below 2% of their own terms.
 MIN_BLEND_RADIUS = 6.0
-MAX_BLEND = 64  # sources; the joint flux solve is cubic in it
+MAX_BLEND = 64  # sources; the time of the joint flux solve is cubic in this number
 
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """Blends and pixel owners of one scene.
+    """The blends and pixel owners of a scene.
 
     Attributes
     ----------
     blend : int64 (n_source,)
-        Blend of each source, numbered from 0 in order of first member.
+        Blend of each source, numbered from 0 in the order of first members.
     n_blend : int
     owner : int32 (n_y, n_x)
-        Source that each pixel belongs to, -1 outside every window.
+        Source that owns each pixel; -1 outside of all windows.
     """
 
     blend: NDArray[np.int64]
@@ -39,12 +39,12 @@ class Partition:
 
     @functools.cached_property
     def label(self) -> NDArray[np.int64]:
-        """Blend that each pixel belongs to, numbered from 1; 0 outside every window."""
-        return np.append(self.blend + 1, 0)[self.owner]  # an owner of -1 is the last
+        """Blend that owns each pixel, numbered from 1; 0 outside of all windows."""
+        return np.append(self.blend + 1, 0)[self.owner]  # owner -1 takes the last entry
 
 
 def link(centers: NDArray[np.float64], radius: NDArray[np.float64], cap: int = MAX_BLEND) -> NDArray[np.int64]:
-    """Connected components of sources whose circles touch, none larger than `cap`.
+    """Return the connected components of sources whose circles touch, cut to at most `cap` sources.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def link(centers: NDArray[np.float64], radius: NDArray[np.float64], cap: int = M
     Returns
     -------
     int64 (n_source,)
-        Labels from 0, in order of first member.
+        Labels from 0, in the order of first members.
     """
     if cap < 1:
         raise ValueError(f"cap: expected at least 1, got {cap}")
@@ -64,7 +64,7 @@ def link(centers: NDArray[np.float64], radius: NDArray[np.float64], cap: int = M
     following = len(sizes)
     for large in np.flatnonzero(sizes > cap):
         members = np.flatnonzero(labels == large)
-        coincident = radius[members].max() < 1e-3  # cut by order
+        coincident = radius[members].max() < 1e-3  # equal positions are cut by their order
         pieces = (np.arange(len(members)) // cap if coincident
                   else link(centers[members], 0.7 * radius[members], cap))
         labels[members] = following + pieces
@@ -101,15 +101,15 @@ def _components(centers: NDArray[np.float64], radius: NDArray[np.float64]) -> ND
 
 def partition(centers: NDArray[np.float64], radius: NDArray[np.float64], corner: NDArray[np.int64],
               window: NDArray[np.int64], shape: tuple[int, int]) -> Partition:
-    """Link the sources of a scene and give every pixel its owner.
+    """Link the sources of a scene into blends, and find the owner of every pixel.
 
     Parameters
     ----------
     centers : float64 (n_source, 2) [pixel]
-        On the canvas.
+        Positions on the canvas.
     radius : float64 (n_source,) [pixel]
     corner : int64 (n_source, 2) [pixel]
-        First pixel of each window on the canvas; may lie off it.
+        First pixel of each window on the canvas, or off it.
     window : int64 (n_source,) [pixel]
     shape : (int, int)
         (n_y, n_x) of the canvas.

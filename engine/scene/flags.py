@@ -1,7 +1,7 @@
-"""What can go wrong with a source's data or fit, one bit each.
+"""The flags of a source: a bit for each problem of its data or its fit.
 
-A flag never stops a batch: the source keeps its row and the bits say what to distrust. Values are part of the file
-format: a bit is never reused for another meaning.
+A flag never stops a batch: a flagged source keeps its row. The values are part of the file format, so a bit never gets
+another meaning.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import enum
 
 
 class Flag(enum.IntFlag):
-    """Bits of a source's `flags`; `DESCRIPTIONS` says what each means."""
+    """The bits of a source's `flags`; `DESCRIPTIONS` has their meanings."""
 
     NON_FINITE = 1 << 0
     NO_DATA = 1 << 1
@@ -61,14 +61,14 @@ DESCRIPTIONS: dict[Flag, str] = {
 }
 
 SUSPECT = Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.POOR_FIT | Flag.UNMODELLED_FLUX
-"""The fit of a source with any of these is not to be trusted."""
+"""Do not trust the fit of a source with any of these flags."""
 
 NOT_FITTED = Flag.NO_DATA | Flag.OFF_IMAGE | Flag.CENTER_NOT_FINITE
-"""A source with any of these has NaN results and an empty model."""
+"""A source with any of these flags has NaN results and an empty model."""
 
 
 def describe(flags: int) -> list[str]:
-    """Say in words what a source's flags mean.
+    """Return the meaning of a source's flags in words.
 
     Parameters
     ----------
@@ -77,12 +77,12 @@ def describe(flags: int) -> list[str]:
     Returns
     -------
     list of str
-        One "NAME: description" per set bit, lowest bit first.
+        "NAME: description" for each set bit, lowest bit first.
 
     Raises
     ------
     ValueError
-        A bit that this version does not know.
+        A bit is set that this version does not know.
     """
     value = int(flags)
     known = sum(DESCRIPTIONS)

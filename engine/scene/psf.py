@@ -1,4 +1,4 @@
-"""PSF images: checked, normalised, their key and their width."""
+"""PSF images: their checks, normalisation, content hash and width."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 NORM_TOLERANCE = 1e-3
-"""Deviation of a PSF's sum from one that is reported: far above float32 rounding, below calibration errors."""
+"""A larger deviation of a PSF's sum from one is reported. This is far above float32 rounding and below calibration
+errors."""
 
 
 def normalize_psf(psf: ArrayLike, name: str = "psf") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -19,19 +20,19 @@ def normalize_psf(psf: ArrayLike, name: str = "psf") -> tuple[NDArray[np.float64
     psf : float (n_band, q, q)
         Effective PSF images (pixel included), q odd, centred on the middle pixel.
     name : str
-        What to call the argument in an error message.
+        Name of the argument, for messages.
 
     Returns
     -------
     psf : float64 (n_band, q, q)
         A copy.
     norm : float64 (n_band,)
-        The sums before.
+        The sums of the given images.
 
     Raises
     ------
     ValueError
-        Wrong rank, not square, even-sized, not finite, or without a positive sum.
+        An image is not square, even-sized, not finite, or has no positive sum.
     """
     array = np.array(psf, dtype=np.float64, order="C")
     if array.ndim != 3 or array.shape[1] != array.shape[2] or array.shape[1] % 2 == 0:
@@ -47,7 +48,7 @@ def normalize_psf(psf: ArrayLike, name: str = "psf") -> tuple[NDArray[np.float64
 
 
 def psf_key(psf: ArrayLike) -> str:
-    """Content hash of PSF images, to look a folded basis up by.
+    """Return the content hash of PSF images, the key of a folded basis.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ def psf_key(psf: ArrayLike) -> str:
     Returns
     -------
     str
-        Equal for equal shape and float64 values, whatever the memory layout.
+        Equal for equal shapes and float64 values, in any memory layout.
     """
     array = np.ascontiguousarray(psf, dtype="<f8")
     digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
@@ -65,9 +66,9 @@ def psf_key(psf: ArrayLike) -> str:
 
 
 def psf_fwhm(psf: ArrayLike) -> float:
-    """Full width at half maximum of one PSF image: diameter of the circle of the area above half the peak.
+    """Return the full width at half maximum of a PSF image: the diameter of a circle with the area above half the peak.
 
-    The image is refined by trigonometric interpolation, so that the peak may lie between pixels.
+    Trigonometric interpolation refines the image, so that the peak may lie between pixels.
 
     Parameters
     ----------
@@ -76,7 +77,8 @@ def psf_fwhm(psf: ArrayLike) -> float:
     Returns
     -------
     float [pixel]
-        To 0.5% for Gaussians of FWHM 3 pixels and above, 2% at 2.5; the geometric mean of an ellipse's axes.
+        For Gaussians exact to 0.5% at FWHM of 3 pixels and more, and to 2% at 2.5 pixels. For an ellipse this is the
+        geometric mean of the axes.
     """
     image = np.asarray(psf, dtype=np.float64)
     if image.ndim != 2 or 0 in image.shape or not np.isfinite(image).all() or image.max() <= 0:
@@ -85,13 +87,13 @@ def psf_fwhm(psf: ArrayLike) -> float:
     fine = _refinement(image.shape[0], zoom) @ image @ _refinement(image.shape[1], zoom).T
     excess = fine - 0.5 * fine.max()
     slope = np.hypot(*np.gradient(fine))
-    # A pixel on the contour counts in part: whole pixels alone are 2% off at a FWHM of 3.
+    # A pixel on the contour counts in part. With whole pixels the error is 2% at a FWHM of 3 pixels.
     inside = np.clip(0.5 + excess / np.maximum(slope, np.finfo(np.float64).tiny), 0.0, 1.0)
     return 2.0 * float(np.sqrt(inside.sum() / np.pi)) / zoom
 
 
 def _refinement(n: int, zoom: int) -> NDArray[np.float64]:
-    """Trigonometric interpolation of n samples to n * zoom, as a matrix (n * zoom, n)."""
+    """Return the trigonometric interpolation of n samples to n * zoom as a matrix (n * zoom, n)."""
     frequency = np.fft.rfftfreq(n)
     weight = np.where((frequency == 0) | (frequency == 0.5), 1.0, 2.0) / n
     lag = np.arange(n * zoom)[:, None] / zoom - np.arange(n)

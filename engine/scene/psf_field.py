@@ -1,4 +1,4 @@
-"""PSFs that vary over an image, constant in the cells of a grid."""
+"""PSFs that vary over an image and are constant in the cells of a grid."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-CELL = 200  # pixel: cells that a function is sampled in; over 40 arcsec the PSF of a coadd changes by less than 1%
+CELL = 200  # pixel: side of the cells for a PSF function; in 40 arcsec, the PSF of a coadd changes by less than 1%
 
 
 class CellPsf:
-    """PSF images of the cells of a grid, as cell-based coadds have them.
+    """PSF images in the cells of a grid, as in cell-based coadds.
 
     Parameters
     ----------
     images : float (n_y, n_x, n_band, q, q), or nested sequences
         Effective PSFs of the cutout's bands in every cell, rows of cells first. A cell without an image (None, or not
-        finite) takes the nearest one that has; its sources are flagged.
+        finite) gets the image of the nearest cell that has an image; its sources are flagged.
     x_edges, y_edges : float (n_x + 1,), (n_y + 1,) [pixel]
-        Of the cells, ascending, 0-based pixel coordinates of the image. Sources beyond the outer edges belong to the
-        nearest cell.
+        Edges of the cells, ascending, in 0-based pixel coordinates of the image. Sources beyond the outer edges belong
+        to the nearest cell.
 
     Raises
     ------
     ValueError
-        Edges that do not ascend or do not match the images, or no image at all.
+        The edges do not ascend or do not match the images, or no cell has an image.
     """
 
     def __init__(self, images: Any, x_edges: ArrayLike, y_edges: ArrayLike) -> None:
@@ -55,7 +55,7 @@ class CellPsf:
         shape : (int, int)
             (n_y, n_x) of the image.
         size : float [pixel]
-            Of the cells, about.
+            Approximate side of the cells.
 
         Returns
         -------
@@ -71,24 +71,24 @@ def _has_image(cell: Any) -> bool:
         return cell is not None and all(plane is not None and np.isfinite(np.asarray(plane, np.float64)).all()
                                         for plane in cell)
     except (TypeError, ValueError, OverflowError):
-        return True  # no image, but not none: `psf_field` says what is wrong with it
+        return True  # an invalid image, for which `psf_field` raises
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PsfField:
-    """PSFs of a scene's cells, in the model's bands.
+    """The PSFs of a scene's cells, in the model's bands.
 
     Attributes
     ----------
     x_edges, y_edges : float64 (n_x + 1,), (n_y + 1,) [pixel]
     number : int64 (n_y, n_x)
-        Which of `images` a cell has.
+        Index of the cell's image in `images`.
     given : bool (n_y, n_x)
-        The cell has an image of its own; the others have the nearest cell's.
+        Whether the caller gave an image for the cell. Other cells have the image of the nearest cell.
     images : list of float64 (n_band, q, q)
-        Of sum one.
+        Normalized to a sum of one.
     renormalized : bool (n_image,)
-        An image did not sum to one as given.
+        Whether the sum of the given image was not one.
     """
 
     x_edges: NDArray[np.float64]
@@ -99,30 +99,32 @@ class PsfField:
     renormalized: NDArray[np.bool_]
 
     def cells(self, positions: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(row, column) of the cells that positions (n, 2) lie in; the nearest cell's beyond the outer edges."""
+        """Return (row, column) of the cells of positions (n, 2). Beyond the outer edges it is the nearest cell."""
         place = np.where(np.isfinite(positions), positions, 0.0)
         row, column = (np.clip(np.searchsorted(edges, place[:, k], side="right") - 1, 0, len(edges) - 2)
                        for edges, k in ((self.y_edges, 1), (self.x_edges, 0)))
         return row, column
 
     def at(self, positions: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Which of `images` each position has, int64 (n,)."""
+        """Return the index in `images` for each position, int64 (n,)."""
         return self.number[self.cells(positions)]
 
     def from_corner(self, x: int, y: int) -> PsfField:
-        """The field in the coordinates of a part of the image that begins at pixel (x, y)."""
+        """Return the field in the coordinates of a part of the image that begins at pixel (x, y)."""
         return dataclasses.replace(self, x_edges=self.x_edges - x, y_edges=self.y_edges - y)
 
 
 def psf_field(cells: CellPsf, convert: Callable[[Any, str], tuple[NDArray[np.float64], bool]], name: str) -> PsfField:
-    """Bring the PSFs of all cells to the model's bands.
+    """Convert the PSFs of all cells to the model's bands.
 
     Parameters
     ----------
     cells : CellPsf
     convert : callable
-        A cell's images and their name for messages, to images (n_band, q, q) of sum one and whether they were not.
+        Takes a cell's images and their name for messages. Returns images (n_band, q, q) of sum one, and whether the
+        sums were not one before.
     name : str
+        Name of the argument, for messages.
 
     Returns
     -------

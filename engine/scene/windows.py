@@ -1,15 +1,15 @@
-"""Where sources lie on their image: anchor pixels, windows, close pairs."""
+"""The places of sources on their image: anchor pixels, windows and close pairs."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-CLOSE_PAIR_SEPARATION = 1.0  # pixel: closer pairs share a reference PSF's core, their fluxes are all but degenerate
+CLOSE_PAIR_SEPARATION = 1.0  # pixel: a closer pair lies in a single core of the reference PSF; its fluxes degenerate
 
 
 def anchor_pixels(centers: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.int64]:
-    """Pixels that the centres lie in.
+    """Return the pixels in which the centres lie.
 
     Parameters
     ----------
@@ -20,19 +20,19 @@ def anchor_pixels(centers: NDArray[np.float64], shape: tuple[int, int]) -> NDArr
     Returns
     -------
     int64 (n_source, 2)
-        (x, y), rounded and clipped to the image; zero where the centre is not finite.
+        (x, y), rounded and clipped to the image; zero if the centre is not finite.
     """
     last = np.maximum(np.array(shape[::-1]) - 1, 0)
     return np.clip(np.rint(np.where(np.isfinite(centers), centers, 0)), 0, last).astype(np.int64)
 
 
 def too_close(centers: NDArray[np.float64], separation: float = CLOSE_PAIR_SEPARATION) -> NDArray[np.bool_]:
-    """Find sources with a neighbour nearer than `separation`.
+    """Return which sources have a neighbour nearer than `separation`.
 
     Parameters
     ----------
     centers : float64 (n_source, 2) [pixel]
-        Those that are not finite have no neighbours.
+        Centres that are not finite have no neighbours.
     separation : float [pixel]
 
     Returns
@@ -43,10 +43,10 @@ def too_close(centers: NDArray[np.float64], separation: float = CLOSE_PAIR_SEPAR
     finite = np.flatnonzero(np.isfinite(centers).all(1))
     if len(finite) < 2:
         return close
-    # Duplicates first: a sweep over many equal positions would be quadratic.
+    # Equal positions are removed first, because the sweep over them would be quadratic.
     points, inverse, count = np.unique(centers[finite], axis=0, return_inverse=True, return_counts=True)
     near = count > 1
-    # Sweep along the longer axis: each point against its k-th successor until none is within reach.
+    # Sweep along the longer axis: compare each point with its k-th successor, until no successor is near enough.
     points_swept = points[:, ::-1] if np.ptp(points[:, 1]) > np.ptp(points[:, 0]) else points
     order = np.argsort(points_swept[:, 0], kind="stable")
     swept = points_swept[order]
@@ -63,7 +63,7 @@ def too_close(centers: NDArray[np.float64], separation: float = CLOSE_PAIR_SEPAR
 
 
 class Windows:
-    """The sources' windows, cut to the image, and counts of pixels in them.
+    """The windows of sources, cut to the image.
 
     Parameters
     ----------
@@ -71,17 +71,17 @@ class Windows:
     shape : tuple of int
         (n_y, n_x) of the image.
     half : int [pixel]
-        A window holds 2 half + 1 pixels a side around its anchor pixel.
+        A window has 2 half + 1 pixels a side around its anchor pixel.
 
     Attributes
     ----------
     anchor : int64 (n_source, 2)
     low, high : int64 (n_source, 2)
-        First pixel (x, y) and the one after the last, on the image.
+        First pixel (x, y) of the window on the image, and the pixel after the last.
     on_image : bool (n_source,)
-        The centre lies in a pixel of the image, borders included.
+        Whether the centre lies in a pixel of the image, borders included.
     cut : bool (n_source,)
-        The window sticks out of the image.
+        Whether the window sticks out of the image.
     """
 
     def __init__(self, centers: NDArray[np.float64], shape: tuple[int, int], half: int) -> None:
@@ -94,7 +94,7 @@ class Windows:
         self.low, self.high = np.maximum(low, 0), np.minimum(high, np.array([n_x, n_y]))
 
     def counts(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Number of True pixels in every window, from one integral image.
+        """Return the number of True pixels in every window, from an integral image.
 
         Parameters
         ----------

@@ -10,6 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from deblendrt.engine.scene.arguments import SOURCE_KINDS
+
 
 @dataclasses.dataclass(frozen=True)
 class AlertSettings:
@@ -120,7 +122,7 @@ class AlertSettings:
         if {self.out_topic, self.dead_letter_topic} & set(self.topics) or self.out_topic == self.dead_letter_topic:
             raise ValueError("topic, out_topic and dead_letter_topic: expected different topics")
         for name, known in (("framing", ("auto", "confluent", "container", "plain")), ("psf", ("cutout", "nominal")),
-                            ("cutout", ("science", "template")), ("kind", ("galaxy", "star", "auto"))):
+                            ("cutout", ("science", "template")), ("kind", SOURCE_KINDS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("threads", "max_sources", "max_batch", "max_queue", "max_queue_bytes", "max_message_bytes",

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.files.catalogues import identifiers, read_table, sky_positions
-
-KINDS = ("galaxy", "star", "auto")
+from deblendrt.engine.scene.arguments import SOURCE_KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +52,8 @@ class SkyCatalog:
         order = usable[np.argsort(dec[usable], kind="stable")]
         ids, words = identifiers(table)
         kinds = None if words is None else np.array(words, str)[order]
-        if kinds is not None and not np.isin(kinds, KINDS).all():
-            raise ValueError(f"{path}: kind: expected {', '.join(KINDS)}, found {sorted(set(kinds) - set(KINDS))[0]!r}")
+        if kinds is not None and (other := sorted(set(kinds) - set(SOURCE_KINDS))):
+            raise ValueError(f"{path}: kind: expected {', '.join(SOURCE_KINDS)}, found {other[0]!r}")
         return SkyCatalog(ra[order] % 360, dec[order], None if ids is None else ids[order], kinds)
 
     def near(self, ra: float, dec: float, radius: float) -> NDArray[np.int64]:

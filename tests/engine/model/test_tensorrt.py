@@ -15,7 +15,7 @@ from deblendrt.engine.adapters.cli.main import main
 from deblendrt.engine.model import tensorrt
 from deblendrt.engine.model.bundle import Bundle, load_bundle
 from deblendrt.engine.model.manifest import GRAPHS, BundleError
-from deblendrt.engine.model.tensorrt import TensorRTError, TensorRTRuntime, build_plan, find_package, plan, plan_path
+from deblendrt.engine.model.tensorrt import TensorRTError, TensorRTRuntime, build_plan, cached_plan, find_package, plan_path
 from deblendrt.engine.model.verification import output_error
 
 ADA, HOPPER = (8, 9), (9, 0)
@@ -84,13 +84,13 @@ def test_key(rtx: str, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     others.append(plan_path(bundle, **settings))
     assert len({first, *others}) == 7
     with pytest.raises(ValueError, match="precision"):
-        plan(bundle, "decode", rtx, ADA, 32, "fp16")
+        cached_plan(bundle, "decode", rtx, ADA, 32, "fp16")
 
 
 def test_an_unwritable_cache_is_named(rtx: str, toy_bundle: Path, cache: Path) -> None:
     cache.write_text("a file where a folder should be")
     with pytest.raises(DeviceError, match="DEBLENDRT_CACHE"):
-        plan(load_bundle(toy_bundle), "decode", rtx, ADA, 32, "fp32")
+        cached_plan(load_bundle(toy_bundle), "decode", rtx, ADA, 32, "fp32")
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
