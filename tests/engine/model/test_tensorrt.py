@@ -15,7 +15,14 @@ from deblendrt.engine.adapters.cli.main import main
 from deblendrt.engine.model import tensorrt
 from deblendrt.engine.model.bundle import Bundle, load_bundle
 from deblendrt.engine.model.manifest import GRAPHS, BundleError
-from deblendrt.engine.model.tensorrt import TensorRTError, TensorRTRuntime, build_plan, cached_plan, find_package, plan_path
+from deblendrt.engine.model.tensorrt import (
+    TensorRTError,
+    TensorRTRuntime,
+    build_plan,
+    cached_plan,
+    find_package,
+    plan_path,
+)
 from deblendrt.engine.model.verification import output_error
 
 ADA, HOPPER = (8, 9), (9, 0)
