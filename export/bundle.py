@@ -1,4 +1,4 @@
-"""Write a model bundle: graphs, arrays, golden vectors, hashes and the manifest that ties them together."""
+"""Writes a model bundle: graphs, arrays, stored outputs, and the manifest with their hashes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
     from deblendrt.training.checkpoint import TrainedModel
 
 PARITY_SOURCES, PARITY_SEED = 64, 1
-GOLDEN_SOURCES, GOLDEN_SEED = 5, 2  # fewer than a tile, so that `deblendrt verify` goes through the padding too
+STORED_SOURCES, STORED_SEED = 5, 2  # fewer than a tile, so that `deblendrt verify` runs the networks' padding too
 
-# Allowed on the user's machine, relative to a source's largest element. Outputs there are within 1e-6 of torch in
-# float64 (the manifest's "parity"); another processor, BLAS kernel or ONNX Runtime sums in another order, which moves
-# float32 sums of some hundred terms by as much again. Twenty times the parity leaves room for both and for weights less
-# benign than today's, and is a hundred times below the model's own error. atol is for rows that are nearly zero, in the
-# output's units.
-GOLDEN_TOLERANCE = {name: {"rtol": 2e-5, "atol": 1e-6} for name in GRAPHS}
+# Tolerance of stored outputs on a user's machine, relative to a source's largest element. On the exporting machine,
+# outputs are within 1e-6 of torch in float64 (the manifest's "parity"). Another processor, BLAS kernel or ONNX Runtime
+# sums in another order, which moves float32 sums of some hundred terms by as much again. Twenty times the parity leaves
+# room for both, and for weights of worse condition. It is a hundredth of the model's error. atol is for rows that are
+# nearly zero, in the output's units.
+STORED_TOLERANCE = {name: {"rtol": 2e-5, "atol": 1e-6} for name in GRAPHS}
 
-
-# Largest deviation of the basis from its core and cells, relative to its maximum: some roundings of float32.
+# Largest deviation of the basis from its core and cells, relative to its maximum: a few roundings of float32
 BASIS_LIMIT = 1e-6
 
 
@@ -47,7 +46,7 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def npz_bytes(arrays: dict[str, NDArray[Any]]) -> bytes:
-    """A NumPy archive whose bytes depend only on the arrays (`numpy.savez` stores the time)."""
+    """A NumPy archive whose bytes depend only on the arrays; `numpy.savez` stores the time too."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, array in arrays.items():
@@ -57,9 +56,9 @@ def npz_bytes(arrays: dict[str, NDArray[Any]]) -> bytes:
     return file.getvalue()
 
 
-def golden_vectors(model: TrainedModel) -> dict[str, NDArray[np.float32]]:
-    """Inputs "graph.in.name" and outputs "graph.out.name", the outputs from torch in float64."""
-    inputs = example_inputs(model, GOLDEN_SOURCES, GOLDEN_SEED)
+def stored_outputs(model: TrainedModel) -> dict[str, NDArray[np.float32]]:
+    """Inputs "graph.in.name" and outputs "graph.out.name" of the graphs, computed by torch in float64."""
+    inputs = example_inputs(model, STORED_SOURCES, STORED_SEED)
     outputs = reference_outputs(model, inputs)
     return {f"{name}.{kind}.{key}": value.astype(np.float32) for name in GRAPHS
             for kind, values in (("in", inputs[name]), ("out", outputs[name])) for key, value in values.items()}
@@ -76,7 +75,7 @@ def split_basis(model: TrainedModel) -> tuple[NDArray[np.floating], NDArray[np.f
     Raises
     ------
     ValueError
-        The basis is not bilinear outside its core: another one than the decoder's would come out of the bundle.
+        The basis is not bilinear outside its core: the bundle's basis would not be the decoder's.
     """
     spec = model.config.basis
     core, cells = outskirts.split(model.basis, spec.core_size, spec.binning)
@@ -88,7 +87,7 @@ def split_basis(model: TrainedModel) -> tuple[NDArray[np.floating], NDArray[np.f
 
 
 def bundle_files(model: TrainedModel) -> tuple[dict[str, bytes], dict[str, dict[str, float]]]:
-    """Contents of every file but the manifest, and the graphs' parity.
+    """Contents of every file except the manifest, and the graphs' parity.
 
     Raises
     ------
@@ -102,7 +101,7 @@ def bundle_files(model: TrainedModel) -> tuple[dict[str, bytes], dict[str, dict[
     parity = check_parity(graphs, wide, inputs, reference_outputs(model, inputs))
     files = {f"{name}.onnx": proto.SerializeToString(deterministic=True) for name, proto in graphs.items()}
     files |= {"basis.npy": npy_bytes(basis), "outskirts.npy": npy_bytes(cells), "shift.npy": npy_bytes(model.shift),
-              "psf.npy": npy_bytes(model.nominal_psf), STORED_OUTPUTS: npz_bytes(golden_vectors(model))}
+              "psf.npy": npy_bytes(model.nominal_psf), STORED_OUTPUTS: npz_bytes(stored_outputs(model))}
     return files, parity
 
 
@@ -138,21 +137,21 @@ def manifest_of(model: TrainedModel, files: dict[str, bytes], parity: dict[str, 
         "parity": parity,
         "opset": GRAPH_OPSET,
         "minimum_onnxruntime": MINIMUM_ONNXRUNTIME,
-        "golden_tolerance": GOLDEN_TOLERANCE,
+        "golden_tolerance": STORED_TOLERANCE,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
 
 
 def write_bundle(model: TrainedModel, out: str | Path, *, model_version: str = "1", licence: str = "BSD-3-Clause",
                  overwrite: bool = False) -> list[str]:
-    """Export a model into a bundle, verified before it appears under its name.
+    """Export a model into a bundle. The bundle is verified before it appears under its name.
 
     Parameters
     ----------
     model : TrainedModel
-        Of `deblendrt.training.checkpoint.load_model`.
+        From `deblendrt.training.checkpoint.load_model`.
     out : str or Path
-        The bundle's folder. Must not exist, be empty or, with `overwrite`, be a bundle.
+        The bundle's folder. It must be absent, empty or, with `overwrite`, a bundle.
     model_version, licence : str
     overwrite : bool
 
@@ -166,7 +165,7 @@ def write_bundle(model: TrainedModel, out: str | Path, *, model_version: str = "
     FileExistsError
         `out` holds something.
     ExportError, ValueError, BundleError
-        A graph does not export, is too far from torch, or fails its golden vectors.
+        A graph does not export, is too far from torch, or fails the verification.
     """
     out = Path(out)
     check_target(out, overwrite=overwrite)
@@ -187,7 +186,7 @@ def write_bundle(model: TrainedModel, out: str | Path, *, model_version: str = "
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
-    """Refuse a target that would be lost: `FileExistsError` unless absent, empty or, to overwrite, a bundle."""
+    """Raise `FileExistsError` unless the target is absent, empty or, to overwrite, a bundle."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not (out / MANIFEST).is_file():

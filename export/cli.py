@@ -1,4 +1,4 @@
-"""`deblendrt-export`: a training checkpoint to a model bundle, or a bundle to graphs for other languages."""
+"""`deblendrt-export`: writes a model bundle from a training checkpoint, or graphs for other languages from a bundle."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 
 from deblendrt.engine.solve import constants
 
-# Exit codes. argparse itself leaves with 2 on a wrong argument.
+# Exit codes. argparse exits with 2 if an argument is wrong.
 FAILED, NO_INPUT, UNAVAILABLE = 1, 3, 4
+
+# The check of TensorRT: this package builds without a GPU. Fewest, usual and most sources of its plans.
+TENSORRT_PACKAGE, TENSORRT_SOURCES = "tensorrt_rtx", (1, 1024, 4096)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,24 +27,25 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of deblendrt-train, to a bundle")
     source.add_argument("--solver", metavar="BUNDLE",
-                        help="a bundle's folder or the name of a bundled model, to one graph that solves a scene")
-    source.add_argument("--triton", metavar="BUNDLE", help="the same, to a model repository with the bundle's graphs")
+                        help="folder of a bundle or name of a bundled model, to one graph that solves a scene")
+    source.add_argument("--triton", metavar="BUNDLE",
+                        help="folder of a bundle or name of a bundled model, to a model repository")
     parser.add_argument("--out", type=Path, required=True, metavar="PATH",
                         help="folder of the bundle or repository, or file of the graph, to write")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
     bundle = parser.add_argument_group("bundles (--checkpoint)")
     bundle.add_argument("--model-version", default="1", help="stored in the manifest (default 1)")
-    bundle.add_argument("--licence", default="BSD-3-Clause", help="of the weights (default BSD-3-Clause)")
+    bundle.add_argument("--licence", default="BSD-3-Clause", help="licence of the weights (default BSD-3-Clause)")
     bundle.add_argument("--check-tensorrt", action="store_true",
                         help="also parse and build every graph under TensorRT (tensorrt-rtx; needs no GPU)")
     solver = parser.add_argument_group("solvers (--solver, --triton)")
-    solver.add_argument("--sources", type=int, metavar="N", help="places for sources; a scene may have fewer")
-    solver.add_argument("--size", type=int, nargs=2, metavar=("NY", "NX"), help="of the image [pixel]")
+    solver.add_argument("--sources", type=int, metavar="N", help="most sources of a scene")
+    solver.add_argument("--size", type=int, nargs=2, metavar=("NY", "NX"), help="size of the image [pixel]")
     n_iteration = constants.ITERATIONS["gauss_newton"]
     solver.add_argument("--iterations", type=int, default=n_iteration, metavar="N",
-                        help=f"of all blends (default {n_iteration}); those that still move get at most "
+                        help=f"iterations of all blends (default {n_iteration}); blends that still move get at most "
                              f"{sum(constants.FURTHER_ROUNDS):g} times as many again")
-    solver.add_argument("--no-rounds", action="store_true", help="none gets more")
+    solver.add_argument("--no-rounds", action="store_true", help="no blend gets further iterations")
     solver.add_argument("--start", choices=("encoder", "linear"), default="encoder", help="default encoder")
     solver.add_argument("--psf", type=Path, metavar="FITS",
                         help="PSF images (band, y, x), all of the bundle's bands; default: the nominal ones")
@@ -63,17 +67,17 @@ def _export_bundle(arguments: argparse.Namespace) -> int:
     if missing := [name for name in ("torch", "zuko", "galsim", "galcheat", "onnx", "onnxscript")
                    if importlib.util.find_spec(name) is None]:
         return _fail(f"not installed: {', '.join(missing)} (pip install 'deblendrt[train]')", UNAVAILABLE)
+    from deblendrt.engine.model import tensorrt
     from deblendrt.engine.model.bundle import BundleError
     from deblendrt.engine.model.manifest import GRAPHS
     from deblendrt.export.bundle import check_target, write_bundle
     from deblendrt.export.networks.graphs import ExportError
-    from deblendrt.export.tensorrt import TensorRTError, check_graph, unavailable
     from deblendrt.training.checkpoint import load_model
 
-    if arguments.check_tensorrt and (reason := unavailable()):
+    if arguments.check_tensorrt and (reason := tensorrt.why_unavailable(TENSORRT_PACKAGE)):
         return _fail(f"--check-tensorrt: {reason}", UNAVAILABLE)
     try:
-        check_target(arguments.out, overwrite=arguments.overwrite)  # before the minute of work, not after it
+        check_target(arguments.out, overwrite=arguments.overwrite)  # before the export, which takes a minute
         model = load_model(arguments.checkpoint)
     except (FileNotFoundError, FileExistsError, NotADirectoryError, ValueError) as error:
         return _fail(str(error), NO_INPUT)
@@ -83,9 +87,10 @@ def _export_bundle(arguments: argparse.Namespace) -> int:
         print("\n".join(lines))
         if arguments.check_tensorrt:
             for name in GRAPHS:
-                size = check_graph((arguments.out / f"{name}.onnx").read_bytes())
+                graph = (arguments.out / f"{name}.onnx").read_bytes()
+                size = len(tensorrt.build_plan(graph, TENSORRT_PACKAGE, TENSORRT_SOURCES))
                 print(f"{name}: parses and builds under TensorRT ({size / 1e6:.1f} MB)")
-    except (ExportError, BundleError, TensorRTError, ValueError, OSError) as error:
+    except (ExportError, BundleError, tensorrt.TensorRTError, ValueError, OSError) as error:
         return _fail(str(error), FAILED)
     print(f"wrote {arguments.out}")
     return 0

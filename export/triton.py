@@ -1,11 +1,11 @@
 """A model repository of NVIDIA's Triton Inference Server: the solver's graph and the bundle's own graphs.
 
     REPOSITORY/solver/config.pbtxt, 1/model.onnx       one scene per request
-    REPOSITORY/decode_jacobian/...                     and so on: rows of latents, batched by the server
+    REPOSITORY/decode_jacobian/...                     and other graphs: rows of latents, batched by the server
 
-The solver takes a scene whole and has no batch axis, so Triton must not batch its requests; several run side by side in
-instances of their own. The bundle's graphs compute row by row whatever the number of rows, which is what dynamic
-batching asks for. Configurations are checked against Triton's own schema in the tests; they have not run on a server.
+The solver takes one scene and has no batch axis, so Triton must not batch its requests. Instances of the solver run
+side by side. The bundle's graphs compute row by row for any number of rows, so Triton may batch their requests. Tests
+check the configurations against Triton's schema. They have not run on a server.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from onnx import TensorProto
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.manifest import GRAPHS
 
-# Rows: at more the graphs gain no speed; and how long the server may wait for others
-MAX_BATCH, QUEUE_DELAY = 512, 200  # rows, microseconds
+MAX_BATCH = 512  # rows; more rows gain no speed
+QUEUE_DELAY = 200  # microseconds that the server may wait for more rows
 TRITON_TYPES: dict[int, str] = {TensorProto.FLOAT: "TYPE_FP32", TensorProto.DOUBLE: "TYPE_FP64",
                          TensorProto.INT32: "TYPE_INT32", TensorProto.INT64: "TYPE_INT64",
                          TensorProto.BOOL: "TYPE_BOOL"}
 
 
 def write_repository(bundle: Bundle, solver: onnx.ModelProto, out: str | Path, *, n_instance: int = 1) -> None:
-    """Write a repository, which appears under its name when it is whole.
+    """Write a repository. It appears under its name when it is complete.
 
     Parameters
     ----------
     bundle : Bundle
     solver : onnx.ModelProto
-        Of `deblendrt.export.solver.solver_graph`.
+        From `deblendrt.export.solver.solver_graph`.
     out : str or Path
-        A folder; replaced if there is one.
+        The repository's folder. A repository there is replaced.
     n_instance : int
-        Scenes that the solver works on at a time, one thread each.
+        Scenes that are solved at a time, one thread each.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def config(name: str, model: onnx.ModelProto, *, batched: bool, n_instance: int 
     name : str
     model : onnx.ModelProto
     batched : bool
-        The first axis of every input and output counts rows that have nothing to do with each other.
+        Whether the first axis of every input and output counts independent rows.
     n_instance : int
 
     Returns
@@ -88,7 +88,7 @@ def config(name: str, model: onnx.ModelProto, *, batched: bool, n_instance: int 
     lines.append(f"instance_group [ {{ kind: KIND_CPU count: {n_instance} }} ]")
     if batched:
         lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY} }}")
-    # one thread an instance, as in the engine: what a request returns does not depend on what else runs
+    # one thread an instance, as in the engine: the result of a request does not depend on other requests
     for key in ("intra_op_thread_count", "inter_op_thread_count"):
         lines.append(f'parameters {{ key: "{key}" value {{ string_value: "1" }} }}')
     return "\n".join(lines) + "\n"

@@ -1,17 +1,17 @@
-r"""The decoder's Jacobian in factored form, written as a forward computation so that it exports as one graph.
+r"""The decoder's Jacobian in factored form, as a forward computation that exports as one graph.
 
 With maps = E(dx, dy) maps_0(z), E the Taylor series of exp(dx X + dy Y) to SHIFT_ORDER and maps_0, mix the decoder's
 outputs at zero offset, the derivatives are
 
     d maps / d dx = (dE / d dx) maps_0,     d maps / d z_s = E (d maps_0 / d z_s),     d mix / d z_s.
 
-The tangents of the S shape latents run through the network together, as rows of one matrix product per layer (forward
-mode): `torch.func.jvp` under `vmap` gives the same, but does not trace with a symbolic number of sources. The tests
-hold this file against `torch.func.jacfwd`.
+The tangents of the S shape latents pass through the network together (forward mode), as rows of one matrix product per
+layer. `torch.func.jvp` under `vmap` gives the same values, but does not trace with a symbolic number of sources. The
+tests compare this module with `torch.func.jacfwd`.
 
-E is a polynomial in the offset, E = sum_ab dx^a dy^b P_ab with P_ab from `shift_table`. Building E per source and
-applying it to the S M tangent maps costs about 41 K^2 multiply-adds a source; the series applied row by row, as the
-decoder does, costs 200 K^2, more than the whole network.
+E is a polynomial in the offset, E = sum_ab dx^a dy^b P_ab with P_ab from `shift_table`. A matrix E for every source,
+applied to the S M tangent maps, costs about 41 K^2 multiply-adds a source. The decoder applies the series map by map,
+which would cost 200 K^2 here, more than the network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHIFT_POWERS = [(order - y, y) for order in range(SHIFT_ORDER + 1) for y in rang
 def shift_table(shift_x: Tensor, shift_y: Tensor) -> Tensor:
     """Matrices P_ab of the series sum_ab dx^a dy^b P_ab = sum_n (dx X + dy Y)^n / n!, for maps as row vectors.
 
-    Exact for generators that do not commute: P_ab = (P_{a-1,b} X + P_{a,b-1} Y) / (a + b).
+    P_ab = (P_{a-1,b} X + P_{a,b-1} Y) / (a + b), which is exact for generators that do not commute.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def shift_table(shift_x: Tensor, shift_y: Tensor) -> Tensor:
 
 
 class DecoderJacobian(nn.Module):
-    """Latent to maps, d_maps, mix, d_mix.
+    """The decoder with its derivatives: from latents to maps, d_maps, mix and d_mix.
 
     Parameters
     ----------
@@ -65,11 +65,12 @@ class DecoderJacobian(nn.Module):
         self.register_buffer("identity", torch.eye(decoder.n_shape, dtype=dtype))
         power = torch.tensor(SHIFT_POWERS).T.contiguous()
         self.register_buffer("power", power)
-        self.register_buffer("lower", (power - 1).clamp(min=0))  # of the derivative; its factor is 0 where power is 0
+        # powers of the derivative, whose factor is 0 where the power is 0
+        self.register_buffer("lower", (power - 1).clamp(min=0))
         self.register_buffer("factor", power.to(dtype))
 
     def bound(self, shape: Tensor) -> tuple[Tensor, Tensor]:
-        """`training.decoder.bound` and its tangents, float (n_source, n_shape), (n_source, n_shape, n_shape)."""
+        """`decoder.bound` and its tangents, float (n_source, n_shape) and (n_source, n_shape, n_shape)."""
         relative = (shape * shape).sum(-1, keepdim=True) / self.decoder.shape_radius**2
         cubed = relative * relative * relative
         scale = (1.0 + cubed * relative) ** (-0.125)
@@ -79,8 +80,8 @@ class DecoderJacobian(nn.Module):
     def network(self, shape: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of the decoder's network and their tangents.
 
-        The scale of the maps and their projection to unit flux, both linear, are folded into the last layer, where they
-        cost nothing per tangent.
+        The scale of the maps and their projection to unit flux are linear. They are multiplied into the last layer, so
+        tangents cost nothing more.
 
         Parameters
         ----------
@@ -121,7 +122,7 @@ class DecoderJacobian(nn.Module):
         d_unit = d_unit.reshape(-1, n_shape, n_component, decoder.n_basis)
         mix = logit.reshape(-1, n_component, decoder.n_band).softmax(1)
         d_logit = d_logit.reshape(-1, n_shape, n_component, decoder.n_band)
-        # a mean of differences: where a component has all the light, d_logit minus a mean would cancel to nothing
+        # a mean of differences, because d_logit minus its mean cancels where one component has all the light
         difference = d_logit[:, :, :, None] - d_logit[:, :, None]
         d_mix = mix[:, None] * (difference * mix[:, None, None]).sum(3)
         enclosed = torch.sigmoid(4.0 + 4.0 * enclosed_logit)
@@ -153,10 +154,10 @@ class DecoderJacobian(nn.Module):
         -------
         maps : Tensor, float (n_source, n_component, n_basis)
         d_maps : Tensor, float (n_source, 2 + n_shape, n_component, n_basis)
-            By offset_x, offset_y, shape.
+            Derivatives with respect to offset_x, offset_y, shape.
         mix : Tensor, float (n_source, n_component, n_band)
         d_mix : Tensor, float (n_source, n_shape, n_component, n_band)
-            By shape.
+            Derivatives with respect to shape.
         """
         decoder = self.decoder
         n_shape, n_component, n_basis = decoder.n_shape, decoder.n_component, decoder.n_basis
@@ -164,10 +165,10 @@ class DecoderJacobian(nn.Module):
         maps, d_maps, mix, d_mix = self.centred(shape)
         table = shift_table(decoder.shift_x, decoder.shift_y)
         series = self.monomials(offset)
-        # Maps and their offset derivatives: all P_ab on the few maps first, then the monomials.
+        # Maps and their offset derivatives: there are few maps, so all P_ab are applied first, then the monomials.
         moved = (maps @ table.movedim(0, 1).reshape(n_basis, -1)).reshape(-1, n_component, len(SHIFT_POWERS), n_basis)
         moved = torch.stack(series, 1)[:, None] @ moved  # (n_source, n_component, 3, n_basis)
-        # Shape derivatives: E per source first, then the many tangent maps.
+        # Shape derivatives: there are many tangent maps, so E is computed first.
         shift = (series[0] @ table.reshape(len(SHIFT_POWERS), -1)).reshape(-1, n_basis, n_basis)
         d_maps = (d_maps.reshape(-1, n_shape * n_component, n_basis) @ shift).reshape(-1, n_shape, n_component, n_basis)
         return moved[:, :, 0], torch.cat([moved[:, :, 1:].movedim(2, 1), d_maps], 1), mix, d_mix

@@ -1,13 +1,13 @@
-"""Torch modules to ONNX graphs, gradients included, so that inference needs neither autograd nor torch.
+"""Torch modules to ONNX graphs, gradients included: inference needs neither autograd nor torch.
 
-Every graph is a function of torch tensors, vector-Jacobian products among them, that `make_fx` records as plain ATen
-operations with a symbolic number of sources; the recording is exported like any other module. (`torch.func.vjp` inside
-a module's forward does not survive `torch.export` itself.) The pullback recomputes the forward pass instead of being
-handed its intermediates: no second pair of graphs to keep in step, for 0.03 ms a source. The Jacobian's forward mode
-does not trace with a symbolic number of sources and is written out in `export.jacobian`.
+A graph begins as a function of torch tensors, which may contain vector-Jacobian products. `make_fx` records it as plain
+ATen operations with a symbolic number of sources, and the recording is exported. (`torch.export` alone fails on
+`torch.func.vjp` inside a module's forward.) The pullback computes the forward pass again: this costs 0.03 ms a source,
+and saves a second pair of graphs that would have to agree. The Jacobian's forward mode does not trace with a symbolic
+number of sources, and is written out in `deblendrt.export.networks.decoder_jacobian`.
 
-Every graph is then stripped of what is not mathematics (the exporter stores stack traces with the paths of source
-files), given the shapes of `deblendrt.engine.model.manifest.GRAPHS`, and checked.
+Metadata are then removed from every graph (the exporter stores stack traces with the paths of source files). The graph
+gets the shapes of `deblendrt.engine.model.manifest.GRAPHS`, and is checked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MINIMUM_ONNXRUNTIME = "1.23"
 
 
 class ExportError(RuntimeError):
-    """A graph came out other than the bundle's format demands."""
+    """An exported graph breaks a rule of the bundle's format."""
 
 
 def _silu_backward(d_out: Tensor, x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def _silu_backward(d_out: Tensor, x: Tensor) -> Tensor:
 def _slice_backward(d_out: Tensor, sizes: list[int], dim: int, start: int, end: int, step: int) -> Tensor:
     if step != 1:
         raise ExportError("the backward of a slice with a step is not implemented")
-    size = d_out.shape[dim]  # of a slice to the end, `end` is the largest integer
+    size = d_out.shape[dim]  # `end` may be the largest integer
     return _placed(d_out, dim % len(sizes), start, sizes[dim] - start - size)
 
 
@@ -69,20 +69,19 @@ def _placed(block: Tensor, dim: int, before: int, after: int) -> Tensor:
 def _sum(x: Tensor, dims: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
     """A sum over trailing axes, as a product with ones.
 
-    ONNX Runtime's ReduceSum starts with single elements up to the next 16-byte boundary, so that the order of a row's
-    sum, and its last bits, depend on the row's place in memory: on its place in the batch. Its MatMul sums every row in
-    one order.
+    ONNX Runtime's ReduceSum first adds single elements up to a 16-byte boundary. So the order of a row's sum, and its
+    last bits, depend on the row's place in memory, and on its place in the batch. MatMul sums all rows in one order.
     """
     axes = sorted(dim % x.ndim for dim in dims or range(x.ndim))
     if axes != list(range(axes[0], x.ndim)) or axes[0] == 0 or dtype is not None:
-        return NotImplemented  # stays a ReduceSum; over inner axes its order is fixed
+        return NotImplemented  # stays a ReduceSum, whose order is fixed over inner axes
     length = math.prod(x.shape[axes[0] :])
     total = x.reshape(*x.shape[: axes[0]], length) @ torch.ones((length, 1), dtype=x.dtype)
     return total.reshape(*x.shape[: axes[0]], *([1] * len(axes))) if keepdim else total.squeeze(-1)
 
 
-# Backward operations that ONNX lacks (SiLU), or that the exporter would turn into scatters, which TensorRT takes badly;
-# and sums, see there.
+# Sums, see `_sum`; and backward operations that ONNX lacks (SiLU), or that the exporter would turn into scatters, which
+# are slow under TensorRT (slices).
 _DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.sum.dim_IntList: _sum,
     torch.ops.aten.silu_backward.default: _silu_backward,
@@ -92,7 +91,7 @@ _DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {
 
 
 def _widen_scalars(module: torch.fx.GraphModule) -> None:
-    """Turn scalar operands into float64 tensors: the exporter would round them to float32, in a float64 graph too."""
+    """Make float64 tensors of scalar operands, which the exporter rounds to float32 even in a float64 graph."""
     targets = [getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")]
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in targets and isinstance(node.args[1], float):
@@ -104,7 +103,7 @@ def _widen_scalars(module: torch.fx.GraphModule) -> None:
 
 
 def unmask(module: nn.Module) -> nn.Module:
-    """Replace zuko's masked linear layers, in place, by plain ones with the mask multiplied in."""
+    """Replace zuko's masked linear layers, in place, by plain layers whose weights contain the mask."""
     for name, child in module.named_children():
         if isinstance(child, zuko.nn.MaskedLinear):
             plain = nn.Linear(child.in_features, child.out_features, dtype=child.weight.dtype)
@@ -130,24 +129,24 @@ def pullback(decoder: Decoder, latent: Tensor, d_coefficients: Tensor) -> Tensor
     Tensor, float (n_source, n_latent)
     """
     vjp = torch.func.vjp(decoder.coefficients, latent)[1]
-    with torch.no_grad():  # else the backward of SiLU is recorded in its twice-differentiable form
+    with torch.no_grad():  # with gradients, the backward of SiLU is recorded in its twice differentiable form
         return vjp(d_coefficients)[0]
 
 
 def log_prob_and_gradient(prior: nn.Module, latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Log prior density, float (n_source,), and its gradient by the whole latent, float (n_source, n_latent)."""
+    """Log prior density, float (n_source,), and its gradient with respect to latents, float (n_source, n_latent)."""
     log_prob, vjp = torch.func.vjp(prior, latent)[:2]
     with torch.no_grad():
         return log_prob, vjp(torch.ones_like(log_prob))[0]
 
 
 def functions(model: TrainedModel) -> dict[str, Callable[..., Tensor | tuple[Tensor, ...]]]:
-    """What each graph computes, as torch functions in float64: the export's input and its parity's reference.
+    """The graphs as torch functions in float64, which are exported and which parity is measured against.
 
     Parameters
     ----------
     model : TrainedModel
-        Untouched; the functions hold copies, the float32 weights widened.
+        It is not changed: the functions hold copies of its modules in float64.
 
     Returns
     -------
@@ -167,17 +166,17 @@ def functions(model: TrainedModel) -> dict[str, Callable[..., Tensor | tuple[Ten
 
 
 def model_sizes(model: TrainedModel) -> dict[str, int]:
-    """Lengths of the symbols in `GRAPHS`."""
+    """Lengths of the axes whose symbols are in `GRAPHS`."""
     decoder = model.decoder
     return graph_sizes(n_band=decoder.n_band, n_basis=decoder.n_basis, n_component=decoder.n_component,
                        n_shape=decoder.n_shape, cutout_size=model.config.encoder.cutout_size)
 
 
 def export_graph(model: TrainedModel, name: str) -> onnx.ModelProto:
-    """Export one graph in float64; `narrow` makes the bundle's float32 graph of it.
+    """Export one graph in float64. `to_float32` makes the bundle's float32 graph of it.
 
-    One export for both precisions: torch needs seconds for each, and parity in float64, where an error of the algebra
-    cannot hide behind rounding, then speaks of the very graph that ships.
+    Torch needs seconds for an export, so both precisions come from one. The parity in float64, where rounding cannot
+    hide a mistake, is then a property of the graph that ships.
 
     Parameters
     ----------
@@ -188,7 +187,7 @@ def export_graph(model: TrainedModel, name: str) -> onnx.ModelProto:
     Returns
     -------
     onnx.ModelProto
-        Self-contained, checked, the same bytes at every export of the same weights.
+        Self-contained and checked. Every export of the same weights gives the same bytes.
 
     Raises
     ------
@@ -196,7 +195,7 @@ def export_graph(model: TrainedModel, name: str) -> onnx.ModelProto:
     """
     graph, sizes = GRAPHS[name], model_sizes(model)
     generator = torch.Generator().manual_seed(0)
-    # a number that no other axis has, or torch takes it for fixed
+    # torch takes the axis for fixed if another axis has the same length
     n_source = next(n for n in itertools.count(5) if n not in sizes.values())
     example = tuple(0.1 * torch.randn((n_source, *(sizes[symbol] for symbol in symbols[1:])),
                                       generator=generator, dtype=torch.float64) for symbols in graph.inputs.values())
@@ -220,7 +219,7 @@ def export_graphs(model: TrainedModel) -> dict[str, onnx.ModelProto]:
 
 
 def to_float32(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The float32 graph of a float64 one: weights (which came from float32) exactly, other constants rounded.
+    """The float32 graph of a float64 graph. Weights, which were float32, are exact, other constants are rounded.
 
     Raises
     ------
@@ -246,15 +245,15 @@ def to_float32(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def finish(proto: onnx.ModelProto, graph: GraphSignature, sizes: dict[str, int]) -> onnx.ModelProto:
-    """Strip an exported graph of everything but the computation, state its shapes and check it.
+    """An exported graph without metadata, with stated shapes, checked.
 
     Parameters
     ----------
     proto : onnx.ModelProto
     graph : GraphSignature
-        What its inputs and outputs must be.
+        The inputs and outputs that it must have.
     sizes : dict of str to int
-        Lengths of the symbols.
+        Lengths of its symbols.
 
     Returns
     -------
@@ -279,7 +278,7 @@ def finish(proto: onnx.ModelProto, graph: GraphSignature, sizes: dict[str, int])
     inputs, outputs = [value.name for value in proto.graph.input], [value.name for value in proto.graph.output]
     if inputs != list(graph.inputs) or outputs != list(graph.outputs):
         raise ExportError(f"expected {list(graph.inputs)} -> {list(graph.outputs)}, got {inputs} -> {outputs}")
-    # An input named like an initializer passes onnx's checker and computes nonsense.
+    # An input with the name of an initializer passes onnx's checker and computes nonsense.
     if clash := {tensor.name for tensor in proto.graph.initializer} & {*inputs, *outputs}:
         raise ExportError(f"names shared by initializers and inputs or outputs: {sorted(clash)}")
     for value, symbols in zip((*proto.graph.input, *proto.graph.output),
@@ -291,7 +290,7 @@ def finish(proto: onnx.ModelProto, graph: GraphSignature, sizes: dict[str, int])
                 shape.dim.add().dim_param = "N"
             else:
                 shape.dim.add().dim_value = sizes[symbol]
-    # Full: shape inference must agree with the shapes just stated.
+    # The full check infers shapes too: they must agree with the stated shapes.
     onnx.checker.check_model(proto, full_check=True)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     if opsets != {"": GRAPH_OPSET}:

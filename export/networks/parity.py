@@ -1,11 +1,11 @@
-"""How far the exported graphs are from the torch modules that they came from.
+"""Parity: errors of exported graphs against their torch modules.
 
-The truth is torch in float64, with the float32 weights widened. Against it stand
+The reference is torch in float64, with the float32 weights. Two errors are measured:
 
-- "float32": the bundle's graphs in ONNX Runtime. What remains is float32's rounding, 1e-7 to 1e-5.
-- "float64": the same graphs in float64, from which the bundle's are narrowed, in ONNX's reference evaluator (ONNX
-  Runtime has no float64 convolution). What remains is 1e-15 if the algebra of the graphs is right, which float32 alone
-  could not tell from an error of 1e-6.
+- "float32": of the bundle's graphs in ONNX Runtime. They round to float32, which makes errors of 1e-7 to 1e-5.
+- "float64": of the same graphs before they become float32, in ONNX's reference evaluator, since ONNX Runtime has no
+  float64 convolution. If the algebra of the graphs is right, the error is 1e-15. The float32 error alone cannot show a
+  mistake of 1e-6.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ PARITY_LIMIT = {"float32": 2e-5, "float64": 1e-12}
 def example_inputs(model: TrainedModel, n_source: int, seed: int) -> dict[str, Arrays]:
     """Plausible inputs of every graph.
 
-    Latents: reference fluxes over the population's magnitudes, its colours, offsets within half a pixel, shapes of unit
-    scatter about the prior mean, one source at the bound. Cutouts: a peak on unit noise.
+    Latents have the population's magnitudes and colours, offsets within half a pixel, and shapes of unit scatter around
+    the prior's mean. The last source's shape lies on the bound. Cutouts have a peak and noise of sigma one.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def example_inputs(model: TrainedModel, n_source: int, seed: int) -> dict[str, A
     Returns
     -------
     dict of str to dict of str to float32 arrays
-        Graph, then input.
+        By graph and input.
     """
     rng = np.random.default_rng(seed)
     sizes, population = model_sizes(model), model.config.population
@@ -74,7 +74,7 @@ def example_inputs(model: TrainedModel, n_source: int, seed: int) -> dict[str, A
 
 
 def reference_outputs(model: TrainedModel, inputs: dict[str, Arrays]) -> dict[str, Arrays]:
-    """Outputs of the torch modules in float64: graph, then output."""
+    """Outputs of the torch modules in float64, by graph and output."""
     outputs = {}
     for name, function in functions(model).items():
         values = function(*(torch.from_numpy(value).double() for value in inputs[name].values()))
@@ -84,7 +84,7 @@ def reference_outputs(model: TrainedModel, inputs: dict[str, Arrays]) -> dict[st
 
 
 def graph_outputs(proto: onnx.ModelProto, inputs: Arrays) -> Arrays:
-    """Run a graph: in ONNX Runtime if it is float32, in ONNX's reference evaluator if float64."""
+    """Outputs of a graph: from ONNX Runtime if it is float32, from ONNX's reference evaluator if float64."""
     keys = [value.name for value in proto.graph.output]
     if proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.DOUBLE:
         wide = {key: value.astype(np.float64) for key, value in inputs.items()}
@@ -103,7 +103,7 @@ def graph_error(proto: onnx.ModelProto, inputs: Arrays, expected: Arrays) -> flo
 
 def check_parity(graphs: dict[str, onnx.ModelProto], wide: dict[str, onnx.ModelProto], inputs: dict[str, Arrays],
                  expected: dict[str, Arrays]) -> dict[str, dict[str, float]]:
-    """Parity of every graph.
+    """Errors of every graph, checked.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def check_parity(graphs: dict[str, onnx.ModelProto], wide: dict[str, onnx.ModelP
     Returns
     -------
     dict of str to dict
-        Per graph its errors "float32" and "float64", as the manifest stores them.
+        The errors "float32" and "float64" of each graph, as the manifest stores them.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """The descent in a graph: `deblendrt.engine.solve.descent.gauss_newton` and `deblendrt.engine.solve.curvature` for one
 scene.
 
-One loop runs all iterations, those of the further rounds included. Blends that are not moving any more keep their
-place; where none is, the loop ends.
+One loop runs all iterations, with those of the further rounds. Blends that do not move any more keep their latents. The
+loop ends when no blend moves.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from deblendrt.export.solver.objective import BlendValues, ObjectiveGraph, Point
 
 
 class DescentGraph:
-    """Damped Gauss-Newton steps.
+    """The damped Gauss-Newton descent of one scene.
 
     Parameters
     ----------
     objective : ObjectiveGraph
     n_iteration : int
     rounds : bool
-        Go on with blends that are still moving.
+        Whether blends that still move get further iterations.
     """
 
     def __init__(self, objective: ObjectiveGraph, n_iteration: int, *, rounds: bool = True) -> None:
@@ -40,7 +40,7 @@ class DescentGraph:
         tempers = [engine_objective.temper(i, n_iteration) for i in range(n_iteration)]
         self.n_total = n_iteration + sum(further)
         self.tempers = np.array([*tempers, *[0.0] * (self.n_total - n_iteration)], np.float32)
-        # what is done before an iteration: draw sources as far as their light goes; go on with moving blends only
+        # before which iterations windows follow the light, and before which only moving blends go on
         self.redraw = np.zeros(self.n_total + 1, bool)
         known = int(constants.TEMPERED_SHARE * n_iteration)
         self.redraw[known] = 0 < known < n_iteration
@@ -49,7 +49,7 @@ class DescentGraph:
 
     def run(self, blends: BlendValues, latent: Value, floor: Value,
             extent: Value) -> tuple[PointValues, Value, Value, Value]:
-        """Descend from a start.
+        """The descent from a start.
 
         Parameters
         ----------
@@ -64,9 +64,9 @@ class DescentGraph:
         point : PointValues
         extent : Value
         left : Value
-            float64 (n_source,), decrease of L that the last iteration expected.
+            float64 (n_source,), the decrease of L that the last iteration expected.
         n_run : Value
-            int64 (), iterations that were run.
+            int64 (), the number of iterations.
         """
         b, n = self.b, self.n
         point = self.o.evaluate(latent)
@@ -81,7 +81,7 @@ class DescentGraph:
         return PointValues(*end[:8]), end[11], end[12], end[14]
 
     def iteration(self, blends: BlendValues, floor: Value, i: Value, *state: Value) -> list[Value]:
-        """One iteration, as a body of `Builder.loop`: whether to go on, and the next state."""
+        """One iteration, the body of `Builder.loop`: whether to go on, and the next state."""
         b, o = self.b, self.o
         point = PointValues(*state[:8])
         model, damping, curvature, extent, _, active, _ = state[8:]
@@ -111,7 +111,7 @@ class DescentGraph:
         return [active.any(), *chosen, model, damping, curvature, following, left, active, i + 1]
 
     def along(self, values: Value, rank: int) -> Value:
-        """Values of sources, to be spread over an array of some rank."""
+        """Values (n_source,) in a shape that is broadcast over an array of a rank."""
         return values.reshape(self.n, *[1] * (rank - 1))
 
     def newton_step(self, blends: BlendValues, point: PointValues, groups: Groups, extent: Value, weight: Value,

@@ -1,8 +1,9 @@
-"""Sources on images, in a graph: the products of `deblendrt.engine.compute.drawing` for one scene of a fixed size.
+"""Drawing sources on images in a graph: `deblendrt.engine.compute.drawing` for one scene of a fixed size.
 
-Coefficients are bands first here, (n_band, n_source, n_basis). Sources are drawn in groups of one window each, the
-smaller ones with fewer functions as in the engine; how many are in a group is known only at run time, and may be none.
-A product takes a whole group; the windows then go to their places one by one, by `Pad`, and come from them by `Slice`.
+Coefficients have the bands first, (n_band, n_source, n_basis). Sources with windows of one size are a group; smaller
+windows use fewer functions, as in the engine. The number of sources in a group is known at run time and may be zero.
+One matrix product draws a group. `Pad` then puts the windows in their places one by one, and `Slice` cuts windows from
+images.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from deblendrt.export.solver.graph_builder import Builder, Value
 
 
 class Level(NamedTuple):
-    """One of the windows: its tables."""
+    """A size of windows, and its tables."""
 
     inset: int
     size: int
@@ -30,14 +31,14 @@ class Level(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Sources that are drawn in one window."""
+    """Sources whose windows have one size."""
 
     level: int
     rows: Value  # int64 (m,)
 
 
 class Groups(NamedTuple):
-    """All sources that are drawn, by window; `wide` are those with outskirts."""
+    """All sources that are drawn, by the size of their windows. `wide` are the sources with outskirts."""
 
     windows: list[Group]
     wide: Value | None
@@ -45,7 +46,7 @@ class Groups(NamedTuple):
 
 @dataclasses.dataclass
 class DrawingGraph:
-    """A folded basis and the places of a scene's sources.
+    """Draws a scene's sources with a folded basis, and projects images on it.
 
     Attributes
     ----------
@@ -87,7 +88,7 @@ class DrawingGraph:
             self.outer_t = self.outer.transpose(0, 2, 1)
 
     def groups(self, extent: Value) -> Groups:
-        """Sources by how far they are drawn.
+        """Groups of the sources, by how far they are drawn.
 
         Parameters
         ----------
@@ -99,7 +100,7 @@ class DrawingGraph:
                       self.b.rows(extent > 0) if self.folded.margin else None)
 
     def stamps(self, coefficients: Value, group: Group, band: Value | None = None) -> Value:
-        """Stamps of a group, float32 (n_band, m, size, size); `band` as in `placed`."""
+        """Stamps of a group, float32 (n_band, m, size, size). `band` is that of `placed`."""
         level = self.levels[group.level]
         chosen = coefficients.take(group.rows, 1)[:, :, : level.n_used]
         table = level.draw if band is None else level.draw.take(band)
@@ -112,18 +113,21 @@ class DrawingGraph:
         return (self.spread @ cells @ self.collect) * self.outside
 
     def pads(self, first: int, size: int) -> Value:
-        """What surrounds a window on the image, as `Pad` takes it, int64 (n_source, 6); `first` is from the anchor."""
+        """Pixels around each window on the image, as `Pad` takes them, int64 (n_source, 6).
+
+        `first` is the first pixel of the window relative to the source's anchor, `size` its side.
+        """
         x, y = self.x + first, self.y + first
         none = self.b.zeros(self.n_source, dtype=np.int64)
         columns = [none, y, x, none, (self.shape[0] - size) - y, (self.shape[1] - size) - x]
         return self.b.concat([c[:, None] for c in columns], 1)
 
     def if_any(self, rows: Value, yes: Callable[[], Value], no: Value) -> Value:
-        """A value that only some sources' group has: ONNX Runtime's kernels do not all take empty tensors."""
+        """`yes` if a group has sources, else `no`: some kernels of ONNX Runtime do not take empty tensors."""
         return self.b.branch(self.b.node("Size", rows, dtype=np.int64) > 0, yes, lambda: no)
 
     def pieces(self, groups: Groups, band: Value | None = None) -> list[tuple[Value, Callable[[Value], Value], Value]]:
-        """What there is to place: rows, coefficients to stamps (n_band, m, size, size), pads (n_source, 6)."""
+        """Each group's rows, function from coefficients to stamps (n_band, m, size, size), and pads (n_source, 6)."""
         half = self.folded.half
         result: list[tuple[Value, Callable[[Value], Value], Value]] = []
         for group in groups.windows:
@@ -158,9 +162,9 @@ class DrawingGraph:
             float32 (n_plane, n_source, n_basis).
         groups : Groups
         n_plane : int
-            The number of bands, unless there is
+            The number of bands, or any number with `band`.
         band : Value, optional
-            int64 (1,), that all planes are seen in.
+            int64 (1,), the band of all planes.
 
         Returns
         -------
@@ -181,11 +185,11 @@ class DrawingGraph:
         return images.reshape(self.n_source, n_plane, -1).transpose(1, 0, 2)
 
     def cuts(self, image: Value, rows: Value, first: int, size: int) -> Value:
-        """Windows of an image (n_plane, n_y, n_x), zero off it, float32 (n_plane, m, size^2); `first` as in `pads`."""
+        """Windows of an image, zero off the image, float32 (n_band, m, size^2). `first`, `size`: as in `pads`."""
         b, n_plane = self.b, self.folded.n_band
         border = -first
         padded = b.node("Pad", image, b.ints([0, border, border, 0, border, border]))
-        start = b.concat([self.y[:, None], self.x[:, None]], 1).take(rows)  # the border puts a window at its anchor
+        start = b.concat([self.y[:, None], self.x[:, None]], 1).take(rows)  # the border moves windows by -first
         axes = b.ints([1, 2])
         cut, = b.loop(b.node("Size", rows), [], lambda i: [
             b.node("Slice", padded, start.take(i), start.take(i) + size, axes)], scan=[(n_plane, size, size)])
@@ -197,11 +201,11 @@ class DrawingGraph:
         return self.cuts(image, group.rows, level.inset - self.folded.half, level.size)
 
     def spread_rows(self, values: Value, rows: Value) -> Value:
-        """Values (n_band, m, n) of some sources, zero for the others: float32 (n_band, n_source, n)."""
+        """Values (n_band, m, n) of some sources, with zeros for the other sources, float32 (n_band, n_source, n)."""
         return self.numbers[:, None].equal(rows[None]).cast(np.float32) @ values
 
     def by_group(self, groups: list[Group], compute: Callable[[Group], Value], n: int) -> Value:
-        """Values of sources, computed group by group as (n_band, m, n): float32 (n_band, n_source, n)."""
+        """Values of all sources, computed for groups as (n_band, m, n), float32 (n_band, n_source, n)."""
         total = self.b.zeros(self.folded.n_band, self.n_source, n, dtype=np.float32)
         for group in groups:
             def add(before: Value = total, group: Group = group) -> Value:

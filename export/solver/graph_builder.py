@@ -1,11 +1,11 @@
-"""Writes ONNX graphs as one writes NumPy: values with operators, loops and branches as Python functions.
+"""Writes ONNX graphs in the style of NumPy: values have operators, loops and branches are Python functions.
 
     b = Builder()
     x = b.input("x", np.float32, ["N", 3])
     total, = b.loop(12, [x * 0], lambda i, total: [total + x])
 
-Only operators of the ONNX standard are used, and of those only such as ONNX Runtime has on every platform. Subgraphs
-refer to values around them by name, which ONNX allows; constants all lie in the outermost graph, each once.
+The builder uses standard ONNX operators that ONNX Runtime has on every platform. Subgraphs refer by name to values of
+the graphs around them, which ONNX allows. All constants lie in the outermost graph, each once.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Value:
         return self.b.node("Not", self)
 
     def __getitem__(self, index: Any) -> Value:
-        """Leading axes by whole numbers, slices of whole numbers, or None for a new axis."""
+        """Part of the value. An index is a whole number, a slice of whole numbers, or None for a new axis."""
         axes: list[int] = []
         starts: list[int] = []
         stops: list[int] = []
@@ -129,13 +129,13 @@ class Value:
         return self.b.node("Unsqueeze", result, self.b.ints(added)) if added else result
 
     def cast(self, dtype: DTypeLike) -> Value:
-        """Of another type."""
+        """The value in another type."""
         if np.dtype(dtype) == self.dtype:
             return self
         return self.b.node("Cast", self, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dtype=dtype)
 
     def reshape(self, *shape: int) -> Value:
-        """Of another shape: 0 keeps the axis of that place, -1 is found."""
+        """The value in another shape. A length of 0 keeps that axis, and -1 stands for the length that is left."""
         return self.b.node("Reshape", self, self.b.ints(shape))
 
     def transpose(self, *axes: int) -> Value:
@@ -147,13 +147,13 @@ class Value:
         return self.b.node("ReduceSum", self, self.b.ints(axes), keepdims=int(keep))
 
     def any(self, *axes: int, keep: bool = False) -> Value:
-        """Whether any is true; over all elements without axes."""
+        """Whether any element is true, along axes or, without axes, of all."""
         number = self.cast(np.float32)
         total = number.sum(*axes, keep=keep) if axes else self.b.node("ReduceSum", number, keepdims=0)
         return total > 0
 
     def take(self, rows: Value, axis: int = 0) -> Value:
-        """Elements along an axis."""
+        """The elements of given numbers along an axis."""
         return self.b.node("Gather", self, rows, axis=axis)
 
 
@@ -166,7 +166,7 @@ class Builder:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._constants: dict[tuple[Any, ...], Value] = {}
-        self._nodes: list[list[onnx.NodeProto]] = [[]]  # of the graph and its subgraphs, the innermost last
+        self._nodes: list[list[onnx.NodeProto]] = [[]]  # of the graph and its open subgraphs, the innermost last
         self._count = 0
 
     def _name(self, kind: str) -> str:
@@ -186,9 +186,9 @@ class Builder:
             name, helper.np_dtype_to_tensor_dtype(value.dtype), list(shape)))
 
     def constant(self, array: ArrayLike, dtype: DTypeLike | None = None) -> Value:
-        """A constant; equal ones are stored once."""
+        """A constant. Equal constants are stored once."""
         values: NDArray[Any] = np.ascontiguousarray(np.asarray(array, dtype))
-        values = values.reshape(np.shape(array))  # the above makes scalars vectors
+        values = values.reshape(np.shape(array))  # ascontiguousarray makes vectors of scalars
         key = (values.dtype.str, values.shape, values.tobytes())
         if key not in self._constants:
             name = self._name("constant")
@@ -197,7 +197,7 @@ class Builder:
         return self._constants[key]
 
     def zeros(self, *shape: int, dtype: DTypeLike = np.float64) -> Value:
-        """Zeros, which take no room in the file."""
+        """Zeros; they take no space in the file."""
         value = numpy_helper.from_array(np.zeros(1, dtype))
         return self.node("ConstantOfShape", self.ints(shape), dtype=dtype, value=value)
 
@@ -206,17 +206,17 @@ class Builder:
         return self.constant(np.array(values, np.int64))
 
     def value(self, given: Any, dtype: DTypeLike) -> Value:
-        """A value as it is, anything else as a constant of a type."""
+        """A value as it is, or a constant of a type from anything else."""
         return given if isinstance(given, Value) else self.constant(given, dtype)
 
     def node(self, kind: str, *inputs: Value, dtype: DTypeLike | None = None, **attributes: Any) -> Value:
-        """One operator with one output, of the first input's type unless stated."""
+        """The output of an operator that has one output. Its type is that of the first input unless stated."""
         name = self._name(kind)
         self._nodes[-1].append(helper.make_node(kind, [v.name for v in inputs], [name], **attributes))
         return Value(self, name, inputs[0].dtype if dtype is None else dtype)
 
     def where(self, condition: Value, yes: Any, no: Any) -> Value:
-        """`yes` where the condition holds, else `no`; at least one is a value."""
+        """`yes` where the condition holds, else `no`. At least one of them is a `Value`."""
         dtype = yes.dtype if isinstance(yes, Value) else no.dtype
         return self.node("Where", condition, self.value(yes, dtype), self.value(no, dtype), dtype=dtype)
 
@@ -229,15 +229,15 @@ class Builder:
         return self.node("Max", a, self.value(other, a.dtype))
 
     def clip(self, a: Value, low: Any, high: Any) -> Value:
-        """Held between two values or arrays."""
+        """The value held between two values or arrays."""
         return self.minimum(self.maximum(a, low), high)
 
     def concat(self, values: Sequence[Value], axis: int) -> Value:
-        """One after the other along an axis."""
+        """Values joined along an axis."""
         return self.node("Concat", *values, axis=axis)
 
     def rows(self, chosen: Value) -> Value:
-        """Numbers of the true elements, int64 (m,)."""
+        """Positions of the true elements, int64 (m,)."""
         return self.node("NonZero", chosen, dtype=np.int64)[0]
 
     def sqrt(self, a: Value) -> Value:
@@ -261,18 +261,19 @@ class Builder:
         trips : int or Value
             int64 ().
         carried : sequence of Value
-            What it starts with.
+            State before the first run.
         body : callable
             Takes ``(i, *carried)``; returns the values to carry on, then the values to stack. With `condition` a
             first value, bool (), says whether to go on.
         scan : sequence of sequence of int
-            Shapes of what is stacked: with no trip at all, they say what there is none of.
+            Shapes of the stacked values, which the result needs when the body never runs.
         condition : bool
+            Whether the body decides to go on.
 
         Returns
         -------
         list of Value
-            Carried, then stacked.
+            The carried values after the last run, then the stacked values.
         """
         name = self._name("loop")
         i, going = Value(self, f"{name}_i", np.int64), Value(self, f"{name}_in", bool)
@@ -285,7 +286,7 @@ class Builder:
         for before, after in zip(carried, results, strict=False):
             if before.dtype != after.dtype:
                 raise TypeError(f"loop: {before.dtype} becomes {after.dtype}")
-        renamed = [self.node("Identity", v) for v in (on, *results)]  # no result may be a body's own input
+        renamed = [self.node("Identity", v) for v in (on, *results)]  # no result may be an input of the body
         shapes: list[list[int] | None] = [[], *[None] * len(carried), *map(list, scan)]
         graph = helper.make_graph(self._nodes.pop(), name, [_info(i, []), _info(going, []), *map(_info, states)],
                                   list(map(_info, renamed, shapes)))
@@ -297,7 +298,7 @@ class Builder:
         return outputs
 
     def branch(self, condition: Value, yes: Callable[[], Value], no: Callable[[], Value]) -> Value:
-        """Compute one or the other, by a bool ()."""
+        """The value of `yes` or of `no`, by a bool (). Only that branch is computed."""
         graphs = []
         for compute in (yes, no):
             self._nodes.append([])
@@ -306,7 +307,7 @@ class Builder:
         return self.node("If", condition, dtype=result.dtype, then_branch=graphs[0], else_branch=graphs[1])
 
     def inline(self, model: onnx.ModelProto, prefix: str, *inputs: Value) -> list[Value]:
-        """The nodes of a model without subgraphs; its weights are stored once however often it is inlined."""
+        """Outputs of a model without subgraphs, whose nodes become part of the graph. Its weights are stored once."""
         if {e.domain: e.version for e in model.opset_import} != {"": self.opset}:
             raise ValueError(f"{prefix}: expected the standard operators of opset {self.opset}")
         name = {value.name: given.name for value, given in zip(model.graph.input, inputs, strict=True)}
@@ -330,7 +331,7 @@ class Builder:
                 for value in model.graph.output]
 
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The finished model, checked, without constants that nothing uses."""
+        """The finished model, checked."""
         graph = helper.make_graph(self._nodes[0], "main", self._inputs, self._outputs,
                                   list(self._initializers.values()))
         proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10,

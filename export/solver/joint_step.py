@@ -1,7 +1,7 @@
-"""The step of whole blends in a graph: `deblendrt.engine.solve.joint_step` for one scene.
+"""The joint step of blends in a graph: `deblendrt.engine.solve.joint_step` for one scene.
 
-Every source has a frame of S x S pixels, every second one along both axes, that holds its largest window; two frames
-overlap at a shift of whole pixels. So the derivative images take the same room however large the image is.
+Every source has a frame of S x S pixels, every second pixel along both axes, that holds its largest window. Two frames
+overlap with a shift of whole pixels. So the size of the derivative images does not depend on the size of the image.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from deblendrt.export.solver.objective import BlendValues
 
 
 class JointStepGraph:
-    """Products of the sources' derivative images.
+    """The joint step, from products of the sources' derivative images.
 
     Parameters
     ----------
     draw : DrawingGraph
     n_column : int
-        Derivatives of each source and band: by relative flux, offset and shape.
+        Number of derivatives of each source and band: by relative flux, offset and shape.
     """
 
     def __init__(self, draw: DrawingGraph, n_column: int) -> None:
@@ -32,9 +32,9 @@ class JointStepGraph:
         self.n_band = draw.folded.n_band
         self.side = (draw.folded.window + 1) // 2  # S
         half = self.b.node("Div", draw.anchor, self.b.ints([2]))
-        self.odd = draw.anchor - half * 2  # of the first pixel on the canvas, (x, y)
-        self.first = half + self.odd  # pixel of the frame, in twos of the canvas
-        # the canvas goes beyond the image by `half` pixels: its twos start a pixel before the image where that is odd
+        self.odd = draw.anchor - half * 2  # whether the first pixel's coordinates on the canvas are odd, (x, y)
+        self.first = half + self.odd  # the frame's first pixel, in pairs of pixels of the canvas
+        # the canvas begins `half` pixels before the image: if `half` is odd, a pair begins one pixel before the image
         self.before = draw.folded.half % 2
         self.skipped = draw.folded.half // 2
         self.tables = self.every_second()
@@ -47,7 +47,7 @@ class JointStepGraph:
         ----------
         blends : BlendValues
         columns : Value
-            float32 (n_source, n_band, n_column, n_basis), zero for those that are not fitted.
+            float32 (n_source, n_band, n_column, n_basis), zero for sources that are not fitted.
         extent : Value
             int64 (n_source,).
         weight : Value
@@ -57,7 +57,7 @@ class JointStepGraph:
         damping : Value
             float64 (n_source,).
         active : Value
-            bool (n_source,): the others stay, and count with nobody.
+            bool (n_source,): the other sources do not move, and are coupled to none.
 
         Returns
         -------
@@ -90,14 +90,14 @@ class JointStepGraph:
         return b.where(active[:, None], b.branch(active.any(), solved, lambda: nothing), 0.0)
 
     def drawn(self, columns: Value, extent: Value, active: Value) -> tuple[Value, Value]:
-        """Derivative images of active sources in their frames.
+        """Derivative images of the active sources in their frames.
 
         Returns
         -------
         rows : Value
-            int64 (m,), the sources.
+            int64 (m,), the active sources.
         stamps : Value
-            float32 (m, n_band, n_column, S, S); outskirts are in the blocks of single sources alone.
+            float32 (m, n_band, n_column, S, S), without outskirts, which couple no sources.
         """
         b, draw = self.b, self.draw
         level_of = -b.minimum(extent, 0)
@@ -114,7 +114,7 @@ class JointStepGraph:
         return b.concat(rows, 0), b.concat(stamps, 0)
 
     def group(self, columns: Value, rows: Value, k: int, x: int, y: int) -> Value:
-        """Derivative images of sources of one window, whose own one begins at even or odd pixels."""
+        """Derivative images of sources with windows of one size, whose first pixels are even or odd (x, y)."""
         b, level = self.b, self.draw.levels[k]
         table, height, width = self.tables[k, x, y]
         mine = columns.take(rows)[:, :, :, : level.n_used].transpose(1, 0, 2, 3)
@@ -125,7 +125,7 @@ class JointStepGraph:
                                              self.side - left - width]))
 
     def every_second(self) -> dict[tuple[int, int, int], tuple[Value, int, int]]:
-        """From coefficients to every second pixel of a window, float32 (n_band, n_used, height * width)."""
+        """Tables from coefficients to every second pixel of a window, float32 (n_band, n_used, height * width)."""
         tables = {}
         for k, level in enumerate(self.draw.levels):
             last = level.inset + level.size
@@ -139,12 +139,12 @@ class JointStepGraph:
         return tables
 
     def products(self, rows: Value, stamps: Value, weight: Value, blends: BlendValues) -> tuple[Value, Value]:
-        """Weighted products of all pairs of a blend whose frames overlap, each source with itself among them.
+        """Weighted products of all pairs of a blend whose frames overlap; each source is a pair with itself.
 
         Parameters
         ----------
         rows, stamps : Value
-            Of `drawn`.
+            From `drawn`.
         weight : Value
             float32 (n_band, n_y, n_x).
         blends : BlendValues
@@ -152,9 +152,9 @@ class JointStepGraph:
         Returns
         -------
         pair : Value
-            int64 (2, n_pair), sources.
+            int64 (2, n_pair), the sources of each pair.
         inner : Value
-            float32 (n_pair, n_band, n_column, n_column), columns of the first by those of the second.
+            float32 (n_pair, n_band, n_column, n_column), derivatives of the first by derivatives of the second source.
         """
         b, side, n_band, n_column = self.b, self.side, self.n_band, self.n_column
         place = self.first.take(rows)
@@ -178,7 +178,7 @@ class JointStepGraph:
         return rows.take(pair), inner
 
     def weights(self, weight: Value, place: Value) -> Value:
-        """Sums of weights over squares of four pixels, in the frames: float32 (m, n_band, S, S)."""
+        """Sums of weights over squares of 2 x 2 pixels, in the frames, float32 (m, n_band, S, S)."""
         b, side, n_band = self.b, self.side, self.n_band
         size = [(n + self.before + 1) // 2 for n in self.draw.shape]
         after = [2 * twos - self.before - n for twos, n in zip(size, self.draw.shape, strict=True)]

@@ -1,4 +1,4 @@
-"""Linear algebra that ONNX lacks, of symmetric matrices: inverses, and the positive part."""
+"""Linear algebra of symmetric matrices that ONNX lacks: inverses, solutions, and the positive part."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def diagonal(b: Builder, matrix: Value, n: int) -> Value:
 
 
 def symmetric_inverse(b: Builder, matrix: Value, n: int) -> Value:
-    r"""Inverses of symmetric positive definite matrices, by sweeping one row after the other.
+    """Inverses of symmetric positive definite matrices, by sweeping the rows one after the other.
 
-    With u the k-th column, d = u_k and v = u - e_k, one sweep is A <- A - v v' / d - 2 e_k e_k'; after all of them A is
-    minus its inverse. No pivots: of a positive definite matrix every d is positive.
+    With u the k-th column, d = u_k and v = u - e_k, a sweep is A <- A - v v' / d - 2 e_k e_k'. After all sweeps A is
+    minus its inverse. Pivots are not needed: every d of a positive definite matrix is positive.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def solve_blocks(b: Builder, matrix: Value, target: Value, rows: Value, n: int, 
     target : Value
         float64 (n, size).
     rows : Value
-        int64 (m,), the blocks to eliminate; the others are coupled to none, and their solution is their target.
+        int64 (m,), the blocks to eliminate. The other blocks are unit matrices without couplings.
     n, size : int
         Number of blocks and their side.
 
@@ -114,8 +114,8 @@ def solve_blocks(b: Builder, matrix: Value, target: Value, rows: Value, n: int, 
 def positive_part(b: Builder, matrix: Value, n: int, n_iteration: int = 40) -> Value:
     """Symmetric matrices with their negative eigenvalues set to zero: (A + |A|) / 2, |A| = A sign(A).
 
-    The sign by Newton's and Schulz' iteration. An eigenvalue of 1e-6 of the norm takes some 35 steps; one that is
-    smaller still comes out wrong by no more than itself.
+    The sign comes from the Newton-Schulz iteration. An eigenvalue of 1e-6 of the norm takes some 35 iterations. The
+    error of a smaller eigenvalue is at most the eigenvalue.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""What a solved scene is measured by, in a graph: `deblendrt.engine.measure.catalogue_rows`, `uncertainty` and
-`fit_quality` for one scene.
+"""Measurements of a solved scene in a graph: `deblendrt.engine.measure.catalogue_rows`, `uncertainty` and `fit_quality`
+for one scene.
 
-Errors are those of the engine: the Laplace approximation around the solution, blend by blend. Left out are apertures,
-ellipticities and systematic errors, with what POOR_FIT knows from the latter.
+Errors are the engine's: the Laplace approximation around the solution, blend by blend. Apertures, ellipticities and
+systematic errors are left out; POOR_FIT does without systematic errors.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measured_outputs(o: ObjectiveGraph, descent: DescentGraph, blends: BlendValu
 
 
 def near_center(o: ObjectiveGraph) -> Value:
-    """Pixels within `fit_quality.CORE_RADIUS` of the given centres, float64 (n_source, n_y * n_x)."""
+    """1 for pixels within `fit_quality.CORE_RADIUS` of the given centres, float64 (n_source, n_y * n_x)."""
     b, (n_y, n_x) = o.b, o.draw.shape
     place = o.draw.anchor.cast(np.float64) + o.scene.offset0
     x, y = (b.constant(np.arange(size, dtype=np.float64))[None] - place[:, axis][:, None]
@@ -87,7 +87,7 @@ def laplace(o: ObjectiveGraph, descent: DescentGraph, blends: BlendValues, point
     covariance : Value
         float64 (n_source * n_latent, n_source * n_latent).
     own : Value
-        float64 (n_source, n_latent, n_latent), its diagonal blocks.
+        float64 (n_source, n_latent, n_latent), the diagonal blocks of the covariance.
     """
     b, n, n_band, n_latent = o.b, o.n_source, o.n_band, descent.n_latent
     columns = b.concat([unit[:, :, None], descent.columns(point)[:, :, 1:]], 2) * o.present[:, :, :, None]
@@ -149,7 +149,7 @@ def remaining_step(o: ObjectiveGraph, covariance: Value, own: Value, downhill: V
 
 def all_flags(o: ObjectiveGraph, blends: BlendValues, flags: Value, chi2: Value, n_pixel: Value, n_lost: Value,
               remaining: Value, log_prior: Value, map_flux: Value) -> Value:
-    """The flags of the input and those that follow from the fit, see `fit_quality`; int64 (n_source,)."""
+    """Flags of the input with the flags of the fit, see `fit_quality`, int64 (n_source,)."""
     b, bundle = o.b, o.bundle
     count = b.maximum(n_pixel, 1.0)
     reduced = chi2 / count

@@ -1,7 +1,7 @@
-"""The objective and its derivatives in a graph: `deblendrt.engine.solve.objective` for one scene, line by line.
+"""The objective and its derivatives in a graph: `deblendrt.engine.solve.objective` for one scene.
 
-What the engine has per blend is per source here, equal for all sources of a blend: with `joined` the matrix of who
-shares a blend with whom, a sum over a blend is a product with it. Latents and sums are float64, images float32.
+The engine's values per blend are values per source here, equal for all sources of a blend. The matrix `joined` tells
+which sources share a blend, so a sum over a blend is a product with it. Latents and sums are float64, images float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deblendrt.export.solver.graph_builder import Builder, Value
 
 
 class SceneValues(NamedTuple):
-    """What does not change during a descent.
+    """A scene's values that do not change during a descent.
 
     Attributes
     ----------
@@ -28,13 +28,13 @@ class SceneValues(NamedTuple):
     offset0 : Value
         float64 (n_source, 2), the given centres relative to the anchors.
     fitted : Value
-        bool (n_source,): the others have no light.
+        bool (n_source,): sources that are not fitted have no light.
     measured : Value
         bool (n_source, n_band).
     smallest : Value
         int64 (n_source,), see `deblendrt.engine.compute.problem.Problem`.
     profile : list of Value
-        float32 (n_band, size^2, 1), of each window: what mean weights are weighted by.
+        float32 (n_band, size^2, 1) for each size of windows: the weights of mean weights.
     """
 
     data: Value
@@ -47,14 +47,14 @@ class SceneValues(NamedTuple):
 
 
 class BlendValues(NamedTuple):
-    """Who is solved with whom, and whose pixels count.
+    """Which sources share a blend, and which pixels they own.
 
     Attributes
     ----------
     joined : Value
-        float64 (n_source, n_source), 1 where two are of one blend.
+        float64 (n_source, n_source), 1 where two sources share a blend.
     owned : Value
-        float64 (n_source, n_y * n_x), 1 where the pixel is the source's.
+        float64 (n_source, n_y * n_x), 1 where the source owns the pixel.
     """
 
     joined: Value
@@ -62,7 +62,7 @@ class BlendValues(NamedTuple):
 
 
 class PointValues(NamedTuple):
-    """A point Z: the fields of `State` but the model; coefficients (n_source, n_band, n_basis)."""
+    """A point Z of the descent: `State` of the engine without the model; coefficients (n_source, n_band, n_basis)."""
 
     latent: Value
     maps: Value
@@ -75,7 +75,7 @@ class PointValues(NamedTuple):
 
 
 class LikelihoodValues(NamedTuple):
-    """Tempered weights and the bound, float32 (n_band, n_y, n_x)."""
+    """The likelihood: tempered weights and bound, float32 (n_band, n_y, n_x)."""
 
     weight: Value
     bound: Value
@@ -90,7 +90,7 @@ class ObjectiveGraph:
     b : Builder
     bundle : Bundle
     graphs : dict of str to onnx.ModelProto
-        Of the bundle.
+        The bundle's graphs.
     draw : DrawingGraph
     scene : SceneValues
     center_sigma : float [pixel]
@@ -110,7 +110,7 @@ class ObjectiveGraph:
         self.n_measured = self.b.maximum(self.scene.measured.cast(np.float64).sum(1, keep=True), 1.0)
 
     def evaluate(self, latent: Value) -> PointValues:
-        """Decode a point; the sources that are not fitted are without light."""
+        """The point at latents. Sources that are not fitted have no light."""
         b, n_band = self.b, self.n_band
         maps, d_maps, mix, d_mix = b.inline(self.graphs["decode_jacobian"], "decode_jacobian", latent.cast(np.float32))
         flux = b.exp(latent[:, :n_band]).cast(np.float32) * self.present[:, :, 0]
@@ -118,7 +118,7 @@ class ObjectiveGraph:
         return PointValues(latent, maps, d_maps, mix, d_mix, coefficients, *self.prior(latent))
 
     def prior(self, latent: Value) -> tuple[Value, Value]:
-        """Log prior (n_source,) and its gradient (n_source, n_latent): flow, offset and missing bands."""
+        """Log prior (n_source,) and its gradient (n_source, n_latent), of flow, offsets and bands without weight."""
         b, n_band, measured = self.b, self.n_band, self.scene.measured
         log_prob, gradient = (v.cast(np.float64) for v in b.inline(
             self.graphs["log_prior"], "log_prior", latent.cast(np.float32)))
@@ -149,7 +149,7 @@ class ObjectiveGraph:
 
     def likelihood(self, model: Value, temper: Value | float = 0.0,
                    error: float = constants.MODEL_ERROR) -> LikelihoodValues:
-        """The likelihood around a model, robust; `temper` is float32 ()."""
+        """The robust likelihood around a model. `temper` is float32 ()."""
         b, weight = self.b, self.scene.weight
         tau = b.value(temper, np.float32)
         power = weight * model * model
@@ -158,7 +158,7 @@ class ObjectiveGraph:
         return LikelihoodValues(weight / noise, (power * (allowed * allowed) + constants.CLIP**2) / noise)
 
     def weigh(self, likely: LikelihoodValues, model: Value) -> tuple[Value, Value, Value]:
-        """Robust weights W, W (y - m), and the loss of every pixel, bands together, float64 (n_y * n_x,)."""
+        """Robust weights W, W (y - m), and the loss of every pixel, summed over bands, float64 (n_y * n_x,)."""
         b = self.b
         rest = self.scene.data - model
         t2 = rest * rest * likely.weight
@@ -170,12 +170,12 @@ class ObjectiveGraph:
         return weight, weight * rest, twice.sum(0).reshape(-1) * 0.5
 
     def by_blend(self, blends: BlendValues, loss: Value, point: PointValues) -> Value:
-        """L of every source's blend, float64 (n_source,)."""
+        """L of each source's blend, float64 (n_source,)."""
         own = (blends.owned @ loss[:, None])[:, 0] - self.b.where(self.scene.fitted, point.log_prior, 0.0)
         return total(blends, own)
 
     def pull(self, point: PointValues, d_coefficients: Value) -> Value:
-        """J^T g, float64 (n_source, n_latent)."""
+        """Gradient by latents of a gradient by coefficients, J^T g, float64 (n_source, n_latent)."""
         b, n, n_band, n_move = self.b, self.n_source, self.n_band, self.n_move
         flux = b.exp(point.latent[:, :n_band]).cast(np.float32) * self.present[:, :, 0]
         scaled = flux[:, :, None] * d_coefficients

@@ -1,10 +1,9 @@
 """The whole solver as one ONNX graph, for languages other than Python.
 
-The graph takes one scene of a fixed size with a fixed number of places for sources, and returns its catalogue and
-model image. It needs ONNX Runtime and nothing else: no Python, no bundle, no file beside it. Iterations, blends,
-windows and errors are those of `deblendrt.engine`, of which the graph is a transcript, so that both agree to a small
-fraction of the errors; the PSF and the folded basis are in the file. It has galaxies only, and does not look for
-unlisted sources.
+The graph takes one scene of a fixed size with a fixed number of places for sources. It returns the catalogue and the
+model image. It needs ONNX Runtime only: no Python, no bundle and no other file, since the PSF and the folded basis are
+in the graph. Iterations, blends, windows and errors are those of `deblendrt.engine`, and both agree to a small fraction
+of the errors. All sources are galaxies, and unlisted sources are not searched.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from deblendrt.export.solver.start import anchors, pixels_of, scene_of, start_la
 CENTER_SIGMA = 0.2  # pixel, as `Deblender.deblend_batch`
 N_ITERATION = constants.ITERATIONS["gauss_newton"]
 
-# name to type and shape: B bands, N sources, L latents
+# Type and shape of each: B bands, N sources, L latents
 SOLVER_INPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
     "image": (np.float32, ("B", "NY", "NX")), "variance": (np.float32, ("B", "NY", "NX")),
     "centers": (np.float32, ("N", "2")), "valid": (bool, ("N",)),
@@ -54,13 +53,13 @@ SOLVER_OUTPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
 def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_iteration: int = N_ITERATION,
                  psf: NDArray[np.floating] | None = None, start: str = "encoder", rounds: bool = True,
                  center_sigma: float = CENTER_SIGMA) -> onnx.ModelProto:
-    """Write the solver of a bundle as one graph; inputs and outputs are `SOLVER_INPUTS` and `SOLVER_OUTPUTS`.
+    """The solver of a bundle as one graph. Its inputs and outputs are `SOLVER_INPUTS` and `SOLVER_OUTPUTS`.
 
     Parameters
     ----------
     bundle : Bundle
     n_source : int
-        Places for sources; a scene may have fewer.
+        Places for sources. A scene may have fewer sources.
     shape : (int, int)
         (n_y, n_x) of the image [pixel].
     n_iteration : int
@@ -68,18 +67,18 @@ def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_ite
         Default: the bundle's nominal PSFs.
     start : {"encoder", "linear"}
     rounds : bool
-        Let blends that are still moving go on, for at most five times as many iterations again.
+        Whether blends that still move get further iterations, at most `FURTHER_ROUNDS` times `n_iteration`.
     center_sigma : float [pixel]
 
     Returns
     -------
     onnx.ModelProto
-        Its metadata say what it was made of.
+        Its metadata hold the bundle's name, version and hash, and the arguments.
 
     Raises
     ------
     ValueError
-        A number out of range, or a PSF that is none.
+        A number is out of range, or the PSF has a wrong shape.
     """
     if not 1 <= n_source <= MAX_BLEND:
         raise ValueError(f"n_source: expected 1 to {MAX_BLEND}, got {n_source}")
@@ -118,7 +117,7 @@ def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_ite
 
 
 def _profiles(bundle: Bundle, folded: FoldedBasis) -> list[NDArray[np.float32]]:
-    """What mean weights are weighted by in each window, float32 (n_band, size^2, 1); see `start.build_problem`."""
+    """Weights of mean weights in windows of each size, float32 (n_band, size^2, 1), see `start.build_problem`."""
     mean_galaxy = np.concatenate([np.zeros(folded.n_band + 2), bundle.start_shape])[None]
     square = drawing.stamps(OrtRuntime(bundle).decode(mean_galaxy), folded)[0].astype(np.float64) ** 2
     profile = (square / square.sum((1, 2), keepdims=True)).astype(np.float32)
@@ -130,12 +129,12 @@ def _profiles(bundle: Bundle, folded: FoldedBasis) -> list[NDArray[np.float32]]:
 
 
 def write_solver(model: onnx.ModelProto, path: str | Path) -> None:
-    """Write a graph to a file, which appears under its name when it is whole.
+    """Write a graph to a file. The file appears under its name when it is complete.
 
     Parameters
     ----------
     model : onnx.ModelProto
-        Of `solver_graph`.
+        From `solver_graph`.
     path : str or Path
 
     Raises

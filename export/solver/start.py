@@ -1,5 +1,5 @@
-"""From an image and a list of centres to the start of the descent: `deblendrt.engine.scene.scene`, `start` and
-`photometry` in a graph, for one scene."""
+"""The start of the descent in a graph, from an image and centres: `deblendrt.engine.scene.scene` and
+`deblendrt.engine.solve.start` for one scene."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from deblendrt.export.solver.objective import BlendValues, ObjectiveGraph, Scene
 
 
 class PixelValues(NamedTuple):
-    """An image as the descent takes it: zero wherever it has no weight."""
+    """An image for the descent, which is zero where it has no weight."""
 
     data: Value  # float32 (n_band, n_y, n_x) [nJy]
     weight: Value  # float32 (n_band, n_y, n_x) [nJy^-2]
-    not_finite: Value  # bool, dropped for its value
-    bad_variance: Value  # bool, dropped for its variance
+    not_finite: Value  # bool, pixels without weight because of their value
+    bad_variance: Value  # bool, pixels without weight because of their variance
 
 
 def pixels_of(b: Builder, image: Value, variance: Value) -> PixelValues:
-    """See `deblendrt.engine.scene.scene`: infinite variance is a mask, and no fault."""
-    finite = (image - image).equal(0.0)  # of NaN and infinity the difference is NaN
+    """See `deblendrt.engine.scene.scene`. An infinite variance is a mask and sets no flag."""
+    finite = (image - image).equal(0.0)  # the difference is NaN for NaN and infinity
     inverse_variance = 1.0 / variance
     known = (variance > 0.0) & (inverse_variance - inverse_variance).equal(0.0)
     single = b.where(finite, image, 0.0)
@@ -44,7 +44,7 @@ def pixels_of(b: Builder, image: Value, variance: Value) -> PixelValues:
 
 
 def anchors(b: Builder, centers: Value, shape: tuple[int, int]) -> tuple[Value, Value]:
-    """Anchor pixels, int64 (n_source, 2), and which centres are finite, bool (n_source,)."""
+    """Anchor pixels, int64 (n_source, 2), and whether centres are finite, bool (n_source,)."""
     finite = (centers - centers).equal(0.0)
     n_y, n_x = shape
     rounded = b.node("Round", b.where(finite, centers, 0.0))
@@ -53,7 +53,7 @@ def anchors(b: Builder, centers: Value, shape: tuple[int, int]) -> tuple[Value, 
 
 def scene_of(b: Builder, draw: DrawingGraph, pixels: PixelValues, centers: Value, finite: Value, valid: Value,
              profile: list[NDArray[np.float32]]) -> tuple[SceneValues, Value]:
-    """The scene, and the flags that the input sets, int64 (n_source,)."""
+    """The scene, and the flags of the input, int64 (n_source,)."""
     folded, (n_y, n_x), n = draw.folded, draw.shape, draw.n_source
     every = b.constant(np.arange(n))
     whole = Group(0, every)
@@ -107,7 +107,7 @@ def linear_fluxes(o: ObjectiveGraph, unit: Value, flux: Value, groups: Groups, j
     flux : Value
         float64 (n_source, n_band).
     groups : Groups
-        Of all sources.
+        All sources.
     joined : Value
         float64 (n_source, n_source), see `BlendValues`.
     n_sweep : int
@@ -190,7 +190,7 @@ def start_latents(o: ObjectiveGraph, descent: DescentGraph, kind: str) -> tuple[
 
 
 def connected(o: ObjectiveGraph, radius: Value) -> Value:
-    """Which sources are of one blend, float64 (n_source, n_source): components of circles that touch."""
+    """1 where two sources share a blend, float64 (n_source, n_source): connected components of circles that touch."""
     b, n = o.b, o.n_source
     place = o.draw.anchor.cast(np.float64) + o.scene.offset0
     gap = place[:, None] - place[None]
@@ -222,7 +222,7 @@ def light_radius(o: ObjectiveGraph, coefficients: Value, extent: Value) -> Value
 
 
 def partition(o: ObjectiveGraph, radius: Value, extent: Value) -> BlendValues:
-    """See `deblendrt.engine.scene.blends.partition`: blends, and the owner of every pixel."""
+    """Blends and owners of pixels, see `deblendrt.engine.scene.blends.partition`."""
     b, draw, n = o.b, o.draw, o.n_source
     n_y, n_x = draw.shape
     joined = connected(o, radius)
@@ -283,7 +283,7 @@ def filled_cutouts(b: Builder, bundle: Bundle, n: int, data: Value, weight: Valu
     b : Builder
     bundle : Bundle
     n : int
-        Sources.
+        Number of sources.
     data, weight : Value
         float32 (n_source, n_band, size^2).
 
@@ -308,7 +308,7 @@ def filled_cutouts(b: Builder, bundle: Bundle, n: int, data: Value, weight: Valu
     sums = scaled.sum(1)  # (n_source, n_pixel)
     known = sums > 0.0
     light = (scaled * data / color).sum(1) / b.where(known, sums, 1.0)
-    backwards = b.constant(np.arange(n_pixel)[::-1])  # the pixel opposite to each
+    backwards = b.constant(np.arange(n_pixel)[::-1])  # the pixel opposite to each pixel
     opposite = known.take(backwards, 1) & ~known
     light = b.where(opposite, light.take(backwards, 1), light)
     known = known | opposite

@@ -15,13 +15,14 @@ onnx = pytest.importorskip("onnx")
 for name in ("zuko", "galsim", "galcheat", "onnxscript"):
     pytest.importorskip(name)
 
+from deblendrt.engine.model import tensorrt  # noqa: E402
 from deblendrt.engine.model.bundle import load_bundle  # noqa: E402
 from deblendrt.engine.model.manifest import GRAPHS, BundleError  # noqa: E402
 from deblendrt.engine.model.networks import NETWORK_TILE  # noqa: E402
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime  # noqa: E402
 from deblendrt.engine.model.verification import output_error, verify_bundle  # noqa: E402
 from deblendrt.export import bundle as export_bundle  # noqa: E402
-from deblendrt.export import cli, tensorrt  # noqa: E402
+from deblendrt.export import cli  # noqa: E402
 from deblendrt.export.networks import graphs, parity  # noqa: E402
 from deblendrt.training import checkpoint, config  # noqa: E402
 
@@ -144,7 +145,7 @@ def test_no_sum_depends_on_alignment(folder: Path) -> None:
 def test_export_is_deterministic(folder: Path, model: checkpoint.TrainedModel) -> None:
     again = graphs.to_float32(graphs.export_graph(model, "log_prior")).SerializeToString(deterministic=True)
     assert again == (folder / "log_prior.onnx").read_bytes()
-    golden = export_bundle.npz_bytes(export_bundle.golden_vectors(model))
+    golden = export_bundle.npz_bytes(export_bundle.stored_outputs(model))
     assert golden == (folder / "golden.npz").read_bytes()
 
 
@@ -168,7 +169,7 @@ def test_runtime_agrees_and_bits_do_not_depend_on_the_batch(folder: Path, model:
             np.testing.assert_array_equal(output[row], other[0])
 
 
-def test_golden_vectors_notice_another_weight(folder: Path, model: checkpoint.TrainedModel, tmp_path: Path) -> None:
+def test_stored_outputs_notice_another_weight(folder: Path, model: checkpoint.TrainedModel, tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     proto = onnx.load_from_string(files["decode.onnx"])
     scale_weights(proto, 1.1)
@@ -191,9 +192,9 @@ def test_target_is_protected(folder: Path, model: checkpoint.TrainedModel, tmp_p
 
 @pytest.mark.parametrize("name", list(GRAPHS))
 def test_tensorrt(folder: Path, name: str) -> None:
-    if reason := tensorrt.unavailable():
+    if reason := tensorrt.why_unavailable(cli.TENSORRT_PACKAGE):
         pytest.skip(reason)
-    assert tensorrt.check_graph((folder / f"{name}.onnx").read_bytes(), max_sources=64) > 0
+    assert tensorrt.build_plan((folder / f"{name}.onnx").read_bytes(), cli.TENSORRT_PACKAGE, (1, 16, 64))
 
 
 def test_cli(folder: Path, model: checkpoint.TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

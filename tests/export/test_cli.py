@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deblendrt.export import cli, tensorrt
+from deblendrt.engine.model import tensorrt
+from deblendrt.export import cli
 
 
 def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,15 +30,17 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "pip install 'deblendrt[train]'" in capsys.readouterr().err
 
 
-def test_tensorrt_absent_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_absent_says_how_to_install(monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("galsim")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    assert "pip install tensorrt-rtx" in str(tensorrt.unavailable())
-    with pytest.raises(tensorrt.TensorRTUnavailable, match="tensorrt-rtx"):
-        tensorrt.check_graph(b"")
+    assert cli.main(["--checkpoint", "a", "--out", "b", "--check-tensorrt"]) == cli.UNAVAILABLE
+    assert "pip install tensorrt-rtx" in capsys.readouterr().err
 
 
 def test_tensorrt_refuses_nonsense() -> None:
-    if reason := tensorrt.unavailable():
+    if reason := tensorrt.why_unavailable(cli.TENSORRT_PACKAGE):
         pytest.skip(reason)
     with pytest.raises(tensorrt.TensorRTError, match="does not parse"):
-        tensorrt.check_graph(b"not an onnx model")
+        tensorrt.build_plan(b"not an onnx model", cli.TENSORRT_PACKAGE, cli.TENSORRT_SOURCES)
