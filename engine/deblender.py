@@ -36,7 +36,7 @@ from deblendrt.engine.scene.psf_field import PsfField
 from deblendrt.engine.scene.scene import Scene, make_scenes, with_sources, with_stars
 from deblendrt.engine.scene.settings import Settings, checked_settings
 from deblendrt.engine.solve import descent, unlisted
-from deblendrt.engine.solve.constants import ITERATIONS
+from deblendrt.engine.solve.constants import CENTER_SIGMA, ITERATIONS
 from deblendrt.engine.solve.start import build_problem, start_latents
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Deblender:
                       bands: Any = None, kind: Any = None, background: Any = None, zero_point: Any = None,
                       pixel_scale: Any = None,
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
-                      robust: bool = True, center_sigma: float = 0.2, aperture_diameter: float = 1.2,
+                      robust: bool = True, center_sigma: float = CENTER_SIGMA, aperture_diameter: float = 1.2,
                       find_missed: bool = False, star_fraction: float = 0.1, n_threads: int = 1,
                       memory_limit: float | None = None) -> DeblendResult:
         """Separate the sources of one scene or of many.

@@ -17,6 +17,7 @@ START_ERROR = 0.5  # e while the shapes are those of the start
 FIRST_TEMPER, LAST_TEMPER, TEMPERED_SHARE = 0.1, 2e-3, 0.6
 
 # The prior.
+CENTER_SIGMA = 0.2  # pixel: standard deviation of the caller's centres, unless stated
 COLOR_SLACK = 0.1  # ln flux: added to the population's scatter of a colour, for bands without weight
 FREE_FLUX_CURVATURE = 1e-3  # a standard deviation of 30 in ln flux: keeps the block of a flux at its floor regular
 # The secant update of the prior's curvature is skipped where the new curvature along the step is out of proportion to

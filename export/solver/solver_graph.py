@@ -33,9 +33,6 @@ from deblendrt.export.solver.measures import measured_outputs
 from deblendrt.export.solver.objective import ObjectiveGraph
 from deblendrt.export.solver.start import anchors, pixels_of, scene_of, start_latents
 
-CENTER_SIGMA = 0.2  # pixel, as `Deblender.deblend_batch`
-N_ITERATION = constants.ITERATIONS["gauss_newton"]
-
 # Type and shape of each: B bands, N sources, L latents
 SOLVER_INPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
     "image": (np.float32, ("B", "NY", "NX")), "variance": (np.float32, ("B", "NY", "NX")),
@@ -50,9 +47,10 @@ SOLVER_OUTPUTS: Mapping[str, tuple[DTypeLike, tuple[str, ...]]] = {
 }
 
 
-def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *, n_iteration: int = N_ITERATION,
+def solver_graph(bundle: Bundle, n_source: int, shape: tuple[int, int], *,
+                 n_iteration: int = constants.ITERATIONS["gauss_newton"],
                  psf: NDArray[np.floating] | None = None, start: str = "encoder", rounds: bool = True,
-                 center_sigma: float = CENTER_SIGMA) -> onnx.ModelProto:
+                 center_sigma: float = constants.CENTER_SIGMA) -> onnx.ModelProto:
     """The solver of a bundle as one graph. Its inputs and outputs are `SOLVER_INPUTS` and `SOLVER_OUTPUTS`.
 
     Parameters
