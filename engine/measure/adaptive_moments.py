@@ -1,27 +1,28 @@
-r"""Adaptive second moments: the elliptical Gaussian that matches an object best.
+r"""Adaptive second moments: the elliptical Gaussian that matches an object's image best.
 
 With weight w(p) = exp(-d^T M^-1 d / 2), d = p - x0, the moments M and the centre x0 solve
 
     F(x0, M; I) = 0:    sum_p w I d = 0,    sum_p w I (d d^T - M / 2) = 0
 
-(Bernstein & Jarvis 2002, AJ 123, 583; Hirata & Seljak 2003, MNRAS 343, 459), so a Gaussian has its own covariance for
-moments. In coordinates u = L^-1 d with M = L L^T, and parameters a and S such that x0 -> x0 + L a and
-M -> L (1 + S) L^T, F and its derivatives by (a, S) are moments of w I up to the fourth order. So each iteration is a
-Newton step, and the fixed point is differentiable at no further cost:
+(Bernstein & Jarvis 2002, AJ 123, 583; Hirata & Seljak 2003, MNRAS 343, 459). The moments of a Gaussian are its
+covariance. In coordinates u = L^-1 d with M = L L^T, and with parameters a and S such that x0 -> x0 + L a and
+M -> L (1 + S) L^T, F and its derivatives by (a, S) are moments of w I up to the fourth order. Each iteration is a
+Newton step, and the derivative of the solution costs nothing more:
 
     d(a, S) = -(dF / d(a, S))^-1 F(dI)
 
-Far from the solution, where that step is large, the step is the one that would be exact for a Gaussian object.
+Far from the solution Newton's step is large. The step that would be exact for a Gaussian object is taken there.
 
-From a round weight of sigma 4 pixels, Gaussians, exponentials and de Vaucouleurs galaxies of half-light radii from 0.1
-to 10 pixels and axis ratios down to 0.2 under the reference PSF are within 4e-5 of the solution after 6 iterations and
-at rounding, 1e-11, after 8; GalSim's HSM at precision 1e-9 agrees to 2e-6. Of 10,000 galaxies drawn from the prior's
-base space, 25 have not converged after 8 iterations and 3 after 15: their bulge and their disk would each do as the
-object, and the solution of one is about to vanish.
+The test of convergence: Gaussians, exponentials and de Vaucouleurs galaxies of half-light radii from 0.1 to 10 pixels
+and axis ratios down to 0.2 under the reference PSF, from a round weight of sigma 4 pixels. They are within 4e-5 of the
+solution after 6 iterations and at rounding, 1e-11, after 8; GalSim's HSM at precision 1e-9 agrees to 2e-6. Of 10,000
+galaxies drawn from the prior's base space, 25 have not converged after 8 iterations and 3 after 15. Their bulge and
+their disk are each a solution, and one solution is about to vanish.
 
-Moments are of the stamp's samples. Light beyond the edge is missed, but the weight falls before: an exponential of
-half-light radius 10 / 13 pixels on a stamp of 53 loses 3e-4 / 1.3e-2 of its moments. For a point under the reference
-PSF (sigma 1 pixel) they vary by 0.4% with its place in the pixel, from a variance of 1.5 on by less than 5e-5.
+Moments are sums over the stamp's samples. Light beyond the edge is missed, but the weight falls before: an exponential
+of half-light radius 10 / 13 pixels on a stamp of 53 pixels loses 3e-4 / 1.3e-2 of its moments. The moments of a point
+under the reference PSF (sigma 1 pixel) vary by 0.4% with its place in the pixel; from a variance of 1.5 pixel^2 on they
+vary by less than 5e-5.
 """
 
 from __future__ import annotations
@@ -33,18 +34,16 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.matmul import matmul
-
-FloatArray = NDArray[np.float32]
-DoubleArray = NDArray[np.float64]
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 N_MOMENT_ITERATION = 15
 START_SIGMA = 4.0  # pixel: galaxies have 1 to 10; a smaller start is slow to leave the bulge of a bright disk
 NEWTON_LIMIT = 0.45  # largest change, in units of the weight, that a Newton step may make; 0.5 keeps M positive
-MAX_SHIFT = 0.5  # of the weight's sigma, and ...
-MAX_GROWTH = 3.0  # ... of an eigenvalue of M, in a Gaussian step
+MAX_SHIFT, MAX_GROWTH = 0.5, 3.0  # limits of a Gaussian step: shift in the weight's sigma, factor of M's eigenvalues
 MOMENTS_CONVERGED = 1e-6  # last step in units of the weight
 
-FOLD = -1e-5  # largest determinant of dF / d(a, S), for a Gaussian -1 / 256: beyond, solutions are not the object's
+# Largest determinant of dF / d(a, S), which is -1 / 256 for a Gaussian: above it, solutions are not the object's.
+FOLD = -1e-5
 
 # powers of u and v in b(u) = (1, u, v, u^2, v^2, u v)
 MOMENT_POWERS = np.array([[0, 0], [1, 0], [0, 1], [2, 0], [0, 2], [1, 1]])
@@ -74,7 +73,7 @@ class Shapes(NamedTuple):
 
 
 class _Match(NamedTuple):
-    """How an image differs from a Gaussian weight, in the weight's own coordinates u.
+    """Comparison of images with Gaussian weights, in each weight's coordinates u.
 
     Attributes
     ----------
@@ -82,15 +81,15 @@ class _Match(NamedTuple):
     total : float64 (n_source,)
         Sum of weight times image.
     quadratic : float64 (n_source, 6, 6)
-        b(u) = quadratic b(d).
+        Matrix from b(d) to b(u).
     mean : float64 (n_source, 6)
         Weighted mean of b(u).
     inverse : float64 (n_source, 5, 5)
-        Of dF / d(a, S).
+        Inverse of dF / d(a, S).
     step : float64 (n_source, 5)
-        Newton's (a, S).
+        Newton's step (a, S).
     usable : bool (n_source,)
-        There is light, and F is not near a fold.
+        Whether there is light, and F is not near a fold.
     """
 
     weight: DoubleArray
@@ -108,16 +107,16 @@ def adaptive_moments(image: NDArray[np.floating], start: DoubleArray, basis: Flo
     Parameters
     ----------
     image : float (n_source, size, size)
-        One band, without noise.
+        Images in one band, without noise.
     start : float64 (n_source, 2) [pixel]
-        (x, y) on the stamp.
+        First centres (x, y) on the stamps.
     basis : float32 (n_basis, size, size)
 
     Returns
     -------
     Shapes
-        NaN and not converged where there is no light under the weight, where it shrinks to a pixel or grows without
-        bound, or where the centre leaves the stamp.
+        NaN and not converged where there is no light under the weight, where the weight shrinks to a pixel or grows
+        without bound, or where the centre leaves the stamp.
     """
     n, size = len(image), image.shape[1]
     n_basis = len(basis)
@@ -146,7 +145,7 @@ def adaptive_moments(image: NDArray[np.floating], start: DoubleArray, basis: Flo
 
 
 def ellipticity(moments: DoubleArray) -> DoubleArray:
-    """e1 = (xx - yy) / (xx + yy) and e2 = 2 xy / (xx + yy), the distortion.
+    """Ellipticity e1 = (xx - yy) / (xx + yy), e2 = 2 xy / (xx + yy), the distortion.
 
     Parameters
     ----------
@@ -167,7 +166,7 @@ def ellipticity_gradient(moments: DoubleArray, gradient: DoubleArray) -> DoubleA
     ----------
     moments : float64 (n_source, 3) [pixel^2]
     gradient : float64 (n_source, 3, n_basis)
-        Of the moments.
+        Derivative of the moments.
 
     Returns
     -------
@@ -204,7 +203,7 @@ def _match(image: DoubleArray, center: DoubleArray, root: DoubleArray) -> _Match
 
 
 def _move(match: _Match, center: DoubleArray, root: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """Newton's step where it is small, else the one that is exact for a Gaussian object, within limits."""
+    """Take Newton's step where it is small, else the step that is exact for a Gaussian object, within limits."""
     mean = match.mean
     covariance = mean[:, [3, 5, 5, 4]].reshape(-1, 2, 2) - mean[:, 1:3, None] * mean[:, None, 1:3]
     value, vector = np.linalg.eigh(covariance)
@@ -224,7 +223,7 @@ def _move(match: _Match, center: DoubleArray, root: DoubleArray) -> tuple[Double
 
 
 def _functional(match: _Match, center: DoubleArray, root: DoubleArray) -> DoubleArray:
-    """Images whose inner product with a change of the image, over `total`, is the change of the moments.
+    """Images whose inner product with a change of the image is the change of the moments, times `total`.
 
     Returns
     -------
@@ -248,7 +247,7 @@ def _powers(center: DoubleArray, size: int) -> tuple[DoubleArray, DoubleArray]:
 
 
 def _gaussian(x: DoubleArray, y: DoubleArray, root: DoubleArray) -> DoubleArray:
-    """exp(-|L^-1 d|^2 / 2), float64 (n_source, size, size), from powers of dx and dy."""
+    """Weights exp(-|L^-1 d|^2 / 2), float64 (n_source, size, size), from powers of dx and dy."""
     inverse = _inverse_root(root)
     p = inverse.transpose(0, 2, 1) @ inverse
     rows = np.stack([p[:, :1, 0] * x[:, 2], 2 * p[:, :1, 1] * x[:, 1], np.broadcast_to(p[:, 1:, 1], x[:, 0].shape)], 1)
@@ -264,7 +263,7 @@ def _inverse_root(root: DoubleArray) -> DoubleArray:
 
 
 def _quadratic(lower: DoubleArray) -> DoubleArray:
-    """The map of b(d) to b(lower d), float64 (n_source, 6, 6)."""
+    """Matrices from b(d) to b(lower d), float64 (n_source, 6, 6)."""
     result = np.zeros((len(lower), 6, 6))
     result[:, 0, 0] = 1
     result[:, 1:3, 1:3] = lower
@@ -273,7 +272,7 @@ def _quadratic(lower: DoubleArray) -> DoubleArray:
 
 
 def _second(lower: DoubleArray) -> DoubleArray:
-    """The map of (xx, yy, xy) under M -> A M A^T with lower triangular A, float64 (n_source, 3, 3)."""
+    """Matrices of (xx, yy, xy) under M -> A M A^T with lower triangular A, float64 (n_source, 3, 3)."""
     a, b, c = lower[:, 0, 0], lower[:, 1, 0], lower[:, 1, 1]
     zero = np.zeros_like(a)
     return np.stack([a * a, zero, zero, b * b, c * c, 2 * b * c, a * b, zero, a * c], 1).reshape(-1, 3, 3)

@@ -1,25 +1,23 @@
 r"""Circular apertures: exact fractions of pixels, photometry of stamps, and the functional on basis coefficients.
 
-The area of a unit disc to the left of x and below y is, with H(t) = pi / 2 + t sqrt(1 - t^2) + arcsin t the area to
-the left of t,
+Let A(x, y) be the area of a unit disc to the left of x and below y, and H(t) = pi / 2 + t sqrt(1 - t^2) + arcsin t the
+area to the left of t. Then
 
     A(x, y) = (H(x) + H(y)) / 2 + x y - pi / 4              where x^2 + y^2 < 1
             = 0, H(x), H(y) or H(x) + H(y) - pi             elsewhere, by the signs of x and y
 
-and a pixel's share is the double difference of A over its corners. Its error is rounding, 2e-12 of a pixel at a radius
-of 30 pixels.
+The fraction of a pixel inside the disc is the double difference of A over the pixel's corners. Its error is rounding,
+2e-12 of a pixel at a radius of 30 pixels.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.matmul import matmul
-
-FloatArray = NDArray[np.float32]
-DoubleArray = NDArray[np.float64]
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 
 def circle(shape: tuple[int, int], center: ArrayLike, radius: float) -> DoubleArray:
@@ -28,9 +26,9 @@ def circle(shape: tuple[int, int], center: ArrayLike, radius: float) -> DoubleAr
     Parameters
     ----------
     shape : tuple of int
-        (n_y, n_x) of the image.
+        Shape of the image, (n_y, n_x).
     center : float (..., 2) [pixel]
-        (x, y); a pixel's centre is at the integer. May lie off the image.
+        Centre (x, y); may lie off the image. The centre of a pixel is at the integer.
     radius : float [pixel]
 
     Returns
@@ -56,38 +54,38 @@ def circle(shape: tuple[int, int], center: ArrayLike, radius: float) -> DoubleAr
 
 
 def _area_below(x: DoubleArray, y: DoubleArray) -> DoubleArray:
-    """A(x, y) of the module's docstring."""
+    """A(x, y), see the module."""
     left, below = _half_area(x), _half_area(y)
     outside = np.where(x < 0, np.where(y < 0, 0.0, left), np.where(y < 0, below, left + below - np.pi))
     return np.where(x * x + y * y < 1, 0.5 * (left + below) + x * y - np.pi / 4, outside)
 
 
 def _half_area(t: DoubleArray) -> DoubleArray:
-    """H(t) of the module's docstring."""
+    """H(t), see the module."""
     inside = np.clip(t, -1.0, 1.0)
     return np.asarray(np.pi / 2 + inside * np.sqrt(1 - inside**2) + np.arcsin(inside))
 
 
 def aperture_flux(image: ArrayLike, center: ArrayLike, radius: float,
                   variance: ArrayLike | None = None) -> tuple[DoubleArray, DoubleArray]:
-    """Light of an image inside a circle.
+    """Sum the light of an image inside a circle.
 
     Parameters
     ----------
     image : float (n_band, n_y, n_x) [nJy]
-        Any stamp or cutout.
+        A stamp or a cutout.
     center : float (2,) [pixel]
-        (x, y) on the image.
+        Centre (x, y) on the image.
     radius : float [pixel]
     variance : float, optional [nJy^2]
-        Of the pixels, independent of each other: a number, (n_band,), or like `image`.
+        Variance of the pixels' noise, which is independent from pixel to pixel: a number, (n_band,), or like `image`.
 
     Returns
     -------
     flux : float64 (n_band,) [nJy]
-        Of the part of the circle that lies on the image.
+        Light in the part of the circle that lies on the image.
     err : float64 (n_band,) [nJy]
-        NaN without `variance`.
+        Standard error; NaN without `variance`.
 
     Raises
     ------
@@ -113,20 +111,23 @@ def aperture_flux(image: ArrayLike, center: ArrayLike, radius: float,
 
 
 def aperture_functional(basis: FloatArray, center: DoubleArray, radius: float) -> DoubleArray:
-    """Inner products of a circle around each source with the basis: aperture fluxes are linear in the coefficients.
+    """Inner products of a circle around each source with the basis.
+
+    Aperture fluxes are linear in the coefficients: coefficients (n_source, n_band, n_basis) times these products,
+    summed over the basis.
 
     Parameters
     ----------
     basis : float32 (n_basis, size, size)
-        Under the reference PSF.
+        Basis under the reference PSF.
     center : float64 (n_source, 2) [pixel]
-        (x, y) on the stamp: size // 2 plus the source's offset from its anchor pixel.
+        Centre (x, y) on the stamp: size // 2 plus the source's offset from its anchor pixel.
     radius : float [pixel]
 
     Returns
     -------
     float64 (n_source, n_basis)
-        To float32; the aperture flux is coefficients (n_source, n_band, n_basis) times this, summed over the basis.
+        Precise to float32.
     """
     n_basis, size = basis.shape[0], basis.shape[1]
     columns = np.ascontiguousarray(basis.reshape(n_basis, -1).T)

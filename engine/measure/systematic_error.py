@@ -1,24 +1,27 @@
-r"""Systematic errors: how far the model itself is from a source's light, and how much of its light nobody has seen.
+r"""Systematic errors of fluxes: the misfit of a source's model, and its light that no pixel shows.
 
-`flux_err` is the error of a model that can draw the galaxy. With r the residual, w the inverse variance and m the part
-of a source's model that is its own (its model times its share of all models), each group of pixels has
+`flux_err` is the error of a model that can draw the galaxy. `flux_sys_err` is for models that cannot.
+
+Let r be the residual, w the inverse variance and m the source's model times its share of the light of all models. Each
+group of pixels has
 
     u = sum_{b,p} w m r,        v = sum_{b,p} w m^2
 
-where bands add up, because what a model cannot draw it cannot draw in most bands. Under noise alone u^2 has the
-expectation v, less what the fit has taken; with a model wrong by a relative error e of random sign per group, v + e^2
-v^2. Hence the moment estimator and its significance
+Bands are summed: a feature that a model cannot draw is missing in most bands. Under noise alone the expectation of u^2
+is v, or less, as the fit has taken some noise. With a model that is wrong by a relative error e, of random sign in each
+group, it is v + e^2 v^2. The moment estimator and its significance are
 
     e^2 = sum (u^2 - v) / sum v^2,        z = sum (u^2 - v) / sqrt(2 sum v^2)
 
-over squares of 2 x 2 pixels, which see clumps, arms and centres, and again over rings about the source, which see wrong
-profiles and PSFs. The larger one counts. Light far below the noise, on masked pixels or off the image shows no misfit:
-with F the MAP flux, h is the part of it outside the source's footprint (`light_shares.footprint`) or without weight,
-and
+The sums run over squares of 2 x 2 pixels, which see clumps, arms and centres, and again over rings about the source,
+which see wrong profiles and PSFs. The larger result counts.
+
+Light far below the noise, on masked pixels or off the image shows no misfit. Let F be the MAP flux, and h the part of
+it outside the source's footprint (`light_shares.footprint`) or without weight. Then
 
     flux_sys_err^2 = (c e F)^2 + (q h)^2 + (floor F)^2,        e = 0 unless z > 3
 
-with c, q and floor calibrated on galaxies and data that the model was not trained on (`perf/results/beyond.md`).
+c, q and floor are calibrated on galaxies and data on which the model was not trained (`perf/results/beyond.md`).
 """
 
 from __future__ import annotations
@@ -34,23 +37,23 @@ from deblendrt.engine.measure import light_shares
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.solve.descent import Solution
 
-MISFIT_HALF = 24  # pixel: half the side of the square around a source that is looked at
-SQUARE = 2  # pixel: with 3 or more, misfits of a PSF's size average out
+MISFIT_HALF = 24  # pixel: half the side of the square around a source in which misfits count
+SQUARE = 2  # pixel: misfits of a PSF's size average out in squares of 3 or more
 RING_EDGES = (0.0, 1.5, 3.0, 4.5, 6.5, 9.0, 13.0, 18.0, 24.0)  # pixel
 SIGNIFICANT_MISFIT = 3.0  # z from which a misfit counts as an error
 SCALE = 1.0  # c
 HIDDEN = 0.1  # q
-FLOOR = 0.002  # error of the bundled model on bright isolated galaxies of its own population, flux_err taken out
+FLOOR = 0.002  # relative error of the bundled model on bright isolated galaxies of its population, beside flux_err
 
 
 @dataclasses.dataclass(frozen=True)
 class Misfit:
-    """What `misfit` finds.
+    """Misfit and hidden light of sources.
 
     Attributes
     ----------
     error : float64 (n_source,)
-        e, relative to the source's light; 0 where it is not significant.
+        e; 0 where the misfit is not significant.
     significance : float64 (n_source,)
         z; 0 for a source without light or weight.
     hidden : float64 (n_source, n_band) [nJy]
@@ -69,7 +72,7 @@ def misfit(problem: Problem, solution: Solution) -> Misfit:
     ----------
     problem : Problem
     solution : Solution
-        Of the problem.
+        Solution of the problem.
 
     Returns
     -------
@@ -106,14 +109,14 @@ def misfit(problem: Problem, solution: Solution) -> Misfit:
 
 
 def summary(square: DoubleArray, significance: DoubleArray, hidden: DoubleArray) -> Misfit:
-    """The larger of several misfits.
+    """Choose the larger misfit of each source.
 
     Parameters
     ----------
     square, significance : float64 (n_source, n_kind)
-        Of `excess`.
+        Results of `excess` for squares and rings.
     hidden : float64 (n_source, n_band) [nJy]
-        Of either sign.
+        h, of either sign.
 
     Returns
     -------
@@ -124,17 +127,17 @@ def summary(square: DoubleArray, significance: DoubleArray, hidden: DoubleArray)
 
 
 def excess(u: DoubleArray, v: DoubleArray) -> tuple[float, float]:
-    """The moment estimator over groups of pixels.
+    """Estimate e^2 over groups of pixels.
 
     Parameters
     ----------
     u, v : float64 (n_group,)
-        As in the module's docstring.
+        See the module.
 
     Returns
     -------
     square : float
-        e^2, unbiased and so of either sign.
+        e^2, unbiased, so of either sign.
     significance : float
         z.
     """
@@ -143,13 +146,13 @@ def excess(u: DoubleArray, v: DoubleArray) -> tuple[float, float]:
 
 
 def _squares(image: DoubleArray) -> DoubleArray:
-    """Sums over squares of `SQUARE` pixels, flat."""
+    """Sums over squares with sides of `SQUARE` pixels, flat."""
     n = len(image) // SQUARE
     return np.asarray(image.reshape(n, SQUARE, n, SQUARE).sum((1, 3)).ravel())
 
 
 def _rings(image: DoubleArray, ring: NDArray[np.int64]) -> DoubleArray:
-    """Sums over rings; what lies beyond the last edge is left out."""
+    """Sums over rings, without the pixels beyond the last edge."""
     return np.asarray(np.bincount(ring, image.ravel(), len(RING_EDGES))[:-1], np.float64)
 
 
@@ -161,7 +164,7 @@ def flux_error(found: Misfit, map_flux: DoubleArray, bundle: Bundle) -> DoubleAr
     found : Misfit
     map_flux : float64 (n_source, n_band) [nJy]
     bundle : Bundle
-        Its manifest may state a floor of its own, ``training.flux_floor``.
+        Its manifest may state another floor, ``training.flux_floor``.
 
     Returns
     -------

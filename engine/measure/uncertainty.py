@@ -5,14 +5,12 @@ of the priors on offset and shape,
 
     covariance = (D' W D + P)^-1
 
-over all sources of a blend at once, with exact pixel weights: cross blocks between neighbours and between bands come
-with it, and the uncertainty of the shapes is in the errors of the fluxes. From the linear solve with shapes held fixed
-alone the errors would be 1.5 times too small. Fluxes are the linear ones of `joint_fluxes`, which know no prior, so P
-has no flux part: in ln(flux) a source at its floor would be held there by a prior that its reported flux never felt.
+over all sources of a blend at once, with exact pixel weights. It has cross blocks between neighbours and between bands,
+and the uncertainty of the shapes is in the errors of the fluxes; with shapes held fixed the errors would be 1.5 times
+too small. The reported fluxes come from linear solves without a prior (`joint_fluxes`), so P has no flux part.
 
-P of the shape is the flow's own curvature at the solution, by central differences of its exported gradient. Where it is
-not convex, the negative directions count as flat. Calibrated in simulations (`perf/results/accuracy.md`); sources that
-are no single clean minimum are flagged there and here.
+P of the shape is the flow's curvature at the solution, by central differences of its exported gradient. Where it is not
+convex, the negative directions count as flat. The errors are calibrated in simulations (`perf/results/accuracy.md`).
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ from deblendrt.engine.solve.curvature import by_latent, columns
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.joint_step import inner_products
 
-# Of the shape latents, for central differences: the flow's curvature over about the width of a posterior. Pulls on
-# simulated blends are the same from 0.05 to 1.
+# Step of the shape latents for central differences, about the width of a posterior. Pulls on simulated blends are the
+# same from 0.05 to 1.
 PRIOR_STEP = 0.3
 COVARIANCE_RIDGE = 3e-6  # of the unit diagonal: blocks are summed in float32
 
@@ -43,21 +41,21 @@ class BlendCovariance:
     Attributes
     ----------
     rows : int64 (n_member,)
-        Its sources.
+        Sources of the blend.
     matrix : float64 (n_member, n_latent, n_member, n_latent)
-        By fluxes (nJy), offset (pixel) and shape. Parameters of bands without weight have variance one.
+        Covariance of fluxes (nJy), offset (pixel) and shape. Fluxes of bands without weight have variance one.
     """
 
     rows: NDArray[np.int64]
     matrix: DoubleArray
 
     def own(self, member: int) -> DoubleArray:
-        """Covariance of one source, its neighbours marginalised, float64 (n_latent, n_latent)."""
+        """Covariance of a source, its neighbours marginalised, float64 (n_latent, n_latent)."""
         return self.matrix[member, :, member]
 
 
 def laplace(problem: Problem, solution: Solution) -> Iterator[BlendCovariance]:
-    """Covariances of all blends, one at a time.
+    """Yield the covariances of all blends.
 
     Parameters
     ----------
@@ -82,7 +80,7 @@ def laplace(problem: Problem, solution: Solution) -> Iterator[BlendCovariance]:
 
 
 def unit_columns(state: State) -> FloatArray:
-    """Derivatives of the coefficients of each band by flux (the unit-flux image), offset and shape.
+    """Derivatives of every band's coefficients by flux, offset and shape.
 
     Returns
     -------
@@ -95,7 +93,7 @@ def unit_columns(state: State) -> FloatArray:
 
 
 def prior_precision(problem: Problem, latent: DoubleArray) -> DoubleArray:
-    """Curvature P of the priors; ones for the fluxes of bands without weight, which nothing measures.
+    """Compute the curvature P of the priors; it is one for the fluxes of bands without weight.
 
     Parameters
     ----------
@@ -126,7 +124,7 @@ def prior_precision(problem: Problem, latent: DoubleArray) -> DoubleArray:
 
 def likelihood_precisions(problem: Problem, solution: Solution,
                           unit: FloatArray) -> Iterator[tuple[NDArray[np.int64], DoubleArray]]:
-    """Members of every blend and its D' W D; see `likelihood_precision`."""
+    """Yield the sources of every blend and D' W D of the blend, see `likelihood_precision`."""
     if problem.device is not None:
         yield from problem.device.likelihood_precisions(problem, solution.weights, unit)
         return
@@ -140,15 +138,15 @@ def likelihood_precisions(problem: Problem, solution: Solution,
 
 def likelihood_precision(problem: Problem, weight: FloatArray, drawn: dict[int, canvases.Placed],
                          rows: NDArray[np.int64]) -> DoubleArray:
-    """D' W D of one blend.
+    """Compute D' W D of a blend.
 
     Parameters
     ----------
     problem : Problem
     weight : float32 (n_used, n_y, n_x)
-        Robust weights W of its scene.
+        Robust weights W of the blend's scene.
     drawn : dict of int to Placed
-        Derivative images of its sources, (n_used, n_column, height, width).
+        Derivative images of the blend's sources, (n_used, n_column, height, width).
     rows : int64 (n_member,)
 
     Returns
@@ -169,7 +167,7 @@ def likelihood_precision(problem: Problem, weight: FloatArray, drawn: dict[int, 
 
 
 def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64]) -> dict[int, canvases.Placed]:
-    """Derivatives of the model image by each source's parameters, where there may be weight.
+    """Draw the derivatives of the model image by each source's parameters, where there may be weight.
 
     Parameters
     ----------
@@ -182,7 +180,7 @@ def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64
     Returns
     -------
     dict of int to Placed
-        By source; images (n_used, n_column, height, width).
+        Images (n_used, n_column, height, width) by the number of the source.
     """
     drawn: dict[int, canvases.Placed] = {}
     extent = problem.extent[rows]
@@ -191,7 +189,7 @@ def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64
         for k in np.unique(extent[members]).tolist():
             here = members[extent[members] == k]
             n_band, n_column = unit.shape[1:3]
-            # the columns take the sources' place
+            # every column is drawn as if it were a source
             lines = unit[rows[here]].transpose(0, 2, 1, 3).reshape(-1, n_band, unit.shape[3])
             images = drawing.window_stamps(lines, basis.at(k))
             images = images.reshape(len(here), n_column, n_band, *images.shape[2:]).swapaxes(1, 2)
@@ -205,22 +203,22 @@ def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64
 
 
 def remaining_step(covariance: BlendCovariance, downhill: DoubleArray, n_band: int) -> DoubleArray:
-    """How far each source of a blend still is from the minimum: half its squared distance in units of its errors.
+    """Half the squared distance of each source of a blend from the minimum, in units of its errors.
 
-    Only positions and shapes count. The reported fluxes are solved for at the end, and one that is negative lies beyond
-    the floor of the descent for good.
+    Only positions and shapes count. The reported fluxes are solved for at the end, and a negative flux stays below the
+    floor of the descent.
 
     Parameters
     ----------
     covariance : BlendCovariance
     downhill : float64 (n_member, n_latent)
-        Minus the gradient of L, its flux part by flux.
+        Minus the gradient of L; its flux part is the derivative by flux.
     n_band : int
 
     Returns
     -------
     float64 (n_member,)
-        For a source alone, the decrease of L expected of the positions' and shapes' part of a Newton step.
+        For a source alone in its blend: the decrease of L that a Newton step of its position and shape promises.
     """
     step = np.einsum("aibj,bj->ai", covariance.matrix, downhill, optimize=False)[:, n_band:]
     return np.array([0.5 * s @ np.linalg.solve(covariance.own(a)[n_band:, n_band:], s) for a, s in enumerate(step)])

@@ -1,4 +1,4 @@
-"""How to deblend: the arguments of a call that are no data, checked."""
+"""The options of a call, checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Of one call; see `Deblender.deblend_batch`."""
+    """Checked options of a call; see `Deblender.deblend_batch`."""
 
     solver: str
     n_iteration: int
@@ -28,17 +28,17 @@ class Settings:
 def checked_settings(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,
                      aperture_diameter: float, star_fraction: float, n_threads: int, memory_limit: float | None, *,
                      iterations: Mapping[str, int]) -> Settings:
-    """Settings from the arguments of `Deblender.deblend_batch`.
+    """Check the options of a call. They are those of `Deblender.deblend_batch`, and:
 
     Parameters
     ----------
     iterations : mapping of str to int
-        The known solvers, and how many iterations each takes by default; the others as in `Deblender.deblend_batch`.
+        Default number of iterations of every known solver.
 
     Raises
     ------
     ValueError
-        Names the argument, what was expected and what came.
+        The message names the argument, what was expected and what came.
     """
     if not isinstance(solver_name, str) or solver_name not in iterations:
         raise ValueError(f"solver: expected one of {sorted(iterations)}, got {solver_name!r}")
