@@ -1,4 +1,4 @@
-"""What the tests of the alert worker share: an engine that answers at once, a broker, topics, a running worker."""
+"""Shared parts of the alert worker's tests: an engine that answers at once, topics, and a running worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perf.embedding import alert_samples
 
 
 class Instant(AlertDeblender):
-    """Answers without an engine; holds back while `gate` is closed."""
+    """A stand-in for the engine that answers at once, and waits while `gate` is closed."""
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings, {})
@@ -30,7 +30,7 @@ class Instant(AlertDeblender):
 
 
 def settings_on(broker: Any, name: str) -> Any:
-    """A function that gives settings, with topics of the test's own."""
+    """Return a function that makes settings with topics of the test's own."""
     name = name.replace("[", "-").replace("]", "")
     topics = {"topics": [f"{name}-in"], "out_topic": f"{name}-out", "dead_letter_topic": f"{name}-dead"}
     broker.create(*topics["topics"], topics["out_topic"], topics["dead_letter_topic"])
@@ -40,7 +40,7 @@ def settings_on(broker: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def running(worker: Worker) -> Iterator[Worker]:
-    """A worker on a thread; it is stopped, and what it raised is raised."""
+    """Run a worker on a thread, stop it at the end, and raise its exception."""
     raised: list[BaseException] = []
 
     def work() -> None:

@@ -19,7 +19,7 @@ PLANES = {"BAD": 0, "SAT": 1, "INTRP": 2, "EDGE": 4, "DETECTED": 5, "NO_DATA": 8
 
 
 class InvalidParameterError(Exception):
-    """As lsst.pex.exceptions has it: a PSF has no input at a position."""
+    """lsst.pex.exceptions.InvalidParameterError: a PSF has no input image at a position."""
 
 
 @dataclasses.dataclass
@@ -59,7 +59,7 @@ class Mask(Image):
 
 
 class Psf:
-    """lsst.afw.detection.Psf: an image around (0, 0), which may raise where no input is."""
+    """lsst.afw.detection.Psf: an image around (0, 0), which may raise where no input image is."""
 
     def __init__(self, image: NDArray[Any], valid: Callable[[float, float], bool] = lambda x, y: True) -> None:
         self.image, self.valid, self.asked = image, valid, 0
@@ -83,7 +83,7 @@ class PhotoCalib:
 
 
 class Wcs:
-    """lsst.afw.geom.SkyWcs of a flat sky: a pixel is a microradian."""
+    """lsst.afw.geom.SkyWcs of a flat sky, with pixels of a microradian."""
 
     def skyToPixelArray(self, ra: NDArray[Any], dec: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         return ra * 1e6, dec * 1e6

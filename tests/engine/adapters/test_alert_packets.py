@@ -1,4 +1,4 @@
-"""Alerts and their cutouts: what is read, and that hostile bytes are ValueErrors within bounded memory and time."""
+"""Readers of alerts and their cutouts. Hostile bytes raise ValueError within bounded memory and time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_three_framings_hold_the_same_alert(rubin: Any) -> None:
         assert alert.key == "rubin:77"
         assert (alert.ra, alert.dec, alert.band, alert.object_id) == (30.0, -20.0, "i", "dia:5")
         assert alert.origins == ("object", *["history"] * len(scene.centers))
-        assert alert.cutouts == {"science": record["cutoutScience"]}  # null ones are absent
+        assert alert.cutouts == {"science": record["cutoutScience"]}  # null cutouts are absent
         assert [tuple(p) for p in alert.positions[1:]] == [(p["ra"], p["dec"]) for p in record["prvDiaSources"][::-1]]
 
 
@@ -127,7 +127,7 @@ def test_what_is_no_alert(payload: bytes, message: str) -> None:
 
 
 def _with_schema(schema: Any, block: bytes) -> bytes:
-    """A container of one record whose schema and bytes do not come from a writer."""
+    """Return a container of one record, with a schema and bytes that no writer made."""
     def long(n: int) -> bytes:
         n, out = (n << 1) ^ (n >> 63), b""
         while n > 127:
@@ -143,7 +143,7 @@ HUGE = b"\xfe" + b"\xff" * 8 + b"\x01"  # the largest long
 
 
 @pytest.mark.parametrize(("schema", "block"), [
-    # a record that holds itself, as deep as the message is long
+    # a record that contains itself, nested as deep as the message is long
     ({"type": "record", "name": "r", "fields": [{"name": "next", "type": ["null", "r"]}]}, b"\x02" * 1_000_000),
     ({"type": "record", "name": "r", "fields": [{"name": "a", "type": {"type": "array", "items": "null"}}]}, HUGE),
     ({"type": "record", "name": "r", "fields": [{"name": "a", "type": {"type": "array", "items": "double"}}]}, HUGE),

@@ -1,4 +1,4 @@
-"""From alerts to records: which sources, which pixels, which status; the same bytes in any batch."""
+"""From alerts to result records: sources, pixels and status. The bytes do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_ztf_is_deblended_where_the_scale_is_said_to_fit(deblender: Deblender) -
     alert = ztf(2)
     record = worker.answer([alert])[0]
     assert record["status"] == "deblended"
-    [source] = record["sources"]  # without a WCS only the alert's own place is known
+    [source] = record["sources"]  # without a WCS only the alert's own position is known
     assert (round(source["x"]), round(source["y"])) == (31, 31)
     assert np.isnan(source["ra"])
     assert source["flags"] & Flag.VARIANCE_ESTIMATED

@@ -1,4 +1,4 @@
-"""The alert worker: one record an alert, dead letters, metrics, a clean end; on librdkafka's mock cluster."""
+"""The alert worker on librdkafka's mock cluster: a record per alert, dead letters, metrics, and a clean end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The alert worker when things break: it commits nothing unanswered, waits, and a successor repeats the same bytes."""
+"""Faults of the alert worker: unanswered messages are not committed, and a successor repeats the same bytes."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.scene.flags import Flag
 
 SIZE = 60
-ZERO_POINT = {"g": 28.29, "r": 28.13}  # of an electron a second
+ZERO_POINT = {"g": 28.29, "r": 28.13}  # magnitude of one electron per second
 SECONDS = {"g": 2400.0, "r": 5520.0}
 SKY = {"g": 2000.0, "r": 9000.0}  # electrons
 
@@ -67,7 +67,7 @@ class BtkDeblender:
 
 @pytest.fixture
 def adapter() -> Any:
-    """The adapter's module, built on the stand-ins."""
+    """Return the adapter's module, with the stand-ins as BTK."""
     fakes = {"btk": {}, "btk.deblend": {"Deblender": BtkDeblender},
              "btk.blend_batch": {"DeblendBatch": DeblendBatch, "DeblendExample": DeblendExample}, "surveycodex": {},
              "surveycodex.utilities": {"mean_sky_level": lambda survey, filt: SKY[filt.name] * units.electron}}
@@ -89,7 +89,7 @@ def deblender() -> Deblender:
 
 @pytest.fixture(scope="module")
 def batch() -> Any:
-    """Two blends in electrons, of Gaussian galaxies under a Kolmogorov PSF."""
+    """Return two blends of Gaussian galaxies under a Kolmogorov PSF, in electrons."""
     galsim = pytest.importorskip("galsim", reason="GalSim draws BTK's PSFs")
     rng = np.random.default_rng(5)
     wcs = WCS(naxis=2)
@@ -130,7 +130,7 @@ def test_the_module_says_what_is_missing() -> None:
 
 
 def test_zero_points(adapter: Any, batch: Any) -> None:
-    """Electrons of a full exposure: 24 mag in r are 247,707 of them, says surveycodex, which rounds down."""
+    """24 mag in r are 247,707 electrons of a full exposure in surveycodex, which rounds down."""
     points = adapter.zero_points(batch.survey, ["r"])
     assert 10 ** (0.4 * (points[0] - 24)) == pytest.approx(247_707.5, abs=0.6)
 
@@ -157,7 +157,7 @@ def test_one_by_one_is_the_same(adapter: Any, deblender: Deblender, batch: Any) 
 
 
 def test_lists_of_sources(adapter: Any, deblender: Deblender, batch: Any) -> None:
-    """None, one off the stamp, one without a position, columns ra and dec alone, and more than there is room for."""
+    """No source, a source off the stamp, a source without a position, only the columns ra and dec, too many sources."""
     plugin = adapter.DeblendRt(3, deblender, photon_noise=False, n_iteration=3)
     odd = Table({"x_peak": [-50.0, np.nan, 30.0], "y_peak": [3.0, 3.0, 30.0]})
     result = plugin(batch, reference_catalogs=[Table({"ra": [], "dec": []}), odd])
@@ -188,7 +188,7 @@ def test_psfs_that_are_images_are_refused(adapter: Any) -> None:
 
 
 def test_btk_itself(deblender: Deblender) -> None:
-    """Its own batch of a known galaxy, its own checks of what a deblender returns."""
+    """BTK makes a batch of a known galaxy and checks the deblender's output."""
     try:
         import btk
     except (ImportError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""The command line: what reaches the deblender, what is written, how it fails."""
+"""The command line: the deblender's arguments, the files that are written, and the errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUNDLED = bundle.SHIPPED / "lsst" / "manifest.json"
 
 
 class FakeDeblender:
-    """Stands for the model: keeps what it was called with, returns the toy result."""
+    """A stand-in for the deblender that keeps its arguments and returns the toy result."""
 
     def __init__(self, result: DeblendResult) -> None:
         self.result = result
@@ -171,7 +171,7 @@ def test_detect(fake: FakeDeblender, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "sources detected above 5 sigma" in capsys.readouterr().out
     true = fake.result.anchor[fake.result.fitted]
     distance = np.hypot(*(fake.centers[:, None] - true[None]).transpose(2, 0, 1))
-    assert (distance.min(axis=0) < 0.2).sum() >= 4  # of five, one of which is faint
+    assert (distance.min(axis=0) < 0.2).sum() >= 4  # of five sources, one of them faint
     assert len(fake.centers) <= 5
 
 
@@ -199,7 +199,7 @@ def test_results_are_not_overwritten(fake: FakeDeblender, tmp_path: Path, capsys
     assert run(scene, "--out", out, "--no-plot") == 1
     assert "already holds catalog.fits: use another --out, or --overwrite" in capsys.readouterr().err
     assert (out / "catalog.fits").read_text() == "mine"
-    assert fake.image is None  # found out before the work, not after it
+    assert fake.image is None  # checked before the work
     assert run(scene, "--out", out, "--no-plot", "--overwrite") == 0
 
 
@@ -274,7 +274,7 @@ def test_missing_bundle(command: str, tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.skipif(not BUNDLED.is_file(), reason="the LSST model is not in engine/bundles")
 def test_bundled_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The README's job, verify and model, for real."""
+    """Run the README's commands, verify and model, with the shipped model."""
     assert main.main(["verify"]) == 0
     assert "hashes match" in capsys.readouterr().out
     assert main.main(["model"]) == 0

@@ -1,4 +1,4 @@
-"""Scenes deblended on a dask cluster of processes: the bits, the order, and what happens to bad inputs and workers."""
+"""Scenes deblended on a dask cluster of processes: bits, order, bad inputs, and workers that die."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def options(toy_deblender: Deblender) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected(toy_deblender: Deblender, batch: tuple[list[np.ndarray], list[np.ndarray]]) -> DeblendResult:
-    """One process, one call."""
+    """Return the result of one call in one process."""
     return toy_deblender.deblend_batch(*batch, variance=VARIANCE, n_iteration=4)
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    """Two worker processes; the first has a resource that stands for a GPU."""
+    """Yield a cluster of two worker processes, the first with a resource that stands for a GPU."""
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, resources={"GPU": 1}, dashboard_address=":0",
                                   processes=True) as cluster:
         plain = dict(cluster.new_spec["options"])
@@ -68,7 +68,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_same(found: list[DeblendResult], expected: DeblendResult) -> None:
-    """To the bit; scenes without sources are skipped, as they have no bits."""
+    """Compare results bit by bit. Scenes without sources are skipped."""
     assert [r.n_source for r in found] == [expected.sources(k).stop - expected.sources(k).start
                                            for k in range(expected.n_scene)]
     for name in ("flux", "flux_err", "position", "flags", "latent", "coefficients", "chi2", "moments", "flux_cov"):
@@ -77,7 +77,7 @@ def assert_same(found: list[DeblendResult], expected: DeblendResult) -> None:
 
 
 def assert_rows(tables: list[Any], expected: DeblendResult) -> None:
-    """The catalogue's columns, but those that number a batch, to the bit."""
+    """Compare the catalogue's columns bit by bit, except the columns that depend on the batch."""
     whole = [table for table in tables if table["error"][0] != "no sources"]
     assert [len(t) for t in tables] == [max(n, 1) for n in np.diff(expected.source_start).tolist()]
     for entry in entries(expected.bands):
@@ -117,7 +117,7 @@ def test_a_scenes_result_is_that_of_the_scene_alone(scenes: Scenes, options: dic
         assert found[k].model(0).tobytes() == alone.model(0).tobytes()
         assert found[k].to_table().colnames == alone.to_table().colnames
     size = len(pickle.dumps(found[1]))
-    assert size < 4 * scenes[1]["image"].nbytes + 100_000  # the model stays behind
+    assert size < 4 * scenes[1]["image"].nbytes + 100_000  # the model is not sent with the task
     assert pickle.loads(pickle.dumps(found[1])).model(0).tobytes() == found[1].model(0).tobytes()
 
 
@@ -219,7 +219,7 @@ def test_a_bundle_that_was_sent_is_checked(toy_bundle: Path, tmp_path: Path) -> 
             worker_engine.receive(contents | wrong, tmp_path / "worker")
         assert not list(tmp_path.rglob("deblendrt-*"))
     half = tmp_path / "worker" / f"deblendrt-{model.sha256[:16]}"
-    half.mkdir(parents=True)  # left by a worker that was killed
+    half.mkdir(parents=True)  # a killed worker left it
     place = worker_engine.receive(contents, tmp_path / "worker")
     assert place == half
     assert worker_engine.engine(model).bundle.path == place
@@ -243,7 +243,7 @@ def test_two_processes_give_the_bits_of_one(client: Any, scenes: Scenes, options
     held = client.run(lambda: [str(e.bundle.path) for e in worker_engine._engines.values()])
     folders = client.run(lambda dask_worker: dask_worker.local_directory)
     assert all(len(paths) == 1 for paths in held.values())
-    assert all(paths[0].startswith(folders[worker]) for worker, paths in held.items())  # sent, not found
+    assert all(paths[0].startswith(folders[worker]) for worker, paths in held.items())  # sent over the network
 
 
 def test_futures(client: Any, scenes: Scenes, options: dict[str, Any], expected: DeblendResult) -> None:
@@ -253,7 +253,7 @@ def test_futures(client: Any, scenes: Scenes, options: dict[str, Any], expected:
 
 def test_tasks_run_where_their_resource_is(client: Any, scenes: Scenes, options: dict[str, Any],
                                            expected: DeblendResult) -> None:
-    """What keeps tasks on workers with a GPU; no GPU is used here."""
+    """Resources keep tasks on workers with a GPU; no GPU is used here."""
     having = [address for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
               if worker["resources"]]
     lazy = deblend_dask(scenes, per_task=1, resources={"GPU": 1}, **options)
@@ -287,7 +287,7 @@ def test_a_worker_killed_in_mid_run_loses_nothing(client: Any, scenes: Scenes, o
     victim = int(next(marks.glob("2.*")).suffix[1:])
     os.kill(victim, signal.SIGKILL)
     assert_rows(client.gather(futures), expected)
-    assert len(list(marks.glob("2.*"))) == 2  # tried again by another process
+    assert len(list(marks.glob("2.*"))) == 2  # another process tried again
 
 
 def test_frames(client: Any, scenes: Scenes, options: dict[str, Any], expected: DeblendResult) -> None:

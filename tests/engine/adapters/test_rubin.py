@@ -1,4 +1,4 @@
-"""Rubin's objects in and out, with stand-ins of `rubin_standins` for afw's."""
+"""The adapter for Rubin's objects, with `rubin_standins` in place of afw."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def deblender() -> Deblender:
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    """The example image in three bands, its six brightest sources."""
+    """Return the example image in three bands, with its six brightest sources."""
     scene = read_image("examples/lsst_blend.fits")
     own = [list(scene.bands).index(band) for band in BANDS]
     return SimpleNamespace(image=np.asarray(scene.image)[own], variance=np.asarray(scene.variance)[own],
@@ -46,7 +46,7 @@ def exposures(example: Any, **changes: Any) -> dict[str, Exposure]:
 
 
 def records(example: Any) -> list[Record]:
-    """A parent with all but the last as peaks, and a record without a footprint."""
+    """Return a parent with all sources but the last as peaks, and a record without a footprint."""
     peaks = [Peak(100 + k, x + XY0[0], y + XY0[1]) for k, (x, y) in enumerate(example.centers[:-1])]
     x, y = example.centers[-1] + XY0
     return [Record(7, peaks=peaks), Record(8, float(x), float(y))]
@@ -113,7 +113,7 @@ def test_heavy_footprints(deblender: Deblender, example: Any, redistributed: boo
     assert (np.lexsort((first, y)) == np.arange(len(y))).all()
     assert heavy.values["i"].shape == ((last - first + 1).sum(),)
     start = 0
-    for row, a, b in heavy.spans:  # unpacked as afw's insert does, the values are those of the source's image
+    for row, a, b in heavy.spans:  # unpacked in afw's order, the values equal the source's image
         piece = images["i"].array[row - images["i"].y0, a - images["i"].x0 : b - images["i"].x0 + 1]
         np.testing.assert_array_equal(heavy.values["i"][start : start + b - a + 1], piece)
         start += b - a + 1
@@ -153,7 +153,7 @@ def test_a_missing_band(deblender: Deblender, example: Any) -> None:
 
 
 def test_a_psf_that_raises(deblender: Deblender, example: Any) -> None:
-    """In the cell's middle it asks elsewhere, at the sources; without any success the band's pixels are left out."""
+    """If a PSF model raises at a cell's centre, the cell's sources are tried; if all fail, the pixels are masked."""
     middle = np.array(example.image.shape[:0:-1]) / 2 - 0.5 + XY0
     holed = Psf(example.psf[1], lambda x, y: np.hypot(x - middle[0], y - middle[1]) > 1)
     scene = rubin.read_exposures(exposures(example, psf={"r": holed}), example.centers + XY0)
@@ -178,7 +178,7 @@ def test_a_psf_that_raises(deblender: Deblender, example: Any) -> None:
 
 
 def test_psf_cells(example: Any) -> None:
-    """Only cells with sources are asked; a band that fails alone is masked there."""
+    """The PSF is evaluated only in cells with sources; a band that alone has no PSF there is masked."""
     shape = (400, 400)
     left = Psf(example.psf[0], lambda x, y: x - XY0[0] < 200)
     lower = Psf(example.psf[1], lambda x, y: x - XY0[0] < 200 or y - XY0[1] < 200)
@@ -188,10 +188,10 @@ def test_psf_cells(example: Any) -> None:
     centers = np.array([(50.0, 60.0), (350.0, 50.0), (300.0, 310.0), (-40.0, 10.0), (np.nan, 0.0)])
     scene = rubin.read_exposures(made, centers + XY0)
     assert scene.psf is not None
-    assert scene.psf.known.tolist() == [[True, True], [False, False]]  # the upper left has no source
+    assert scene.psf.known.tolist() == [[True, True], [False, False]]  # the upper cells have no image
     assert scene.mask[0, :200, 200:].all()  # g has no PSF there, r has
     assert not scene.mask[1].any()
-    assert not scene.mask[0, 200:].any()  # nobody has one: the nearest cell's serves, and the source is flagged
+    assert not scene.mask[0, 200:].any()  # no band has a PSF: the nearest cell's is used, and the source is flagged
     assert len(scene.lost) == 3
 
 

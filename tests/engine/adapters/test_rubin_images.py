@@ -1,4 +1,4 @@
-"""The real lsst.images in and out, where it is installed: Python 3.12 or newer, perf/embedding/lsst_images.txt."""
+"""The adapter with lsst.images itself, if it is installed (Python 3.12 or newer, perf/embedding/lsst_images.txt)."""
 
 from __future__ import annotations
 

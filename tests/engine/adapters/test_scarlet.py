@@ -1,4 +1,4 @@
-"""scarlet_lite's model data: written and read without it, and with it where it is installed."""
+"""scarlet_lite's model data, written and read without scarlet_lite, and with it if it is installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def deblender() -> Deblender:
 
 @pytest.fixture(scope="module")
 def result(deblender: Deblender) -> DeblendResult:
-    """Galaxies, a star, a source off the image and one without a position."""
+    """Return a result with galaxies, a star, a source off the image and a source without a position."""
     scene = read_image("examples/lsst_blend.fits")
     centers = np.concatenate([np.asarray(scene.centers)[:8], [[-9.0, 4.0], [np.nan, 3.0]]])
     return deblender.deblend_batch(scene.image, centers, variance=scene.variance, psf=scene.psf, bands=scene.bands,
@@ -56,7 +56,7 @@ def test_what_is_written_is_read(result: DeblendResult, deblender: Deblender, tm
     assert model.bands == result.bands
     fitted = result.fitted
     np.testing.assert_array_equal(model.centers(XY0)[fitted], np.rint(result.position[fitted]))
-    np.testing.assert_array_equal(model.centers(XY0)[~fitted], [[0, 4], [0, 3]])  # rows of their own, without flux
+    np.testing.assert_array_equal(model.centers(XY0)[~fitted], [[0, 4], [0, 3]])  # entries without flux
     np.testing.assert_allclose(model.psf, result.folded.images[0], atol=1e-7)
     assert model.model_psf is not None
     np.testing.assert_allclose(model.model_psf.sum(), 1, atol=1e-6)
@@ -77,7 +77,7 @@ def test_fluxes_and_failures(result: DeblendResult, deblender: Deblender) -> Non
         spectrum = np.sum([np.multiply(c["spectrum"], np.sum(c["morph"])) for c in entry["components"]], 0)
         if result.fitted[row]:
             shown = result.stamps(row)[0].sum((1, 2), dtype=np.float64) * counts
-            np.testing.assert_allclose(spectrum, shown, rtol=0.03)  # a window of the observed PSF's holds a bit less
+            np.testing.assert_allclose(spectrum, shown, rtol=0.03)  # the window cuts a little light of the observed PSF
             assert entry["metadata"]["id"] == row
         else:
             assert (spectrum == 0).all()
@@ -93,7 +93,7 @@ def test_a_scene_without_sources(deblender: Deblender) -> None:
 
 
 def test_older_and_newer_schemas() -> None:
-    """Before there were versions, PSFs and bands were beside the blends; the newest hold PSFs as objects."""
+    """The oldest schema has PSFs and bands beside the blends; the newest schemas hold PSFs as objects."""
     component = {"component_type": "factorized", "peak": [5, 9], "origin": [0, 0], "shape": [1, 1], "spectrum": [1.0],
                  "morph": [1.0]}
     blend = {"psf": [1.0] * 9, "psf_shape": [1, 3, 3], "bands": ["r"], "origin": [0, 0], "shape": [9, 9],
@@ -147,7 +147,7 @@ def test_mistakes_are_named(result: DeblendResult, deblender: Deblender, tmp_pat
 
 
 def test_scarlet_lite_draws_the_same(result: DeblendResult, deblender: Deblender) -> None:
-    """Its own classes load the model, and their convolution gives the engine's images."""
+    """scarlet_lite's classes load the model, and their convolution gives the engine's images."""
     scl = pytest.importorskip("lsst.scarlet.lite", reason="scarlet_lite is not installed: perf.embedding.rubin has it")
     data = json.loads(json.dumps(scarlet.model_data(result, deblender.bundle, xy0=XY0)))
     model = scl.io.ScarletModelData.parse_obj(data)
@@ -165,8 +165,8 @@ def test_scarlet_lite_draws_the_same(result: DeblendResult, deblender: Deblender
             y0, x0 = max(y, 0), max(x, 0)
             own[:, y0 : y + stamp.shape[1], x0 : x + stamp.shape[2]] = stamp[:, y0 - y :, x0 - x :][
                 :, : max(own.shape[1] - y0, 0), : max(own.shape[2] - x0, 0)]
-            # light that the PSF carries over the edge of a window is kept there and not here; that from beyond the
-            # image's edge the other way round
+            # scarlet_lite keeps light that the PSF carries over the edge of a window, and the engine does not. For
+            # light from beyond the edge of the image it is the reverse.
             assert np.abs(drawn - own).max() <= 1e-2 * max(own.max(), 1e-9)
             n += 1
     assert n == result.n_source

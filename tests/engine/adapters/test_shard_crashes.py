@@ -1,4 +1,4 @@
-"""Inputs that end their process: given up after the second time, and with them nothing else."""
+"""Inputs that kill their process are given up after the second time; all other inputs are deblended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Command = Callable[..., list[str]]
 
 @pytest.fixture
 def command(tmp_path: Path, toy_deblender: Deblender, scene: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Command:
-    """Arguments of a run of three images."""
+    """Return a function that gives the arguments of a run of three images."""
     image, centers, _ = scene
     for k in range(3):
         fits.PrimaryHDU(image).writeto(tmp_path / f"im{k}.fits")
@@ -42,14 +42,14 @@ def command(tmp_path: Path, toy_deblender: Deblender, scene: tuple[np.ndarray, n
 
 
 def errors(tmp_path: Path) -> list[str]:
-    """What a finished run says of its inputs."""
+    """Return the column of errors of a finished run."""
     merge(tmp_path / "out", tmp_path / "all.fits", overwrite=True)
     with fits.open(tmp_path / "all.fits") as hdus:
         return [str(error) for error in hdus["INPUTS"].data["error"]]
 
 
 def start(command: list[str], at_killer: str) -> subprocess.Popen[str]:
-    """A process that does something when it reads the killer."""
+    """Start a process that runs the statement `at_killer` when it reads the input that kills."""
     script = ("import os, sys, time\nfrom deblendrt.engine.adapters.cli import deblend_files, main\n"
               "read = deblend_files.read_inputs\n"
               f"def reading(arguments):\n    if arguments.image.name == 'im{KILLER}.fits':\n        {at_killer}\n"
@@ -64,13 +64,13 @@ def wait(process: subprocess.Popen[str]) -> int:
 
 
 def test_the_rest_goes_on_after_two_kills(command: Command, tmp_path: Path) -> None:
-    kill = "os.kill(os.getpid(), 9)"  # as the kernel does when memory runs out
+    kill = "os.kill(os.getpid(), 9)"  # like the kernel when memory runs out
     out = tmp_path / "out"
     for n_kill in (1, 2):
         assert wait(start(command(), kill)) == -signal.SIGKILL
         assert crash_marks.n_kill(crash_marks.mark(out, KILLER)) == n_kill
         assert not (out / "units/000/000002.fits").exists()
-    assert main.main(command(which="1/2")) == 0  # another division knows as well, and does not even read it
+    assert main.main(command(which="1/2")) == 0  # a run with another division knows it too, and does not read the input
     assert main.main(command(which="0/2")) == 0
     assert errors(tmp_path) == ["", "killed its process twice (out of memory, a crash, or a kill from outside)", ""]
     with fits.open(tmp_path / "all.fits") as hdus:
@@ -78,7 +78,7 @@ def test_the_rest_goes_on_after_two_kills(command: Command, tmp_path: Path) -> N
         assert len(rows) == 1
         assert rows["flags"][0] & int(Flag.NO_DATA)
     assert not crash_marks.marks(out)
-    assert main.main(command()) == 0  # given up, not forgotten: only on demand is it tried again
+    assert main.main(command()) == 0  # it is tried again only on demand
     assert errors(tmp_path)[KILLER].startswith("killed")
     assert main.main(command("--retry-failed")) == 0
     assert errors(tmp_path) == ["", "", ""]
@@ -102,7 +102,7 @@ def test_a_stop_that_is_asked_for_does_not_count(command: Command, tmp_path: Pat
                                                (KeyboardInterrupt(), False)])
 def test_processes_that_can_still_speak(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                         error: BaseException, counts: bool) -> None:
-    """What ends a process with a word is no input's fault, but for a lack of memory that comes back at every start."""
+    """An exception or a signal to stop is no input's fault. MemoryError is, because it comes back at every start."""
     original = deblend_files.read_inputs
 
     def read(arguments):
@@ -122,7 +122,7 @@ def test_processes_that_can_still_speak(command: Command, tmp_path: Path, monkey
 
 def test_retries_end_whatever_restarts_them(command: Command, tmp_path: Path,
                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    """With --retry-failed in the command of a queue that starts it again: two tries each, not two at every start."""
+    """A queue that repeats a command with --retry-failed gives each input two tries in all, not two at every start."""
     killers, original, tries = {"im0.fits", "im2.fits"}, deblend_files.read_inputs, []
 
     def read(arguments):
@@ -146,7 +146,7 @@ def test_marks(tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[s
     assert crash_marks.n_kill(path) == 0
     with crash_marks.at_work(path):
         assert crash_marks.marks(tmp_path) == [(12, path)]
-    path.write_text("")  # of a machine that died
+    path.write_text("")  # the machine died while it wrote
     assert crash_marks.n_kill(path) == 1
     with pytest.raises(OSError, match="disk"), crash_marks.at_work(path):
         raise OSError("disk")

@@ -1,4 +1,4 @@
-"""Shards: one row an input whatever happens, the same bits in any division, killed at any moment, and their merger."""
+"""Shards and their merger: every input has its rows, the bits do not depend on the division, and kills lose nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model(toy_deblender: Deblender) -> Path:
 
 @pytest.fixture
 def cutouts(tmp_path: Path, scene: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Path:
-    """A FITS catalogue of cutouts of one scene, in parts; the third row makes no sense, the fourth has no centre."""
+    """Return a FITS catalogue of cutouts of a scene. The third row is invalid, and the fourth has no centre."""
     image, centers, _ = scene
     rng = np.random.default_rng(0)
     images = np.array([image + rng.normal(0, 0.1, image.shape) for _ in range(N)], np.float32)
@@ -114,7 +114,7 @@ def test_what_is_done_is_not_done_again(model: Path, cutouts: Path, tmp_path: Pa
     assert calls == [0, 1, 2, 3]
     unit = out / "units/000/000002.fits"
     content = unit.read_bytes()
-    unit.write_bytes(content[: len(content) // 2])  # as no process leaves it, but a failing disk does
+    unit.write_bytes(content[: len(content) // 2])  # a failing disk, for no process leaves such a file
     (out / "units/000/000003.fits").unlink()
     assert run(model, out, "0/1", cutouts, "--cutouts") == 0
     assert calls[4:] == [2, 3]
@@ -245,7 +245,7 @@ def test_rows_that_make_no_sense(given: dict[str, object]) -> None:
     (lambda inputs: len(inputs) > 1, [], 2)], ids=["two inputs", "all together"])
 def test_which_cutout_kills_is_found_out(model: Path, cutouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                          kills: Callable[[list[Any]], bool], given_up: list[str], n_start: int) -> None:
-    """The rest of its unit has the bits of a run where nothing happened."""
+    """The other inputs of the unit get the same bits as in a run without a kill."""
     monkeypatch.setattr(run_shard, "UNIT_ROWS", N)
     assert run(model, tmp_path / "whole", "0/1", cutouts, "--cutouts") == 0
     merge(tmp_path / "whole", tmp_path / "whole.fits")
@@ -253,7 +253,7 @@ def test_which_cutout_kills_is_found_out(model: Path, cutouts: Path, tmp_path: P
 
     def deblend(deblender: Deblender, inputs: list[Any], options: dict[str, Any]) -> list[Outcome]:
         if kills(inputs):
-            raise MemoryError  # ends a process, and leaves its mark, as a kill does
+            raise MemoryError  # ends the process and leaves its mark, like a kill
         return original(deblender, inputs, options)
 
     monkeypatch.setattr(run_shard, "deblend_inputs", deblend)
@@ -262,7 +262,7 @@ def test_which_cutout_kills_is_found_out(model: Path, cutouts: Path, tmp_path: P
     merge(out, tmp_path / "all.fits")
     (expected, before), (catalog, inputs) = read(tmp_path / "whole.fits"), read(tmp_path / "all.fits")
     assert [str(row["id"]) for row in inputs if "killed its process twice" in row["error"]] == given_up
-    assert inputs["n_row"].tolist() == before["n_row"].tolist()  # those given up have their rows, too
+    assert inputs["n_row"].tolist() == before["n_row"].tolist()  # inputs that were given up have their rows, too
     fine = ~np.isin(catalog["id"], given_up)
     assert (np.asarray(catalog["error"])[~fine] != "").all()
     same(catalog[fine], expected[fine])
@@ -294,7 +294,7 @@ def test_a_unit_that_kills_elsewhere_is_given_up(model: Path, cutouts: Path, tmp
 
 
 def test_killed_at_any_moment(model: Path, cutouts: Path, tmp_path: Path) -> None:
-    """With kill -9, again and again: nothing is lost, and what was finished stays as it is."""
+    """Kill -9, again and again, loses nothing, and finished units stay as they are."""
     out, rng, written = tmp_path / "out", random.Random(1), {}
     script = ("import sys\nfrom deblendrt.engine.adapters.cli import main\n"
               "from deblendrt.engine.adapters.shards import run_shard\nrun_shard.UNIT_ROWS = 1\n"
@@ -306,7 +306,7 @@ def test_killed_at_any_moment(model: Path, cutouts: Path, tmp_path: Path) -> Non
                                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
         assert process.stderr is not None
         if attempt < 4:
-            for line in process.stderr:  # let it begin, then kill it in the midst of a unit
+            for line in process.stderr:  # wait for the first unit, then kill the process in the next
                 if "units" in line or ("unit " in line and rng.random() < 0.5):
                     break
             time.sleep(rng.uniform(0, 0.15))

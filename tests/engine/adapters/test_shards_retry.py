@@ -1,4 +1,4 @@
-"""Shards done again: failed inputs with another number of shards, and inputs that end their process."""
+"""Repeated shards: failed inputs, another number of shards, and inputs that kill their process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def images(tmp_path: Path, scene: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Path:
-    """A list of images, of which im1 and im2 are not there yet; their content is im0's."""
+    """Return a list of images. im1 and im2 do not exist yet; they get the content of im0."""
     image, centers, _ = scene
     folder = tmp_path / "images"
     folder.mkdir()
@@ -44,7 +44,7 @@ def run(toy_deblender: Deblender, images: Path) -> Run:
 
 
 def arrive(images: Path, *numbers: int) -> None:
-    """Images that were not there."""
+    """Make the missing images."""
     for k in numbers:
         (images.parent / f"images/im{k}.fits").write_bytes((images.parent / "images/im0.fits").read_bytes())
 
@@ -72,7 +72,7 @@ def test_what_no_manifest_says_is_refused(run: Run, images: Path, tmp_path: Path
     assert run(out, "0/1") == 0
     arrive(images, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(run_shard, "_finish", lambda *_: None)  # as if it were killed just before
+        patch.setattr(run_shard, "_finish", lambda *_: None)  # as if the process was killed before
         assert run(out, "0/2", "--retry-failed") == 0
         assert run(out, "1/2", "--retry-failed") == 0
     with pytest.raises(ValueError, match=r"000001\.fits: changed since"):
@@ -90,7 +90,7 @@ def test_a_new_manifest_does_not_vouch_for_a_damaged_file(run: Run, tmp_path: Pa
         place = hdus["CATALOG"].fileinfo()["datLoc"] + 20
     content = file.read_bytes()
     damaged = bytearray(content)
-    damaged[place] ^= 1  # a number of the catalogue: still a table, and one that fits
+    damaged[place] ^= 1  # changes a number of the catalogue, which remains a valid table
     file.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"000003\.fits: changed since"):
         merge(out, target)

@@ -1,4 +1,4 @@
-"""Files in the layouts that surveys write, and files that are wrong in one way each."""
+"""Files in the forms that surveys write, and files with one error each."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_no_zero_point(tmp_path: Path) -> None:
     assert read_image(write(tmp_path / "a.fits", image_hdu(array(), "IMAGE", BUNIT="adu"))).zero_point is None
 
 
-@pytest.mark.filterwarnings("ignore::astropy.io.fits.verify.VerifyWarning")  # keys of more than 8 letters, as LSST's
+@pytest.mark.filterwarnings("ignore::astropy.io.fits.verify.VerifyWarning")  # LSST has keys of more than 8 letters
 def test_mask_planes_are_found_by_name(tmp_path: Path) -> None:
     planes = np.zeros((N_Y, N_X), dtype=np.int32)
     planes[0, :4] = [1 << 3, 1 << 5, 1 << 20, (1 << 5) | (1 << 20)]

@@ -31,7 +31,7 @@ TILES = (*TABLE[:5], "PCOUNT  = 20", *TABLE[6:8], "TFORM1  = '1PB(20) '", "TTYPE
 
 @pytest.fixture(autouse=True)
 def _little_memory() -> Iterator[None]:
-    """Two more gigabytes at most: a reader that believes a header fails here instead of filling the machine."""
+    """Allow two more gigabytes of memory, so that a reader that trusts a header fails and does not fill the machine."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**31, before[1]))
@@ -40,13 +40,13 @@ def _little_memory() -> Iterator[None]:
 
 
 def unit(*cards: str, data: bytes = b"") -> bytes:
-    """Header and data, each padded to whole blocks."""
+    """Return header and data, each padded to whole blocks."""
     header = "".join(card.ljust(80) for card in (*cards, "END")).encode("latin-1")
     return header + b" " * (-len(header) % 2880) + data + bytes(-len(data) % 2880)
 
 
 def changed(cards: tuple[str, ...], **values: Any) -> tuple[str, ...]:
-    """Cards with other values; new ones at the end."""
+    """Return cards with other values; new cards are appended."""
     new = {key: f"{key:8}= {value}" for key, value in values.items()}
     kept = [new.pop(card[:8].strip(), card) for card in cards]
     return (*kept, *new.values())
@@ -145,7 +145,7 @@ def test_a_file_of_gzip_that_unpacks_without_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cards", "message"), [
     ({"WCSAXES": 65536}, "WCSAXES"),  # wcslib: a segmentation fault
-    ({"WCSAXESA": 65536, "CTYPE12A": "'RA---TAN'", "CRPIX99A": 1.0}, None),  # of other WCS than the one that is used
+    ({"WCSAXESA": 65536, "CTYPE12A": "'RA---TAN'", "CRPIX99A": 1.0}, None),  # an alternative WCS, which is not used
     ({"CRPIX99": 1.0}, "above 9"), ({"PC99_99": 1.0}, "above 9"), ({"PC001099": 1.0}, "above 9"),
     ({"A_ORDER": 65536, "B_ORDER": 2}, "A_ORDER"), ({"AP_ORDER": "'x       '"}, "AP_ORDER"),
     ({"CTYPE2": 1}, "WCS"), ({"CRVAL1": "1E999"}, "CRVAL1"), ({"CPDIS1": "'LOOKUP  '", "DP1": "'NAXES: 2'"}, "WCS"),

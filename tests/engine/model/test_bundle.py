@@ -1,4 +1,4 @@
-"""Bundles: what is accepted, and that everything else is refused with a reason."""
+"""Bundles: valid bundles load, and all others are refused with a reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deblendrt.engine.model.verification import output_error, verify_bundle
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    """Change keys of a manifest; None removes one."""
+    """Change keys of a manifest; None removes a key."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}))
@@ -52,9 +52,9 @@ def test_outskirts(wide_toy_model: ToyModel, wide_toy_deblender: Deblender) -> N
     margin = (WIDE_STAMP - STAMP) // 2
     inside = slice(margin, margin + STAMP)
     np.testing.assert_array_equal(full[:, inside, inside], exact.astype(np.float32)[:, inside, inside])
-    assert 0.02 < np.abs(full - exact).max() / np.abs(exact).max() < 0.2  # cells are coarse for functions so steep
+    assert 0.02 < np.abs(full - exact).max() / np.abs(exact).max() < 0.2  # cells are coarse for such steep functions
     outside = 1 - (exact[:, inside, inside] ** 2).sum((1, 2))
-    assert outside.max() > 0.1  # there is something to get wrong
+    assert outside.max() > 0.1  # the comparison can fail
     with pytest.raises(ValueError, match="read-only"):
         full[0] = 0
 
@@ -123,7 +123,7 @@ def test_one_wrong_weight_fails_the_golden_vectors(toy_bundle: Path, reseal: Cal
     tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
     onnx.save(proto, path)
     reseal(toy_bundle)
-    load_bundle(toy_bundle)  # every hash matches: only the golden vectors can tell
+    load_bundle(toy_bundle)  # every hash matches: only the stored outputs tell
     with pytest.raises(BundleError, match=f"{graph}.onnx.*differs from the golden output"):
         verify_bundle(toy_bundle)
 

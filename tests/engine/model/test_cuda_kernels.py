@@ -1,4 +1,4 @@
-"""The engine's own runtime on a device, through the shim, beside ONNX Runtime on the CPU."""
+"""The engine's own runtime on a device, through the shim, compared with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_protocol(runtime: CudaRuntime) -> None:
 
 @pytest.mark.parametrize("n_source", [5, FEWEST_ROWS, 40, 64])
 def test_on_the_device(runtime: CudaRuntime, n_source: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A padded tile, a full one, several that overlap; recorded."""
+    """A padded tile, a full tile and several tiles that overlap, recorded."""
     monkeypatch.setattr("deblendrt.engine.model.cuda_kernels.MOST_ROWS", FEWEST_ROWS)
     device = runtime.device
     latent = draw(runtime, "log_prior", n_source)[0]

@@ -1,4 +1,4 @@
-"""Bundles whose hashes are right and whose files are not what they should be: refused before memory is taken."""
+"""Bundles with right hashes and invalid files are refused before memory is allocated for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def header(shape: str, descr: str = "'<f4'", extra: str = "") -> bytes:
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "does not begin"),
-    (b"\x80\x04cos\nsystem\n", "does not begin"),  # a pickle, which numpy.load would read if it were allowed to
+    (b"\x80\x04cos\nsystem\n", "does not begin"),  # a pickle, which numpy.load can read
     (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "does not begin"),
     (b"\x93NUMPY\x01\x00\xff\xff", "its header is"),
     (header("(999999999, 999999999)"), "needs 3999999992000000004 bytes, the file has 0"),
@@ -65,7 +65,7 @@ def archive(entries: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> by
 
 
 def lying(content: bytes, size: int) -> bytes:
-    """An archive whose directory says that its only entry unpacks to another size."""
+    """Return an archive whose directory has a wrong unpacked size for its only entry."""
     at = content.index(b"PK\x01\x02") + 24
     return content[:at] + size.to_bytes(4, "little") + content[at + 4 :]
 
@@ -104,7 +104,7 @@ def shipped_manifest(**changes: Any) -> bytes:
 @pytest.mark.parametrize(("text", "message"), [
     (b"[" * 100_000, "more than 32 levels"),
     (b'{"a": ' * 100_000, "more than 32 levels"),
-    (b'"' + b'\\"' * 300_000, "not valid JSON"),  # quadratic if the scan for brackets could backtrack
+    (b'"' + b'\\"' * 300_000, "not valid JSON"),  # takes quadratic time if the scan for brackets backtracks
     ("[".encode("utf-16") * 1000, "not valid JSON"),
     (b'{"a": 1e400}', "format_revision"),
     (b'{"format_revision": ' + b"9" * 4000 + b"}", "newer"),
@@ -131,7 +131,7 @@ def test_depth_does_not_count_in_strings() -> None:
 
 
 def graph(edit: Edit) -> bytes:
-    """A decoder of the shipped bundle, edited."""
+    """Return an edited decoder of the shipped bundle."""
     proto = onnx.load_from_string(load_bundle("lsst").read("decode.onnx"))
     edit(proto)
     return proto.SerializeToString()
@@ -238,7 +238,7 @@ def test_links_and_pipes(toy_bundle: Path, tmp_path: Path) -> None:
     content = basis.read_bytes()
     basis.unlink()
     os.mkfifo(basis)
-    with pytest.raises(BundleError, match=r"basis\.npy is not a regular file"):  # and does not wait for a writer
+    with pytest.raises(BundleError, match=r"basis\.npy is not a regular file"):  # the reader must not wait for a writer
         load_bundle(toy_bundle)
     basis.unlink()
     basis.mkdir()
@@ -248,7 +248,7 @@ def test_links_and_pipes(toy_bundle: Path, tmp_path: Path) -> None:
     basis.write_bytes(content)
     load_bundle(toy_bundle)
     linked = tmp_path / "linked"
-    linked.symlink_to(toy_bundle)  # the folder itself may be reached by a link: its user chose it
+    linked.symlink_to(toy_bundle)  # the folder itself may be a link, which its user chose
     load_bundle(linked)
 
 

@@ -1,4 +1,4 @@
-"""The CPU runtime: shapes, tiles, threads, and that a source's bits are its own."""
+"""The runtime on the CPU: shapes, tiles, threads, and the independence of a source's bits from other sources."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from deblendrt.engine.model.manifest import GRAPHS, BundleError
 from deblendrt.engine.model.networks import NETWORK_TILE, FactoredJacobian, Runtime
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 
-N_SOURCE = 2 * NETWORK_TILE + 5  # two full tiles and a padded one
+N_SOURCE = 2 * NETWORK_TILE + 5  # two full tiles and a padded tile
 
 
 @pytest.fixture(params=["toy", "lsst"])
 def runtime(request: pytest.FixtureRequest, toy_bundle: Path) -> OrtRuntime:
-    """On a toy bundle, and on the shipped one where there is one: its matrices are large enough to be blocked."""
+    """Return runtimes of a toy bundle and of the shipped bundle, whose matrices are large enough to be blocked."""
     if request.param == "toy":
         return OrtRuntime(load_bundle(toy_bundle))
     try:
@@ -68,7 +68,7 @@ def test_methods(toy_bundle: Path) -> None:
     runtime: Runtime = OrtRuntime(bundle)
     n = bundle.sizes
     latent = np.random.default_rng(0).standard_normal((3, n["L"]))
-    coefficients = runtime.decode(latent)  # float64 in
+    coefficients = runtime.decode(latent)  # the input is float64
     assert (coefficients.shape, coefficients.dtype) == ((3, n["B"], n["K"]), np.float32)
     assert runtime.decode_pullback(latent, coefficients).shape == latent.shape
     jacobian = runtime.decode_jacobian(latent[:, :])

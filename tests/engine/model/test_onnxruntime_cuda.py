@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider without a GPU: what is missing is named; with one: the golden vectors."""
+"""ONNX Runtime's CUDA provider. Without a GPU, errors name the missing part; with a GPU, stored outputs are met."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERSION = onnxruntime.__version__
 
 
 def install(folder: Path, version: str) -> Path:
-    """What pip would put into a folder, as far as names go."""
+    """Make the files that pip would install into a folder, without their contents."""
     (folder / "onnxruntime" / "capi").mkdir(parents=True)
     library = folder / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so"
     library.write_bytes(b"")
@@ -78,7 +78,7 @@ def test_a_host_is_no_gpu(toy_bundle: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_nothing_falls_back_to_the_cpu(toy_bundle: Path) -> None:
-    """Asked for a provider that it lacks, ONNX Runtime goes on with the CPU's: not here."""
+    """ONNX Runtime falls back to the CPU if a provider is missing; the runtime must raise instead."""
     if PROVIDER in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
     device = ShimDevice()

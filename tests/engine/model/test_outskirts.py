@@ -1,4 +1,4 @@
-"""Outskirts: interpolation against its definition, its adjoint, and that core and cells make a stamp and back."""
+"""Outskirts: the interpolation and its definition, its adjoint, and the way from core and cells to a stamp and back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 
 from deblendrt.engine.model.outskirts import expand, gather, interpolate, split, spread
 
-# Relative to the largest value: a pixel is a sum of four products, a cell one of (2 binning)^2.
+# Relative to the largest value: a pixel is a sum of 4 products, a cell a sum of (2 binning)^2 products.
 ROUNDING = {np.float32: 3e-6, np.float64: 3e-15}
 
 
 def definition(row: np.ndarray, binning: int) -> np.ndarray:
-    """Linear between the centres of cells, constant beyond the outermost."""
+    """Interpolate linearly between the centres of cells, constant beyond the outermost centres."""
     centres = binning * np.arange(len(row)) + binning // 2
     return np.interp(np.arange(binning * len(row)), centres, row)
 

@@ -1,4 +1,4 @@
-"""Every bundle that ships with the package loads, gives its golden results, and is what its configuration says."""
+"""Every bundle that ships with the package loads, reproduces its stored outputs, and matches its configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deblendrt.engine.model.verification import verify_bundle
 
 FOLDER = bundle_module.SHIPPED
 CONFIGS = Path(bundle_module.__file__).parents[2] / "training" / "configs"
-MAX_SIZE = 10e6  # byte; they all travel in one wheel
+MAX_SIZE = 10e6  # bytes; all bundles are in one wheel
 
 pytestmark = pytest.mark.parametrize("name", sorted(path.parent.name for path in FOLDER.glob("*/manifest.json")))
 
@@ -31,7 +31,7 @@ def test_agrees_with_its_configuration(name: str) -> None:
     assert bundle.name == settings["name"] == name
     assert list(bundle.bands) == settings["survey"]["bands"]
     assert bundle.pixel_scale == settings["survey"]["pixel_scale"]
-    assert bundle.training["vae"]["n_step"] == settings["vae"]["n_step"]  # retrained when the file changed
+    assert bundle.training["vae"]["n_step"] == settings["vae"]["n_step"]  # a changed configuration needs a new training
 
 
 def test_size(name: str) -> None:

@@ -1,4 +1,4 @@
-"""TensorRT without a GPU: graphs build, plans are kept under keys that tell them apart, refusals say what to do."""
+"""TensorRT without a GPU: graphs build, different plans get different files, and errors tell what to install."""
 
 from __future__ import annotations
 

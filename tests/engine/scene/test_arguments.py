@@ -1,4 +1,4 @@
-"""Arguments that are no numbers, sequences or images: each a ValueError that names the argument."""
+"""Arguments that are no numbers, sequences or images raise a ValueError that names the argument."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL: dict[str, Any] = {"bundle_bands": ("g", "r"), "bundle_pixel_scale": 0.2, 
 
 
 class Unsized:
-    """Has a length and dimensions, and nothing to go through."""
+    """An object with a length and dimensions that cannot be iterated."""
 
     ndim, shape = 1, (2,)
 
@@ -48,7 +48,7 @@ def test_one_scene(argument: str, value: Any, message: str) -> None:
 def test_two_scenes(argument: str, value: Any) -> None:
     arguments = {"cutouts": [np.ones((2, 8, 8))] * 2, "centers": [[[4, 4]]] * 2, **MODEL} | {argument: value}
     if argument in ("variance", "background") and isinstance(value, np.ndarray):
-        make_scenes(**arguments)  # a number serves all scenes
+        make_scenes(**arguments)  # a number is valid for all scenes
         return
     with pytest.raises(ValueError, match=argument):
         make_scenes(**arguments)

@@ -1,4 +1,4 @@
-"""Linking sources to blends, and pixels to owners."""
+"""Links of sources to blends, and owners of pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deblendrt.engine.scene.blends import MAX_BLEND, MIN_BLEND_RADIUS, link, partition
 
-# a lattice of half pixels: distinct positions are never so close that only their order could tell them apart
+# Positions on a lattice of half pixels: different positions are never so close that only their order separates them.
 lattice = st.lists(st.tuples(st.integers(0, 120), st.integers(0, 120)), max_size=40, unique=True).map(
     lambda points: 0.5 * np.array(points, np.float64).reshape(-1, 2))
 
@@ -21,12 +21,12 @@ def groups(labels: np.ndarray) -> set[frozenset[int]]:
 
 
 def radii(centers: np.ndarray, radius: float) -> np.ndarray:
-    """Different radii, a function of the position so that they follow a permutation."""
+    """Return different radii as a function of the position, so that a permutation keeps them."""
     return radius * (1 + 0.5 * np.sin(centers @ [1.7, 0.3])) if len(centers) else np.zeros(0)
 
 
 def components(centers: np.ndarray, radius: np.ndarray) -> set[frozenset[int]]:
-    """By repeated multiplication of the adjacency matrix."""
+    """Return the components by repeated multiplication of the adjacency matrix."""
     near = ((centers[:, None] - centers[None]) ** 2).sum(2) < (radius[:, None] + radius) ** 2
     np.fill_diagonal(near, True)
     for _ in range(len(centers).bit_length()):
@@ -34,7 +34,7 @@ def components(centers: np.ndarray, radius: np.ndarray) -> set[frozenset[int]]:
     return {frozenset(np.flatnonzero(row).tolist()) for row in near}
 
 
-@settings(deadline=None)  # a loaded machine is no failure
+@settings(deadline=None)  # a loaded machine must not fail the test
 @given(lattice, st.floats(0.3, 15.0))
 def test_without_a_cap_they_are_connected_components(centers: np.ndarray, radius: float) -> None:
     radius = radii(centers, radius)
@@ -42,7 +42,7 @@ def test_without_a_cap_they_are_connected_components(centers: np.ndarray, radius
     assert groups(labels) == components(centers, radius)
 
 
-@settings(deadline=None)  # a loaded machine is no failure
+@settings(deadline=None)  # a loaded machine must not fail the test
 @given(lattice, st.floats(0.3, 15.0), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_permuting_the_sources_permutes_the_labels(centers: np.ndarray, radius: float, cap: int,
                                                    random: object) -> None:
@@ -53,7 +53,7 @@ def test_permuting_the_sources_permutes_the_labels(centers: np.ndarray, radius: 
                                 for group in groups(labels)}
 
 
-@settings(deadline=None)  # a loaded machine is no failure
+@settings(deadline=None)  # a loaded machine must not fail the test
 @given(lattice, st.floats(0.3, 15.0), st.integers(1, 12))
 def test_cap_and_labels(centers: np.ndarray, radius: float, cap: int) -> None:
     radius = radii(centers, radius)
@@ -63,14 +63,14 @@ def test_cap_and_labels(centers: np.ndarray, radius: float, cap: int) -> None:
     if len(centers):
         assert np.bincount(labels).max() <= cap
         _, first = np.unique(labels, return_index=True)
-        np.testing.assert_array_equal(first, np.sort(first))  # numbered in order of first member
+        np.testing.assert_array_equal(first, np.sort(first))  # numbered in the order of first members
         assert labels.max() == len(first) - 1
     whole = components(centers, radius)
-    for group in groups(labels):  # a cut only ever divides
+    for group in groups(labels):  # a cut only divides
         assert any(group <= component for component in whole)
 
 
-@settings(deadline=None)  # a loaded machine is no failure
+@settings(deadline=None)  # a loaded machine must not fail the test
 @given(lattice, st.integers(2, 12))
 def test_close_pairs_within_the_cap_stay_together(centers: np.ndarray, cap: int) -> None:
     radius = radii(centers, 4.0)
@@ -87,7 +87,7 @@ def test_coincident_centres_are_cut_by_order() -> None:
 
 @pytest.mark.parametrize("step", [MIN_BLEND_RADIUS, MIN_BLEND_RADIUS / 1.15])
 def test_crowding_does_not_percolate(step: float) -> None:
-    """A long chain and a dense field: linked without end, but no blend above the cap, and no time lost."""
+    """A long chain and a dense field, in which all sources are linked: no blend is above the cap, and it is fast."""
     rng = np.random.default_rng(0)
     chain = np.stack([step * np.arange(3000), np.zeros(3000)], 1) + rng.normal(0, 0.3 * step, (3000, 2))
     field = rng.uniform(0, 400, (3000, 2))
@@ -95,7 +95,7 @@ def test_crowding_does_not_percolate(step: float) -> None:
     for centers in (chain, field):
         size = np.bincount(link(centers, np.full(len(centers), MIN_BLEND_RADIUS)))
         assert size.max() <= MAX_BLEND
-        assert size.mean() > 1.5  # cut, but not to dust
+        assert size.mean() > 1.5  # the pieces are not single sources
     assert time.process_time() - start < 10
 
 
@@ -104,12 +104,12 @@ def test_wrong_cap() -> None:
         link(np.zeros((2, 2)), np.ones(2), cap=0)
 
 
-@settings(deadline=None)  # a loaded machine is no failure
+@settings(deadline=None)  # a loaded machine must not fail the test
 @given(lattice.filter(len), st.integers(0, 2**32 - 1))
 def test_owner_is_the_nearest_source_in_units_of_its_radius(centers: np.ndarray, seed: int) -> None:
     window, half = 11, 5
     centers = centers[:12] + np.random.default_rng(seed).uniform(-0.2, 0.2, (len(centers[:12]), 2))
-    anchor = np.rint(centers).astype(np.int64) + half  # on a canvas with a border
+    anchor = np.rint(centers).astype(np.int64) + half  # the canvas has a border
     corner, on_canvas = anchor - half + 1, centers + half + 1
     shape = (75, 78)
     radius = radii(centers, 4.0)

@@ -10,9 +10,9 @@ from deblendrt.engine.scene.psf import normalize_psf, psf_fwhm, psf_key
 
 SIZE = 41  # stamp
 TOLERANCE = {
-    # relative L2 against a sum in pixel space: float32 of phi, and what a galaxy of sigma 2 pixels has beyond Nyquist
+    # relative L2 against a sum in pixel space: float32 of phi, and a galaxy of sigma 2 pixels beyond Nyquist
     "well sampled": 1e-5,
-    # GalSim, PSF image cut to 41 pixels: the exact image has the light beyond, which normalising puts inside
+    # GalSim, PSF image cut to 41 pixels: normalising puts the light from beyond the cut inside
     "galsim moffat": 1e-4,
     "galsim kolmogorov": 6e-3,
 }
@@ -24,7 +24,7 @@ def grid(size):
 
 
 def gaussian(size, covariance, x0=0.0, y0=0.0):
-    """Gaussian of unit flux, sampled at pixel centres."""
+    """Return a Gaussian of unit flux, sampled at pixel centres."""
     x, y = grid(size)
     d = np.stack([x - x0, y - y0], -1)
     inverse = np.linalg.inv(covariance)
@@ -32,7 +32,7 @@ def gaussian(size, covariance, x0=0.0, y0=0.0):
 
 
 def ellipse(sigma, e=0.0, angle=0.0):
-    """Covariance of an elliptical Gaussian."""
+    """Return the covariance of an elliptical Gaussian."""
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return rotation @ np.diag([sigma**2 * (1 + e), sigma**2 * (1 - e)]) @ rotation.T
 
@@ -58,7 +58,7 @@ def galaxy(size, extra):
 
 
 def convolve_directly(image, kernel):
-    """Sum over the kernel's pixels; the image's size stays."""
+    """Convolve by a sum over the kernel's pixels. The image keeps its size."""
     half = len(kernel) // 2
     padded = np.pad(image, half)
     n = len(image)
@@ -88,7 +88,7 @@ def test_gaussian_psf_against_the_closed_form(fwhm, e, angle):
                                  moffat_psf(3.5, 3.0, size=15), gaussian_psf(4.0)],
                          ids=["beta2.5", "elliptical", "wide", "cut", "gaussian"])
 def test_any_psf_against_a_sum_in_pixel_space(psf):
-    # Nothing but the PSF's own pixels enters the truth: a galaxy without PSF, on a frame that holds all of it.
+    # The truth uses only the PSF's pixels, and a galaxy without PSF on a frame that holds all of its light.
     expected = convolve_directly(galaxy(SIZE + 10, np.zeros((2, 2))), psf)
     folded = fold(galaxy(SIZE, np.eye(2))[None], psf[None])
     image = folded.phi.reshape(expected.shape)
@@ -106,7 +106,7 @@ def test_comparison_can_fail():
 @pytest.mark.parametrize("q", [15, 21, 41, 77])
 @pytest.mark.parametrize("pad", [0, 5, 9])
 def test_nothing_wraps_around(q, pad):
-    # A stamp of noise reaches its border everywhere. Truth: the kernel on a grid with room for four of them.
+    # A stamp of noise reaches its border everywhere. The truth uses the kernel on a grid with room for four stamps.
     rng = np.random.default_rng(q + pad)
     stamp = rng.normal(size=(13, 13))
     psf = gaussian_psf(3.5, size=q)
@@ -121,8 +121,8 @@ def test_nothing_wraps_around(q, pad):
     low, high = 100 - pad, 113 + pad
     expected = np.fft.irfft2(np.fft.rfft2(room) * kernel, s=(n, n))[low:high, low:high]
     image = fold(stamp[None], psf[None], pad=pad).phi.reshape(expected.shape)
-    # A PSF cut where it is still bright has a kernel that rings at the highest frequencies, further than any grid:
-    # white noise shows it at q = 9 and below (1e-3 to 5e-2), the galaxy of this file does not (1e-7).
+    # The kernel of a PSF that is cut where it is bright rings at the highest frequencies, farther than any grid. White
+    # noise shows this at q = 9 and below (1e-3 to 5e-2), the galaxy of this file does not (1e-7).
     assert relative(image, expected) < 5e-6
 
 
@@ -130,7 +130,7 @@ def test_flux_is_conserved():
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(4, 15, 15)) + 0.5
     psf = np.stack([moffat_psf(3.5, 3.0), gaussian_psf(5.0)])
-    folded = fold(basis, psf, pad=25)  # the window holds all of stamp and PSF
+    folded = fold(basis, psf, pad=25)  # the window holds the whole stamp and PSF
     np.testing.assert_allclose(folded.phi.sum(2), np.broadcast_to(basis.sum((1, 2)), (2, 4)), rtol=1e-5)
     kernel = fold(np.ones((1, 1, 1)), psf[1:], pad=25)
     assert kernel.phi.sum() == pytest.approx(1.0, abs=1e-6)
@@ -191,7 +191,7 @@ def test_narrow_psf_is_reported_not_raised():
     folded = fold(galaxy(SIZE, np.eye(2))[None], psf)
     np.testing.assert_array_equal(folded.narrow, [True, True, False, False])
     assert folded.residual[0] > folded.residual[1] > NARROW_RESIDUAL
-    # What the gain cap leaves of a compact galaxy: still a good image.
+    # With the gain cap the image of a compact galaxy is still good.
     expected = galaxy(SIZE + 10, ellipse(2.0 / np.sqrt(8 * np.log(2))))
     assert relative(folded.phi[1, 0].reshape(expected.shape), expected) < 1e-3
 

@@ -96,7 +96,7 @@ def test_bands_are_matched_by_name(order, n, as_text, seed):
                    zero_point=np.array([30.0, 31, 27, 28])[straight])
     for field in ("image", "inverse_variance", "flags", "band_present"):
         np.testing.assert_array_equal(getattr(scene, field), getattr(expected, field))
-    np.testing.assert_allclose(scene.psf, expected.psf, rtol=1e-14)  # the mean for missing bands adds in another order
+    np.testing.assert_allclose(scene.psf, expected.psf, rtol=1e-14)  # the mean of bands has another order
     missing = [b for b in range(4) if b not in index]
     assert not scene.band_present[missing].any()
     assert not scene.image[missing].any()
@@ -120,7 +120,7 @@ def test_units():
     micro = one(image * 1e-3 * u.uJy, variance=variance * 1e-6 * u.uJy**2)
     np.testing.assert_allclose(micro.image, plain.image, rtol=1e-6)
     np.testing.assert_allclose(micro.inverse_variance, plain.inverse_variance, rtol=1e-6)
-    # A variance without unit is in the squared unit of its image, a list may mix units.
+    # A variance without unit has the squared unit of its image. A list may mix units.
     bare = one([plane * 1e-3 * u.uJy for plane in image[:2]] + [plane * u.nJy for plane in image[2:]],
                variance=variance * np.array([1e-6, 1e-6, 1, 1])[:, None, None], background=0 * u.uJy)
     np.testing.assert_allclose(bare.image, plain.image, rtol=1e-6)
@@ -195,7 +195,7 @@ def test_shared_arguments():
     for variance in (2.0, [2.0] * 4, np.full(4, 2.0), np.full((3, *SHAPE), 2.0), [np.full(4, 2.0)] * 3):
         scenes = make_scenes(images, [CENTER] * 3, variance=variance, psf=psf, background=0.0, **MODEL)
         assert all((scene.inverse_variance == 0.5).all() for scene in scenes)
-        assert scenes[0].psf is scenes[2].psf  # one array: one folded basis
+        assert scenes[0].psf is scenes[2].psf  # one array gives one folded basis
 
 
 def test_single_band_cutouts_in_a_list():
@@ -219,13 +219,13 @@ def test_empty_batch(empty):
 
 def test_non_finite_pixels():
     image = noise()
-    image[1, 8, 10], image[2, 0, 0], image[3, 5, 20] = np.nan, np.inf, 1e300  # the last overflows float32
+    image[1, 8, 10], image[2, 0, 0], image[3, 5, 20] = np.nan, np.inf, 1e300  # 1e300 overflows float32
     scene = one(image, [(10, 8), (2, 2), (10, 15), (21, 5)])
     dropped = ~(np.abs(image) < 1e38)
     np.testing.assert_array_equal(scene.inverse_variance == 0, dropped)
     assert not scene.image[dropped].any()
     assert ["NON_FINITE" in names(scene, i) for i in range(4)] == [True, True, False, True]
-    assert names(one(image, mask=dropped)) == set()  # the caller knows
+    assert names(one(image, mask=dropped)) == set()  # the caller masked the pixel
 
 
 def test_bad_variance():
@@ -236,7 +236,7 @@ def test_bad_variance():
     assert (scene.inverse_variance == 0).sum() == 6
     assert "BAD_VARIANCE" in names(scene)
     assert "MASKED_CENTER" in names(scene)
-    assert "BAD_VARIANCE" not in names(scene, 1)  # infinite means masked
+    assert "BAD_VARIANCE" not in names(scene, 1)  # infinite variance means masked
     assert np.isfinite(scene.inverse_variance).all()
     assert {"BAD_VARIANCE", "NO_DATA"} <= names(one(variance=0.0))
 
@@ -252,7 +252,7 @@ def test_masks():
     center = np.zeros((20, 24), bool)
     center[8, 10] = True
     assert names(one(mask=center)) == {"MASKED_CENTER"}
-    assert names(one(mask=np.stack([center] * 3 + [center * False]))) == set()  # one band still sees it
+    assert names(one(mask=np.stack([center] * 3 + [center * False]))) == set()  # one band has the pixel
 
 
 def test_band_missing_in_a_window_only():
@@ -317,7 +317,7 @@ def test_window_counts_against_slices(n_y, n_x, half, fill, seed):
 def test_estimated_variance():
     image = noise(4, 100, 100) * np.array([1, 2, 3, 4])[:, None, None]
     y, x = np.mgrid[:100, :100]
-    image += 500 * np.exp(-((x - 50) ** 2 + (y - 50) ** 2) / 2 / 3**2)  # a source must not matter
+    image += 500 * np.exp(-((x - 50) ** 2 + (y - 50) ** 2) / 2 / 3**2)  # a source must not change the estimate
     image[0, 3, 3] = np.nan
     scene = one(image, variance=None)
     sigma = scene.inverse_variance[:, 0, 0] ** -0.5
@@ -329,7 +329,7 @@ def test_estimate_does_without_what_it_must():
     assert np.isnan(estimate_variance(np.zeros((9, 9)), np.ones((9, 9), bool)))
     assert np.isnan(estimate_variance(noise(9, 9), np.zeros((9, 9), bool)))
     assert np.isnan(estimate_variance(np.zeros((0, 3)), np.ones((0, 3), bool)))
-    # Too small or too smooth an image takes the model's nominal noise, if there is one.
+    # An image that is too small or too smooth gets the model's nominal noise.
     assert "NO_DATA" in names(one(np.ones((4, 1, 1)), [(0, 0)], variance=None))
     scene = one(np.ones((4, 1, 1)), [(0, 0)], variance=None, bundle_sky_sigma=[2.0, 2, 2, 2])
     np.testing.assert_array_equal(scene.inverse_variance, 0.25)
