@@ -1,4 +1,4 @@
-"""A bundle made of small random networks: what reads and runs bundles is tested without torch."""
+"""Toy bundles and deblenders for all tests, without torch; skips of tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _width(symbols: tuple[str, ...], sizes: dict[str, int]) -> int:
 
 def toy_graph(graph: GraphSignature, sizes: dict[str, int],
               rng: np.random.Generator) -> tuple[bytes, Callable[..., list[Any]]]:
-    """outputs = tanh(sum of inputs @ weights) @ weights, as ONNX and as a NumPy function in float64."""
+    """Make outputs = tanh(sum of inputs @ weights) @ weights, as ONNX and as a NumPy function in float64."""
     onnx = pytest.importorskip("onnx")
     helper = onnx.helper
     weights = {key: rng.standard_normal((_width(symbols, sizes), HIDDEN)) / np.sqrt(_width(symbols, sizes))
@@ -77,14 +77,14 @@ def toy_graph(graph: GraphSignature, sizes: dict[str, int],
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none, with the reason."""
+    """Skip tests that need a GPU where there is none, with the reason."""
     if "gpu" in item.keywords and (reason := no_gpu()):
         pytest.skip(reason)
 
 
 @functools.cache
 def no_gpu() -> str | None:
-    """What is missing for `device="cuda"`, or None."""
+    """Reason why `device="cuda"` does not work here, or None."""
     if "DEBLENDRT_STAND_IN" in os.environ:  # a driver, but no compiler for it: see test_device.py
         return None
     try:
@@ -134,7 +134,7 @@ def write_toy_bundle(folder: Path) -> Path:
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest with the hashes of the files as they are now."""
+    """Write the manifest with the present hashes of the files."""
     manifest["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
                          for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -142,13 +142,13 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
 
 @pytest.fixture
 def toy_bundle(tmp_path: Path) -> Path:
-    """Folder of a fresh toy bundle, to read or to damage."""
+    """Folder of a new toy bundle, which a test may damage."""
     return write_toy_bundle(tmp_path / "toy")
 
 
 @pytest.fixture
 def reseal() -> Callable[[Path], None]:
-    """Bring a bundle's manifest up to date with its files, as an attacker or a careless hand would."""
+    """Function that gives a damaged bundle's manifest the hashes of its files, as an attacker would."""
     return lambda folder: seal(folder, json.loads((folder / "manifest.json").read_text()))
 
 
@@ -168,7 +168,7 @@ def _toy_deblender(model: ToyModel, folder: Path) -> Deblender:
 
 @pytest.fixture(scope="session")
 def toy_deblender(toy_model: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Deblender:
-    """A deblender whose model is small, but whose derivatives belong to its functions; needs no torch."""
+    """A deblender with the small model, whose derivatives belong to its functions."""
     return _toy_deblender(toy_model, tmp_path_factory.mktemp("toy_model"))
 
 
@@ -180,5 +180,5 @@ def wide_toy_model() -> ToyModel:
 
 @pytest.fixture(scope="session")
 def wide_toy_deblender(wide_toy_model: ToyModel, tmp_path_factory: pytest.TempPathFactory) -> Deblender:
-    """The same for larger galaxies, about a tenth of whose light lies in outskirts."""
+    """A deblender with the wide model: about a tenth of the galaxies' light lies in outskirts."""
     return _toy_deblender(wide_toy_model, tmp_path_factory.mktemp("wide_toy_model"))

@@ -1,4 +1,4 @@
-"""Every tolerance that more than one test needs, with its reason. Bit-for-bit promises have no entry: they use `==`."""
+"""Tolerances that several tests need, each with its reason. Promises of equal bits use `==` and have none."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ OBJECTIVE = 2e-6
 """Relative: the engine renders in float32 and sums its losses in float64; a residual is rounded to 6e-8 of the data."""
 
 GRADIENT = 1e-4
-"""Relative to the gradient's norm: residuals are differences of float32 images, 1e-7 of the peak against a noise of
-1e-3 of it, so that a weighted sum of them keeps four digits."""
+"""Relative to the gradient's norm: residuals are differences of float32 images, with rounding errors of 1e-7 of the
+peak and noise of 1e-3 of the peak, so that a weighted sum keeps four digits."""
 
 CURVATURE = 1e-4
 """Relative to the diagonal: Gram matrices cut to float32, and products of them with float32 derivatives."""

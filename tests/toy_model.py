@@ -1,13 +1,13 @@
-r"""A model small enough to be written down, in float64 NumPy and as ONNX graphs: the engine is tested against it.
+r"""A small model, in float64 NumPy and as ONNX graphs. The engine is tested against it.
 
     base[m] = u[m] + P tanh(z W1) W2[m],     maps[m] = base[m] + dx base[m] X' + dy base[m] Y'
     mix     = softmax_m(c0 + z C),           c[b] = exp(log_flux[b]) sum_m mix[m, b] maps[m]
     log p   = -|q|^2 / 2 - sum q^4 / 20,     q = z - a tanh(log_flux . f)
 
-u are two Gaussians, P removes a map's flux (so every map has unit flux), X and Y the exact generators of a shift. The
-basis holds the Gauss-Hermite functions to order four; those of the wide model are larger and have light in outskirts,
-where they are bilinear between cells (which makes its generators approximate). Every derivative is consistent with its
-function, which the random graphs of the other toy bundle are not.
+u are two Gaussians. P removes a map's flux, so that every map has unit flux. X and Y are the exact generators of a
+shift. The basis has the Gauss-Hermite functions to order four. The functions of the wide model are larger and have
+light in outskirts, where they are bilinear between cells; so its generators are approximate. Every derivative belongs to its
+function. In the other toy bundle (`conftest`) graphs are random and derivatives belong to nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STAMP, ORDER, SCALE = 21, 4, 1.8  # pixel, highest order, pixel
 SKY_SIGMA = (1.0, 1.5, 2.0)
 PSF_FWHM = (4.0, 3.6, 3.4)  # pixel
 PIXEL_SCALE = 0.2
-WIDE_STAMP, WIDE_SCALE, BINNING = 57, 5.0, 3  # pixel: of the wide model, whose core is as large as the other's stamp
+WIDE_STAMP, WIDE_SCALE, BINNING = 57, 5.0, 3  # pixel: the wide model, whose core is as large as the small model's stamp
 CUTOUT = 9
 
 
@@ -79,7 +79,7 @@ class ToyModel:
         self.binning = BINNING if wide else 1
         core, cells = split(phi, STAMP, BINNING) if wide else (phi, np.zeros((len(phi), 0, 0)))
         phi = expand(core, cells, self.binning)
-        # what the engine knows is float32; the definition starts from the same numbers
+        # the engine's tables are float32; the definition starts from the same numbers
         self.phi, self.outskirts, self.shift = (a.astype(np.float32) for a in (core, cells, shift))
         self.x_t, self.y_t = (g.T.astype(np.float64) for g in self.shift)
         n_basis = len(phi)
@@ -150,12 +150,12 @@ class ToyModel:
         return -0.5 * (q**2).sum(1) - 0.05 * (q**4).sum(1), gradient
 
     def encode(self, cutouts: Array, offsets: Array, psf_summary: Array) -> Array:
-        """A start of no worth: shapes from the central pixels."""
+        """Shapes from the central pixels: a start without meaning."""
         core = np.tanh(0.02 * cutouts[:, :, CUTOUT // 2, CUTOUT // 2])
         return np.concatenate([psf_summary[:, N_BAND:], offsets, core], 1)
 
     def manifest(self) -> dict[str, Any]:
-        """All keys but `files`."""
+        """Manifest without `files`."""
         return {
             "format_revision": FORMAT_REVISION, "name": "toy_model", "model_version": "1", "licence": "BSD-3-Clause",
             "bands": list(BANDS), "reference_band": "i", "pixel_scale": PIXEL_SCALE, "stamp_size": STAMP,
@@ -172,7 +172,7 @@ class ToyModel:
         }
 
     def write_files(self, folder: Path) -> None:
-        """Arrays, golden vectors and graphs of a bundle; the manifest is the caller's."""
+        """Write the arrays, golden vectors and graphs of a bundle, without its manifest."""
         rng = np.random.default_rng(1)
         np.save(folder / "basis.npy", self.phi)
         np.save(folder / "outskirts.npy", self.outskirts)
@@ -319,9 +319,9 @@ def draw_latent(n: int, rng: np.random.Generator, *, flux: tuple[float, float] =
 
 def make_problem(deblender: Deblender, cutouts: Any, centers: Any, *, robust: bool = True, center_sigma: float = 0.2,
                  **options: Any) -> tuple[Problem, Array, Array]:
-    """What a deblender hands to its solver: the problem of some scenes, the start and the floor of its log fluxes.
+    """Make the problem of some scenes, its start and the floor of its log fluxes, as a deblender does.
 
-    Whole windows, though: light below the noise counts where dense sums are the reference.
+    Unlike a deblender's, all sources have whole windows: light below the noise counts in tests against dense sums.
     """
     bundle = deblender.bundle
     options.setdefault("variance", np.array(SKY_SIGMA) ** 2)
@@ -334,5 +334,5 @@ def make_problem(deblender: Deblender, cutouts: Any, centers: Any, *, robust: bo
 
 
 def add_noise(image: Array, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Sky noise of SKY_SIGMA."""
+    """Add sky noise of SKY_SIGMA."""
     return (image + np.array(SKY_SIGMA)[:, None, None] * rng.standard_normal(image.shape)).astype(np.float32)

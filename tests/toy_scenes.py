@@ -41,7 +41,7 @@ def digest(result: DeblendResult) -> str:
 
 
 def assert_close(a: DeblendResult, b: DeblendResult, order: Any = slice(None), shift: Any = 0.0) -> None:
-    """The same sources, to REORDERED of their errors."""
+    """Check that two results agree to REORDERED of their errors."""
     assert (np.abs(a.flux[order] - b.flux) < REORDERED * b.flux_err).all()
     np.testing.assert_allclose(a.flux_err[order], b.flux_err, rtol=REORDERED)
     np.testing.assert_allclose(a.position[order] + shift, b.position, atol=0.1 * REORDERED)
@@ -49,7 +49,7 @@ def assert_close(a: DeblendResult, b: DeblendResult, order: Any = slice(None), s
 
 
 def star_field(deblender: Deblender, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Two stars and two galaxies of the model: image, centres, fluxes, which are stars; the model's sky noise."""
+    """Draw two stars and two galaxies with the model's sky noise: image, centres, fluxes, and which are stars."""
     bundle, rng = deblender.bundle, np.random.default_rng(seed)
     folded = deblender.fold(None)
     anchor = np.array([[40, 40], [52, 45], [80, 70], [60, 75]])

@@ -127,7 +127,7 @@ def make_toy_result(
 
 def make_random_result(bundle: Bundle, shapes: Sequence[tuple[int, int]], per_scene: Sequence[int],
                        psf: Sequence[np.ndarray | None], seed: int = 0) -> DeblendResult:
-    """Random numbers in every field. Not fitted: 2 (centre NaN), 5 (no data; at source 4's place), -1 (off image)."""
+    """Random numbers in every field. Not fitted: 2 (centre NaN), 5 (no data, at source 4's place), -1 (off image)."""
     rng = np.random.default_rng(seed)
     n, n_band, n_scene = sum(per_scene), len(bundle.bands), len(shapes)
     center = [rng.uniform(0, 1, (m, 2)) * [n_x - 1, n_y - 1] for m, (n_y, n_x) in zip(per_scene, shapes, strict=True)]

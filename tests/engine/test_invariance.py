@@ -1,4 +1,4 @@
-"""What a result may depend on: not the batch, the chunk, the threads, the process; little on the order of sources."""
+"""A result does not depend on batch, chunks, threads or processes, and little on the order of the sources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.scene import batches
 from deblendrt.engine.scene.flags import Flag
 
-# --- what a result may depend on
+# --- batches, chunks and order
 
 
 @pytest.mark.parametrize("solver", ["gauss_newton", "adam"])
@@ -51,7 +51,7 @@ def test_chunks_and_threads_change_nothing(toy_deblender: Deblender, batch: Any,
 
 
 def test_psfs_of_their_own(toy_deblender: Deblender, batch: Any) -> None:
-    """Scenes of several PSFs in one batch, some of them the same, are solved as one by one."""
+    """Scenes with several PSFs, some of them equal, are solved in a batch as they are alone."""
     images, centers = batch
     sharp, broad = (np.array([gaussian_psf(f + d) for f in (4.0, 3.6, 3.4)]) for d in (0.0, 0.8))
     psf = [sharp, broad, sharp.copy(), broad, sharp, broad]
@@ -107,7 +107,7 @@ def test_a_crowded_scene_runs(toy_deblender: Deblender, toy_model: ToyModel) -> 
 
 
 def test_an_unlisted_star(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Robust: the galaxy beside it keeps its shape, one 3 arcsec away its flux; a flag says so."""
+    """Robust weights: the galaxy beside a star keeps its shape, with a flag, and a galaxy 3 arcsec away its flux."""
     anchor = [[20, 24], [35, 24]]  # 15 pixels, 3 arcsec
     image, centers, _ = make_scene(toy_deblender, toy_model, anchor, (50, 60), seed=2)
     star = np.array([gaussian_psf(f, 49) for f in (4.0, 3.6, 3.4)])
@@ -122,7 +122,7 @@ def test_an_unlisted_star(toy_deblender: Deblender, toy_model: ToyModel) -> None
     assert not clean.flags[0] & Flag.UNMODELLED_FLUX
     far = np.abs(robust.flux[1] / clean.flux[1] - 1)
     assert (far < 0.1).all()
-    # without the bound it does not: the test can fail
+    # without robust weights the flux changes: the test can fail
     assert np.abs(plain.flux[1] / clean.flux[1] - 1).max() > far.max()
     assert (np.abs(robust.position - centers) < 1.0).all()
 
@@ -191,12 +191,12 @@ def run_script(toy_deblender: Deblender, mode: str, threads: str) -> str:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_forked_processes_and_threads_of_blas(toy_deblender: Deblender) -> None:
-    """A fork after the sessions were made; and the same bits with one and two threads of BLAS."""
+    """A process forked after the sessions were made, and one and two threads of BLAS: the same bits."""
     assert run_script(toy_deblender, "fork", "1") == run_script(toy_deblender, "no fork", "2")
 
 
 def test_importing_the_engine_loads_nothing() -> None:
-    """No work at import, and nothing that only training needs."""
+    """Importing does no work and imports no package that only training needs."""
     code = ("import sys; from deblendrt import engine; "
             "assert not {'onnxruntime', 'torch', 'astropy', 'numpy'} & set(sys.modules), 'package'; "
             "import deblendrt.engine.deblender; "
@@ -213,7 +213,7 @@ def shipped() -> Deblender:
 
 @pytest.mark.parametrize("solver", ["gauss_newton", "adam"])
 def test_the_shipped_model_keeps_its_bits(shipped: Deblender, solver: str) -> None:
-    """Its matrices are large enough that a product might be cut elsewhere."""
+    """The matrices of the shipped model are large: a product might be divided differently in a batch."""
     rng = np.random.default_rng(0)
     n_band = len(shipped.bundle.bands)
     sigma = np.asarray(shipped.bundle.sky_sigma)

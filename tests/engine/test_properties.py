@@ -1,5 +1,5 @@
-"""What holds for any input: one row per source, NaN exactly where nothing was fitted, flags that follow from the input,
-and the same bits whatever else is in the batch or in which form the images came."""
+"""Properties of results for any input: one row per source, NaN where nothing was fitted and nowhere else, flags that
+follow from the input, the same bits in any batch and for any form of the images."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ PROFILE: dict[str, Any] = {"deadline": None, "derandomize": True, "suppress_heal
 FROM_INPUT = (Flag.NON_FINITE | Flag.NO_DATA | Flag.OFF_IMAGE | Flag.EDGE | Flag.TOO_CLOSE | Flag.MASKED_CENTER
               | Flag.VARIANCE_ESTIMATED | Flag.BAND_MISSING | Flag.CENTER_NOT_FINITE | Flag.BAD_VARIANCE)
 ALWAYS = ("position", "latent", "position_err", "map_flux", "chi2", "log_prior", "enclosed")
-"""Finite for every fitted source."""
+"""Columns that are finite for every fitted source."""
 BY_BAND = ("flux", "flux_err", "redistributed_flux", "redistributed_flux_err", "aperture_flux", "aperture_flux_err")
-"""Finite in its measured bands only."""
+"""Columns that are finite in a fitted source's measured bands and nowhere else."""
 FITTED_ONLY = (*ALWAYS, *BY_BAND, "flux_cov", "moments", "ellipticity", "ellipticity_err", "blendedness",
                "flux_overlap", "max_overlap")
 SCENE_OF_ROWS = {"scene_index", "blend"}  # numbers that count over the batch
@@ -35,7 +35,7 @@ SCENE_OF_ROWS = {"scene_index", "blend"}  # numbers that count over the batch
 
 @dataclasses.dataclass
 class Case:
-    """One scene as a caller would give it."""
+    """A scene as a caller gives it."""
 
     image: np.ndarray
     centers: np.ndarray
@@ -55,7 +55,7 @@ class Case:
 
 def draw_center(kind: str, before: list[tuple[float, float]], size: np.ndarray,
                 rng: np.random.Generator) -> tuple[float, float]:
-    """A centre (x, y) on an image of a size (n_x, n_y)."""
+    """Draw a centre (x, y) on an image of a size (n_x, n_y)."""
     x, y = rng.uniform(0, size - 1)
     if kind == "duplicate" and before:
         return before[rng.integers(len(before))]
@@ -79,7 +79,7 @@ VARIANCES = ("estimated", "number", "bands", "map", "bad map")
 
 @st.composite
 def cases(draw: st.DrawFn, bands: tuple[str, ...] | None = None) -> Case:
-    """Layout and trouble are drawn, so that a failing example shrinks to little of either; pixels come from a seed."""
+    """Draw layout and faults of a scene one by one, so that a failing example shrinks; a seed makes the pixels."""
     n_y, n_x = draw(st.integers(1, 44)), draw(st.integers(1, 44))
     kinds = [draw(st.sampled_from(KINDS)) for _ in range(draw(st.sampled_from((3, 1, 2, 4, 5, 6, 0))))]
     chosen = bands or tuple(draw(st.permutations(BANDS)))[: draw(st.integers(1, N_BAND))]
@@ -112,7 +112,7 @@ def cases(draw: st.DrawFn, bands: tuple[str, ...] | None = None) -> Case:
 
 
 def expected_flags(case: Case, half: int) -> tuple[np.ndarray, np.ndarray]:
-    """`FROM_INPUT` bits, pixel by pixel; and whether a source has data in each band of the model."""
+    """Find the flags `FROM_INPUT` pixel by pixel, and whether each source has data in each band of the model."""
     n_y, n_x = case.image.shape[1:]
     masked = np.zeros(case.image.shape, bool) if case.mask is None else np.broadcast_to(case.mask, case.image.shape)
     variance = np.ones(case.image.shape)
@@ -156,7 +156,7 @@ def row_columns(result: DeblendResult) -> dict[str, np.ndarray]:
 
 
 def bits(result: DeblendResult, i_scene: int) -> dict[str, bytes]:
-    """Of every column of a scene's rows, of the scene's own numbers and of its model image."""
+    """Bytes of every column of a scene's rows, of the scene's own numbers and of its model image."""
     rows = result.sources(i_scene)
     found = {name: value[rows].tobytes() for name, value in row_columns(result).items() if name not in SCENE_OF_ROWS}
     for name in ("scene_chi2", "scene_n_pixel", "objective"):
@@ -169,7 +169,7 @@ def bits(result: DeblendResult, i_scene: int) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module", params=["toy_deblender", "wide_toy_deblender"])
 def deblender(request: pytest.FixtureRequest) -> Deblender:
-    """Without and with outskirts."""
+    """Deblenders without and with outskirts."""
     found: Deblender = request.getfixturevalue(request.param)
     return found
 
@@ -249,7 +249,7 @@ def test_bits_see_the_smallest_change(toy_deblender: Deblender, toy_model: ToyMo
 
 @pytest.mark.parametrize("value", [1e25, 3e38])
 def test_a_fill_value_spoils_its_own_scene_only(toy_deblender: Deblender, toy_model: ToyModel, value: float) -> None:
-    """Unmasked pixels of the largest float32, as some writers mark missing data."""
+    """Unmasked pixels have the largest float32: some programs mark missing data so."""
     image, centers, _ = make_scene(toy_deblender, toy_model, [(12, 12), (18, 15)])
     filled = image.astype(np.float64)
     filled[:, 12, 12] = value
@@ -313,7 +313,7 @@ def test_types_and_layouts_change_nothing(toy_deblender: Deblender, case: Case, 
 @given(case=cases(BANDS), unit=st.sampled_from(["nJy", "uJy", "Jy", "zero point 31.4", "zero point 27"]))
 @settings(max_examples=50, **PROFILE)
 def test_units_change_nothing(toy_deblender: Deblender, case: Case, unit: str) -> None:
-    """Up to the rounding of a factor; nJy in another guise to the bit."""
+    """Results in other units agree to the rounding of a factor; a zero point of 31.4 gives the same bits as nJy."""
     from astropy import units as u
 
     options: dict[str, Any] = {"mask": case.mask, "n_iteration": 0, "start": "linear"}
@@ -341,7 +341,7 @@ def test_units_change_nothing(toy_deblender: Deblender, case: Case, unit: str) -
 @settings(max_examples=12, **PROFILE)
 def test_the_order_of_the_sources_moves_rows_only(toy_deblender: Deblender, toy_model: ToyModel, seed: int,
                                                   data: st.DataObject) -> None:
-    """To a tolerance, and of scenes that a descent can finish: galaxies of the model, not on top of each other."""
+    """The order changes little, for scenes that a descent can finish: galaxies of the model, apart from each other."""
     spots = [(12, 12), (18, 15), (31, 10), (36, 35), (14, 33), (20, 36)]
     anchor = data.draw(st.lists(st.sampled_from(spots), min_size=1, max_size=6, unique=True))
     order = np.array(data.draw(st.permutations(range(len(anchor)))))

@@ -1,4 +1,4 @@
-"""The bundled model on what skies have and lists lack: unlisted sources, missing bands, masks, edges, large galaxies.
+"""The bundled model with unlisted sources, missing bands, masks and edges.
 
 Scenes are drawn with the model itself, so that no simulator is needed; `perf.studies.robustness` simulates scenes.
 """
@@ -17,7 +17,7 @@ SHAPE = (101, 111)
 CENTERS = np.array([[50.2, 49.7], [33.6, 60.1], [66.0, 40.3], [58.4, 68.8]])
 FLUX = np.array([6000.0, 1500.0, 2500.0, 900.0])  # i, nJy: S/N of 40 to 250
 UNLISTED = np.array([50.2 - 16.0, 49.7 - 16.0])  # 4.5 arcsec from the brightest
-SIGMA = 3.0  # a change under a disturbance is part of the error, which one in 400 exceeds this often
+SIGMA = 3.0  # a change is a part of the error, and one error in 400 is larger than this
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def full(deblender: Deblender, scene: tuple[np.ndarray, np.ndarray]) -> DeblendR
 
 def draw(deblender: Deblender, centers: np.ndarray, flux: np.ndarray,
          rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Galaxies of the model with mean colours and shapes near the prior's mean, noise of the sky."""
+    """Draw galaxies of the model, with mean colours and shapes near the prior's mean, and sky noise."""
     bundle, folded = deblender.bundle, deblender.fold(None)
     anchor = np.rint(centers).astype(int)
     shape = bundle.start_shape + rng.normal(0, 0.3, (len(centers), bundle.n_shape))
@@ -75,9 +75,9 @@ def test_unlisted_sources_do_not_make_others_grow(deblender: Deblender, full: De
     np.testing.assert_array_equal((result.flags & int(Flag.NEAR_RESIDUAL_PEAK)) > 0, near)
     assert result.n_source == 4
     assert [m.shape[0] for m in result.blend_flux_cov] == np.bincount(result.blend).tolist()
-    peaks = result.residual_peaks(0)  # it stays in the residual
+    peaks = result.residual_peaks(0)  # the unlisted source stays in the residual
     assert np.hypot(*(peaks[:, :2] - UNLISTED).T).min() < 1
-    if flux > 1e5:  # what it takes to fail
+    if flux > 1e5:  # without robust weights the test fails
         plain = deblender.deblend_batch(image, CENTERS, variance=variance, robust=False)
         assert (np.abs(plain.flux - complete.flux[:4]) > 10 * plain.flux_err).any()
 
@@ -121,7 +121,7 @@ def test_masks(deblender: Deblender, scene: tuple[np.ndarray, np.ndarray], full:
         result = deblender.deblend_batch(image, CENTERS, variance=np.where(mask, np.inf, variance))
     else:
         result = deblender.deblend_batch(np.where(mask, 1e5, image), CENTERS, variance=variance, mask=mask)
-    if case == "core":  # most of its light is hidden
+    if case == "core":  # most of the source's light is hidden
         assert result.flags[0] & int(Flag.MASKED_CENTER)
         result.flux[0] = full.flux[0]
     assert_same(result, full)

@@ -1,4 +1,4 @@
-"""Stars: the reference PSF through the same engine. The shipped model, whose basis has to hold them."""
+"""Stars: the reference PSF drawn with the basis of the shipped model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.solve import objective
 
-# of the reference PSF's L2 norm that the basis cannot draw: 0.06 to 0.08% over offsets within half a pixel
+# Share of the reference PSF's L2 norm that the basis cannot draw: 0.06 to 0.08% over offsets within half a pixel.
 TRUNCATION = 1e-3
 
 
@@ -58,7 +58,7 @@ def test_derivatives(bundle: Bundle) -> None:
 
 
 def test_stars_among_galaxies(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """The factored derivative, the pullback and the coefficients of a star belong together; galaxies do not notice."""
+    """The factored derivative, the pullback and the coefficients of a star agree; galaxies do not change."""
     image, centers, _ = make_scene(toy_deblender, toy_model, [[14, 16], [30, 20], [24, 36]])
     problem, latent, _ = make_problem(toy_deblender, image, centers)
     mixed = dataclasses.replace(problem, star=np.array([False, True, False]))
@@ -96,7 +96,7 @@ def test_stars_are_found_to_their_errors(deblender: Deblender, solver: str) -> N
 
 
 def flux_error_of_a_point(deblender: Deblender) -> np.ndarray:
-    """Error of a star's flux alone, position known; neighbours and the position add little in this field."""
+    """Error of the flux of a lone star at a known position; neighbours and the position add little in this field."""
     psf = np.asarray(deblender.bundle.psf, np.float64)
     return np.asarray(deblender.bundle.sky_sigma) / np.sqrt((psf**2).sum((1, 2))) * 1.15
 
@@ -120,7 +120,7 @@ def test_kinds_as_they_come(toy_deblender: Deblender, toy_model: ToyModel) -> No
 
 
 def test_a_galaxy_does_not_notice_a_star_elsewhere(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Bits of a scene without stars, beside one with."""
+    """A scene without stars keeps its bits beside a scene with stars."""
     image, centers, _ = make_scene(toy_deblender, toy_model, [[14, 16], [30, 20]])
     alone = toy_deblender.deblend_batch(image, centers, variance=VARIANCE)
     both = toy_deblender.deblend_batch([image, image], [centers, centers], variance=VARIANCE,

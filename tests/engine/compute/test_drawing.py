@@ -12,7 +12,7 @@ from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.folding import fold
 
 N_BAND, N_BASIS, STAMP, WINDOW, BINNING = 3, 21, 15, 17, 3
-SHAPES = [(40, 44), (31, 25)]  # of two canvases
+SHAPES = [(40, 44), (31, 25)]  # two canvases
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folded() -> FoldedBasis:
 
 
 def stamp(coefficients: np.ndarray, folded: FoldedBasis, extended: bool) -> tuple[np.ndarray, int]:
-    """By the definition, in float64: a stamp, and by how much it exceeds the window on every side."""
+    """Draw a stamp by the definition, in float64; also the pixels by which it exceeds the window on every side."""
     c = coefficients.astype(np.float64)
     inner = np.einsum("bk,bkp->bp", c, folded.phi.astype(np.float64)).reshape(N_BAND, WINDOW, WINDOW)
     if not extended:
@@ -47,7 +47,7 @@ def every_third(n: int) -> np.ndarray:
 
 
 def draw(n: int, folded: FoldedBasis, seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients, corners inside the canvases, and canvases; the first four sources sit in the corners of one."""
+    """Coefficients, corners inside the canvases, and canvases; the first four sources are in a canvas' corners."""
     rng = np.random.default_rng(seed)
     scene = np.sort(rng.integers(0, 2, n))
     last = np.array([[x - folded.window, y - folded.window] for y, x in SHAPES])
@@ -97,7 +97,7 @@ def test_project_is_its_definition(folded: FoldedBasis, n: int) -> None:
 
 
 def test_the_full_gram_is_that_of_the_stamps(folded: FoldedBasis) -> None:
-    """To the error of the interpolation: the basis of this file is white, a galaxy's outskirts are smooth."""
+    """The tolerance is the error of interpolation: the basis here is white noise, galaxies' outskirts are smooth."""
     assert folded.full_gram.shape == folded.gram.shape
     assert (np.trace(folded.full_gram, axis1=1, axis2=2) > np.trace(folded.gram, axis1=1, axis2=2)).all()
     assert np.linalg.eigvalsh(folded.full_gram - folded.gram).min() > -1e-6 * np.abs(folded.gram).max()
@@ -127,7 +127,7 @@ def test_render_and_project_are_adjoint(folded: FoldedBasis, n: int) -> None:
     right = float((coefficients.astype(np.float64) * projected).sum())
     size = np.sqrt(sum(float((m**2).sum()) for m in canvas) * sum(float((v**2).sum()) for v in image))
     assert abs(left - right) < ADJOINT * size
-    # and the test can fail: windows shifted by one pixel are not adjoint
+    # windows shifted by one pixel are not adjoint: the test can fail
     moved = drawing.project(image, folded, np.maximum(corner - 1, 0), every_third(n), scene)
     assert abs(left - float((coefficients.astype(np.float64) * moved).sum())) > ADJOINT * size
 
@@ -158,7 +158,7 @@ def test_the_padding_of_a_tile_is_not_seen(folded: FoldedBasis) -> None:
     ]
     assert list(drawing.tiles(0)) == []
     coefficients, _, _ = draw(3, folded)
-    coefficients[1] = np.nan  # stays in its own stamp
+    coefficients[1] = np.nan  # NaN stays in its own stamp
     stamps = drawing.stamps(coefficients, folded)
     assert np.isnan(stamps[1]).all()
     assert np.isfinite(stamps[[0, 2]]).all()

@@ -34,7 +34,7 @@ def test_a_gaussian_has_its_own_covariance() -> None:
     image = 1e3 * gaussians(moments, center)
     shapes = adaptive_moments(image, np.tile(MIDDLE, (n, 1)), np.ones((1, SIZE, SIZE), np.float32))
     assert shapes.converged.all()
-    np.testing.assert_allclose(shapes.moments, moments, atol=1e-6)  # well sampled, little cut by the stamp
+    np.testing.assert_allclose(shapes.moments, moments, atol=1e-6)  # well sampled, and the stamp cuts little
     np.testing.assert_allclose(shapes.center, center, atol=1e-6)
     xx, yy, xy = moments.T
     np.testing.assert_allclose(ellipticity(shapes.moments), np.stack([xx - yy, 2 * xy], 1) / (xx + yy)[:, None],
@@ -87,7 +87,7 @@ def test_gradient_by_finite_differences(toy_model: ToyModel) -> None:
 
     shapes = adaptive_moments(np.einsum("nk,kyx->nyx", coefficients, basis.astype(float)), start, basis)
     e_gradient = ellipticity_gradient(shapes.moments, shapes.gradient)
-    step = 1.0  # of 1e4
+    step = 1.0  # the coefficients are 1e4
     for k in range(len(basis)):
         shift = step * np.eye(len(basis))[k]
         up, down = moments(coefficients + shift), moments(coefficients - shift)
@@ -137,7 +137,7 @@ def test_what_has_no_shape_is_not_converged() -> None:
 
 def test_light_beyond_the_stamp_is_missed_but_converges() -> None:
     y, x = np.indices((SIZE, SIZE))
-    scale = np.array([2.0, 4.0, 8.0, 16.0])  # half-light radii of 1.68 times that
+    scale = np.array([2.0, 4.0, 8.0, 16.0])  # half-light radii are 1.68 times larger
     image = np.exp(-np.hypot(x - 26, y - 26) / scale[:, None, None])
     shapes = adaptive_moments(image, np.tile(MIDDLE, (4, 1)), np.ones((1, SIZE, SIZE), np.float32))
     assert shapes.converged.all()

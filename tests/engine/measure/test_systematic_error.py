@@ -1,4 +1,4 @@
-"""The misfit of the model: its estimator, whose it is, and the error and the flag that follow."""
+"""The misfit of the model: its estimator, its source, and the error and the flag that follow."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_misfit_is_its_source_s(toy_deblender: Deblender, toy_model: ToyModel)
 
 
 def test_against_the_formula(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Pixel by pixel, in float64, for a source that is alone."""
+    """Estimate the misfit pixel by pixel, in float64, for a source that is alone."""
     image, centers = scene(toy_deblender, toy_model, 0.1)
     problem, start, floor = make_problem(toy_deblender, image, centers)
     solution = descent.solve(problem, start, floor, "gauss_newton", 15)
@@ -114,7 +114,7 @@ def test_a_bundle_may_state_its_floor(toy_deblender: Deblender) -> None:
 
 
 def test_light_that_nobody_saw(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Of a masked half of a galaxy, and of one beyond the image's edge."""
+    """Hidden light of a galaxy whose half is masked, or beyond the image's edge."""
     image, centers = scene(toy_deblender, toy_model, 0.0)
     mask = np.zeros(SHAPE, bool)
     mask[: ANCHORS[0, 1], :40] = True

@@ -26,12 +26,12 @@ SHAPE = (50, 56)
 N_LATENT = N_BAND + 2 + N_SHAPE
 MOVE = slice(N_BAND, N_LATENT)
 PRECISION = 2e-4
-"""Of the errors: D'WD is summed in float32 and has a ridge of 3e-6 of its diagonal; a condition of 100 counts."""
+"""In units of the errors: D'WD is summed in float32 with a ridge of 3e-6 of its diagonal and has a condition of 100."""
 
 
 def make(deblender: Deblender, model: ToyModel, anchor: Any = ANCHORS, *, n_iteration: int = 15, seed: int = 0,
          mask: Any = None, robust: bool = False) -> tuple[Problem, Solution]:
-    """A noisy scene and where the solver stopped."""
+    """A noisy scene and its solution."""
     rng = np.random.default_rng(seed)
     anchor = np.asarray(anchor)
     latent = draw_latent(len(anchor), rng)
@@ -42,12 +42,12 @@ def make(deblender: Deblender, model: ToyModel, anchor: Any = ANCHORS, *, n_iter
 
 
 def joined(problem: Problem) -> Problem:
-    """All sources in one blend."""
+    """Put all sources in one blend."""
     return dataclasses.replace(problem, blend=np.zeros(len(problem.scene), np.int64), n_blend=1)
 
 
 def dense_design(model: ToyModel, problem: Problem, latent: np.ndarray) -> np.ndarray:
-    """d image / d(flux, offset, shape) of all sources, float64 (n_band n_y n_x, n_source n_latent)."""
+    """Derivative of the image by flux, offset and shape of all sources, float64 (n_band n_y n_x, n_source n_latent)."""
     folded, (canvas,) = problem.folded, problem.data
     jacobian = model.jacobian(latent)
     jacobian[:, np.arange(N_BAND), np.arange(N_BAND)] /= np.exp(latent[:, :N_BAND])[:, :, None]
@@ -94,7 +94,7 @@ def flat(blend: BlendCovariance) -> np.ndarray:
 
 
 def assert_same_covariance(actual: np.ndarray, expected: np.ndarray, tolerance: float = PRECISION) -> None:
-    """In units of the errors, element by element, and along every direction."""
+    """Compare in units of the errors, element by element and along every direction."""
     sigma = np.sqrt(expected.diagonal())
     assert np.abs((actual - expected) / sigma / sigma[:, None]).max() < tolerance
     value, vector = np.linalg.eigh(expected / sigma / sigma[:, None])
@@ -103,7 +103,7 @@ def assert_same_covariance(actual: np.ndarray, expected: np.ndarray, tolerance: 
 
 
 class Prior:
-    """The runtime of a deblender, with another density of the shape: a Gaussian of a given precision."""
+    """The runtime of a deblender with a Gaussian density of the shape, of a given precision."""
 
     def __init__(self, runtime: Runtime, precision: np.ndarray) -> None:
         self.runtime, self.precision = runtime, precision
@@ -140,7 +140,7 @@ def test_every_blend_is_the_dense_inverse(toy_deblender: Deblender, toy_model: T
 
 
 def test_one_blend_of_all(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Cross blocks of every pair at once; without them the comparison fails."""
+    """Cross blocks of all pairs; without them the comparison fails."""
     problem, solution = make(toy_deblender, toy_model)
     expected = np.linalg.inv(dense_precision(toy_model, problem, solution))
     (blend,) = uncertainty.laplace(joined(problem), solution)
@@ -163,7 +163,7 @@ def test_robust_weights_are_those_of_the_solution(toy_deblender: Deblender, toy_
 
 
 def test_sources_with_outskirts(wide_toy_deblender: Deblender, wide_toy_model: ToyModel) -> None:
-    """Their derivatives reach beyond the window, and over the edge of the canvas."""
+    """Derivatives of extended sources reach beyond the window, and over the edge of the canvas."""
     problem, solution = make(wide_toy_deblender, wide_toy_model, [[20, 22], [36, 30], [49, 8]])
     for extended in ([True, True, True], [True, False, True]):
         chosen = joined(dataclasses.replace(problem, extent=np.array(extended, np.int8)))
@@ -173,7 +173,7 @@ def test_sources_with_outskirts(wide_toy_deblender: Deblender, wide_toy_model: T
 
 
 def test_prior_precision_is_the_second_derivative(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Of the density itself, by second differences; the gradient's wide step averages the curvature a little."""
+    """Second differences of the density; the gradient's differences average the curvature over a wide step."""
     problem, solution = make(toy_deblender, toy_model)
     latent = solution.state.latent
     block = uncertainty.prior_precision(problem, latent)
@@ -234,7 +234,7 @@ def test_cross_blocks_vanish_where_windows_do_not_meet(toy_deblender: Deblender,
 
 
 def test_bands_without_weight(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Variance one and no correlation; the other parameters as if the band did not exist."""
+    """A missing band's flux has variance one and no correlation; all else is as if the band did not exist."""
     mask = np.zeros((N_BAND, *SHAPE), bool)
     mask[1, :, :30] = True  # the first pair lacks r, the galaxy beside it has some
     problem, solution = make(toy_deblender, toy_model, mask=mask)
@@ -267,9 +267,9 @@ def test_coincident_sources_are_finite_and_uncertain(toy_deblender: Deblender, t
     sigma, lone = (np.sqrt(b.own(0).diagonal()[:N_BAND]) for b in (blend, alone))
     assert np.isfinite(blend.matrix).all()
     assert np.linalg.eigvalsh(flat(blend)).min() > 0
-    assert (sigma > 10 * lone).all()  # nobody knows whose light it is ...
+    assert (sigma > 10 * lone).all()  # how the sources share the light is unknown ...
     total = blend.matrix[:, :N_BAND, :, :N_BAND].sum((0, 2))
-    np.testing.assert_array_less(np.sqrt(total.diagonal()), 3 * lone)  # ... but all know how much there is
+    np.testing.assert_array_less(np.sqrt(total.diagonal()), 3 * lone)  # ... but the total is known
 
 
 # --- limits
@@ -299,7 +299,7 @@ def test_fixed_shapes_are_the_limit_of_a_narrow_prior(toy_deblender: Deblender, 
 
 
 def test_without_light_the_prior_remains(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Of a source far below the noise nothing is learnt but that it is faint."""
+    """The data on a source far below the noise tell only that it is faint."""
     problem, solution = make(toy_deblender, toy_model)
     latent = solution.state.latent.copy()
     latent[:, :N_BAND] = np.log(1e-4)
@@ -311,7 +311,7 @@ def test_without_light_the_prior_remains(toy_deblender: Deblender, toy_model: To
             np.testing.assert_allclose(own, np.linalg.inv(prior[i][MOVE, MOVE]), rtol=1e-4, atol=1e-6)
 
 
-# --- how far it is to the minimum
+# --- the distance to the minimum
 
 
 def blends_and_downhill(problem: Problem, solution: Solution) -> list[tuple[BlendCovariance, np.ndarray]]:
@@ -328,7 +328,7 @@ def all_remaining(problem: Problem, solution: Solution) -> np.ndarray:
 
 
 def test_remaining_step_of_a_source_alone_is_newtons_decrease(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Less what the fluxes alone would bring."""
+    """The distance leaves out the part that fluxes alone would bring."""
     for n_iteration in (0, 3):
         problem, solution = make(toy_deblender, toy_model, ANCHORS[[2]], n_iteration=n_iteration)
         ((blend, (downhill,)),) = blends_and_downhill(problem, solution)
@@ -340,7 +340,7 @@ def test_remaining_step_of_a_source_alone_is_newtons_decrease(toy_deblender: Deb
 
 
 def test_remaining_step_leaves_fluxes_out(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """A flux held at its floor pulls for ever, and the linear fluxes that are reported do not feel it."""
+    """A flux at its floor keeps a gradient, which does not count: the reported fluxes are linear."""
     problem, solution = make(toy_deblender, toy_model, n_iteration=3)
     for blend, downhill in blends_and_downhill(problem, solution):
         n = len(blend.rows)
@@ -353,7 +353,7 @@ def test_remaining_step_leaves_fluxes_out(toy_deblender: Deblender, toy_model: T
 
 
 def test_remaining_step_is_the_distance_to_the_minimum(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Moved by a known step from the minimum, every source knows its own distance, and a blend what L lost."""
+    """After a known step from the minimum: every source's distance, and the sum over a blend is the change of L."""
     problem, solution = make(toy_deblender, toy_model, n_iteration=CONVERGED)
     likely = objective.likelihood(problem, solution.state.model)
     lowest = objective.by_blend(problem, likely, solution.state)
@@ -391,14 +391,14 @@ def test_remaining_step_falls_along_the_descent(toy_deblender: Deblender, toy_mo
 
 
 def draw_prior(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Shapes from the toy's prior, less its small dependence on the fluxes; by rejection."""
+    """Draw shapes from the toy's prior by rejection, without its small dependence on the fluxes."""
     q = rng.standard_normal((20 * n * N_SHAPE,))
     return q[rng.random(len(q)) < np.exp(-(q**4) / 20)][: n * N_SHAPE].reshape(n, N_SHAPE)
 
 
 @dataclasses.dataclass
 class Population:
-    """Results of many scenes of one layout, with galaxies drawn from the prior, and the truth about them."""
+    """Results of many scenes of one layout, with galaxies drawn from the prior, and the true values."""
 
     result: DeblendResult
     latent: np.ndarray
@@ -442,7 +442,7 @@ def width(pull: np.ndarray) -> float:
 
 
 def test_fluxes_and_positions_scatter_by_their_errors(population: Population) -> None:
-    """Over galaxies drawn from the prior: only so is a posterior's width what the estimates scatter by."""
+    """Pulls over galaxies drawn from the prior: only for these does the scatter equal the posterior's width."""
     result = population.result
     assert result.fitted.all()
     error = result.flux - population.flux
@@ -451,12 +451,12 @@ def test_fluxes_and_positions_scatter_by_their_errors(population: Population) ->
     assert abs(pull.mean()) < SAMPLE_SIGMA / np.sqrt(N_SCENE * len(PAIR))
     assert np.abs(pull).max() < 5
     assert abs(width((result.position - population.position) / result.position_err) - 1) < WIDTH
-    # and the errors of known shapes are too small: the comparison can fail
+    # errors at fixed shapes are too small: the comparison can fail
     assert width(error / population.fixed_sigma) > 1 + WIDTH
 
 
 def test_neighbours_scatter_together(population: Population) -> None:
-    """The sum and the difference of the pair's fluxes, which the covariance between them makes unequal."""
+    """The covariance between the pair's fluxes makes the errors of their sum and difference unequal."""
     result = population.result
     error = (result.flux - population.flux).reshape(N_SCENE, len(PAIR), N_BAND)
     pulls = {True: np.empty((2, N_SCENE, N_BAND)), False: np.empty((2, N_SCENE, N_BAND))}
@@ -469,7 +469,7 @@ def test_neighbours_scatter_together(population: Population) -> None:
                 row[k] = error[k, :2].T @ along / np.sqrt(along @ used @ along)
     slack = SAMPLE_SIGMA / np.sqrt(2 * N_SCENE)
     assert all(abs(width(pull) - 1) < slack for pull in pulls[True])
-    # without the cross blocks one is too wide and the other too narrow
+    # without the cross blocks one error is too large and the other too small
     together, opposed = (width(pull) for pull in pulls[False])
     assert together < 1 < opposed
     assert opposed / together > 1 + slack
@@ -501,7 +501,7 @@ def test_shapes_and_apertures_scatter_by_their_errors(toy_deblender: Deblender, 
 
 
 def test_colors_scatter_by_their_errors(population: Population) -> None:
-    """Which the covariance between the bands makes smaller than those of independent fluxes."""
+    """The covariance between bands makes errors of colours smaller than for independent fluxes."""
     result = population.result
     magnitude = -2.5 * np.log10(population.flux)
     relative = result.flux_err / result.flux

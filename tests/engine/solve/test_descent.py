@@ -1,4 +1,4 @@
-"""The descent: its linear algebra against dense float64, its limits, and where it arrives."""
+"""The descent: its linear algebra against dense float64, its limits, and its result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def objective_at(problem: Problem, state: State) -> np.ndarray:
 
 
 def dense_design(model: ToyModel, problem: Problem, latent: np.ndarray) -> np.ndarray:
-    """d model / d latent as one matrix (n_pixel of the only canvas, n_source n_latent)."""
+    """Derivative of the model by the latents as one matrix (n_pixel, n_source n_latent), for one canvas."""
     folded, (canvas,) = problem.folded, problem.data
     jacobian = model.jacobian(latent)
     design = np.zeros((canvas.size, latent.size))
@@ -100,7 +100,7 @@ def test_conjugate_gradient_is_exact_after_as_many_iterations_as_unknowns(blocks
     systems = Groups(GROUP, 4)
     target = np.random.default_rng(1).standard_normal((len(GROUP), 4)) * 10.0 ** np.arange(-2, 4)[:, None]
     precondition = systems.precondition if blocks else np.copy
-    for n_iteration in (12, 40):  # the groups of 8 and 4 unknowns are done long before
+    for n_iteration in (12, 40):  # the groups of 8 and 4 unknowns have converged
         result = conjugate_gradient.conjugate_gradient(systems.apply, precondition, target, GROUP, n_iteration)
         expected = systems.solve(target)
         for rows in systems.rows:
@@ -119,7 +119,7 @@ def test_groups_do_not_influence_each_other() -> None:
         a = conjugate_gradient.conjugate_gradient(systems.apply, systems.precondition, target, GROUP, n_iteration)
         b = conjugate_gradient.conjugate_gradient(others.apply, others.precondition, changed, GROUP, n_iteration)
         np.testing.assert_array_equal(a[GROUP == 0], b[GROUP == 0])
-    still = np.where((GROUP == 0)[:, None], target, 0.0)  # nothing to solve: zero, not NaN
+    still = np.where((GROUP == 0)[:, None], target, 0.0)  # a zero target gives zero, not NaN
     result = conjugate_gradient.conjugate_gradient(systems.apply, systems.precondition, still, GROUP, 12)
     assert not result[GROUP != 0].any()
 
@@ -166,12 +166,12 @@ def test_mean_weight(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     mean = curvature.mean_weight(problem, problem.weight)
     inside = 1 / np.array([1.0, 1.5, 2.0]) ** 2
     assert (mean <= inside * (1 + 1e-5)).all()
-    assert (mean > 0.5 * inside).all()  # the window sticks out, the galaxy does not
+    assert (mean > 0.5 * inside).all()  # the window reaches off the image, the galaxy does not
     hidden = [w.copy() for w in problem.weight]
     x, y = problem.corner[0] + problem.folded.half
     hidden[0][:, y - 1 : y + 2, x - 1 : x + 2] = 0
     masked = curvature.mean_weight(problem, hidden)
-    assert (masked[0] < 0.7 * mean[0]).all()  # a masked core counts by its light
+    assert (masked[0] < 0.7 * mean[0]).all()  # the core has most of the light
     np.testing.assert_allclose(masked[2], mean[2])
 
 
@@ -235,12 +235,12 @@ def test_damping_shortens_the_shape_step(toy_deblender: Deblender, toy_model: To
 
 
 def test_the_objective_never_rises(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Gaussian and not tempered, every iteration judges one and the same L."""
+    """With a Gaussian loss and no tempering, every iteration judges the same L, which never rises."""
     for seed in range(3):
         problem, _, start, floor = make(toy_deblender, toy_model, seed=seed)
         together = dataclasses.replace(problem, blend=np.zeros_like(problem.blend), n_blend=1, partition=[
             dataclasses.replace(p, blend=np.zeros_like(p.blend), n_blend=1) for p in problem.partition])
-        # several blends judge their steps apart, while a little of each other's light moves under them
+        # blends judge their steps apart, and the light of the others moves a little meanwhile
         for case, slack in ((together, 0.0), (problem, OBJECTIVE)):
             values = [objective_at(case, descent.descend(case, start, floor, [0.0] * k)[1]) for k in range(9)]
             assert all((b <= a * (1 + slack)).all() for a, b in itertools.pairwise(values))
@@ -309,14 +309,14 @@ def test_step_limits(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     moved = descent.move(problem, latent, small, floor)
     np.testing.assert_allclose(np.exp(moved[:, :N_BAND] - latent[:, :N_BAND]), 1 + small[:, :N_BAND], rtol=1e-9)
     np.testing.assert_allclose(moved[:, N_BAND:], latent[:, N_BAND:] + small[:, N_BAND:], rtol=0, atol=1e-12)
-    # far steps, again and again, stay near the caller's centre
+    # large steps, taken repeatedly, stay near the caller's centre
     for _ in range(10):
         moved = descent.move(problem, moved, np.full(latent.shape, 5.0), floor)
     assert np.abs(moved[:, N_BAND : N_BAND + 2] - problem.offset0).max() <= constants.MAX_DRIFT * (1 + 1e-12)
 
 
 def test_gauss_newton_finds_a_perturbed_truth(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Noiseless and bright: the MAP is the truth."""
+    """The MAP of bright galaxies without noise is the truth."""
     for seed in range(2):
         problem, truth, _, floor = make(toy_deblender, toy_model, seed=seed, noise=False, flux=BRIGHT)
         rng = np.random.default_rng(seed)
@@ -332,7 +332,7 @@ def test_gauss_newton_finds_a_perturbed_truth(toy_deblender: Deblender, toy_mode
 
 @pytest.mark.parametrize("robust", [False, True])
 def test_both_solvers_agree(toy_deblender: Deblender, toy_model: ToyModel, robust: bool) -> None:
-    """Adam lowers L from the same start, and ends where Gauss-Newton does, give or take its slowness."""
+    """Adam lowers L from the same start, and ends near the end of Gauss-Newton."""
     problem, _, start, floor = make(toy_deblender, toy_model, robust=robust)
     before = objective_at(problem, objective.evaluate(problem, start)).sum()
     adam = objective_at(problem, run_adam(problem, start, floor, 60)[1]).sum()
@@ -352,7 +352,7 @@ def test_solution(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     for solution in (early, late):
         np.testing.assert_allclose(solution.objective, [objective_at(problem, solution.state).sum()])
     assert late.objective[0] < early.objective[0]
-    # downhill is minus the slope of L, with the robust bound as it is where the solver stopped
+    # downhill is minus the slope of L, with the robust bound of the solution
     likely = objective.likelihood(problem, early.state.model)
     step = 1e-4 * early.downhill / np.linalg.norm(early.downhill)
     ahead, back = (objective.by_blend(problem, likely, objective.evaluate(problem, start + sign * step)).sum()

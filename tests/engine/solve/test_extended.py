@@ -1,4 +1,4 @@
-"""Sources with outskirts: a galaxy larger than its window is drawn whole, and nothing else changes."""
+"""Sources with outskirts: a galaxy larger than its window is drawn whole, and other galaxies do not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INTERPOLATION = 0.02
 
 @pytest.fixture(scope="module")
 def scene(wide_toy_deblender: Deblender, wide_toy_model: ToyModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A noisy image of the exact, uncut galaxies, their centres and fluxes."""
+    """Draw a noisy image of galaxies that no window cuts, their centres and fluxes."""
     rng = np.random.default_rng(0)
     bundle = wide_toy_deblender.bundle
     latent = draw_latent(len(ANCHORS), rng)
@@ -43,7 +43,7 @@ def test_large_galaxies_are_drawn_whole(wide_toy_deblender: Deblender, result: D
     stamp, corner = result.stamps(0)
     assert stamp.shape[1:] == (folded.full_window,) * 2
     assert corner == tuple(ANCHORS[0] - folded.full_window // 2)
-    assert (result.reduced_chi2 < 1.5).all()  # cut at the window, the bright one would leave thousands
+    assert (result.reduced_chi2 < 1.5).all()  # cut at the window, the bright galaxy would leave thousands
     assert (np.abs(result.flux / scene[2] - 1) < INTERPOLATION + 5 * result.flux_err / scene[2]).all()
     on_image = stamp_on_image(result, 0).sum((1, 2))
     np.testing.assert_allclose(result.enclosed[0], on_image / result.map_flux[0], rtol=1e-4)
@@ -84,7 +84,7 @@ def test_the_same_bits_in_any_batch(wide_toy_deblender: Deblender, result: Deble
     both = wide_toy_deblender.deblend_batch([other, image, other], [some[:2], centers, some[:1]], variance=VARIANCE,
                                             n_threads=2)
     assert rows(both, 1) == rows(result, 0)
-    assert "extent" not in FIELDS  # compared by the images that it decides
+    assert "extent" not in FIELDS  # the model images show it
     np.testing.assert_array_equal(both.model(1), result.model(0))
 
 

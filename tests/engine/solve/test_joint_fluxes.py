@@ -60,7 +60,7 @@ def test_one_blend_is_solved_at_once(toy_deblender: Deblender, toy_model: ToyMod
     expected, expected_sigma = least_squares(problem, unit)
     start = np.zeros(expected.shape) if begin == "zero" else np.exp(latent[:, :N_BAND]) * [[0.5], [3.0], [-1.0]]
     given = start.copy()
-    # the first sweep leaves the ridge's share of the flux, the second removes it
+    # the first sweep leaves an error of the ridge's size, the second sweep removes it
     flux, sigma = linear_fluxes(problem, unit, start, n_sweep=2)
     np.testing.assert_array_equal(start, given)
     assert np.abs((flux - expected) / expected_sigma).max() < LEAST_SQUARES
@@ -72,7 +72,7 @@ def test_one_blend_is_solved_at_once(toy_deblender: Deblender, toy_model: ToyMod
 def test_sweeps_make_it_joint_over_blends(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     problem, _, unit = make(toy_deblender, toy_model, APART)
     expected, expected_sigma = least_squares(problem, unit)
-    # as crowding would have it: every source a blend of its own, and neighbours at six pixels
+    # every source is a blend of its own, though neighbours are six pixels apart
     problem = dataclasses.replace(problem, blend=np.arange(len(unit)), n_blend=len(unit))
     error = [np.abs((linear_fluxes(problem, unit, np.zeros(expected.shape), n_sweep=k)[0] - expected)
                     / expected_sigma).max() for k in (1, 2, 3, 20)]
@@ -92,9 +92,9 @@ def test_coincident_sources_share_the_flux(toy_deblender: Deblender, toy_model: 
     flux, sigma = linear_fluxes(double, unit[twice], np.zeros((2, N_BAND)), n_sweep=2)
     assert np.isfinite(flux).all()
     np.testing.assert_allclose(flux.sum(0), alone[0], rtol=1e-3)
-    np.testing.assert_allclose(flux[0], flux[1], rtol=1e-3)  # nobody gets a billion, and its neighbour minus that
+    np.testing.assert_allclose(flux[0], flux[1], rtol=1e-3)  # not a billion, and minus a billion
     assert np.isfinite(sigma).all()
-    assert (sigma > 10 * sigma_alone).all()  # the error says that the share is unknown
+    assert (sigma > 10 * sigma_alone).all()  # how the sources share the light is unknown
 
 
 def test_a_band_without_weight(toy_deblender: Deblender, toy_model: ToyModel) -> None:
@@ -114,7 +114,7 @@ def test_one_source_without_weight_beside_one_with(toy_deblender: Deblender, toy
     mask = np.zeros((N_BAND, *SHAPE), bool)
     mask[:, :, 28:] = True
     problem, _, unit = make(toy_deblender, toy_model, np.array([[10, 20], [19, 20], [42, 20]]), mask=mask)
-    problem = dataclasses.replace(problem, blend=np.zeros(3, np.int64), n_blend=1)  # only its far wing has weight
+    problem = dataclasses.replace(problem, blend=np.zeros(3, np.int64), n_blend=1)  # only the far wing has weight
     flux, sigma = linear_fluxes(problem, unit, np.zeros((3, N_BAND)), n_sweep=2)
     assert np.isfinite(flux).all()
     assert np.isfinite(sigma).all()

@@ -1,8 +1,8 @@
 """The objective and its gradient against a float64 definition written a second time, here.
 
-The graphs and the rendering are float32, so differencing the engine's own L would measure its rounding. Instead L is
-defined again in dense float64, the engine's L is compared with it, and the engine's gradient with central differences
-of it.
+The graphs and the rendering are float32: differences of the engine's own L would measure rounding errors. So L is
+defined again in dense float64. The engine's L is compared with this L, and the engine's gradient with central
+differences of this L.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEP = 1e-5  # of central differences in float64: truncation 1e-10, rounding 1e-
 
 
 def make(deblender: Deblender, model: ToyModel, *, robust: bool, missing: bool = False) -> tuple[Problem, np.ndarray]:
-    """Two scenes of five sources, a star that no list holds, masked pixels; and a point Z near the truth."""
+    """Two scenes of five sources, with an unlisted star and masked pixels, and a point Z near the truth."""
     rng = np.random.default_rng(5)
     folded = deblender.fold(None)
     latent = draw_latent(5, rng)
@@ -46,7 +46,7 @@ def make(deblender: Deblender, model: ToyModel, *, robust: bool, missing: bool =
 
 
 def log_prior(model: ToyModel, problem: Problem, latent: np.ndarray) -> np.ndarray:
-    """The three terms, source by source."""
+    """Log prior by its three terms, source by source."""
     total = model.log_prior(latent)[0]
     mean, sigma = problem.bundle.mean_color, problem.bundle.color_sigma + constants.COLOR_SLACK
     for i, row in enumerate(latent):
@@ -107,12 +107,12 @@ def test_objective_and_gradient(toy_deblender: Deblender, toy_model: ToyModel, r
     assert value == pytest.approx(loss(toy_model, problem, latent, likely), rel=OBJECTIVE)
     gradient = engine_gradient(problem, state, likely)
     expected = central_differences(toy_model, problem, latent, likely)
-    for a, e in zip(gradient, expected, strict=True):  # a source's own: a bright one must not hide a faint one
+    for a, e in zip(gradient, expected, strict=True):  # source by source: a bright source must not hide a faint one
         assert np.linalg.norm(a - e) < GRADIENT * np.linalg.norm(e)
     # and each latent's, on the scale of that latent's gradient over the sources; the differences round L itself
     rounding = 10 * np.finfo(np.float64).eps * abs(value) / STEP
     assert (np.abs(gradient - expected) < GRADIENT * np.abs(expected).max(0) + rounding).all()
-    if missing:  # small beside the data's gradient: by itself, and exactly, where float32 allows
+    if missing:  # small beside the data's gradient: compared alone
         _, prior_gradient = prior.prior_terms(problem, latent)
         numeric = np.empty_like(latent)
         for j in range(latent.shape[1]):
@@ -146,13 +146,13 @@ def test_push_and_pull_are_the_jacobian_and_its_transpose(toy_deblender: Deblend
         assert relative_error(pulled[i], np.einsum("jbk,bk->j", jacobian[i], g[i])) < FLOAT32
         left, right = float((pushed[i].astype(np.float64) * g[i]).sum()), float((v[i] * pulled[i]).sum())
         assert abs(left - right) < ADJOINT * np.linalg.norm(pushed[i]) * np.linalg.norm(g[i])
-    pullback = problem.runtime.decode_pullback(latent, g)  # the graph that Adam uses says the same
+    pullback = problem.runtime.decode_pullback(latent, g)  # the graph that Adam uses agrees
     assert relative_error(pullback, pulled) < FLOAT32
 
 
 @pytest.mark.parametrize("clip", [0.5, 4.0, 30.0])
 def test_rho(clip: float) -> None:
-    """Continuous with its slope at the clip; its slope is the weight times the residual; it grows ever slower."""
+    """rho and its slope are continuous at the clip, its slope is the weight times the residual, and it grows slowly."""
     t = np.concatenate([np.linspace(0, 40, 4001), clip * (1 + np.array([-1e-6, 0, 1e-6]))])
     model, weight = np.zeros((1, 1, 1)), np.array([[[0.25]]])
     level = np.array([[[clip**2]]])
@@ -187,7 +187,7 @@ def test_pixels_without_weight_have_no_say(toy_deblender: Deblender, toy_model: 
 
 
 def test_blends_share_out_the_objective(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """The sum over blends is L; moving a source far from a blend leaves that blend's value alone."""
+    """L is the sum over blends; moving a source does not change the value of a blend far from it."""
     problem, latent = make(toy_deblender, toy_model, robust=True)
     assert problem.n_blend == 3
     state = objective.evaluate(problem, latent)
@@ -202,7 +202,7 @@ def test_blends_share_out_the_objective(toy_deblender: Deblender, toy_model: Toy
 
 
 def test_likelihood(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """The weights w / (1 + (tau m)^2), and bounds that loosen with the model error; none of it when Gaussian."""
+    """Weights are w / (1 + (tau m)^2), bounds grow with the model error; a Gaussian loss has neither."""
     problem, latent = make(toy_deblender, toy_model, robust=True)
     model = objective.evaluate(problem, latent).model
     plain = objective.likelihood(problem, model)

@@ -1,4 +1,4 @@
-"""Residual peaks: what the list lacks is found, noise is not."""
+"""Residual peaks: unlisted sources are found, noise is not."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_noise_and_masks_have_no_peaks() -> None:
                   np.ones(3, bool))
     assert len(residual_peaks(scene, np.zeros_like(image), np.full(3, 4.0), np.zeros((0, 2)))) == 0
     weak = residual_peaks(scene, np.zeros_like(image), np.full(3, 4.0), np.zeros((0, 2)), threshold=4.0)
-    assert 0 < len(weak) < 200  # and the threshold decides
+    assert 0 < len(weak) < 200  # the threshold decides
 
 
 def test_significance_is_that_of_a_point_source() -> None:

@@ -1,4 +1,4 @@
-"""Where the descent starts."""
+"""The start of the descent."""
 
 from __future__ import annotations
 
