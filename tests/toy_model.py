@@ -6,8 +6,8 @@ r"""A small model, in float64 NumPy and as ONNX graphs. The engine is tested aga
 
 u are two Gaussians. P removes a map's flux, so that every map has unit flux. X and Y are the exact generators of a
 shift. The basis has the Gauss-Hermite functions to order four. The functions of the wide model are larger and have
-light in outskirts, where they are bilinear between cells; so its generators are approximate. Every derivative belongs to its
-function. In the other toy bundle (`conftest`) graphs are random and derivatives belong to nothing.
+light in outskirts, where they are bilinear between cells; so its generators are approximate. Every derivative belongs
+to its function. In the other toy bundle (`conftest`) graphs are random and derivatives belong to nothing.
 """
 
 from __future__ import annotations
