@@ -17,7 +17,7 @@ import pandas as pd
 from astropy.wcs import WCS
 from distributed import Client
 
-from deblendrt.engine.adapters.dask.cluster import PartitionDeblender
+from deblendrt.engine.adapters.dask import PartitionDeblender
 from deblendrt.engine.files.fits import ImageFile, read_image
 
 IMAGE = Path(__file__).resolve().parent / "lsst_blend.fits"

@@ -308,8 +308,7 @@ def _alerts(arguments: argparse.Namespace) -> int:
 
         print(SCHEMA.read_text(), end="")
         return 0
-    from deblendrt.engine.adapters.alerts.settings import read_settings
-    from deblendrt.engine.adapters.alerts.worker import run_worker
+    from deblendrt.engine.adapters.alerts import read_settings, run_worker
 
     own = {name: value for name, value in vars(arguments).items()
            if name not in ("config", "debug", "function", "print_schema")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deblendrt.engine.adapters.dask.cluster import deblend_dask, send_model
+    from deblendrt.engine.adapters.dask.cluster import FailedInput, PartitionDeblender, deblend_dask, send_model
 
-__all__ = ["deblend_dask", "send_model"]
+__all__ = ["FailedInput", "PartitionDeblender", "deblend_dask", "send_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -180,7 +180,7 @@ def _locate(model: ModelReference) -> Path:
     except BundleError as error:
         raise BundleError(
             f"this worker lacks the model: {error}. Make the tasks while a dask Client is active, or "
-            "send the model: deblendrt.engine.adapters.dask.cluster.send_model(client, folder)"
+            "send the model: deblendrt.engine.adapters.dask.send_model(client, folder)"
         ) from error
     if found.sha256 != model.sha256:
         raise BundleError(f"model {model.name!r}: this worker has {found.model_version} ({found.sha256[:12]}), the "
