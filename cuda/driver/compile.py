@@ -1,8 +1,8 @@
-"""Kernels compiled when they are first needed, for the GPU at hand, and kept.
+"""Compiles kernels for the present GPU when they are first needed, and keeps them in a cache.
 
-A kernel file becomes a cubin: by NVRTC (the wheel nvidia-cuda-nvrtc, or any CUDA toolkit's) and, where there is none,
-by nvcc. A cubin is found again by what it is made of: the source, all headers, the options, the architecture; and the
-compiler's version, unless there is no compiler, when any version's will do.
+NVRTC makes a cubin of a kernel file (the library of the wheel nvidia-cuda-nvrtc, or of a CUDA toolkit), or nvcc where
+there is no NVRTC. A cubin's name in the cache contains a hash of the source, all headers and the options, the
+architecture and the compiler's version. If there is no compiler, a cubin of any version serves.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ NO_COMPILER = ('no compiler of CUDA kernels: neither NVRTC nor nvcc found; '
 
 
 def cache_folder(name: str) -> Path:
-    """Where files of one kind are kept: below DEBLENDRT_CACHE, else XDG_CACHE_HOME/deblendrt, else ~/.cache/deblendrt.
+    """Folder of the cache for one kind of files.
+
+    It lies below DEBLENDRT_CACHE, else XDG_CACHE_HOME/deblendrt, else ~/.cache/deblendrt.
 
     Parameters
     ----------
     name : str
-        Folder of this kind.
+        The folder's name.
 
     Returns
     -------
     Path
-        Need not exist.
+        It need not exist.
     """
     own = os.environ.get("DEBLENDRT_CACHE")
     if own:
@@ -52,7 +54,7 @@ def cache_folder(name: str) -> Path:
 
 
 def store(path: Path, content: bytes) -> None:
-    """Write a file of a cache; whoever reads meanwhile finds all of it or nothing. Raises DeviceError."""
+    """Write a file of a cache. A reader finds the whole file or none. Raises DeviceError."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +66,12 @@ def store(path: Path, content: bytes) -> None:
 
 
 class Nvrtc:
-    """NVIDIA's compiler as a library; needs neither a GPU nor a driver.
+    """NVIDIA's compiler as a library. It needs neither a GPU nor a driver.
 
     Attributes
     ----------
     version : str
-        Of the compiler, as it stands in cubins' names.
+        The compiler's version in the names of cubins.
     """
 
     def __init__(self) -> None:
@@ -80,12 +82,12 @@ class Nvrtc:
         self.version = f"nvrtc{major}.{minor}"
 
     def architectures(self) -> list[int]:
-        """Compute capabilities that it compiles for, as 80 for 8.0."""
+        """Compute capabilities that it compiles for: 80 for 8.0."""
         (found,) = self._call("nvrtcGetSupportedArchs")
         return list(found)
 
     def compile(self, path: Path, architecture: str) -> bytes:
-        """Cubin of a file. Raises DeviceError with the compiler's log."""
+        """Compile a file to a cubin. Raises DeviceError with the compiler's log."""
         options = [f"--gpu-architecture={architecture}", f"--include-path={path.parent}",
                    f"--include-path={HEADERS}", *OPTIONS]
         (program,) = self._call("nvrtcCreateProgram", path.read_bytes(), os.fsencode(path), 0, None, None)
@@ -101,7 +103,7 @@ class Nvrtc:
 
     def _text(self, size: str, content: str, program: Any) -> bytes:
         (n,) = self._call(size, program)
-        buffer = bytes(n)  # the binding writes into it; no one else has seen it
+        buffer = bytes(n)  # the binding writes into it, and nothing else refers to it
         self._call(content, program, buffer)
         return buffer
 
@@ -156,7 +158,7 @@ class Nvcc:
 
 @functools.cache
 def compiler() -> Nvrtc | Nvcc | None:
-    """NVRTC, or nvcc where there is none, or None."""
+    """NVRTC, else nvcc, else None."""
     try:
         return Nvrtc()
     except (ImportError, RuntimeError, OSError):  # the binding raises RuntimeErrors when it does not find the library
@@ -167,7 +169,7 @@ def compiler() -> Nvrtc | Nvcc | None:
 def target(capability: tuple[int, int]) -> str:
     """The architecture to compile for, as "sm_90".
 
-    Cubins run on later minor revisions of their architecture: a compiler that is older than the GPU may still do.
+    Cubins run on later minor revisions of their architecture, so a compiler that is older than the GPU may serve.
 
     Parameters
     ----------
@@ -195,7 +197,7 @@ def names() -> list[str]:
 
 
 def kernel_path(file: str, folder: Path = SOURCE) -> Path:
-    """Path of a kernel file (without .cu) in a folder or below it; names are unique."""
+    """Path of a kernel file (without .cu) in a folder or below it. Names are unique."""
     return next(folder.rglob(f"{file}.cu"), folder / f"{file}.cu")
 
 
@@ -205,11 +207,11 @@ def cubin(file: str, architecture: str, folder: Path = SOURCE) -> bytes:
     Parameters
     ----------
     file : str
-        Without .cu.
+        Name without .cu.
     architecture : str
         As "sm_90".
     folder : Path
-        Where the file lies.
+        The file's folder, or a folder above it.
 
     Returns
     -------
@@ -233,7 +235,8 @@ def prepare(architecture: str) -> None:
         return
     if compiler() is None:
         raise DeviceError(f"{NO_COMPILER}. Not compiled for {architecture} yet: {', '.join(missing)}")
-    probe = cache_folder("kernels") / f"probe.{os.getpid()}"  # before the work, not after it
+    # a cache that cannot be written to is an error before the work
+    probe = cache_folder("kernels") / f"probe.{os.getpid()}"
     store(probe, b"")
     probe.unlink(missing_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

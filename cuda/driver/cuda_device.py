@@ -25,15 +25,14 @@ Call = Callable[[Any], None]  # queues something on a stream
 
 
 def open_device(ordinal: int = 0, stream: Any = None) -> CudaDevice:
-    """A GPU, checked, its kernels compiled: whatever is missing raises DeviceError, which says what, and what to do.
+    """A GPU, checked, with its kernels compiled. Raises DeviceError with what is missing and what to do about it.
 
     Parameters
     ----------
     ordinal : int
-        Of the GPUs that CUDA_VISIBLE_DEVICES leaves.
+        Number of the GPU, of those that CUDA_VISIBLE_DEVICES leaves.
     stream : object, optional
-        The caller's stream, on which all work is queued: an integer handle or whatever `stream_handle` takes. Its own
-        by default.
+        The caller's stream for all work: anything that `stream_handle` takes. By default the device has its own stream.
 
     Returns
     -------
@@ -47,13 +46,13 @@ def open_device(ordinal: int = 0, stream: Any = None) -> CudaDevice:
 def stream_handle(stream: Any) -> int:
     """Handle of a caller's stream: an integer, or an object of CuPy, PyTorch, PyCUDA, Numba or cuda.core.
 
-    Raises TypeError if it is none of these.
+    Raises TypeError for any other object.
     """
     if isinstance(stream, int | np.integer) and not isinstance(stream, bool):
         return int(stream)
     protocol = getattr(stream, "__cuda_stream__", None)
     if protocol is not None:
-        return int((protocol() if callable(protocol) else protocol)[1])  # a property in the protocol's first draft
+        return int((protocol() if callable(protocol) else protocol)[1])  # a property in the first draft
     for attribute in ("cuda_stream", "ptr", "handle"):  # PyTorch; CuPy; PyCUDA, Numba
         value = getattr(stream, attribute, None)
         if value is not None:
@@ -70,7 +69,7 @@ def pack(arguments: tuple[Argument, ...]) -> tuple[bytearray, list[int]]:
             value = struct.pack("<Q", 0 if argument is None else argument.pointer)
         elif isinstance(argument, bool | np.bool_):
             raise DeviceError("pass int(flag), not bool")
-        elif isinstance(argument, np.generic):  # before float: np.float64 is one
+        elif isinstance(argument, np.generic):  # before float, of which np.float64 is a subclass
             value = argument.tobytes()
         elif isinstance(argument, int):
             if not -(2**31) <= argument < 2**31:
@@ -88,7 +87,7 @@ def pack(arguments: tuple[Argument, ...]) -> tuple[bytearray, list[int]]:
 
 
 class CudaDevice:
-    """See `Device`. Memory comes from a pool of its own, ordered by the stream; freed memory is kept for later.
+    """A `Device` that is a stream on a GPU. Its memory comes from its own pool, which keeps freed memory for later.
 
     Parameters
     ----------
@@ -98,14 +97,14 @@ class CudaDevice:
     Attributes
     ----------
     name : str
-        Of the GPU.
+        The GPU's name.
     ordinal : int
     capability : tuple of int
         Compute capability.
     architecture : str
-        What kernels are compiled for, as "sm_90".
+        The architecture of its kernels, as "sm_90".
     stream : int
-        Handle.
+        Handle of the stream.
     driver : Driver
     """
 
@@ -134,7 +133,7 @@ class CudaDevice:
         self._context = self._context_of(stream)
         self._limit: float | None = None
         self._used = 0
-        self._freed: deque[tuple[int, int]] = deque()  # by whatever thread drops an array: freed by the next allocation
+        self._freed: deque[tuple[int, int]] = deque()  # by any thread that drops an array; the next allocation frees it
         self._dropped: deque[Any] = deque()  # graphs
         self._recorded: list[Call] | None = None
         self._functions: dict[str, _Function] = {}
@@ -145,7 +144,7 @@ class CudaDevice:
             non_blocking = 1
             self._own_stream = driver("cuStreamCreate", non_blocking) if stream is None else None
             self._stream = self._own_stream if stream is None else api.CUstream(stream_handle(stream))
-            self._capture = driver("cuStreamCreate", non_blocking)  # the caller's may be one that cannot be captured
+            self._capture = driver("cuStreamCreate", non_blocking)  # the caller's stream may not be capturable
             self._event = driver("cuEventCreate", DISABLE_TIMING)
             self._pool = driver("cuMemPoolCreate", self._pool_properties())
             threshold = api.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
@@ -155,18 +154,18 @@ class CudaDevice:
 
     @property
     def used(self) -> int:
-        """Allocated now [byte]."""
+        """Bytes that are allocated now."""
         with self._current():
             self._free_dropped()
         return self._used
 
     @property
     def dlpack_device(self) -> tuple[int, int]:
-        """Device type (2: CUDA) and number, as DLPack counts."""
+        """DLPack's type (2: CUDA) and number of the device."""
         return 2, self.ordinal
 
     def memory(self) -> tuple[int, int]:
-        """Free and total memory of the GPU [byte]; what the pool keeps is not free."""
+        """Free and total memory of the GPU [byte]. Memory that the pool keeps is not free."""
         with self._current():
             free, total = self.driver("cuMemGetInfo")
         return free, total
@@ -180,12 +179,12 @@ class CudaDevice:
             self._free_dropped()
             if self._limit is not None and self._used + n_byte > self._limit:
                 raise OutOfDeviceMemory(f"{n_byte} bytes asked for, {self._limit - self._used:.0f} left of the limit")
-            pointer = self._allocate(max(n_byte, 1))  # never null, which a kernel may take for None
+            pointer = self._allocate(max(n_byte, 1))  # never null: kernels take null pointers for None
         self._used += n_byte
         return DeviceArray(pointer, shape, dtype, _Block(self, pointer, n_byte))
 
     def upload(self, array: NDArray[Any], out: DeviceArray | None = None) -> DeviceArray:
-        """See `Device`. Returns when `array` may change, not when the copy is done."""
+        """See `Device`. When it returns, `array` may change, but the copy need not be finished."""
         self._not_while_recording("upload")
         array = np.asarray(array)
         if array.dtype.hasobject:
@@ -226,7 +225,7 @@ class CudaDevice:
 
     def launch(self, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Argument,
                shared: int = 0) -> None:
-        """See `Device`. Checks the number and the sizes of the arguments against the kernel's parameters."""
+        """See `Device`. Number and sizes of the arguments are checked against the kernel's parameters."""
         sizes = [[*map(int, n), 1, 1][:3] for n in (grid, block)]
         if 0 in sizes[0]:
             return
@@ -252,8 +251,8 @@ class CudaDevice:
     def record(self, work: Callable[[], None]) -> CudaRecording:
         """See `Device`.
 
-        `work` runs before the capture begins: compiling and loading kernels are not allowed within one, and an
-        exception leaves no stream in it.
+        `work` runs before the capture begins. During a capture, kernels cannot be compiled or loaded, and an exception
+        would leave the stream in the capture.
         """
         self._not_while_recording("record")
         calls: list[Call] = []
@@ -295,15 +294,15 @@ class CudaDevice:
             self._limit = before
 
     def wait_for(self, stream: int) -> None:
-        """Let the work that comes wait for all that another stream (a handle) holds now."""
+        """Make later work wait for the work that another stream (a handle) has now."""
         self._order(self.driver.api.CUstream(stream), self._stream)
 
     def let_wait(self, stream: int) -> None:
-        """Let what another stream (a handle) is given from now on wait for all work so far."""
+        """Make later work of another stream (a handle) wait for the work that this device has now."""
         self._order(self._stream, self.driver.api.CUstream(stream))
 
     def close(self) -> None:
-        """Wait for all work and give everything back; arrays and recordings must not be used any more."""
+        """Wait for all work and free all resources. Arrays and recordings must not be used any more."""
         if not self._open:
             return
         self._open = False
@@ -326,7 +325,7 @@ class CudaDevice:
 
     def __del__(self) -> None:
         if getattr(self, "_open", False) and not sys.is_finalizing():
-            with contextlib.suppress(DeviceError):  # nobody is left to be told
+            with contextlib.suppress(DeviceError):  # the process has no one to tell
                 self.close()
 
     def _attribute(self, name: str) -> int:
@@ -343,13 +342,13 @@ class CudaDevice:
         return properties
 
     def _context_of(self, stream: Any) -> Any:
-        """Context of the caller's stream, which PyCUDA makes anew; the GPU's primary one otherwise."""
+        """Context of the caller's stream (PyCUDA makes a new context), else the GPU's primary context."""
         if stream is None:
             return self._primary
         handle = stream_handle(stream)
         if handle > 2:
             context = self.driver("cuStreamGetCtx", self.driver.api.CUstream(handle), what="the caller's stream")
-        else:  # a default stream: of whatever context is current
+        else:  # a default stream belongs to the current context
             context = self.driver("cuCtxGetCurrent")
             if not int(context):
                 return self._primary
@@ -371,7 +370,7 @@ class CudaDevice:
         arguments = ("cuMemAllocFromPoolAsync", n_byte, self._pool, self._stream)
         with contextlib.suppress(OutOfDeviceMemory):
             return int(self.driver(*arguments))
-        self.driver("cuStreamSynchronize", self._stream)  # what is freed in the stream's order may be in use still
+        self.driver("cuStreamSynchronize", self._stream)  # memory freed in the stream's order may be in use
         self.driver("cuMemPoolTrimTo", self._pool, 0)
         try:
             return int(self.driver(*arguments))
@@ -439,7 +438,7 @@ class CudaDevice:
 
 
 class CudaRecording:
-    """See `Recording`. Keeps the arrays that it works on."""
+    """See `Recording`. It keeps its arrays alive."""
 
     def __init__(self, device: CudaDevice, executable: Any, calls: list[Call]) -> None:
         self._device, self._executable, self._calls = device, executable, calls
@@ -468,7 +467,7 @@ class _Block:
 
 
 class _Function:
-    """A kernel, loaded: sizes of its parameters, shared memory that it may have."""
+    """A loaded kernel, with the sizes of its parameters and the shared memory that it may use."""
 
     def __init__(self, driver: Driver, module: Any, file: str, name: str) -> None:
         missing = f'{file}.cu has no extern "C" __global__ void {name}'
@@ -492,7 +491,7 @@ class _Function:
 
 
 class _Current:
-    """Makes a context current, and whatever was before, afterwards."""
+    """Makes a context current within a with statement, and the previous context after it."""
 
     __slots__ = ("context", "driver")
 
@@ -503,4 +502,4 @@ class _Current:
         self.driver("cuCtxPushCurrent", self.context)
 
     def __exit__(self, *_: object) -> None:
-        self.driver.attempt("cuCtxPopCurrent")  # an error within has been raised already
+        self.driver.attempt("cuCtxPopCurrent")  # an error in the with statement is raised already

@@ -1,8 +1,7 @@
-"""What kernels are launched on: memory, launches in order, recordings of launches.
+"""The protocol `Device`: memory, launches of kernels in order, and recordings of launches.
 
-Two things are a `Device`: `cuda_device.CudaDevice`, a stream on a GPU, and the shim of the tests, which runs the very
-same kernels on the host. Everything above this file is written against the protocol, so that it is tested without a
-GPU, driver calls excepted.
+There are two devices: `cuda_device.CudaDevice`, a stream on a GPU, and the shim of the tests, which runs the same
+kernels on the host. Code above this module uses the protocol, so all but the driver's calls is tested without a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 
 class DeviceError(RuntimeError):
-    """The device cannot do what was asked; the message says what is missing and what to do about it."""
+    """The device cannot do what was asked. The message says what is missing and what to do about it."""
 
 
 class OutOfDeviceMemory(DeviceError):
@@ -34,7 +33,7 @@ class DeviceArray:
     shape : tuple of int
     dtype : dtype
     owner : object
-        Kept alive with the array: the allocation, or whatever the caller's array came from.
+        An object that is kept alive with the array: the allocation, or the array of another library.
 
     Attributes
     ----------
@@ -60,7 +59,7 @@ class DeviceArray:
         return self.shape[0]
 
     def reshape(self, *shape: int) -> DeviceArray:
-        """A view of another shape with as many elements; one length may be -1."""
+        """A view of another shape with as many elements. One length may be -1."""
         if -1 in shape:
             known = -math.prod(shape)
             shape = tuple(self.size // max(known, 1) if n == -1 else n for n in shape)
@@ -86,7 +85,7 @@ class DeviceArray:
                    dl_device: tuple[int, int] | None = None, copy: bool | None = None) -> Any:
         from deblendrt.cuda.driver import interop
 
-        return interop.to_dlpack(self, stream, dl_device, copy)  # takers of any version take the first one's capsules
+        return interop.to_dlpack(self, stream, dl_device, copy)  # takers of all versions accept version 1
 
     def __dlpack_device__(self) -> tuple[int, int]:
         from deblendrt.cuda.driver import interop
@@ -95,25 +94,25 @@ class DeviceArray:
 
 
 Argument = DeviceArray | None | int | float | np.generic
-"""Of a kernel: arrays pass their pointer, None a null pointer, int as int32, float as float32, NumPy scalars as they
-are (np.int64, np.float64). Kernels' parameters must have exactly these types."""
+"""An argument of a kernel. An array passes its pointer, None a null pointer, int an int32, float a float32, and a NumPy
+scalar its own type (np.int64, np.float64). The kernel's parameters must have exactly these types."""
 
 
 class Device(Protocol):
-    """Memory and an order of work, as of one stream. One thread at a time."""
+    """Memory, and work that is done in order. One thread at a time may use it."""
 
     name: str
 
     def empty(self, shape: tuple[int, ...] | int, dtype: DTypeLike) -> DeviceArray:
-        """Memory of any content. Raises OutOfDeviceMemory."""
+        """New memory with arbitrary content. Raises OutOfDeviceMemory."""
         ...
 
     def upload(self, array: NDArray[Any], out: DeviceArray | None = None) -> DeviceArray:
-        """Copy a host array (any strides) to the device; `out` of equal shape and dtype is filled and returned."""
+        """Copy a host array (any strides) to a new array, or to `out` of equal shape and dtype."""
         ...
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
-        """Copy to a new host array; waits for all work before it."""
+        """Copy to a new host array, after all work before it."""
         ...
 
     def copy(self, source: DeviceArray, target: DeviceArray) -> None:
@@ -131,18 +130,20 @@ class Device(Protocol):
         Parameters
         ----------
         kernel : str
-            "file:function": the function of ``cuda/file.cu``; "file" alone: the function of the same name.
+            "file:function" is a function of ``file.cu``; "file" is the function of the file's name.
         grid, block : tuple of int
             Up to three numbers each. A grid with a zero launches nothing.
         *arguments : Argument
         shared : int [byte]
-            Dynamic shared memory, what `SHARED_MEMORY` of kernel.cuh declares.
+            Dynamic shared memory, which `SHARED_MEMORY` of kernel.cuh declares.
         """
         ...
 
     def record(self, work: Callable[[], None]) -> Recording:
-        """Record the launches, copies and clears that `work` queues, without running them; `work` must not allocate,
-        upload or download."""
+        """Record the launches, copies and clears of `work` without running them.
+
+        `work` must not allocate, upload or download.
+        """
         ...
 
     def synchronize(self) -> None:
@@ -150,15 +151,15 @@ class Device(Protocol):
         ...
 
     def limit(self, n_byte: float | None) -> AbstractContextManager[None]:
-        """Within the context, allocations beyond so many bytes in all raise OutOfDeviceMemory."""
+        """Limit all allocated bytes within a with statement; an allocation beyond raises OutOfDeviceMemory."""
         ...
 
 
 class Recording(Protocol):
-    """Recorded work; a CUDA graph."""
+    """Recorded work: a CUDA graph."""
 
     def replay(self) -> None:
-        """Queue it all once."""
+        """Queue the work once."""
         ...
 
 

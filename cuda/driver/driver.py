@@ -1,4 +1,4 @@
-"""The CUDA driver, every call of it checked."""
+"""Calls of the CUDA driver, each checked for errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOST = frozenset({214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721})
 
 
 class Driver:
-    """Calls of libcuda by name. Raises DeviceError if there is no driver, or no GPU.
+    """Functions of libcuda by name. Raises DeviceError if there is no driver or no GPU.
 
     Attributes
     ----------
@@ -25,9 +25,9 @@ class Driver:
     api : module
         cuda.bindings.driver, for its types and constants.
     lost : str or None
-        Why nothing more can be done on the GPU in this process.
+        Why this process cannot use the GPU any more.
     recent : deque of str
-        Kernels that were launched last: one of them is to blame for a fault.
+        Kernels that were launched last. A fault is of one of them.
     """
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class Driver:
         name : str
         *arguments
         what : str
-            For the message of an error: what was done to what.
+            The action, for an error's message.
 
         Returns
         -------
         None, one value, or a tuple of values
-            What the function returns beside its status. Raises OutOfDeviceMemory, DeviceError.
+            The function's results, without its status. Raises OutOfDeviceMemory, DeviceError.
         """
         if self.lost:
             raise DeviceError(self.lost)
@@ -76,7 +76,7 @@ class Driver:
         return None if not values else values[0] if len(values) == 1 else tuple(values)
 
     def attempt(self, name: str, *arguments: Any) -> int:
-        """Call a function whose failure is no news, as when cleaning up after another one; returns its status."""
+        """Call a function whose failure does not matter, as in cleaning up after a failure. Returns its status."""
         return int(getattr(self.api, name)(*arguments)[0])
 
     def describe(self, code: int) -> str:

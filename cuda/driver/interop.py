@@ -1,7 +1,7 @@
-"""Arrays of other libraries taken in, and given out, without a copy: CuPy, PyTorch, PyCUDA, Numba, by their protocols.
+"""Arrays shared with CuPy, PyTorch, PyCUDA and Numba without a copy, by DLPack and ``__cuda_array_interface__``.
 
-DLPack is asked first: its giver makes our stream wait for its own. ``__cuda_array_interface__`` says at most which
-stream to wait for; where it says nothing (PyCUDA), the caller passes that stream to `open_device`, or synchronizes.
+DLPack is preferred: the other library makes our stream wait for its stream. ``__cuda_array_interface__`` may name the
+stream to wait for. If it does not (PyCUDA), the caller passes the stream to `open_device`, or synchronizes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import DTypeLike
 
 from deblendrt.cuda.driver.device import DeviceArray, DeviceError
 
-CPU, CUDA, MANAGED = 1, 2, 13  # DLDeviceType; the last is memory that both see
-DLPACK_KINDS = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}  # DLDataTypeCode: NumPy's
+CPU, CUDA, MANAGED = 1, 2, 13  # DLDeviceType; host and GPU both see managed memory
+DLPACK_KINDS = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}  # DLDataTypeCode to NumPy's kind
 DLPACK_CODES = {kind: code for code, kind in DLPACK_KINDS.items()}
 CAPSULE, USED_CAPSULE = b"dltensor", b"used_dltensor"
 
@@ -39,12 +39,12 @@ _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _api = ctypes.pythonapi
 _new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
     ("PyCapsule_New", _api))
-# of a capsule by address: one that is being destroyed must not be referred to
+# by a capsule's address, since nothing may refer to a capsule that is being destroyed
 _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
 _get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
 _set_name = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_SetName", _api))
 
-_given: dict[int, tuple[Any, ...]] = {}  # by address of the DLManagedTensor: what must live until its taker is done
+_given: dict[int, tuple[Any, ...]] = {}  # by address of a DLManagedTensor: objects that live until it is released
 
 
 @_Deleter
@@ -54,21 +54,21 @@ def _release(address: int) -> None:
 
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 def _destroy(capsule: int) -> None:
-    if _is_valid(capsule, CAPSULE):  # nobody took it
+    if _is_valid(capsule, CAPSULE):  # no library took it
         _release(_get_pointer(capsule, CAPSULE))
 
 
 class Adopted:
-    """Owner of an array that came from elsewhere.
+    """Owner of an array of another library.
 
     Parameters
     ----------
     source : object
         The caller's array, kept alive.
     device : object
-        The device that works on it.
+        The device that uses the array.
     managed : int
-        Address of the DLManagedTensor that was taken, 0 without one.
+        Address of its DLManagedTensor, 0 if it has none.
     """
 
     def __init__(self, source: Any, device: Any, managed: int = 0) -> None:
@@ -82,16 +82,16 @@ class Adopted:
 
 
 def adopt_array(device: Any, array: Any, dtype: DTypeLike | None = None, name: str = "array") -> DeviceArray:
-    """An array of another library as a `DeviceArray`; it shares the memory, and keeps the caller's array alive.
+    """An array of another library as a `DeviceArray`, which shares its memory and keeps it alive.
 
     Parameters
     ----------
     device : Device
-        Its later work waits for what the array's library has queued, as far as that says.
+        Its later work waits for the work of the array's library, as far as the library names its stream.
     array : object
         With ``__dlpack__`` or ``__cuda_array_interface__``, C-contiguous, in this device's memory.
     dtype : dtype, optional
-        What is expected.
+        The expected dtype.
     name : str
         For messages.
 
@@ -115,14 +115,14 @@ def adopt_array(device: Any, array: Any, dtype: DTypeLike | None = None, name: s
 
 
 def is_on_device(array: Any) -> bool:
-    """Whether an array lies in a GPU's memory, by what it says of itself."""
+    """Whether an array says that it lies in a GPU's memory."""
     if hasattr(array, "__dlpack_device__"):
         return int(array.__dlpack_device__()[0]) in (CUDA, MANAGED)
     return hasattr(array, "__cuda_array_interface__")
 
 
 def dlpack_device(array: DeviceArray) -> tuple[int, int]:
-    """``__dlpack_device__`` of an array: the host, unless its device says otherwise."""
+    """``__dlpack_device__`` of an array: that of its device, else the host."""
     return getattr(getattr(array.owner, "device", None), "dlpack_device", (CPU, 0))
 
 
@@ -134,9 +134,9 @@ def to_dlpack(array: DeviceArray, stream: int | None = None, dl_device: tuple[in
     ----------
     array : DeviceArray
     stream : int, optional
-        Of the taker, which is made to wait for the array's; -1: it need not wait. None, 1: the default stream.
+        The taker's stream, which will wait for the array's stream. -1: it does not wait. None or 1: the default stream.
     dl_device : tuple of int, optional
-        Where the taker wants the array: only where it is.
+        Where the taker wants the array. Only the array's own device is possible.
     copy : bool, optional
         True is refused.
 
@@ -161,9 +161,9 @@ def to_dlpack(array: DeviceArray, stream: int | None = None, dl_device: tuple[in
 
 
 def interface_stream(array: DeviceArray) -> int | None:
-    """The stream that whoever takes an array by ``__cuda_array_interface__`` is to wait for."""
+    """The stream that takers of an array by ``__cuda_array_interface__`` must wait for."""
     stream = getattr(getattr(array.owner, "device", None), "stream", None)
-    return stream or (None if stream is None else 1)  # 0 is not allowed there; 1 is the same default stream
+    return stream or (None if stream is None else 1)  # the interface does not allow 0; 1 is the same default stream
 
 
 def _from_dlpack(device: Any, array: Any, name: str) -> DeviceArray:
@@ -183,7 +183,7 @@ def _from_dlpack(device: Any, array: Any, name: str) -> DeviceArray:
     dtype = np.dtype(np.bool_) if kind == "b" else np.dtype(f"{kind}{tensor.bits // 8}")
     _contiguous(shape, None if strides is None else tuple(n * dtype.itemsize for n in strides), dtype, name)
     pointer = (tensor.data or 0) + tensor.byte_offset
-    _set_name(id(capsule), USED_CAPSULE)  # ours to delete from here on
+    _set_name(id(capsule), USED_CAPSULE)  # from here on we must delete it
     return DeviceArray(pointer, shape, dtype, Adopted(array, device, address))
 
 

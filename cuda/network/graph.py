@@ -1,9 +1,9 @@
-"""An ONNX graph as a list of steps on flat buffers: constants folded, shape-only operators turned into views.
+"""Lowers an ONNX graph to steps on flat buffers.
 
-The number of sources is fixed, so every shape is known when the graph is read. Operators that only choose, repeat or
-reorder elements become `View`s and cost nothing; what is left are elementwise operations (`Map`), matrix products,
-sums and softmaxes along an axis, and convolutions. An operator that no graph of a bundle needs is not implemented
-and raises `DeviceError` with its name.
+The number of sources is fixed, so every shape is known when the graph is read. Constants are folded. Operators that
+only choose, repeat or reorder elements become `View`s and cost nothing. The steps are elementwise operations (`Map`),
+matrix products, sums and softmaxes along an axis, and convolutions. Operators that no bundle needs are not implemented;
+they raise `DeviceError` with the operator's name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deblendrt.cuda.driver.device import DeviceError
 from deblendrt.cuda.driver.driver import GPU_INSTALL
 from deblendrt.cuda.network.views import View, contiguous_strides, whole
 
-# Elementwise operators: what they compute. Constants are folded with these, the reference runs them.
+# Functions of elementwise operators, which fold constants and run in the reference
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power, "Max": np.maximum,
     "Min": np.minimum, "Neg": np.negative, "Abs": np.abs, "Sign": np.sign, "Exp": np.exp, "Log": np.log,
@@ -40,7 +40,7 @@ class Map:
     operands : list of View or float
         Views of the shape of `out`.
     out : View
-        Contiguous, or, for "Copy", any part of a buffer.
+        Contiguous; for "Copy" any part of a buffer.
     """
 
     function: str
@@ -84,7 +84,7 @@ class Convolution:
     bias : View (n_out,), optional
     out : View (n_source, n_out, out_height, out_width), contiguous
     size, stride, pad : tuple of int
-        (y, x): of the kernel; of its steps; rows and columns of zeros before the first.
+        (y, x): size of the kernel, steps of the kernel, zeros before the first row and column.
     """
 
     x: View
@@ -121,7 +121,7 @@ class Buffer:
         Elements.
     place : {"arena", "constant", "input", "output"}
     index : int
-        Of an input or output: its number in the graph.
+        Number of an input or output in the graph.
     """
 
     size: int
@@ -135,38 +135,38 @@ class LoweredGraph:
     Parameters
     ----------
     content : bytes
-        Of an ONNX file of the standard operators, self-contained, its only dynamic axis the first of its inputs.
+        A self-contained ONNX file with standard operators. Its only dynamic axis is the first axis of its inputs.
     n_source : int
         Length of that axis.
 
     Attributes
     ----------
     steps : list of Step
-        In an order that works.
+        In an order that can be run.
     buffers : list of Buffer
     constants : dict of int to float32 array
-        Contents of the buffers that are constants.
+        Contents of the constant buffers.
     inputs, outputs : dict of str to tuple of int
         Shapes.
 
     Raises
     ------
     DeviceError
-        Not a graph; an operator or a use of one that is not implemented; `onnx` is missing.
+        The content is no graph, an operator or a use of it is not implemented, or `onnx` is missing.
     """
 
     def __init__(self, content: bytes, n_source: int) -> None:
         onnx = import_onnx()
         try:
             proto = onnx.load_from_string(content)
-        except Exception as error:  # protobuf's, of which onnx makes no promise
+        except Exception as error:  # an exception of protobuf, which onnx does not specify
             raise DeviceError(f"not an ONNX graph: {error}") from error
         self.n_source = n_source
         self.steps: list[Step] = []
         self.buffers: list[Buffer] = []
         self.constants: dict[int, Array] = {}
         self._uploaded: dict[tuple[tuple[int, ...], bytes], View] = {}
-        # float64: what is folded is rounded once
+        # float64, so that folded constants are rounded once
         self._values: dict[str, View | Array] = {
             tensor.name: _widened(onnx.numpy_helper.to_array(tensor)) for tensor in proto.graph.initializer}
         self.inputs = {value.name: self._shape_of(value) for value in proto.graph.input}
@@ -344,7 +344,7 @@ class LoweredGraph:
         (n_row, n_sum), n_column = a.shape[-2:], w.shape[-1]
         out, n_batch = self._new((*batch, n_row, n_column)), math.prod(batch)
         rows = a.reshaped((1, n_batch * n_row, n_sum)) if a.shape[:-2] == batch else None
-        if rows and math.prod(w.shape[:-2]) == 1:  # one matrix for all: one tall product
+        if rows and math.prod(w.shape[:-2]) == 1:  # one matrix for all batches: one tall product
             n_batch, n_row, a = 1, n_batch * n_row, rows
         else:
             a = self._batched(a.broadcast((*batch, n_row, n_sum)), (n_batch, n_row, n_sum))
@@ -402,7 +402,7 @@ class LoweredGraph:
     # Views
 
     def _view(self, value: View | Array | None) -> View:
-        """A tensor's view; a constant becomes a buffer, without what is only repeated in it."""
+        """A tensor's view. A constant becomes a buffer, in which repeated axes have one element."""
         if isinstance(value, View):
             return value
         if value is None:
@@ -433,7 +433,7 @@ class LoweredGraph:
     # Outputs
 
     def _deliver(self, index: int, name: str) -> None:
-        """Have an output's values written to it: by whoever computes them, where they are a buffer of their own."""
+        """Make a step write an output: the step that computes it if it fills a whole buffer, else a copy."""
         view = self._view(self._values[name])
         if view.shape != self.outputs[name]:
             raise DeviceError(f"output {name!r}: expected shape {self.outputs[name]}, the graph computes {view.shape}")
@@ -445,7 +445,7 @@ class LoweredGraph:
             self.steps.append(Map("Copy", [view], out))
 
     def _write_in_place(self) -> None:
-        """Products that are only copied into part of a larger tensor are written there in the first place."""
+        """Write products that are only copied into a part of a larger tensor there directly."""
         readers: dict[int, list[Step]] = {}
         for step in self.steps:
             for view in reads(step):
@@ -483,7 +483,7 @@ def _widened(array: Array) -> Array:
 
 
 def import_onnx() -> Any:
-    """The package onnx, which only the GPU needs. Raises DeviceError with what to install."""
+    """The package onnx, which only the GPU needs. Raises DeviceError with the command that installs it."""
     try:
         import onnx
         import onnx.numpy_helper

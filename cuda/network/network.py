@@ -1,7 +1,7 @@
-"""Runs a bundle's ONNX graphs on a `Device`: fp32, no library, recordable, rows independent of one another.
+"""Runs a bundle's ONNX graphs on a `Device`, in float32 and without a library. Rows are independent of each other.
 
-`network_graph` reads a graph, `network_plan` says what is launched and where the numbers lie, the kernels are
-``network_*.cu``, `reference_network` runs the same plan with NumPy.
+The module `graph` reads a graph, and `plan` determines the launches and the places of the numbers. The kernels are
+``network_*.cu``. `deblendrt.engine.compute.reference.networks` runs the same plan with NumPy.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Network:
     ----------
     device : Device
     content : bytes
-        Of an ONNX file; the package `onnx` reads it.
+        An ONNX file, which the package `onnx` reads.
     n_source : int
         Rows of every input and output.
     arena : float32, optional
-        Another network's, to be used if it is large enough, by networks that run one after another.
+        The arena of another network, which is used if it is large enough. The networks must run one after another.
 
     Attributes
     ----------
@@ -44,12 +44,12 @@ class Network:
     inputs, outputs : dict of str to tuple of int
         Shapes, float32.
     arena : float32
-        Of its intermediate results; of any content between runs.
+        Memory of intermediate results. Its content does not matter between runs.
 
     Raises
     ------
     DeviceError
-        Not a graph; an operator that is not implemented; `onnx` is missing.
+        The content is no graph, an operator is not implemented, or `onnx` is missing.
     OutOfDeviceMemory
     """
 
@@ -66,19 +66,19 @@ class Network:
         self.arena = arena if arena is not None and arena.size >= size else device.empty(size, np.float32)
 
     def enqueue(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
-        """Queue the graph's work; nothing is allocated, so that it can be recorded.
+        """Queue the graph's work. It allocates nothing, so it can be recorded.
 
-        The arena is the network's: work queued by a second call must come after that of the first.
+        All calls use the same arena, so the work of a second call must follow that of the first.
 
         Parameters
         ----------
         inputs, outputs : mapping of str to float32
-            Of the shapes in `self.inputs` and `self.outputs`.
+            Arrays of the shapes in `self.inputs` and `self.outputs`.
 
         Raises
         ------
         DeviceError
-            A name, shape or dtype is not the graph's.
+            A name, shape or dtype differs from the graph's.
         """
         spaces: list[DeviceArray | None] = [None] * (2 + N_INPUT + N_OUTPUT)
         spaces[ARENA], spaces[CONSTANTS] = self.arena, self._constants

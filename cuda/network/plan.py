@@ -1,7 +1,7 @@
-"""What a network launches, in order, and where its numbers lie.
+"""The plan of a network: its launches in order, and the places of its numbers.
 
-Elementwise steps are gathered into programs wherever that changes no order that matters, and buffers share one arena:
-two of them may overlap if no step needs both.
+Elementwise steps are fused into programs where their order allows it. Buffers share one arena, in which two buffers may
+overlap if they are not in use at the same time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deblendrt.cuda.network.program import Program, fused
 from deblendrt.cuda.network.views import View
 
 ARENA_ALIGNMENT = 64  # elements: 256 bytes
-N_INPUT = N_OUTPUT = 4  # at most: network_map.cu has a pointer for each
+N_INPUT = N_OUTPUT = 4  # at most; network_map.cu has a pointer for each
 ARENA, CONSTANTS, INPUTS, OUTPUTS = 0, 1, 2, 2 + N_INPUT  # spaces, as network_map.cu numbers its pointers
 PlannedStep = Program | Matmul | Reduce | Convolution
 
@@ -35,7 +35,7 @@ class Plan:
         Space and first element of each buffer that is used.
     constants : float32 (n,)
     arena_size : int
-        Elements.
+        Number of elements.
     """
 
     inputs: dict[str, tuple[int, ...]]
@@ -46,7 +46,7 @@ class Plan:
     arena_size: int
 
     def cost(self) -> tuple[float, float]:
-        """Bytes moved, every operand of every step once, and floating point operations."""
+        """Bytes moved, with every operand of every step once, and floating point operations."""
         moved = operations = 0.0
         for step in self.steps:
             if isinstance(step, Program):
@@ -65,7 +65,7 @@ def make_plan(content: bytes, n_source: int) -> Plan:
     Parameters
     ----------
     content : bytes
-        Of an ONNX file, see `Graph`.
+        An ONNX file, see `LoweredGraph`.
     n_source : int
 
     Returns
@@ -75,7 +75,7 @@ def make_plan(content: bytes, n_source: int) -> Plan:
     Raises
     ------
     DeviceError
-        See `Graph`; or too many sources.
+        See `LoweredGraph`; or there are too many sources.
     """
     graph = LoweredGraph(content, n_source)
     if len(graph.inputs) > N_INPUT or len(graph.outputs) > N_OUTPUT:
@@ -87,7 +87,7 @@ def make_plan(content: bytes, n_source: int) -> Plan:
 
 
 class _Groups:
-    """Steps that are launched together, and who must come before whom."""
+    """Groups of steps that are launched together, and the groups before each group."""
 
     def __init__(self, graph: LoweredGraph) -> None:
         self.graph = graph
@@ -112,7 +112,7 @@ class _Groups:
         return False
 
     def program(self, members: list[int]) -> Program | None:
-        """The steps as one program, if they can be."""
+        """The steps as one program, or None if they cannot be."""
         inside = set(members)
 
         def stored(step: Map) -> bool:
@@ -124,7 +124,7 @@ class _Groups:
         return fused(steps, lambda b: self.graph.buffers[b].size, stored)
 
     def merge(self, a: int, b: int) -> bool:
-        """Make group b part of group a, if both can run at one time as one program."""
+        """Make group b part of group a if both can run as one program. Returns whether they can."""
         if any(self.needs(ahead, a) for ahead in self.before[b] - {a}):
             return False
         if any(self.needs(ahead, b) for ahead in self.before[a] - {b}):
@@ -166,7 +166,7 @@ def _fuse(graph: LoweredGraph) -> list[PlannedStep]:
         for source in sorted(sources, reverse=True):
             if groups.is_map(source) and groups.size(source) == step.out.size and groups.merge(source, merged):
                 merged = source
-    # Groups of one size that have nothing to do with each other share a launch.
+    # Independent groups of one size share a launch.
     maps = [group for group in groups.members if groups.is_map(group)]
     for n, a in enumerate(maps):
         for b in maps[n + 1 :]:
@@ -186,7 +186,7 @@ def _planned(graph: LoweredGraph, groups: _Groups, group: int) -> PlannedStep:
 
 
 def _ordered(groups: _Groups) -> list[int]:
-    """Every group after those that it needs; of several, the one first whose last step came first in the graph."""
+    """Groups in an order in which each follows the groups that it needs, else in the order of their last steps."""
     order: list[int] = []
     left = set(groups.members)
     while left:
@@ -202,7 +202,7 @@ def _touched(step: PlannedStep) -> list[View]:
 
 def _place(graph: LoweredGraph,
            steps: list[PlannedStep]) -> tuple[dict[int, tuple[int, int]], NDArray[np.float32], int]:
-    """Places of the buffers, the constants behind one another, and the arena's size."""
+    """Places of the buffers, all constants in one array, and the arena's size."""
     life: dict[int, tuple[int, int]] = {}
     for i, step in enumerate(steps):
         for view in _touched(step):
@@ -219,7 +219,7 @@ def _place(graph: LoweredGraph,
             n_constant += room
         elif buffer.place != "arena":
             places[b] = (INPUTS if buffer.place == "input" else OUTPUTS) + buffer.index, 0
-    # Largest first, each at the lowest place where no buffer lies that lives at the same time.
+    # Largest first, each at the lowest place that no buffer in use at the same time occupies.
     placed: list[tuple[int, int, int]] = []  # buffer, first, end
     for b in sorted((b for b in life if b not in places), key=lambda b: -graph.buffers[b].size):
         first, size = 0, _aligned(graph.buffers[b].size)
@@ -240,7 +240,7 @@ def _aligned(size: int) -> int:
 
 
 def _distinct(view: View) -> int:
-    """Elements of a view without what a stride of 0 repeats."""
+    """Number of elements of a view, without repetitions by a stride of 0."""
     lengths = [n for d, (n, s) in enumerate(zip(view.shape, view.strides, strict=True))
                if s or (view.table and view.table[0] == d)]
     return int(np.prod(lengths, dtype=np.int64))

@@ -1,7 +1,7 @@
-"""Elementwise operations fused into one program, which network_map.cu interprets for every element.
+"""Programs: elementwise operations in one list of instructions, which network_map.cu interprets for every element.
 
-A program is written once per graph and read by all threads alike. Its numbers live in a few registers a thread, so
-that what passes from one operation to the next never travels to memory.
+A program is made once for a graph, and all threads read it. Its numbers are in few registers of each thread, so values
+pass from one operation to the next without the GPU's memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deblendrt.cuda.network.views import MAX_DIM, View, common_axes, merged_axes
 
 FUNCTIONS = ("Load", "Constant", "Store", "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Neg", "Abs", "Sign", "Exp",
              "Log", "Tanh", "Asinh", "Sigmoid")  # their positions are network_map.cu's numbers
-MAX_REGISTER = 20  # of 128 threads and 4 elements each: 40 KB of shared memory
+MAX_REGISTER = 20  # for 128 threads with 4 elements each: 40 KB of shared memory
 MAX_INSTRUCTION = 96
 HEADER = 6  # int32: instructions, first operand's word, lengths of the axes
 OPERAND = 8  # int32: space, offset, strides along the axes, axis of the table or -1, first word of the table
@@ -30,15 +30,15 @@ Expression = tuple[Any, ...]  # ("Load", view), ("Constant", number) or (functio
 
 @dataclasses.dataclass
 class Program:
-    """Fused elementwise operations.
+    """A program of elementwise operations.
 
     Attributes
     ----------
     shape : tuple of int
-        Axes that all its views have, at most `MAX_DIM`.
+        The shape of all its views, at most `MAX_DIM` axes.
     instructions : list of Instruction
         ("Load", register, view, 0), ("Constant", register, value, 0), ("Store", view, register, 0), or
-        (function, register, register, register): of the result, of the operands.
+        (function, register, register, register): registers of the result and of the operands.
     views : list of View
     n_register : int
     """
@@ -64,12 +64,12 @@ class Program:
         return [self.views[target] for function, target, _, _ in self.instructions if function == "Store"]
 
     def encoded(self, place: Callable[[int], tuple[int, int]]) -> NDArray[np.int32]:
-        """What the kernel reads.
+        """The program as the words that the kernel reads.
 
         Parameters
         ----------
         place : callable
-            Space and first element of a buffer.
+            From a buffer to its space and first element.
 
         Returns
         -------
@@ -92,20 +92,20 @@ class Program:
 
 
 def fused(steps: Sequence[Map], buffer_size: Callable[[int], int], stored: Callable[[Map], bool]) -> Program | None:
-    """One program for several operations of as many elements, in an order that works.
+    """One program for several operations with equal numbers of elements, in an order that can be run.
 
     Parameters
     ----------
     steps : sequence of Map
     buffer_size : callable
-        Elements of a buffer.
+        From a buffer to its number of elements.
     stored : callable
-        Whether the result of a step is needed beyond these steps.
+        From a step to whether its result is needed after these steps.
 
     Returns
     -------
     Program or None
-        None: an operation needs another element of another's result, or the program would be too large.
+        None if an operation reads other elements of another operation's result, or if the program would be too large.
     """
     size = steps[0].out.size
     if any(step.out.size != size for step in steps):
@@ -117,7 +117,7 @@ def fused(steps: Sequence[Map], buffer_size: Callable[[int], int], stored: Calla
     keys: dict[Expression, int] = {}  # equal values are computed once
     values: list[Expression] = []
     views: list[View] = []
-    result: dict[int, int] = {}  # of a buffer that a step fills: its value
+    result: dict[int, int] = {}  # the value in each buffer that a step fills
     stores: list[tuple[int, int]] = []  # value, view
 
     def value(*key: Any) -> int:
@@ -155,7 +155,7 @@ def fused(steps: Sequence[Map], buffer_size: Callable[[int], int], stored: Calla
 
 
 def _allocated(values: list[Expression], stores: list[tuple[int, int]]) -> tuple[list[Instruction], int]:
-    """Instructions for values, each computed just before its first use, in as few registers as that order allows."""
+    """Instructions that compute each value just before its first use, and the number of registers that they need."""
     order: list[tuple[int, int | None]] = []  # a value to compute, or, with a view, to store
     done: set[int] = set()
 

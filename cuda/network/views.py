@@ -1,4 +1,4 @@
-"""Strided views of flat buffers: how a network's shape-only operators cost nothing."""
+"""Strided views of flat buffers, with which operators that only change shapes cost nothing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-MAX_DIM = 4  # of an element's coordinates in network_map.cu
+MAX_DIM = 4  # most axes of a view in network_map.cu
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Part of a flat float32 buffer, in any order.
+    """Elements of a flat float32 buffer, in any order.
 
     Attributes
     ----------
@@ -21,10 +21,10 @@ class View:
     offset : int
         First element.
     shape, strides : tuple of int
-        In elements; a stride of 0 repeats.
+        In elements. A stride of 0 repeats elements.
     table : tuple (int, tuple of int), optional
-        Along one axis (its stride is 0) positions come from a table instead of a stride; -1 stands for the value zero.
-        So gathers and pads are views.
+        An axis and its positions, where -1 stands for the value zero. The stride of this axis is 0. With tables,
+        gathers and pads are views.
     """
 
     buffer: int
@@ -40,17 +40,17 @@ class View:
 
     @property
     def contiguous(self) -> bool:
-        """Whether the elements follow one another in C order."""
+        """Whether the elements are contiguous, in C order."""
         pairs = zip(self.shape, self.strides, contiguous_strides(self.shape), strict=True)
         return self.table is None and all(n == 1 or s == c for n, s, c in pairs)
 
     def reshaped(self, shape: Sequence[int]) -> View | None:
-        """The same elements in C order under another shape; None if that takes a copy."""
+        """The same elements in C order under another shape, or None if that needs a copy."""
         strides = None if self.table else reshaped_strides(self.shape, self.strides, tuple(shape))
         return None if strides is None else dataclasses.replace(self, shape=tuple(shape), strides=strides)
 
     def broadcast(self, shape: Sequence[int]) -> View:
-        """Repeated to a shape, by NumPy's rules."""
+        """The view broadcast to a shape by NumPy's rules."""
         shape = tuple(shape)
         ahead = len(shape) - len(self.shape)
         strides = (0,) * ahead + tuple(0 if n == 1 else s for n, s in zip(self.shape, self.strides, strict=True))
@@ -68,12 +68,12 @@ class View:
         return dataclasses.replace(self, offset=offset, shape=tuple(shape), strides=tuple(strides))
 
     def transposed(self, order: Sequence[int]) -> View:
-        """Axes in another order."""
+        """The view with its axes in another order."""
         return dataclasses.replace(self, shape=tuple(self.shape[d] for d in order),
                                    strides=tuple(self.strides[d] for d in order))
 
     def looked_up(self, dim: int, entries: Iterable[int]) -> View:
-        """Along one axis, elements of the given numbers; -1: zero."""
+        """Elements of the given numbers along one axis. -1 gives the value zero."""
         stride = self.strides[dim]
         positions = tuple(-1 if i < 0 else i * stride for i in entries)
         shape = (*self.shape[:dim], len(positions), *self.shape[dim + 1 :])
@@ -92,10 +92,10 @@ def whole(buffer: int, shape: Sequence[int]) -> View:
 
 
 def reshaped_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides that show the elements of (shape, strides) in C order under the shape `new`; None if there are none."""
+    """Strides of the elements of (shape, strides) in C order under the shape `new`, or None if there are none."""
     if math.prod(shape) != math.prod(new):
         raise ValueError(f"cannot reshape {shape} to {new}")
-    runs: list[tuple[int, int]] = []  # (length, stride) of axes merged as far as they go, outermost first
+    runs: list[tuple[int, int]] = []  # (length, stride) of merged axes, outermost first
     for n, s in zip(shape, strides, strict=True):
         if n == 1:
             continue
@@ -119,7 +119,7 @@ def reshaped_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tupl
 
 
 def common_axes(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The coarsest shape that all shapes of one size are merged from; None if there is none."""
+    """The coarsest shape from which all shapes of one size follow by merging axes, or None if there is none."""
     cuts = sorted({math.prod(shape[d:]) for shape in shapes for d in range(len(shape) + 1)})
     if any(b % a for a, b in itertools.pairwise(cuts)):
         return None
@@ -127,7 +127,7 @@ def common_axes(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
 
 
 def merged_axes(axes: tuple[int, ...], views: Sequence[View]) -> tuple[tuple[int, ...], list[View]] | None:
-    """Views of one size under as few axes as serve them all; None where a table's axis would have to be split.
+    """Views of one size under as few common axes as possible, or None if a table's axis would be split.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def merged_axes(axes: tuple[int, ...], views: Sequence[View]) -> tuple[tuple[int
 
 
 def _split(view: View, axes: tuple[int, ...]) -> View | None:
-    """A view under finer axes, none of length 1."""
+    """A view under finer axes, none of which has length 1."""
     strides: list[int] = []
     table = None
     done = 0
