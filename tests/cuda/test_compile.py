@@ -1,4 +1,4 @@
-"""Every kernel compiles for the GPUs that matter; what is compiled is kept, and found again."""
+"""Every kernel compiles for the supported GPUs, and the cache keeps and finds cubins."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Counting:
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
-    """A compiler that only counts."""
+    """A compiler that counts its calls."""
     stand_in = Counting()
     monkeypatch.setattr(kernel_compiler, "compiler", lambda: stand_in)
     return stand_in
@@ -52,7 +52,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a kernel and a header of its own."""
+    """A folder with a kernel and a header."""
     folder = tmp_path / "kernels"
     folder.mkdir()
     (folder / "one.cu").write_text("// 1")

@@ -1,4 +1,4 @@
-"""What every `Device` keeps to: the shim, a GPU, and, without one, the GPU's code on a driver that stands in."""
+"""Rules of every `Device`: the shim, a GPU, and without a GPU its code on a stand-in for the driver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import standin
 from deblendrt.cuda.driver import compile as kernel_compiler
 from deblendrt.cuda.driver.cuda_device import CudaDevice, open_device, pack, stream_handle
 from deblendrt.cuda.driver.device import DeviceArray, DeviceError, OutOfDeviceMemory
-from deblendrt.cuda.driver.staging import N_BYTE, N_SLOT
+from deblendrt.cuda.driver.staging import N_SLOT, SLOT_BYTES
 
 PLANTED = Path(shim.__file__).parent
 ON_STAND_IN = "DEBLENDRT_STAND_IN" in os.environ
@@ -30,7 +30,7 @@ needs_binding = pytest.mark.skipif(not ON_STAND_IN, reason="run by test_on_the_s
 
 
 def gpu(monkeypatch: pytest.MonkeyPatch, **options: Any) -> CudaDevice:
-    """The GPU, or the driver that stands in, with the planted kernels."""
+    """The GPU, or the stand-in for the driver, with the planted kernels."""
     find = standin.cubin if ON_STAND_IN else kernel_compiler.cubin
     monkeypatch.setattr(kernel_compiler, "cubin", functools.partial(_planted, find))
     if ON_STAND_IN:
@@ -92,7 +92,7 @@ def test_upload_into(device: Any) -> None:
     out = device.empty((2, 3), np.float32)
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert device.upload(array, out) is out
-    array[...] = -1  # what was uploaded is not touched
+    array[...] = -1  # this does not change the uploaded array
     np.testing.assert_array_equal(device.download(out), [[0, 1, 2], [3, 4, 5]])
     device.upload(np.full(3, 9, np.float32), out.rows(1, 2).reshape(3))
     np.testing.assert_array_equal(device.download(out)[1], 9)
@@ -147,7 +147,7 @@ def test_wrong_launches(device: Any) -> None:
         device.launch("planted:affine", (1,), (64,), x, 1.0, np.float64(0), True, np.int64(1), x)
     with pytest.raises(DeviceError, match="nothing"):
         device.launch("planted:nothing", (1,), (64,), x)
-    affine(device, x, x)  # none of it did harm
+    affine(device, x, x)  # the device still works
     np.testing.assert_array_equal(device.download(x), 0.5)
 
 
@@ -166,7 +166,7 @@ def test_recording(device: Any) -> None:
     recording.replay()
     np.testing.assert_array_equal(device.download(x), 2 * (2 * 1.5 + 0.5) + 0.5)
     np.testing.assert_array_equal(device.download(y), 0)
-    device.upload(np.full(5, 10, np.float32), x)  # the arrays' contents at the time of the replay count
+    device.upload(np.full(5, 10, np.float32), x)  # a replay uses the arrays' present contents
     recording.replay()
     np.testing.assert_array_equal(device.download(x), 41.5)
     device.record(lambda: None).replay()
@@ -192,7 +192,7 @@ def test_what_may_not_be_recorded(device: Any) -> None:
             device.record(work)
     with pytest.raises(ZeroDivisionError):
         device.record(lambda: 1 / 0)
-    affine(device, x, x)  # still alive
+    affine(device, x, x)  # the device still works
     np.testing.assert_array_equal(device.download(x), 2.5)
 
 
@@ -244,7 +244,7 @@ def test_streams_of_other_libraries() -> None:
 
 @pytest.mark.gpu
 def test_transfers_larger_than_the_ring(cuda: CudaDevice) -> None:
-    array = np.random.default_rng(0).integers(0, 255, 2 * N_SLOT * N_BYTE + 12345).astype(np.uint8)
+    array = np.random.default_rng(0).integers(0, 255, 2 * N_SLOT * SLOT_BYTES + 12345).astype(np.uint8)
     small = [np.full(1000 + k, k, np.int32) for k in range(50)]
     uploaded = [cuda.upload(a) for a in (*small, array, *small)]
     for expected, found in zip((*small, array, *small), uploaded, strict=True):
@@ -267,7 +267,7 @@ def test_callers_stream(monkeypatch: pytest.MonkeyPatch, cuda: CudaDevice) -> No
         cuda.wait_for(second.stream)
         cuda.let_wait(second.stream)
         second.close()
-        cuda.synchronize()  # the stream is the caller's still
+        cuda.synchronize()  # the stream still belongs to the caller
 
 
 @pytest.mark.gpu
@@ -402,7 +402,7 @@ def test_lost_context() -> None:
 @needs_shim
 @pytest.mark.skipif(ON_STAND_IN, reason="is running")
 def test_on_the_stand_in() -> None:
-    """All tests of this file and of `test_interop.py` that a GPU would run, on a driver that stands in for it."""
+    """All tests of this file and of `test_interop.py` that a GPU would run, on the stand-in for the driver."""
     pytest.importorskip("cuda.bindings.driver", reason="the package cuda-bindings is not installed")
     folder, reason = standin.folder()
     if folder is None:

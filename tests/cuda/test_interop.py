@@ -1,4 +1,4 @@
-"""Arrays of other libraries, in and out."""
+"""Arrays shared with other libraries, in both directions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ON_STAND_IN = "DEBLENDRT_STAND_IN" in os.environ
 
 @pytest.fixture
 def device() -> shim.ShimDevice:
-    """The shim, whose arrays are the host's: NumPy's own DLPack is the other side."""
+    """The shim, whose arrays lie on the host, so NumPy can take and give them by DLPack."""
     return shim.ShimDevice()
 
 
@@ -71,7 +71,7 @@ def test_memory_lives_as_long_as_its_taker(device: shim.ShimDevice) -> None:
     np.testing.assert_array_equal(taken, np.arange(6.0))
     del taken
     gc.collect()
-    assert device.used == 48  # the capsule that nobody took
+    assert device.used == 48  # memory of the capsule that no library took
     del capsule
     gc.collect()
     assert device.used == 0
@@ -95,7 +95,7 @@ def test_a_view_of_an_array(device: shim.ShimDevice) -> None:
     for strided in (array[:, 1:], array.T, array[::2], array[:, None, ::-1]):
         with pytest.raises(ValueError, match=r"data: expected a C-contiguous array.*ascontiguousarray"):
             interop.adopt_array(device, strided, name="data")
-    interop.adopt_array(device, array[:1].T[:, :, None])  # lengths of one have no stride
+    interop.adopt_array(device, array[:1].T[:, :, None])  # strides of axes of length one do not matter
 
 
 def test_cuda_array_interface(device: shim.ShimDevice) -> None:
@@ -150,7 +150,7 @@ def test_streams_wait(cuda: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None
     assert orders == [("wait_for", 77)]
     adopted = interop.adopt_array(cuda, SimpleNamespace(__dlpack__=array.__dlpack__,
                                                   __dlpack_device__=array.__dlpack_device__))
-    assert orders[1:] == [("let_wait", cuda.stream)]  # it is the giver that orders
+    assert orders[1:] == [("let_wait", cuda.stream)]  # the giver orders the streams
     assert adopted.pointer == array.pointer
     assert adopted.__dlpack_device__() == (2, 0)
 

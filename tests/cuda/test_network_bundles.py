@@ -1,4 +1,4 @@
-"""Bundles' graphs on a device: golden vectors, recordings, rows that keep to themselves, refusals."""
+"""Bundles' graphs on a device: stored outputs, recordings, independent rows, refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 
 @pytest.fixture(params=["lsst", "hsc", "random", "toy"])
 def bundle(request: pytest.FixtureRequest, toy_bundle: Path, toy_deblender: Deblender) -> Bundle:
-    """The shipped bundles and those of the tests."""
+    """The shipped bundles and the tests' bundles."""
     if request.param == "random":
         return load_bundle(toy_bundle)
     if request.param == "toy":
@@ -66,7 +66,7 @@ def test_bits_of_a_row_are_its_own(bundle: Bundle, name: str) -> None:
     n_row = 5 if name == "encode" else 37
     inputs = {key: np.resize(value, (n_row, *value.shape[1:])) for key, value in golden(bundle, name, "in").items()}
     for value in inputs.values():
-        value[3] = np.nan  # a bad row stays alone
+        value[3] = np.nan  # a bad row changes no other row
     together = run(content, inputs)
     for row in (0, 4):
         alone = run(content, {key: value[row : row + 1] for key, value in inputs.items()})
@@ -92,7 +92,7 @@ def test_recorded(bundle: Bundle) -> None:
 
 
 def test_shapes_cost_nothing() -> None:
-    """The shipped Jacobian's launches: products and what must be computed between them."""
+    """The shipped Jacobian's launches: products, and the operations between them."""
     try:
         content = load_bundle("lsst").read("decode_jacobian.onnx")
     except BundleError:

@@ -1,4 +1,4 @@
-"""Every operator, alone and fused, against onnx's own evaluator."""
+"""Every operator, alone and fused, against the evaluator of onnx."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_shapes(case: str, n_row: int) -> None:
 
 
 def check(case: str, build: Callable[[Make], Any], shape: tuple[int, ...], n_row: int) -> None:
-    """A graph against onnx's own evaluator."""
+    """Compare a graph with the evaluator of onnx."""
     content = graph(build, {"x": (2, 3)}, {"y": shape})
     x = (0.2 + np.abs(np.random.default_rng(1).standard_normal((n_row, 2, 3)))).astype(np.float32)
     if case in ("Neg", "Abs", "Sign", "Sigmoid"):
@@ -82,7 +82,7 @@ def check(case: str, build: Callable[[Make], Any], shape: tuple[int, ...], n_row
 
 
 def test_a_long_chain_is_cut() -> None:
-    """More operations and live numbers than a program may have."""
+    """A graph with more operations and live numbers than a program may have."""
     def build(g: Make) -> None:
         kept = [g("Mul", "x", np.float32(k)) for k in range(2, 60)]
         total = "x"

@@ -1,4 +1,4 @@
-"""Products of matrices against their reference, in every tile and with every order of strides."""
+"""Matrix products against their reference, with every tile and every order of strides."""
 
 from __future__ import annotations
 
@@ -64,4 +64,4 @@ def test_bits_of_a_product_do_not_depend_on_the_tile(monkeypatch: pytest.MonkeyP
     few = product(a, w, None)
     monkeypatch.setattr(networks_launch, "ENOUGH_BLOCKS", 1)
     np.testing.assert_array_equal(few, product(a, w, None))  # large tiles
-    np.testing.assert_array_equal(few[:, 7:10], product(a[:, 7:10].copy(), w, None))  # thin ones
+    np.testing.assert_array_equal(few[:, 7:10], product(a[:, 7:10].copy(), w, None))  # thin tiles
