@@ -1,7 +1,7 @@
 """One page of all paths into production: ``python -m perf.embedding`` writes ``perf/results/embedding.md``.
 
-Nothing is measured here. Each path has a script of its own, ``python -m perf.embedding.NAME``, which starts the real
-component, breaks it on purpose, counts what was lost, and stores ``perf/results/embedding/NAME.json``.
+Nothing is measured here. Each path has a script of its own, ``python -m perf.embedding.NAME``. It starts the real
+component, breaks it on purpose, counts lost inputs, and stores ``perf/results/embedding/NAME.json``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def page(paths: dict[str, dict[str, Any]]) -> str:
     Parameters
     ----------
     paths : dict
-        By name, what each script has stored.
+        Stored figures of each script, by name.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def page(paths: dict[str, dict[str, Any]]) -> str:
 
 
 def _flat(figures: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    """Figures one below the other, those of groups with the group's name."""
+    """Rows of nested figures; the name of a group stands before the names of its figures."""
     rows: list[tuple[str, Any]] = []
     for key, value in figures.items():
         name = f"{above}{key}"

@@ -1,4 +1,4 @@
-"""Alerts for tests and measurements: the layouts of Rubin and ZTF in small, written as their makers write them."""
+"""Alerts for tests and measurements, in reduced layouts of Rubin and ZTF and in their encodings."""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ def round_psf(sigma: float, side: int = 25) -> Any:
 
 def rubin_alert(number: int, k: int = 0, psf: Any = None,
                 **fields: Any) -> tuple[dict[str, Any], cases.CaseScene]:
-    """An alert with the k-th one-band scene of the benchmark as its science cutout; its galaxies beyond the first are
-    in the history; its PSF that of the scene, or another.
+    """An alert with the k-th alert scene of `perf.gate.cases` as its science cutout.
+
+    Galaxies beyond the first are in the alert's history. The PSF is that of the scene unless another is given.
     """
     scene = cases.alert_scene(3, k)
     x, y = scene.centers[0]
@@ -91,7 +92,7 @@ def ztf_stamp(image: Any) -> bytes:
 
 
 def ztf_alert(number: int, **fields: Any) -> dict[str, Any]:
-    """An alert with 63 x 63 pixels around a round source on a sky of 200 DN, a corner of them NaN."""
+    """An alert with 63 x 63 pixels around a round source on a sky of 200 DN; a corner of the pixels is NaN."""
     y, x = np.mgrid[:63, :63] - 31.0
     image = 200 + 3000 * np.exp(-0.5 * (x**2 + y**2) / 1.9**2) + np.random.default_rng(number).normal(0, 8, (63, 63))
     image[:9, :9] = np.nan
@@ -102,7 +103,7 @@ def ztf_alert(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def container(schema: Any, *records: Any, codec: str = "null") -> bytes:
-    """An object container."""
+    """An Avro object container."""
     import fastavro
 
     buffer = io.BytesIO()
@@ -111,7 +112,7 @@ def container(schema: Any, *records: Any, codec: str = "null") -> bytes:
 
 
 def plain(schema: Any, record: Any) -> bytes:
-    """A record alone."""
+    """An Avro record without framing."""
     import fastavro
 
     buffer = io.BytesIO()
@@ -120,5 +121,5 @@ def plain(schema: Any, record: Any) -> bytes:
 
 
 def confluent(number: int, schema: Any, record: Any) -> bytes:
-    """Confluent's wire format."""
+    """A record in Confluent's wire format."""
     return b"\0" + number.to_bytes(4, "big") + plain(schema, record)

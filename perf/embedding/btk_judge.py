@@ -1,4 +1,4 @@
-"""BTK's metrics on BTK's blends, run in BTK's environment by `perf.embedding.btk`: ``REQUEST.json ANSWER.json``."""
+"""BTK's metrics on BTK's blends. `perf.embedding.btk` runs it in BTK's environment: ``REQUEST.json ANSWER.json``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ APERTURE = 5.0  # pixel
 
 
 def blends(request: dict[str, Any]) -> Any:
-    """A batch of blends of galaxies of the catalogue, with all noise, one LSST stamp each."""
+    """Draw a batch of blends of galaxies of the catalogue, with all noise, in LSST stamps."""
     survey = btk.survey.get_surveys("LSST")
     sampling = btk.sampling_functions.DefaultSampling(
         max_number=request["max_number"], min_number=1, stamp_size=24.0, max_shift=3.0, min_mag=0,
@@ -31,7 +31,7 @@ def blends(request: dict[str, Any]) -> Any:
 
 
 def deblenders(n: int, found: dict[str, str]) -> dict[str, Any]:
-    """Those that run, by name, and the index of `BAND` in their images; what does not run, with the reason."""
+    """Deblenders that start, by name, with the index of `BAND` in their images; `found` gets reasons of others."""
     band = 3
     made = {"deblendrt": (DeblendRt(n), band), "deblendrt, own detection": (DeblendRt(n, detect=True), band),
             "SepSingleBand": (btk.deblend.SepSingleBand(n, thresh=1.5, use_band=band), 0)}
@@ -45,7 +45,7 @@ def deblenders(n: int, found: dict[str, str]) -> dict[str, Any]:
 
 
 def judge(batch: Any, results: dict[str, tuple[Any, int]]) -> dict[str, dict[str, Any]]:
-    """Metrics of every deblender: detection over all sources, reconstruction over those that all of them have."""
+    """Metrics of every deblender: detection over all sources, reconstruction over sources that all deblenders have."""
     matcher = btk.match.PixelHungarianMatcher(pixel_max_sep=5.0)
     matches = {name: matcher(batch.catalog_list, done.catalog_list) for name, (done, _) in results.items()}
     common = []
@@ -83,7 +83,7 @@ def judge(batch: Any, results: dict[str, tuple[Any, int]]) -> dict[str, dict[str
 
 
 def faults(batch: Any) -> list[dict[str, Any]]:
-    """What is broken on purpose, and what became of the rows."""
+    """Cause faults, and count rows."""
     plugin = DeblendRt(batch.max_n_sources, n_iteration=4, photon_noise=False)
     n = batch.batch_size
     found = []
@@ -137,7 +137,7 @@ def main(asked: str, answered: str) -> None:
         start = time.process_time()
         try:
             results[name] = deblender(batch), band
-        except Exception as error:  # of another's deblender: what it says is the result
+        except Exception as error:  # a failure of another deblender is a result
             if isinstance(deblender, DeblendRt):
                 raise
             missing[name] = f"{type(error).__name__}: {str(error)[:200]}"
@@ -148,7 +148,7 @@ def main(asked: str, answered: str) -> None:
     n_source = sum(len(table) for table in batch.catalog_list)
     for name, cpu in seconds.items():
         figures[name]["cpu_ms_per_source"] = 1e3 * cpu / n_source
-    light = {}  # zero points and PSFs are right if bright galaxies that hardly overlap keep their light
+    light = {}  # tests zero points and PSFs: bright galaxies that hardly overlap must keep their light
     done = results["deblendrt"][0]
     for b, band in enumerate(batch.survey.available_filters):
         sky = float(sky_variance(batch.survey, [band])[0])

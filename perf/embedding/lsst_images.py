@@ -1,7 +1,7 @@
-"""The real lsst.images goes in and out of `deblendrt.engine.adapters.rubin`; run by
-`perf.embedding.rubin`.
+"""Images of the real lsst.images, into and out of `deblendrt.engine.adapters.rubin`.
 
-Called with ``REQUEST.json ANSWER.json``, in an environment of its own: lsst.images needs Python 3.12.
+`perf.embedding.rubin` runs it with ``REQUEST.json ANSWER.json`` in an environment of its own, because lsst.images needs
+Python 3.12.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BANDS = ("g", "r", "i")
 
 
 def coadds(scene: Any, missing: dict[str, list[tuple[int, int]]]) -> dict[str, CellCoadd]:
-    """The example image as a `CellCoadd` a band; `missing` cells (row, column) have no PSF."""
+    """The example image as a `CellCoadd` for each band. The `missing` cells (row, column) have no PSF."""
     n_y, n_x = np.shape(scene.image)[1:]
     box = Box.from_shape((n_y, n_x), start=(XY0[1], XY0[0]))
     low = [(start // CELL) * CELL for start in (XY0[1], XY0[0])]

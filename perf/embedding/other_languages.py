@@ -1,7 +1,9 @@
-"""The solver's graph in Node against the engine in Python: ``python -m perf.embedding.other_languages``.
+"""The solver's graph in Node against the engine in Python.
 
-Needs `npm install` in examples/node. Scenes go to Node as FITS files, rows come back as JSON; then files and processes
-are broken on purpose. Writes ``perf/results/embedding/other_languages.json``.
+    python -m perf.embedding.other_languages
+
+It needs `npm install` in examples/node. Scenes go to Node as FITS files, and rows come back as JSON. Then the script
+breaks files and processes. It writes ``perf/results/embedding/other_languages.json``.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ Row = dict[str, Any]
 
 
 def in_all_bands(scene: cases.CaseScene) -> tuple[np.ndarray, np.ndarray]:
-    """Image and variance in all of the model's bands; those that the scene lacks are masked."""
+    """Image and variance in all of the model's bands; bands that the scene lacks are masked."""
     shape = (len(cases.BANDS), *scene.image.shape[1:])
     image, variance = np.zeros(shape, np.float32), np.full(shape, np.inf, np.float32)
     for band, data, noise in zip(scene.bands, scene.image, scene.variance, strict=True):
@@ -45,7 +47,7 @@ def in_all_bands(scene: cases.CaseScene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write(path: Path, image: np.ndarray, variance: np.ndarray, centers: np.ndarray) -> Path:
-    """A file as examples/node reads it."""
+    """Write a file that examples/node reads."""
     table = fits.BinTableHDU(Table({"x": centers[:, 0], "y": centers[:, 1]}), name="CENTERS")
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(image, name="IMAGE"), fits.ImageHDU(variance, name="VARIANCE"),
                   table]).writeto(path)
@@ -53,7 +55,7 @@ def write(path: Path, image: np.ndarray, variance: np.ndarray, centers: np.ndarr
 
 
 def node(graph: Path, files: list[Path]) -> list[Row]:
-    """Lines that Node prints for these files."""
+    """Rows that Node prints for these files."""
     done = subprocess.run(["node", str(NODE), "--json", str(graph), *map(str, files)], capture_output=True, text=True,
                           check=False, env=ENVIRONMENT)
     if done.returncode not in (0, 1):
@@ -62,7 +64,7 @@ def node(graph: Path, files: list[Path]) -> list[Row]:
 
 
 def differences(rows: list[Row], expected: DeblendResult) -> tuple[np.ndarray, np.ndarray]:
-    """|flux - the engine's| / flux_err of one scene, (n_source, n_band), and which sources are converged."""
+    """|flux - engine's flux| / flux_err of a scene, (n_source, n_band), and a mask of converged sources."""
     flux = np.array([row["flux"] for row in rows], np.float64)
     assert (np.isfinite(flux) == np.isfinite(expected.flux)).all()
     converged = (expected.flags & int(SUSPECT | Flag.NEIGHBOUR_SUSPECT)) == 0
@@ -70,7 +72,7 @@ def differences(rows: list[Row], expected: DeblendResult) -> tuple[np.ndarray, n
 
 
 def agreement(deblender: Deblender, folder: Path, name: str, n_scene: int) -> dict[str, Any]:
-    """Node and the engine on a frozen case."""
+    """Compare Node with the engine on a frozen case."""
     scenes = [scene for call in cases.CASES[name].scenes(n_scene) for scene in call]
     bands = scenes[0].bands
     images = cases.psf(bands)
@@ -120,7 +122,7 @@ def agreement(deblender: Deblender, folder: Path, name: str, n_scene: int) -> di
 
 
 def faults(folder: Path) -> list[dict[str, Any]]:
-    """Break inputs and the process; the graph is that of single_stream."""
+    """Break inputs and the process, with the graph of single_stream."""
     graph = folder / "single_stream.onnx"
     found = []
 
@@ -163,7 +165,7 @@ def faults(folder: Path) -> list[dict[str, Any]]:
 
 
 def solver_places(folder: Path) -> int:
-    """Places of the graph of single_stream, as its metadata say."""
+    """Number of places in the graph of single_stream, from its metadata."""
     import onnx
 
     model = onnx.load(str(folder / "single_stream.onnx"))
@@ -171,7 +173,7 @@ def solver_places(folder: Path) -> int:
 
 
 def killed(folder: Path, graph: Path) -> tuple[str, str, int, int, str, int]:
-    """Kill Node while it works, and hand what has no line yet to another."""
+    """Kill Node while it works, and give the files without a row to another process."""
     files = sorted(folder.glob("single_stream[0-9]*.fits"))
     process = subprocess.Popen(["node", str(NODE), "--json", str(graph), *map(str, files)], stdout=subprocess.PIPE,
                                text=True, env=ENVIRONMENT)

@@ -1,6 +1,6 @@
-"""Environments of their own for software that pins other versions than ours: ``FOLDER/NAME``, kept if it is there.
+"""Environments ``FOLDER/NAME`` for software that pins other versions than ours. An existing environment is kept.
 
-What a file ``NAME.txt`` of this folder lists is installed, and the engine is run from this clone.
+The file ``NAME.txt`` of this folder lists the packages to install. The engine is run from this clone.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from perf.report import ROOT
 
 
 def make(folder: Path, name: str, further: Sequence[str] = ()) -> Path:
-    """Interpreter of an environment, made if it is not there.
+    """The interpreter of an environment, which is made if it does not exist.
 
     Parameters
     ----------
     folder : Path
     name : str
-        Of the file that lists what it needs.
+        Name of the file that lists its packages.
     further : sequence of str
-        More for pip: folders of clones of what no registry has; what builds them is in the file.
+        More arguments of pip: folders of clones of packages that no registry has. The file lists their build tools.
 
     Raises
     ------
     Missing
-        pip failed; its last words.
+        pip failed; the message is its last line.
     """
     python = folder.absolute() / name / "bin" / "python"
     if python.exists():
@@ -43,13 +43,13 @@ def make(folder: Path, name: str, further: Sequence[str] = ()) -> Path:
         install(folder / name, Path(__file__).with_name(f"{name}.txt"), folder / f"{name}.log",
                 ["--no-build-isolation", *further] if further else [])
     except Missing:
-        python.unlink(missing_ok=True)  # half an environment would be taken for a whole one
+        python.unlink(missing_ok=True)  # half an environment would pass for a whole one
         raise
     return python
 
 
 def run(python: Path, module: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Run a module of this folder in an environment: it is given a JSON file and the name of one to write.
+    """Run a module of this folder in an environment. It gets a JSON file, and the name of a JSON file to write.
 
     Parameters
     ----------
@@ -61,12 +61,12 @@ def run(python: Path, module: str, request: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        What it wrote.
+        Contents of the file that it wrote.
 
     Raises
     ------
     Missing
-        It ended with an error; its last words.
+        It ended with an error.
     """
     with tempfile.TemporaryDirectory() as work:
         (Path(work) / "deblendrt").symlink_to(ROOT)  # the clone's folder is the package

@@ -1,4 +1,4 @@
-"""What a script of this folder stores: the faults that it caused, what became of the inputs, and figures."""
+"""The record of a script of this folder: the faults that it caused, the fate of the inputs, and figures."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
-"""Rubin's objects and scarlet_lite's models, in and out: ``python -m perf.embedding.rubin --environment FOLDER``.
+"""Rubin's objects and scarlet_lite's models, in and out.
 
-Breaks what a pipeline may hand over (stand-ins of afw's classes, which no registry has) and counts rows. Then real
-components judge what comes out, each where it can be had:
+    python -m perf.embedding.rubin --environment FOLDER --meas CLONE --images-python INTERPRETER
 
-- scarlet_lite (w.2025.43), in ``FOLDER/scarlet_lite``, which ``python -m perf.peers.environments FOLDER --peer
+The script breaks objects that a pipeline hands over (stand-ins of afw's classes, which no registry has) and counts
+rows. Then real components judge the results, if they are available:
+
+- scarlet_lite (w.2025.43) in ``FOLDER/scarlet_lite``, which ``python -m perf.peers.environments FOLDER --peer
   scarlet_lite`` makes;
-- Rubin's own reader of its ``.scarlet`` files, from a clone of lsst/meas_extensions_scarlet (w.2026.12): ``--meas``;
-- lsst.images, in an environment of Python 3.12 or newer with ``lsst_images.txt``: ``--images-python INTERPRETER``.
+- Rubin's own reader of its ``.scarlet`` files, from a clone of lsst/meas_extensions_scarlet (w.2026.12);
+- lsst.images, in an environment of Python 3.12 or newer with ``lsst_images.txt``.
 
-Prints the figures and writes ``perf/results/embedding/rubin.json``.
+It prints the figures and writes ``perf/results/embedding/rubin.json``.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def exposures(scene: Any) -> dict[str, Any]:
 
 
 def faults(deblender: Deblender, scene: Any) -> list[dict[str, Any]]:
-    """What is broken on purpose, and what became of the rows."""
+    """Cause faults, and count rows."""
     centers = np.asarray(scene.centers) + XY0
     found: list[dict[str, Any]] = []
 
@@ -104,7 +106,7 @@ def faults(deblender: Deblender, scene: Any) -> list[dict[str, Any]]:
 
 
 def write_models(deblender: Deblender, scene: Any, folder: Path) -> dict[str, Any]:
-    """Model files of the example with two sources that can not be fitted, and the engine's images of every source."""
+    """Write model files of the example, with two sources that cannot be fitted, and the engine's images of sources."""
     centers = np.concatenate([np.asarray(scene.centers), [[-9.0, 4.0], [np.nan, 3.0]]]) + XY0
     taken = rubin.read_exposures(exposures(scene), centers)
     result = taken.deblend(deblender, kind=["star", *["galaxy"] * (len(centers) - 1)])
@@ -130,7 +132,7 @@ def write_models(deblender: Deblender, scene: Any, folder: Path) -> dict[str, An
 
 
 def real_components(args: argparse.Namespace, deblender: Deblender, scene: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Figures and faults of what could be had; why, where not."""
+    """Figures and faults of the components that are available; the reason for the others."""
     figures: dict[str, Any] = {}
     broken: list[Any] = []
     with tempfile.TemporaryDirectory() as name:
@@ -167,7 +169,7 @@ def real_components(args: argparse.Namespace, deblender: Deblender, scene: Any) 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; 1 if a row was lost or came twice."""
+    """Run everything; returns 1 if a row was lost or came twice."""
     parser = argparse.ArgumentParser(prog="python -m perf.embedding.rubin", description=__doc__.partition("\n")[0])
     parser.add_argument("--environment", type=Path, help="folder of environments, with scarlet_lite")
     parser.add_argument("--meas", type=Path, help="clone of lsst/meas_extensions_scarlet")

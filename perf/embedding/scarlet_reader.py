@@ -1,8 +1,8 @@
-"""scarlet_lite itself reads what we wrote, in its own environment; run by `perf.embedding.rubin`.
+"""scarlet_lite reads our model files, in its own environment; `perf.embedding.rubin` runs it.
 
-Called with ``REQUEST.json ANSWER.json``. With a clone of meas_extensions_scarlet its own functions read the
-``.scarlet`` file, too. What they import of Rubin's compiled stack (afw, geom, butler) is replaced by mock objects,
-which the functions that are called here do not use.
+It is called with ``REQUEST.json ANSWER.json``. With a clone of meas_extensions_scarlet, the functions of that package
+read the ``.scarlet`` file, too. Their imports from Rubin's compiled stack (afw, geom, butler) are replaced by mock
+objects, which the functions called here do not use.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Mocks:
     """Finder and loader of mock modules for `MOCKED`."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
-        """A spec for what is mocked."""
+        """A spec for a mocked module."""
         return ModuleSpec(name, self, is_package=True) if name.startswith(MOCKED) else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> Any:
-        """A mock that is a package, too."""
+        """A mock that is also a package."""
         module = MagicMock(name=spec.name)
         module.__path__, module.__spec__ = [], spec
         return module
 
     def exec_module(self, module: Any) -> None:
-        """Nothing to run."""
+        """Do nothing."""
 
 
 def rubins_reader(clone: str) -> Any:

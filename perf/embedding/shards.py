@@ -1,7 +1,9 @@
-"""Shards, broken on purpose: ``python -m perf.embedding.shards``.
+"""Shards, broken on purpose.
 
-Real processes of ``deblendrt run --shard`` work on a catalogue of the frozen alert cutouts while this kills them, gives
-one shard to two of them, damages a file, and fills a file system; then it counts rows.
+    python -m perf.embedding.shards
+
+Processes of ``deblendrt run --shard`` work on a catalogue of the frozen alert cutouts. Meanwhile the script kills them,
+gives one shard to two of them, damages a file, and fills a file system. Then it counts rows.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from perf.gate import cases
 
 PRELOAD = ("import sys; from deblendrt.engine.adapters.cli.main import main; "
            "from deblendrt.engine.adapters.shards import run_shard; run_shard.UNIT_ROWS = {rows}; "
-           "sys.exit(main(sys.argv[1:]))")  # small units, so that there is something to kill
+           "sys.exit(main(sys.argv[1:]))")  # small units, so that kills meet unfinished shards
 
 
 def write_catalog(path: Path, n: int) -> None:
-    """The first cutouts of the case "burst", and one that no engine can use."""
+    """Write the first cutouts of the case "burst", one of them with centres that make no sense."""
     scenes = [scene for together in cases.CASES["burst"].scenes(n) for scene in together]
     centers = np.empty(n, object)
     centers[:] = [scene.centers.ravel() for scene in scenes]
@@ -50,26 +52,26 @@ def write_catalog(path: Path, n: int) -> None:
 
 
 def start(catalog: Path, out: Path, shard: str, rows: int) -> subprocess.Popen[str]:
-    """A process that does a shard."""
+    """Start a process that does a shard."""
     return subprocess.Popen(command(catalog, out, shard, rows), stderr=subprocess.PIPE, text=True,
                             env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def command(catalog: Path, out: Path, shard: str, rows: int) -> list[str]:
-    """``deblendrt run``, with small units."""
+    """The command ``deblendrt run`` with small units."""
     return [sys.executable, "-c", PRELOAD.format(rows=rows), "run", str(catalog), "--cutouts", "--shard", shard,
             "--out", str(out), "--zero-point", "31.4", "--threads", "1",
-            "--max-kills", "100"]  # the kills here are no input's fault
+            "--max-kills", "100"]  # the kills are not the fault of an input
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit status, and what it said."""
+    """Wait for a process; return its exit status and its messages."""
     said = process.communicate()[1]
     return process.returncode, said
 
 
 def count(out: Path, n: int) -> tuple[Table, int, int]:
-    """Merge; the catalogue, and how many inputs are lost and repeated."""
+    """Merge the shards; return the catalogue and the numbers of lost and repeated inputs."""
     target = out / "all.fits"
     merge(out, target, overwrite=True)
     with fits.open(target) as hdus:
@@ -80,7 +82,7 @@ def count(out: Path, n: int) -> tuple[Table, int, int]:
 
 
 def measure(n: int, rows: int) -> tuple[list[record.Fault], dict[str, Any]]:
-    """All faults, one after the other; also the figures."""
+    """Cause all faults in turn; return them and the figures."""
     faults: list[record.Fault] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -149,7 +151,7 @@ def measure(n: int, rows: int) -> tuple[list[record.Fault], dict[str, Any]]:
 
 
 def compare(fault: str, how: str, out: Path, n: int, reference: Table, note: str) -> record.Fault:
-    """A row of the table of faults; catalogues must be equal to the last bit."""
+    """A row of the table of faults. The catalogue must equal the reference to the last bit."""
     catalog, lost, repeated = count(out, n)
     for name in reference.colnames:
         np.testing.assert_array_equal(np.asarray(catalog[name]), np.asarray(reference[name]), err_msg=name)

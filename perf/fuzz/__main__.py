@@ -11,7 +11,7 @@ from perf.fuzz import campaign, child, page, targets
 
 
 def main() -> None:
-    """Run, write the page, or read one stored input."""
+    """Run a campaign, write the page, tamper with bundles, or read a stored input."""
     parser = argparse.ArgumentParser(prog="python -m perf.fuzz", description=perf.fuzz.__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     known = targets.targets()

@@ -1,4 +1,4 @@
-"""Arguments of `deblend_batch` made of bytes: right ones, and ones with something wrong in any place."""
+"""Arguments of `deblend_batch` made from bytes: right arguments, and arguments with errors in any place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _model() -> dict[str, Any]:
 
 
 class Refuses:
-    """An object that answers every question wrongly."""
+    """An object with wrong attributes."""
 
     ndim = 3
     shape = (3, 2, "x")
@@ -35,7 +35,7 @@ ODD: tuple[Any, ...] = (
 
 
 def call(data: bytes) -> object:
-    """`make_scenes` with arguments that these bytes decide."""
+    """Call `make_scenes` with arguments that these bytes decide."""
     from deblendrt.engine.scene.scene import make_scenes
 
     rng = random.Random(data)
@@ -75,7 +75,7 @@ def call(data: bytes) -> object:
 
 
 def _spoilt(rng: random.Random, array: np.ndarray) -> Any:
-    """An array with values that are no numbers, of another type, masked, with units, cut or with an axis too many."""
+    """An array, sometimes with bad values, another type, a mask, a unit, a cut or one axis too many."""
     kind = rng.randrange(24)
     if kind == 0 and array.size and array.dtype.kind == "f":
         array.flat[rng.randrange(array.size)] = rng.choice((np.nan, np.inf, -np.inf, 1e38, -1e300, 0))
@@ -99,7 +99,7 @@ def _spoilt(rng: random.Random, array: np.ndarray) -> Any:
 
 
 def _odd(rng: random.Random, value: Any) -> Any:
-    """Something else."""
+    """A value of a wrong kind."""
     kind = rng.randrange(4)
     if kind == 0:
         return [rng.choice(ODD) for _ in range(rng.randrange(4))]

@@ -1,4 +1,4 @@
-"""Children started one after the other or side by side, their records added up; what was done is not done again."""
+"""A campaign: children run chunks of inputs, and their records are added up. Finished chunks are not run again."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 from perf.fuzz import child, targets
 from perf.report import ROOT, environment
 
-STALL = 120.0  # seconds without an answer after which a child is stopped: no signal reached its Python
-CHUNK = 150_000  # inputs of a chunk, times the target's share
+STALL = 120.0  # seconds without progress after which a child is stopped; signals do not reach code outside Python
+CHUNK = 150_000  # inputs of a chunk, to be multiplied by the target's share
 
 
 @functools.cache
@@ -27,20 +27,20 @@ def _present(modules: tuple[str, ...]) -> str:
 
 
 def of_present_code(record: dict[str, Any]) -> bool:
-    """Whether the modules that a record's inputs were read by are what they are now."""
+    """True if the modules that read the inputs of a record have not changed since."""
     return "modules" in record and _present(tuple(record["modules"])) == record["sources"]
 
 
 class Campaign:
-    """A folder of records, and what is to be done to have a number of inputs.
+    """A folder of records, and the work left to reach a number of inputs.
 
     Parameters
     ----------
     state : Path
     n_input : int
-        Of all targets together.
+        Total over all targets.
     names : list of str
-        Of the targets; their shares are made to add up to one.
+        Targets; their shares are normalised.
     seed : int
     driver : {"mutate", "atheris"}
     """
@@ -63,7 +63,7 @@ class Campaign:
                     self.done[record["target"]] += record["n"]
 
     def run(self, n_job: int) -> None:
-        """Run what is missing under the present code."""
+        """Run the missing inputs with the present code."""
         with concurrent.futures.ThreadPoolExecutor(n_job) as pool:
             list(pool.map(self._work, range(n_job)))
 
@@ -71,7 +71,7 @@ class Campaign:
         while (chunk := self._take(worker)) is not None:
             record = run_chunk(chunk, self.state)
             with self._lock:
-                self.done[chunk["target"]] += record["n"] - chunk["n"]  # a child that died has not done all
+                self.done[chunk["target"]] += record["n"] - chunk["n"]  # a child that died has done fewer
                 with (self.state / "records.jsonl").open("a") as file:
                     file.write(json.dumps(record) + "\n")
                 total = sum(self.done.values())
@@ -99,7 +99,7 @@ class Campaign:
 
 
 def run_chunk(chunk: dict[str, Any], state: Path) -> dict[str, Any]:
-    """Run a chunk in a child; if that dies or hangs, the input that it had is the failure."""
+    """Run a chunk in a child. If the child dies or hangs, its current input is the failure."""
     record_path, log_path = Path(chunk["record"]), state / f"log-{Path(chunk['record']).stem}"
     record_path.unlink(missing_ok=True)
     paths = os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH", "")) if path)
@@ -125,7 +125,7 @@ def run_chunk(chunk: dict[str, Any], state: Path) -> dict[str, Any]:
 
 
 def _wait(process: subprocess.Popen[bytes], current: Path) -> bool:
-    """Wait for a child; True if it had to be killed."""
+    """Wait for a child; return True if it had to be killed."""
     last, since = b"", time.monotonic()
     while True:
         try:
@@ -142,13 +142,13 @@ def _wait(process: subprocess.Popen[bytes], current: Path) -> bool:
 
 
 def read_records(state: Path) -> list[dict[str, Any]]:
-    """What the folder holds."""
+    """The records in a folder."""
     path = state / "records.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Records added up by target: all of them, and those of the present code.
+    """Add up the records of each target, for all code and for the present code.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""One chunk of inputs, in a process of its own: `campaign` starts ``python -m perf.fuzz.child`` with a chunk as JSON.
+"""A chunk of inputs, run in a process of its own: `campaign` starts ``python -m perf.fuzz.child`` with a chunk as JSON.
 
-The memory that may be asked for is limited (`RLIMIT_AS`), and the processor's time for each input. The input at hand
-lies in a file that is mapped into memory, so that it is known when the process dies.
+The memory of the process is limited (`RLIMIT_AS`), and the processor time of each input. The current input is kept in a
+file that is mapped into memory, so it is known if the process dies.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from typing import Any
 from perf.fuzz import mutations, targets
 from perf.report import ROOT
 
-MEMORY = 1 << 30  # bytes that reading may ask for beside what is loaded
-GROWTH = 512 << 20  # bytes of memory that one input of a megabyte at most may take
-TIME_LIMIT = 10.0  # seconds of processor time for one input
-KEEP = 20  # failing inputs of one kind that are stored
+MEMORY = 1 << 30  # bytes that a reader may allocate
+GROWTH = 512 << 20  # bytes by which memory may grow for an input, which has a megabyte at most
+TIME_LIMIT = 10.0  # seconds of processor time for an input
+KEEP = 20  # stored inputs for each kind of failure
 
 
 class TimeLimit(BaseException):
-    """An input takes too long. No Exception: readers catch those."""
+    """An input takes too long. It is no Exception, because readers catch exceptions."""
 
 
 class Current:
-    """The input at hand, in a file that outlives the process."""
+    """The current input, in a file that outlives the process."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("w+b")
@@ -58,7 +58,7 @@ def noted(path: Path) -> tuple[int, bytes]:
 
 
 class Tally:
-    """What became of the inputs of a chunk."""
+    """Counts of accepted, refused and failing inputs of a chunk."""
 
     def __init__(self, target: targets.Target, read: targets.Read, out: Path) -> None:
         self.target, self.read, self.out = target, read, out
@@ -72,7 +72,7 @@ class Tally:
         self.novel = False
 
     def feed(self, data: bytes) -> None:
-        """Read one input."""
+        """Read an input."""
         self.n += 1
         self.novel = False
         peak, start = _peak(), time.thread_time()
@@ -133,19 +133,19 @@ class Tally:
         return name
 
     def record(self) -> dict[str, Any]:
-        """For the campaign."""
+        """The record of the chunk."""
         return {"n": self.n, "accepted": self.accepted, "refused": self.refused, "failures": self.failures,
                 "slowest_s": self.slowest[0], "slowest": self.slowest[1], "growth": self.growth[0],
                 "largest": self.growth[1], "peak": _peak(), "before": self.peak}
 
 
 def engine_modules() -> list[str]:
-    """The engine's modules that are loaded: what a target tests."""
+    """The engine's modules that are loaded; the target tests these."""
     return sorted(name for name in sys.modules if name.startswith("deblendrt.engine."))
 
 
 def hash_of(modules: list[str]) -> dict[str, Any]:
-    """Which code some modules are: their names, and a hash of their files."""
+    """Names of modules, and a hash of their files."""
     digest = hashlib.sha256()
     for name in modules:
         path = ROOT / f"{name.removeprefix('deblendrt.').replace('.', '/')}.py"
@@ -169,7 +169,7 @@ def _too_long(*_: Any) -> None:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Limits of memory and time, with what is loaded by now beside them."""
+    """Limit memory and time while the context lasts. What is loaded already does not count."""
     before, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, most))
     signal.signal(signal.SIGPROF, _too_long)
@@ -180,7 +180,7 @@ def limits() -> Iterator[None]:
 
 
 def run_mutating(tally: Tally, current: Current, chunk: dict[str, Any], files: list[bytes]) -> None:
-    """Feed mutated seeds; an input that was refused in a new place joins the seeds of the chunk."""
+    """Feed mutated seeds. An input that was refused at a new place becomes a seed of the chunk."""
     rng = random.Random(f"{chunk['target']} {chunk['seed']} {chunk['chunk']}")
     pool = list(files)
     for number in range(chunk["n"]):
@@ -192,7 +192,7 @@ def run_mutating(tally: Tally, current: Current, chunk: dict[str, Any], files: l
 
 
 def run_atheris(tally: Tally, current: Current, chunk: dict[str, Any], files: list[bytes], done: Any) -> None:
-    """Feed what libFuzzer chooses, by coverage of the engine's lines; never returns."""
+    """Feed inputs that libFuzzer chooses by coverage of the engine's lines; never returns."""
     import atheris
 
     corpus = Path(chunk["corpus"])
@@ -240,7 +240,7 @@ def main() -> None:
 
     logging.disable(logging.CRITICAL)
     files = target.seeds()
-    for data in files:  # lazy imports and caches belong to what is loaded
+    for data in files:  # lazy imports and caches must not count as growth
         with contextlib.suppress(Exception):
             read(data)
     gc.collect()

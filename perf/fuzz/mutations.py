@@ -1,7 +1,7 @@
-"""How a valid file is damaged: bytes anywhere, and what a format's structure is made of.
+"""Mutations that damage a valid file: bytes anywhere, and elements of the format's structure.
 
-A mutation takes a `random.Random`, the file and the target's dictionary of words, and returns another file. All are
-functions of their arguments alone: an input is found again from the seed and its number.
+A mutation takes a `random.Random`, the file and the target's dictionary of words, and returns another file. It depends
+on these arguments only, so an input can be made again from the seed and its number.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ NUMBERS = (b"0", b"1", b"-1", b"2", b"3", b"7", b"255", b"256", b"999", b"65535"
            b"-inf", b"0.5", b"-0.0", b"1D5", b"1E+400", b"T", b"F", b"''", b"'x'", b"", b"( 1, 2)", b"9" * 60)
 LENGTHS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40,
            2**62, 2**63 - 1, 2**63, 2**64 - 1)
-MAX_BYTES = 1 << 20  # of an input
+MAX_BYTES = 1 << 20  # largest input
 
 
 def flip(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """A bit or a byte is another."""
+    """Change a bit or a byte."""
     if not data:
         return bytes([rng.randrange(256)])
     at = rng.randrange(len(data))
@@ -37,13 +37,13 @@ def flip(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
 
 
 def remove(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """Some bytes are missing."""
+    """Remove some bytes."""
     start = rng.randrange(len(data) + 1)
     return data[:start] + data[start + _length(rng, len(data) - start) :]
 
 
 def repeat(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """Some bytes come twice or many times."""
+    """Repeat some bytes twice or many times."""
     start = rng.randrange(len(data) + 1)
     stop = start + _length(rng, len(data) - start)
     times = 2 if rng.random() < 0.9 else rng.choice((3, 10, 100, 1000))
@@ -51,19 +51,19 @@ def repeat(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
 
 
 def move(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """Some bytes are written over others."""
+    """Write some bytes over others."""
     start, to = rng.randrange(len(data) + 1), rng.randrange(len(data) + 1)
     piece = data[start : start + _length(rng, len(data) - start)]
     return data[:to] + piece + data[to + len(piece) :]
 
 
 def cut(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """The end is missing."""
+    """Remove the end."""
     return data[: rng.randrange(len(data) + 1)]
 
 
 def word(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """A word of the format stands where it does not belong."""
+    """Put a word of the format at a random place."""
     if not words:
         return flip(rng, data, words)
     at, new = rng.randrange(len(data) + 1), rng.choice(words)
@@ -71,7 +71,7 @@ def word(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
 
 
 def integer(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """A binary number is a limit of its kind."""
+    """Replace a binary number by a limit of its type."""
     size = rng.choice((1, 2, 4, 8))
     if len(data) < size:
         return flip(rng, data, words)
@@ -84,7 +84,7 @@ _NUMBER = re.compile(rb"[-+]?\d+(?:\.\d*)?(?:[eED][-+]?\d+)?")
 
 
 def number(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """A number in text is another; in a file of fixed columns what follows stays in its place if it can."""
+    """Replace a number in text. In a file of fixed columns the text behind it keeps its place if possible."""
     start = rng.randrange(len(data) + 1)
     found = _NUMBER.search(data, start) or _NUMBER.search(data)
     if found is None:
@@ -105,7 +105,7 @@ def _length(rng: random.Random, most: int) -> int:
 
 
 def card(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """Cards of a FITS header: another value, another key, one more, one less, one moved."""
+    """Change cards of a FITS header: another value or key, one card more or less, or a moved card."""
     heads = [at for at in range(0, len(data), 2880) if data[at : at + 8] in (b"SIMPLE  ", b"XTENSION")]
     if not heads:
         return word(rng, data, words)
@@ -148,7 +148,7 @@ JSON_VALUES: tuple[Any, ...] = (None, True, False, 0, 1, -1, 2, 2**31, 2**63, 10
 
 
 def tree(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """Values of a JSON document: another one, one from elsewhere, one less, one more, deeper."""
+    """Change values of a JSON document: replace, copy, remove, repeat or nest them."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
@@ -194,7 +194,7 @@ def tree(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
 
 
 def fields(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
-    """Fields of a protobuf message: another number, another wire type, another value, one more, one less."""
+    """Change fields of a protobuf message: number, wire type or value, one field more or less."""
     try:
         message = wire.decode(data)
     except (IndexError, RecursionError):
@@ -231,23 +231,23 @@ def fields(rng: random.Random, data: bytes, words: Sequence[bytes]) -> bytes:
 
 def mutate(rng: random.Random, data: bytes, words: Sequence[bytes], structured: Sequence[Mutation],
            others: Sequence[bytes]) -> bytes:
-    """A few mutations, one after the other, the file's own kinds first.
+    """Apply a few mutations, those of the format first.
 
     Parameters
     ----------
     rng : random.Random
     data : bytes
     words : sequence of bytes
-        Of the format.
+        Words of the format.
     structured : sequence of Mutation
-        That know the format; half of all mutations are among them.
+        Mutations that know the format; about half of all mutations.
     others : sequence of bytes
-        Files, of which a piece may be taken.
+        Files from which a piece may be taken.
 
     Returns
     -------
     bytes
-        `MAX_BYTES` at most.
+        At most `MAX_BYTES`.
     """
     if rng.random() < 0.03:
         other = rng.choice(others)

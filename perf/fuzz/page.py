@@ -10,7 +10,7 @@ from perf.report import RESULTS, machine, markdown_table
 
 
 def page(figures: dict[str, Any]) -> str:
-    """What was fed, and what became of it.
+    """The page of a campaign.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def _line(text: str) -> str:
 
 
 def write(figures: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write both files.
+    """Write both files; return the path of the page.
 
     Returns
     -------

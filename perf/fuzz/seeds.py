@@ -1,4 +1,4 @@
-"""Valid files to damage: small ones, made here, so that an input is a function of the seed alone."""
+"""Small valid files to damage. They are made here, so that an input depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def arrays() -> list[bytes]:
-    """Files of NumPy."""
+    """NumPy files."""
     found = [_npy(np.arange(n, dtype=np.float32).reshape(shape))
              for n, shape in ((6, (2, 3)), (0, (3, 0, 0)), (8, (2, 2, 2)))]
     found.append(_npy(np.asfortranarray(np.ones((2, 3), np.float32))))
@@ -108,7 +108,7 @@ def _shipped(name: str) -> bytes:
 
 
 def manifests() -> list[bytes]:
-    """The shipped one, and a small one of a band and two shapes."""
+    """The shipped manifest, and a small manifest of one band and two shapes."""
     full = json.loads(_shipped("manifest.json"))
     small = full | {"bands": ["i"], "reference_band": "i", "n_shape": 2, "start_shape": [0.0, 0.0],
                     "prior_curvature": [[1.0, 0.0], [0.0, 1.0]], "training": {
@@ -119,7 +119,7 @@ def manifests() -> list[bytes]:
 
 @functools.cache
 def graphs() -> list[bytes]:
-    """The first nodes of shipped graphs."""
+    """The first nodes of the shipped graphs."""
     return [wire.encode(wire.shrunk(wire.decode(_shipped(name)), n)) for name, n in (
         ("encode.onnx", 6), ("decode.onnx", 4), ("log_prior.onnx", 10), ("decode_jacobian.onnx", 12))]
 
@@ -158,7 +158,7 @@ def sessions() -> list[bytes]:
 
 @functools.cache
 def bundle_files() -> dict[str, bytes]:
-    """A bundle of one band whose files are small: it loads, and its graphs are not what its name promises."""
+    """Files of a small bundle of one band. It loads, but its graphs are not what its manifest promises."""
     manifest = json.loads(manifests()[0]) | {"stamp_size": 5, "outskirts_binning": 1, "n_basis": 3, "n_component": 2}
     files = {"basis.npy": _npy(np.ones((3, 5, 5), np.float32)), "outskirts.npy": _npy(np.zeros((3, 0, 0), np.float32)),
              "shift.npy": _npy(np.zeros((2, 3, 3), np.float32)), "psf.npy": _npy(np.ones((1, 3, 3), np.float32)),
@@ -172,7 +172,7 @@ def bundle_files() -> dict[str, bytes]:
 
 
 def bundles() -> list[bytes]:
-    """Each file of it, behind a byte that says which."""
+    """Each file of the bundle, behind a byte that names it."""
     contents = bundle_files()
     names = sorted(set(contents) - {"manifest.json"})
     return [bytes([k]) + contents[name] for k, name in enumerate(names)]
@@ -208,7 +208,7 @@ def headers() -> list[bytes]:
 
 @functools.cache
 def images() -> list[bytes]:
-    """Scenes in every layout that is read, plain and compressed."""
+    """Scenes in every layout that the engine reads, plain and compressed."""
     from astropy.io import fits
     from astropy.table import Table
 
@@ -294,7 +294,7 @@ def results() -> list[bytes]:
 
 
 def numbers() -> list[bytes]:
-    """Bytes that arguments are made of."""
+    """Bytes from which arguments are made."""
     rng = random.Random(0)
     return [rng.randbytes(24) for _ in range(64)]
 
@@ -321,7 +321,7 @@ _SCHEMA: dict[str, Any] = {
 
 
 def alert_schema() -> str:
-    """JSON."""
+    """The schema as JSON."""
     return json.dumps(_SCHEMA)
 
 
@@ -334,7 +334,7 @@ def _text(value: bytes) -> bytes:
 
 
 def alert_record(rubin: bool = True) -> bytes:
-    """A record of that schema, as Avro."""
+    """An Avro record of the schema."""
     source = (_long(77) + b"\x02" + _long(5) + struct.pack("<dd", 150.0, 2.0) + b"\x02" + _text(b"i")
               + struct.pack("<f", 9.0) + b"\x01")
     candidate = b"\x02" + struct.pack("<dd", 150.0, 2.0) + _long(2) + b"\x02" + struct.pack("<f", 26.0)
@@ -364,13 +364,13 @@ def alerts() -> list[bytes]:
 
 
 def alert_schemas() -> list[bytes]:
-    """The schema."""
+    """The schema as a seed."""
     return [alert_schema().encode()]
 
 
 @functools.cache
 def stamps() -> list[bytes]:
-    """Cutouts as Rubin's and ZTF's."""
+    """Cutouts in Rubin's and ZTF's formats."""
     from astropy.io import fits
 
     image = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A shipped bundle tampered with in one way at a time, with hashes that fit and without: what the engine says.
+"""A shipped bundle, tampered with in one way at a time, with right hashes and without: is it refused?
 
 ``python -m perf.fuzz --tamper`` writes ``perf/results/embedding/security.json``.
 """
@@ -28,14 +28,14 @@ NAMES = ("decode", "decode_pullback", "decode_jacobian", "log_prior", "encode")
 
 
 def seal(folder: Path) -> None:
-    """Make the manifest's hashes right, as who tampers with a bundle would."""
+    """Make the manifest's hashes right, as an attacker would."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in manifest["files"]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def sealed(damage: Damage) -> Damage:
-    """Damage, and hashes that fit."""
+    """Damage with hashes made right."""
     def both(folder: Path) -> None:
         damage(folder)
         seal(folder)
@@ -43,7 +43,7 @@ def sealed(damage: Damage) -> Damage:
 
 
 def edit(**changes: Any) -> Damage:
-    """Other values in the manifest."""
+    """Change values in the manifest."""
     def write(folder: Path) -> None:
         path = folder / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -51,12 +51,12 @@ def edit(**changes: Any) -> Damage:
 
 
 def written(name: str, content: bytes) -> Damage:
-    """A file with other contents."""
+    """Replace the contents of a file."""
     return lambda folder: (folder / name).write_bytes(content)
 
 
 def graph(change: Callable[[list[wire.Field]], object]) -> Damage:
-    """Another graph: `change` gets the fields of decode.onnx's graph."""
+    """Change a graph: `change` gets the fields of decode.onnx's graph."""
     def write(folder: Path) -> None:
         path = folder / "decode.onnx"
         model = wire.decode(path.read_bytes())
@@ -70,7 +70,7 @@ def _tensor(fields: list[wire.Field]) -> list[wire.Field]:
 
 
 def external(place: bytes) -> Damage:
-    """A tensor whose data lie in another file."""
+    """Put the data of a tensor into another file."""
     def change(fields: list[wire.Field]) -> None:
         tensor = _tensor(fields)
         tensor[:] = [field for field in tensor if field[0] != 9]
@@ -100,7 +100,7 @@ def _flip(folder: Path) -> None:
 
 
 def _weight(folder: Path) -> None:
-    """Every weight of a tensor is 1% larger."""
+    """Increase the weights of a tensor by 1%."""
     path = folder / "decode.onnx"
     model = wire.decode(path.read_bytes())
     tensor = _tensor(next(field[2] for field in model if field[0] == 7))
@@ -118,7 +118,7 @@ def _bomb(folder: Path) -> None:
 
 
 def _forged(folder: Path) -> None:
-    """Another model: weights, golden vectors and hashes that agree."""
+    """Replace the model: weights, golden vectors and hashes agree."""
     from deblendrt.engine.model.bundle import load_bundle
     from deblendrt.engine.model.manifest import GRAPHS
     from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
@@ -225,7 +225,7 @@ def _peak() -> int:
 
 
 def write() -> int:
-    """Tamper in every way and store the table."""
+    """Tamper in every way, and store the table."""
     from deblendrt.engine.model.bundle import load_bundle
     from deblendrt.engine.model.verification import verify_bundle
 

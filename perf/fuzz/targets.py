@@ -1,4 +1,4 @@
-"""What is fed: the functions of the engine that read bytes or arguments that somebody else made."""
+"""The targets: functions of the engine that read bytes or arguments made by others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Read = Callable[[bytes], object]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One reader.
+    """A reader to be fuzzed.
 
     Attributes
     ----------
@@ -30,12 +30,12 @@ class Target:
     seeds : callable
         Returns the valid files.
     words : tuple of bytes
-        Of the format.
+        Words of the format.
     structured : tuple of Mutation
     share : float
-        Of all inputs.
+        Share of all inputs.
     expected : tuple of str
-        Names of exceptions, beside ValueError and OSError and what derives from them, that are a refusal too.
+        Names of further exceptions that count as a refusal, beside ValueError, OSError and their subclasses.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Target:
 
 @functools.cache
 def _folder() -> Path:
-    """A folder for the inputs of readers that take a path, in memory where there is such a file system."""
+    """A folder for inputs of readers that take a path; in memory if there is such a file system."""
     memory = Path("/dev/shm")
     folder = tempfile.mkdtemp(prefix=f"fuzz-{os.getpid()}-", dir=memory if os.access(memory, os.W_OK) else None)
     return Path(folder)
@@ -110,14 +110,14 @@ def _session() -> Read:
             return session.run(None, {"x": numpy.zeros((2, 3), numpy.float32)})
         except MemoryError:
             raise
-        except Exception as error:  # as the engine's runtime does: its exceptions have no base class of their own
+        except Exception as error:  # as the engine does: ONNX Runtime's exceptions have no common base class
             raise ValueError(str(error)) from error
 
     return read
 
 
 def _bundle() -> Read:
-    """One file of a bundle replaced, its hash made right; the first byte says which."""
+    """Replace a file of a bundle and make its hash right; the first byte of the input names the file."""
     import json
 
     from deblendrt.engine.model.bundle import load_bundle
@@ -151,7 +151,7 @@ def _header() -> Read:
     def read(data: bytes) -> object:
         try:
             header = fits.Header.fromstring(data)
-        except Exception as error:  # astropy's own reading of cards; the file as a whole is another target
+        except Exception as error:  # an error of astropy in a card; another target reads whole files
             raise ValueError(str(error)) from error
         path = Path("x.fits")
         wcs = fits_header.celestial_wcs(path, header)
@@ -247,7 +247,7 @@ ALL = (
     Target("bundle", "`load_bundle`: one file of a bundle damaged, its hash made right", _bundle, seeds.bundles,
            seeds.ONNX_WORDS, (), 0.003),
     Target("header", "`fits_header`: units, bands, scale and WCS of a header", _header, seeds.headers, FITS_WORDS,
-           (mutations.card,), 0.02, ("VerifyError",)),  # astropy's, of a card; `open_fits` makes it an OSError
+           (mutations.card,), 0.02, ("VerifyError",)),  # astropy's, for a card; `open_fits` turns it into an OSError
     Target("fits", "`read_image`: a FITS file", _fits, seeds.images, FITS_WORDS, (mutations.card,), 0.02),
     Target("psf", "`read_psf`: a FITS file of PSFs", _psf, seeds.psfs, FITS_WORDS, (mutations.card,), 0.01),
     Target("catalog", "`read_catalog`: CSV, ECSV and FITS tables", _catalog, seeds.catalogs,
@@ -269,12 +269,12 @@ def targets() -> dict[str, Target]:
 
 
 def has_atheris() -> bool:
-    """Whether inputs can be chosen by coverage."""
+    """True if inputs can be chosen by coverage."""
     return importlib.util.find_spec("atheris") is not None
 
 
 def make_input(target: Target, files: Sequence[bytes], rng: random.Random) -> bytes:
-    """An input of the mutating driver."""
+    """Make an input of the mutating driver."""
     if rng.random() < 0.001:
-        return rng.choice(files)  # undamaged: a reader that refuses everything would pass otherwise
+        return rng.choice(files)  # undamaged, because a reader that refuses everything must not pass
     return mutations.mutate(rng, rng.choice(files), target.words, target.structured, files)

@@ -6,7 +6,7 @@ from typing import Any
 
 Field = list[Any]  # number, wire type, value: int, bytes, or a list of fields
 
-# Where messages lie inside messages of an ONNX file, by the numbers of the fields on the way.
+# Paths of field numbers in an ONNX file whose values are messages.
 MESSAGES = {(7,), (8,), (7, 1), (7, 5), (7, 11), (7, 12), (7, 1, 5), (7, 1, 5, 5), (7, 11, 2), (7, 12, 2),
             (7, 11, 2, 1), (7, 12, 2, 1), (7, 11, 2, 1, 2), (7, 12, 2, 1, 2)}
 
@@ -33,7 +33,7 @@ def decode(content: bytes, path: tuple[int, ...] = ()) -> list[Field]:
 
 
 def encode(fields: list[Field]) -> bytes:
-    """The message of some fields, whatever they are."""
+    """The message of any fields."""
     out = bytearray()
     for number, wire, value in fields:
         out += _bytes(number << 3 | wire)
@@ -46,7 +46,7 @@ def encode(fields: list[Field]) -> bytes:
 
 
 def shrunk(fields: list[Field], n_node: int) -> list[Field]:
-    """A model with its first nodes only, and its large tensors cut to one number."""
+    """A model with its first nodes only; its large tensors are cut to one number."""
     model = [f for f in fields if f[0] != 7]
     graph = next(f[2] for f in fields if f[0] == 7)
     nodes = [f for f in graph if f[0] == 1][:n_node]

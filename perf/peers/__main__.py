@@ -1,10 +1,12 @@
-"""deblendrt beside other deblenders: ``python -m perf.peers --environments FOLDER`` from a clone.
+"""deblendrt beside other deblenders.
+
+    python -m perf.peers --environments FOLDER
 
 Every deblender gets the same test scenes (`perf.scenes`), in turn, ten scenes at a time, with the true positions, the
-variance and the PSF; each on one thread, timed by the processor's clock, which other work on the machine disturbs less
-than the wall's, and by the wall's. Peers run in environments of their own, made once by ``python -m
-perf.peers.environments FOLDER``; one that is not there gets a line that says why. Metrics: `perf.metrics`. Written:
-``peers.json``, ``peers.md`` and ``peers.png`` in ``perf/results``.
+variance and the PSF. Each runs on one thread and is timed by processor time and by wall time; other work on the machine
+disturbs processor time less. Peers run in environments of their own, which ``python -m perf.peers.environments FOLDER``
+makes once. For a missing peer the page says why. The command writes ``peers.json``, ``peers.md`` and ``peers.png`` into
+``perf/results``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Deblenders on the same scenes, in turn: their times, and their accuracy beside each other.
-
-`run_peers` is for any page that wants peers in its own run.
-"""
+"""Run deblenders on the same scenes in turn, and compare times and accuracy. `run_peers` serves several pages."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ SCENES_AT_ONCE = 10
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A deblender with its settings, and the number of scenes that it gets: the slow ones fewer."""
+    """A deblender with its settings and its number of scenes; slow deblenders get fewer."""
 
     name: str
     deblender: str
@@ -50,7 +47,7 @@ ENTRIES = (
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Some test scenes, as `accuracy.image_columns` reads them."""
+    """Some test scenes, in the form that `measures.image_columns` reads."""
 
     bands: tuple[str, ...]
     scenes: list[blend_scenes.SimulatedScene]
@@ -60,7 +57,7 @@ class Chunk:
 
 
 class Stamps:
-    """Models of whole scenes, as `accuracy.image_columns` reads them."""
+    """Models of whole scenes, in the form that `measures.image_columns` reads."""
 
     def __init__(self, models: list[exchange.Model]) -> None:
         self._images = [image for model in models for image in model.image]
@@ -71,7 +68,7 @@ class Stamps:
 
 
 def source_columns(models: list[exchange.Model], chunk: Chunk) -> dict[str, FloatArray]:
-    """Every metric of every source; NaN where the deblender failed."""
+    """Every metric of every source; NaN if the deblender failed."""
     flux, true = np.concatenate([m.flux for m in models]), np.concatenate([s.flux for s in chunk.scenes])
     columns = measures.flux_columns(flux, true, chunk.bands) | measures.image_columns(Stamps(models), chunk)
     failed = ~np.isfinite(flux).all(1)
@@ -83,7 +80,7 @@ def source_columns(models: list[exchange.Model], chunk: Chunk) -> dict[str, Floa
 
 
 def _cost(entry: Entry, n_scene: int, models: list[exchange.Model]) -> dict[str, Any]:
-    """What the page tells of an entry besides its accuracy."""
+    """Times, iterations and failures of an entry."""
     n_source = sum(len(m.flux) for m in models)
     compiling = sum((m.compile_seconds for m in models), exchange.NO_TIME)
     processor, wall = 1e3 * (sum((m.seconds for m in models), exchange.NO_TIME) - compiling) / n_source
@@ -98,16 +95,16 @@ def _cost(entry: Entry, n_scene: int, models: list[exchange.Model]) -> dict[str,
 
 def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scenes.SceneSet, chunk: int) -> tuple[
         dict[str, dict[str, FloatArray]], dict[str, Any], dict[str, str]]:
-    """All entries in turn on `chunk` scenes at a time.
+    """Run all entries in turn on `chunk` scenes at a time.
 
     Returns
     -------
     found : dict
         Columns per source of every entry that may be judged.
     costs : dict
-        Of every entry.
+        `_cost` of every entry.
     ended : dict
-        Why a deblender ended before its time; its entries are in neither.
+        The reason if a deblender ended early; `found` and `costs` lack its entries.
     """
     parts: dict[str, list[dict[str, FloatArray]]] = {entry.name: [] for entry in entries}
     done: dict[str, list[exchange.Model]] = {entry.name: [] for entry in entries}
@@ -128,7 +125,7 @@ def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scen
                 continue
             if not deblenders[entry.deblender].time_only:
                 parts[entry.name].append(source_columns(models, Chunk(tests.bands, part.scenes[:n])))
-            done[entry.name] += [dataclasses.replace(m, image=m.image[:0]) for m in models]  # the images are large
+            done[entry.name] += [dataclasses.replace(m, image=m.image[:0]) for m in models]  # images are large
         print(f"{numbers.stop} scenes, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     kept = [entry for entry in entries if entry.deblender not in ended]
     found = {e.name: {key: np.concatenate([part[key] for part in parts[e.name]]) for key in parts[e.name][0]}
@@ -138,7 +135,7 @@ def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scen
 
 def start(folder: Path | None, bundle: str, first: exchange.GivenScene, work: Path) -> tuple[dict[str, Own | Peer],
                                                                                        dict[str, Any]]:
-    """Start every deblender and let it do one scene unmeasured; also what each one is, or why it is missing."""
+    """Start every deblender and let it do a scene unmeasured; also return its version, or why it is missing."""
     deblenders: dict[str, Own | Peer] = {}
     known: dict[str, Any] = {}
     for name in (OWN, *PEERS):
@@ -157,13 +154,13 @@ def start(folder: Path | None, bundle: str, first: exchange.GivenScene, work: Pa
 
 
 def summarise(columns: dict[str, FloatArray], snr: FloatArray, blendedness: FloatArray) -> dict[str, Any]:
-    """`accuracy.summarise`, and the medians above SNR 20."""
+    """`measures.summarise`, and the medians above SNR 20."""
     return {**measures.summarise(columns, snr, blendedness),
             "snr_above_20": {name: report.median(values[snr > 20]) for name, values in columns.items()}}
 
 
 def nearer(peer: FloatArray, own: FloatArray, by: FloatArray, edges: tuple[float, ...]) -> list[dict[str, Any]]:
-    """How often a peer's error is smaller than deblendrt's, per bin; a failed source is not nearer."""
+    """Fraction of sources in each bin whose error is smaller than deblendrt's. A failed source does not count."""
     rows = report.binned({}, by, edges)
     for row in rows:
         inside = (by >= row["low"]) & (by < row["high"])
@@ -173,7 +170,7 @@ def nearer(peer: FloatArray, own: FloatArray, by: FloatArray, edges: tuple[float
 
 def compare(found: dict[str, dict[str, FloatArray]], costs: dict[str, Any], tests: scenes.SceneSet) -> list[
         dict[str, Any]]:
-    """Summaries of the entries that did all scenes, and of all entries on the scenes that all did."""
+    """Summaries for each number of scenes that entries did."""
     truth = measures.truth_columns(tests)
     r = tests.bands.index(measures.SHAPE_BAND)
     true_flux = tests.joined("flux")
@@ -201,20 +198,20 @@ def compare(found: dict[str, dict[str, FloatArray]], costs: dict[str, Any], test
 
 def run_peers(tests: scenes.SceneSet, folder: Path | None, chunk: int = SCENES_AT_ONCE, *,
               entries: Sequence[Entry] = ENTRIES, bundle: str = "lsst", sources: Path | None = None) -> dict[str, Any]:
-    """deblendrt and every peer on the same scenes, in turn, `chunk` scenes at a time, each on one thread.
+    """Run deblendrt and every peer on the same scenes, in turn, `chunk` scenes at a time, each on one thread.
 
-    Call it in a script's ``if __name__ == "__main__"``. Peers get the true positions, the variance and the PSF.
+    Call it below ``if __name__ == "__main__"``. Peers get the true positions, the variance and the PSF.
 
     Parameters
     ----------
     tests : scenes.SceneSet
-        Of `perf.scenes.load_scenes`.
+        Scenes of `perf.scenes.load_scenes`.
     folder : Path or None
         The environments, made by `perf.peers.environments`; None for deblendrt alone.
     chunk : int
-        Scenes that a deblender gets before it is the next one's turn; deblendrt takes them in one call.
+        Scenes of a turn. deblendrt takes them in one call.
     entries : sequence of Entry
-        What to run, with which settings, on how many of the scenes; one named "deblendrt" on all of them.
+        Deblenders, settings and numbers of scenes. An entry named "deblendrt" must have all scenes.
     bundle : str
         Shipped name or path.
     sources : Path, optional
@@ -226,13 +223,13 @@ def run_peers(tests: scenes.SceneSet, folder: Path | None, chunk: int = SCENES_A
         Plain values, ready for JSON:
 
         - ``scenes_at_once``: `chunk`.
-        - ``deblenders``: by name ``{"version", "how", "time_only"}``, `time_only` empty or why nothing but its time
-          means anything; or ``{"missing": reason}``, and then its entries are nowhere below.
+        - ``deblenders``: by name ``{"version", "how", "time_only"}``, with `time_only` empty or the reason why only its
+          time is meaningful; or ``{"missing": reason}``, and then the lists below lack its entries.
         - ``costs``: by entry ``{"deblender", "settings", "n_scene", "n_source", "ms_per_source", "iterations",
           "errors", "n_missed"}``.
           ``ms_per_source`` [ms]: ``processor`` and ``wall``, both without compilation, and ``processor_compiling`` and
-          ``wall_compiling``. ``iterations``: one a scene, where the deblender tells. ``errors``: one a failed scene.
-          ``n_missed``: positions that a deblender with a detection of its own found nothing at.
+          ``wall_compiling``. ``iterations``: of each scene, if known. ``errors``: of each failed scene. ``n_missed``:
+          positions at which a deblender with its own detection found nothing.
         - ``accuracy``: by entry the median of each metric (`perf.metrics`; fractions, magnitudes) over all sources of
           the same scenes that its times are of. Entries with `time_only` are not in it.
         - ``parts``: for each number of scenes that entries did, the largest first, ``{"n_scene", "n_source",

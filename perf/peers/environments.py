@@ -1,9 +1,11 @@
-"""The peers' environments: ``python -m perf.peers.environments FOLDER`` makes a virtual one each, ``FOLDER/PEER``.
+"""Make the virtual environments of the peers, ``FOLDER/PEER``.
 
-Each holds what ``PEER.txt`` beside this file lists. scarlet_lite is not on PyPI: it is cloned and built, for which git
-and a C++ compiler must be there; ``--source scarlet_lite=WHERE`` clones from another address or a folder. What is there
-already, and starts, is kept. Where an environment can not be made, ``FOLDER/PEER.missing`` and the page of `perf.peers`
-say why; all that was said is in ``FOLDER/PEER.log``.
+    python -m perf.peers.environments FOLDER
+
+An environment holds the packages of ``PEER.txt`` beside this file. scarlet_lite is not on PyPI. It is cloned and built,
+which needs git and a C++ compiler; ``--source scarlet_lite=WHERE`` clones from another address or a folder. An
+environment that exists and works is kept. If an environment cannot be made, ``FOLDER/PEER.missing`` and the page of
+`perf.peers` say why, and ``FOLDER/PEER.log`` has all messages.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from pathlib import Path
 from perf.peers.peer import PEERS, Missing, Peer
 
 SOURCES = {"scarlet_lite": "https://github.com/lsst/scarlet_lite"}
-REVISION = {"scarlet_lite": "w.2025.43"}  # a tag; the package's version is made of it
+REVISION = {"scarlet_lite": "w.2025.43"}  # a tag, from which the package takes its version
 
 
 def interpreter(folder: Path | None, peer: str) -> Path:
-    """The interpreter of a peer's environment; `Missing`, with the reason, if there is none."""
+    """The interpreter of a peer's environment; raises `Missing` with the reason if there is none."""
     if folder is None:
         raise Missing("no folder of environments was given")
     reason = folder / f"{peer}.missing"
@@ -33,11 +35,11 @@ def interpreter(folder: Path | None, peer: str) -> Path:
     python = folder / peer / "bin" / "python"
     if not python.exists():
         raise Missing(f"the folder of environments has none for {peer}")
-    return python.absolute()  # resolved, a virtual environment's link would lose it
+    return python.absolute()  # not resolved: the link to the interpreter marks the virtual environment
 
 
 def _do(command: list[str], log: Path) -> None:
-    """Run a command, its words into the log; `Missing`, with the last complaint, if it fails."""
+    """Run a command, with its output in the log; raises `Missing` with the last complaint if it fails."""
     with log.open("a") as out:
         code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                               env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}).returncode
@@ -57,7 +59,7 @@ def install(home: Path, requirements: Path, log: Path, further: Sequence[str] = 
     requirements : Path
         A file as pip reads it.
     log : Path
-        All that was said is added to it.
+        All messages are added to it.
     further : sequence of str
         Arguments of one more call of pip.
 
@@ -81,24 +83,24 @@ def _install_peer(peer: str, folder: Path, source: str | None) -> None:
         if source is not None:
             if shutil.which("git") is None:
                 raise Missing("git is not there")
-            _do(["git", "clone", "--quiet", "--branch", REVISION[peer], source, clone], log)  # tags tell the version
+            _do(["git", "clone", "--quiet", "--branch", REVISION[peer], source, clone], log)  # tags give the version
         install(folder / peer, requirements, log, [clone] if source is not None else [])
 
 
 def make(peer: str, folder: Path, source: str | None = None) -> str:
-    """Make a peer's environment, unless it is there and works, and start its adapter; returns the peer's version.
+    """Make a peer's environment, unless it exists and works; start its adapter, and return the peer's version.
 
     Parameters
     ----------
     peer : str
     folder : Path
     source : str, optional
-        Address or folder of a git repository that is installed besides the requirements.
+        Address or folder of a git repository to install in addition to the requirements.
 
     Raises
     ------
     Missing
-        It could not be made; the folder's ``PEER.missing`` says why.
+        It could not be made. ``PEER.missing`` says why.
     """
     folder.mkdir(parents=True, exist_ok=True)
     reason = folder / f"{peer}.missing"
@@ -119,7 +121,7 @@ def make(peer: str, folder: Path, source: str | None = None) -> str:
 
 
 def sources(given: list[str]) -> dict[str, str]:
-    """Of ``PEER=WHERE``, over `SOURCES`; a folder's path made absolute. ValueError for a peer that is not built."""
+    """`SOURCES`, changed by texts ``PEER=WHERE``. Raises ValueError for a peer that is not built from source."""
     found = dict(SOURCES)
     for text in given:
         peer, _, where = text.partition("=")
@@ -132,7 +134,7 @@ def sources(given: list[str]) -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; 1 if an environment could not be made."""
+    """Make environments; returns 1 if an environment could not be made."""
     parser = argparse.ArgumentParser(prog="python -m perf.peers.environments", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--peer", action="append", choices=PEERS, help="only this one; repeatable")

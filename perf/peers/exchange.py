@@ -1,14 +1,15 @@
-"""What `perf.peers` and a peer in an environment of its own say to each other. NumPy only.
+"""The protocol between `perf.peers` and a peer in an environment of its own. NumPy only.
 
-A peer is a process that reads requests, one JSON object a line, and answers each with one line:
+A peer is a process that reads requests, a JSON object on each line, and answers each with a line:
 
-- on its start it says ``{"version": ..., "how": ..., "time_only": ...}``, the last empty or why its answers must not be
-  judged;
-- asked ``{"scenes": path, "models": path, "settings": {...}}`` it deblends the scenes of one ``.npz`` file, writes
-  another, and says ``{"done": path}``.
+- At its start it writes ``{"version": ..., "how": ..., "time_only": ...}``. `time_only` is empty, or says why its
+  models must not be compared with the truth.
+- For ``{"scenes": path, "models": path, "settings": {...}}`` it deblends the scenes of one ``.npz`` file, writes the
+  other, and answers ``{"done": path}``.
 
-The files hold plain arrays, never pickles. Scenes: ``bands``, ``psf`` and, of scene k, ``image_k``, ``variance_k``
-(n_band, n_y, n_x) and ``centers_k`` (n_source, 2), but no truth. Models: the fields of `Model`, each with ``_k``.
+The files hold plain arrays, never pickles. A file of scenes has ``bands``, ``psf`` and, for scene k, ``image_k``,
+``variance_k`` (n_band, n_y, n_x) and ``centers_k`` (n_source, 2), but no truth. A file of models has the fields of
+`Model`, each with the suffix ``_k``.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ NO_TIME = np.zeros(2)
 
 
 def clock() -> NDArray[np.float64]:
-    """Processor time of this process, and wall time [s]: differences of two calls mean something."""
+    """Processor time of this process and wall time [s]. Only differences of two calls are meaningful."""
     return np.array([time.process_time(), time.perf_counter()])
 
 
 @dataclass(frozen=True)
 class GivenScene:
-    """One scene as a deblender sees it.
+    """A scene as a deblender gets it.
 
     Attributes
     ----------
@@ -56,24 +57,24 @@ class GivenScene:
 
 @dataclass(frozen=True)
 class Model:
-    """A peer's solution of one scene.
+    """A peer's solution of a scene.
 
     Attributes
     ----------
     flux : float64 (n_source, n_band) [nJy]
-        Total flux of every source's model; NaN where the peer failed.
+        Total flux of every source's model; NaN if the peer failed.
     image : float32 (n_source, n_band, n_y, n_x) [nJy]
-        Every source under the observed PSF.
+        Image of every source under the observed PSF.
     seconds : float64 (2,)
         Processor time of the process, and wall time.
     compile_seconds : float64 (2,)
-        The part of them until the step of the fit was compiled; `NO_TIME` where nothing is compiled.
+        Part of `seconds` until the step of the fit was compiled; `NO_TIME` if nothing is compiled.
     iterations : int
-        -1 where the peer does not tell.
+        -1 if not known.
     error : str
-        Empty, or why the peer failed.
+        Why the peer failed; empty if it did not.
     n_missed : int
-        Positions where a peer that does its own detection found no source, and measured an aperture.
+        Positions at which a peer with its own detection found no source and measured an aperture.
     """
 
     flux: NDArray[np.float64]
@@ -125,12 +126,12 @@ def serve(deblend: Callable[..., Model], version: str, how: str, time_only: str 
     deblend : callable
         Takes a `GivenScene` and the settings of a request.
     version, how : str
-        Of the peer; how it was used.
+        Version of the peer, and a text on how it was used.
     time_only : str
-        Why its models must not be compared with the truth, if so.
+        Why its models must not be compared with the truth; empty if they may.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a peer prints goes to standard error
+    os.dup2(2, 1)  # prints of the peer go to standard error
     print(json.dumps({"version": version, "how": how, "time_only": time_only}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
@@ -143,7 +144,7 @@ def _one(deblend: Callable[..., Model], scene: GivenScene, settings: dict[str, A
     start = clock()
     try:
         return deblend(scene, **settings)
-    except Exception as error:  # a scene that a peer can not do is a result: counted, and named on the page
+    except Exception as error:  # a failed scene is a result: it is counted, and named on the page
         n_source, shape = len(scene.centers), scene.image.shape
         return Model(np.full((n_source, shape[0]), np.nan), np.zeros((n_source, *shape), np.float32),
                      clock() - start, NO_TIME, -1, f"{type(error).__name__}: {error}")

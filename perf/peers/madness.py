@@ -1,7 +1,9 @@
-"""MADNESS (`madness_model`) on the exchanged scenes: ``python -m perf.peers.madness``, in its own environment.
+"""MADNESS (`madness_model`) on the exchanged scenes, in its own environment.
 
-The weights are random: the answer is worthless, and only its time is kept. That depends on the sizes of the layers and
-on the number of iterations, not on the weights.
+    python -m perf.peers.madness
+
+The weights are random, so only the time is used. It depends on the sizes of the layers and on the number of iterations,
+not on the weights.
 """
 
 from __future__ import annotations

@@ -5,22 +5,22 @@ autoencoder (the paper's objective)::
 
     L(z) = sum_{b,p} (y - m)^2 / (2 sigma^2)  -  sum_i log p(z_i),      m = sum_i decoder(z_i), each at its position
 
-Written anew, from two sources:
+The code is our own, after two sources:
 
 - *the paper*: stamps of 45 x 45 pixels in 6 bands; 16 latents; a dense layer of 512; transposed convolutions with 128,
   96 and 64 filters, kernel 5, stride 2, cropped to the stamp; a prior of 6 masked autoregressive layers (Papamakarios,
   Pavlakou, Murray 2017, arXiv 1705.07057); Adam, rate 0.075, times 0.8 every 30 steps; 200 iterations.
-- *the authors' package* (``madness-deblender`` 1.0.0, PyPI), where the paper's numbers leave a choice: PReLU between
+- *the authors' package* (``madness-deblender`` 1.0.0, PyPI), for the choices that the paper leaves open: PReLU between
   the layers; a second dense layer of 6 x 6 x 128; a last transposed convolution, kernel 3, to the bands, then ReLU; 1
   row and column cut before and 2 after; each autoregressive layer of two hidden layers of 32, tanh, followed by a
   turn of the latents by 3; positions rounded to pixels.
 
-Guesses and departures, none of which decides the time: one PReLU slope a channel (Keras has one a pixel); the descent
+Guesses and departures, which hardly change the time: one PReLU slope a channel (Keras has one a pixel); the descent
 starts at z = 0 (the authors': at the mean of an encoder, one pass of about half a decoder's multiply-adds); the unit of
 the images; single precision without compilation. The authors may stop before 200 iterations, once the objective stops
 falling; here all 200 are done.
 
-The package holds no trained weights, and this file trains none: with random weights it tells the time only.
+The package has no trained weights, and this file trains none. With random weights only the time is meaningful.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 STAMP, HALF = 45, 22  # pixel
 N_BAND, N_LATENT, N_DENSE = 6, 16, 512
 FILTERS, KERNEL = (128, 96, 64), 5
-START = 6  # pixel: of the first feature maps; three doublings give 48
+START = 6  # pixel: side of the first feature maps; three doublings give 48
 N_LAYER, N_HIDDEN, TURN = 6, 32, 3
 RATE, RATE_FACTOR, RATE_STEPS, N_ITERATION = 0.075, 0.8, 30, 200
 
@@ -56,7 +56,7 @@ class Decoder(nn.Sequential):
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer whose output k sees the inputs of a lower degree, or of the same too where `same`.
+    """A linear layer whose output k depends on inputs of a lower degree; with `same` also on those of its degree.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Flow(nn.Module):
 
 
 class PaddedScene:
-    """A scene with its sources, whose stamps may reach over the image's edge.
+    """A scene with its sources. Stamps may reach over the edge of the image, which is padded.
 
     Parameters
     ----------
@@ -129,12 +129,12 @@ class PaddedScene:
         limit = torch.tensor([n_x, n_y]) - 1
         x, y = torch.minimum(centers.round().long().clamp(min=0), limit).T[..., None, None]
         step = torch.arange(STAMP)
-        self.pixels = ((y + step[:, None]) * width + x + step).flatten(1)  # of the image with a border of HALF
+        self.pixels = ((y + step[:, None]) * width + x + step).flatten(1)  # indices in the image with its border
         self.image, self.inverse_variance = (
             nn.functional.pad(array, (HALF, HALF, HALF, HALF)).flatten(1) for array in (image, inverse_variance))
 
     def objective(self, stamps: Tensor, log_prob: Tensor) -> Tensor:
-        """The module's L, of the sources' stamps (n_source, N_BAND, STAMP, STAMP) and of log p (n_source,)."""
+        """L of the module's docstring, from stamps (n_source, N_BAND, STAMP, STAMP) and log p (n_source,)."""
         model = torch.zeros_like(self.image).index_add(1, self.pixels.flatten(), stamps.transpose(0, 1).flatten(1))
         return 0.5 * (self.inverse_variance * (self.image - model) ** 2).sum() - log_prob.sum()
 
@@ -146,7 +146,7 @@ def descend(scene: PaddedScene, decoder: Decoder, flow: Flow, n_iteration: int =
     ----------
     scene : PaddedScene
     decoder, flow
-        Their weights are kept, and should need no gradient.
+        Networks whose weights are fixed and need no gradient.
     n_iteration : int
 
     Returns

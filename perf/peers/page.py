@@ -14,12 +14,12 @@ FLOOR = "noise floor"
 ROWS = ("flux_error_r", "flux_error_i", "aperture_error_r", "aperture_error_i", "color_error", "cosine", "ssim")
 COLORS = {"deblendrt": "C0", "deblendrt, centres known": "C9", "scarlet_lite": "C1", "scarlet_lite, run long": "C3",
           "scarlet2": "C2", "sep": "C4", "madness": "C5", FLOOR: "0.4"}
-BESIDE = ("flux_error_r", "color_error", "cosine")  # the time
+BESIDE = ("flux_error_r", "color_error", "cosine")  # metrics beside the time
 BINS = (("by_snr", "SNR in r"), ("by_blendedness", "blendedness in r"))
 
 
 def markdown(figures: dict[str, Any]) -> str:
-    """The page."""
+    """The page, in markdown."""
     load = ", ".join(f"{value:.1f}" for value in figures["load"])
     parts = ["# Beside other deblenders",
              f"Made by `{figures['command']}`: every deblender gets the same scenes in the same run, "
@@ -48,7 +48,7 @@ def _deblenders(figures: dict[str, Any]) -> list[str]:
 
 
 def _beside(name: str, figures: dict[str, Any]) -> list[str]:
-    """Cells of an entry's accuracy, or why there is none."""
+    """Cells of an entry's accuracy, or the reason why there is none."""
     if name in figures["accuracy"]:
         return [report.number(figures["accuracy"][name][key]) for key in BESIDE]
     return [figures["deblenders"][figures["costs"][name]["deblender"]]["time_only"], *["–"] * (len(BESIDE) - 1)]
@@ -115,9 +115,9 @@ def _part(part: dict[str, Any], figures: dict[str, Any]) -> list[str]:
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    """Median flux error per bin of SNR and of blendedness, and error against time.
+    """Draw the median flux error in bins of SNR and of blendedness, and error against time.
 
-    All entries on the scenes that all of them did.
+    All entries are compared on the scenes that all of them did.
     """
     part = figures["parts"][-1]
     figure = Figure(figsize=(13, 4.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""A peer's process, started and asked; and deblendrt behind the same two verbs."""
+"""A peer's process, and deblendrt in this process with the same interface."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ PEERS = ("sep", "scarlet_lite", "scarlet2", "madness")
 
 
 class Missing(Exception):
-    """A peer that can not be run; the message says why."""
+    """A peer cannot be run; the message says why."""
 
 
 class Peer:
-    """One peer in its own environment.
+    """A peer in its own environment.
 
     Parameters
     ----------
     name : str
-        Of its adapter in this folder.
+        Name of its adapter in this folder.
     python : Path
         Interpreter of the environment.
     folder : Path
-        For the exchanged files.
+        Folder of the exchanged files.
 
     Raises
     ------
@@ -69,12 +69,12 @@ class Peer:
         return answer
 
     def deblend(self, scenes: Sequence[exchange.GivenScene], **settings: Any) -> list[exchange.Model]:
-        """Models of the scenes; `Missing` if the process ends."""
+        """Models of the scenes. Raises `Missing` if the process ends."""
         assert self._process.stdin is not None
         paths = [self._folder / name for name in ("scenes.npz", "models.npz")]
         exchange.write_scenes(paths[0], scenes)
         request = {"scenes": str(paths[0]), "models": str(paths[1]), "settings": settings}
-        with contextlib.suppress(BrokenPipeError):  # it has ended: what is read next says why
+        with contextlib.suppress(BrokenPipeError):  # it has ended; reading says why
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         self._read()
@@ -91,9 +91,9 @@ class Peer:
 
 
 class Own:
-    """deblendrt on one thread of this process; all scenes of a request in one call, their time shared by sources."""
+    """deblendrt on one thread of this process. A request is one call, whose time is shared by the sources."""
 
-    version, time_only = "", ""  # the page's environment has the version
+    version, time_only = "", ""  # the page has the version already
     how = ("one call for the scenes of a turn; centres free within a Gaussian prior of width `center_sigma`; fluxes, "
            "errors and all photometry included in the time")
 

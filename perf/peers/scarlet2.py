@@ -1,8 +1,11 @@
-"""scarlet2 on the exchanged scenes: ``python -m perf.peers.scarlet2``, in its own environment.
+"""scarlet2 on the exchanged scenes, in its own environment.
 
-Its own recipe (Real-World Example, version 0.5.1): sources from Gaussian moments, point-like where those fail, free
-spectra and morphologies, Adam until no parameter moves by `e_rel`. The step of the morphologies is that of its present
-documentation, which does better than the older one. No learned prior: its trained networks are not on PyPI.
+    python -m perf.peers.scarlet2
+
+The recipe is scarlet2's own (Real-World Example, version 0.5.1): sources from Gaussian moments, or point-like sources
+if the moments fail; free spectra and morphologies; Adam until no parameter changes by more than `e_rel`. The step of
+the morphologies is that of the present documentation, which does better than the older step. There is no learned prior,
+because the trained networks are not on PyPI.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ HOW = ("its own recipe: from_gaussian_moments or else compact_morphology, one co
 
 
 class _Compilation:
-    """The clock when the longest compilation so far ended: in a fit, that of its step."""
+    """Time at which the longest compilation ended; in a fit this is the compilation of its step."""
 
     def __init__(self) -> None:
         self.longest, self.end = 0.0, exchange.clock()
@@ -48,7 +51,7 @@ _compilation = _Compilation()
 
 
 def _sources(scene: exchange.GivenScene, observation: scarlet2.Observation) -> scarlet2.Scene:
-    """The initial model."""
+    """The initial model of a scene."""
     with scarlet2.Scene(scarlet2.Frame.from_observations(observation)) as model:
         for x, y in scene.centers:
             center = jnp.array([y, x], jnp.float32)
@@ -68,7 +71,7 @@ def _sources(scene: exchange.GivenScene, observation: scarlet2.Observation) -> s
 
 
 def deblend(scene: exchange.GivenScene, max_iter: int = 1000, e_rel: float = 1e-4) -> exchange.Model:
-    """Fit one scene; the time is that of initialisation and fit."""
+    """Fit a scene. The time is that of initialisation and fit."""
     start = exchange.clock()
     observation = scarlet2.Observation(
         jnp.asarray(scene.image, jnp.float32), weights=jnp.asarray(1 / scene.variance, jnp.float32),

@@ -1,8 +1,11 @@
-"""Rubin's scarlet_lite on the exchanged scenes: ``python -m perf.peers.scarlet_lite``, in its own environment.
+"""Rubin's scarlet_lite on the exchanged scenes, in its own environment.
 
-Its own recipe (Getting Started): two-component sources initialised on the chi2 image, spectra by least squares,
-proximal Adam, `e_rel` = 1e-4. Centres are whole pixels, which is all it takes. Images are given in units of each band's
-noise, because its initial threshold compares a chi2 image with a noise level and so depends on the unit.
+    python -m perf.peers.scarlet_lite
+
+The recipe is scarlet_lite's own (Getting Started): two-component sources initialised on the chi2 image, spectra by
+least squares, proximal Adam, `e_rel` = 1e-4. Centres are rounded to whole pixels, because it accepts no others. Images
+are given in units of each band's noise, because the initial threshold compares a chi2 image with a noise level and so
+depends on the unit.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 from perf.peers import exchange
 
 MODEL_PSF_SIGMA = 0.8  # pixel
-MONOTONICITY_SHAPE = (101, 101)  # pixel, the scenes' own; a larger source makes it grow
+MONOTONICITY_SHAPE = (101, 101)  # pixel: the scenes' shape; it grows for a larger source
 HOW = ("its own recipe: FactorizedInitialization, fit_spectra, adaprox, e_rel 1e-4 unless said otherwise, at least 15 "
        "iterations; given centres rounded to pixels and fixed; total flux of the model")
 
@@ -27,7 +30,7 @@ def _monotonicity() -> scl.operators.Monotonicity:
 
 
 def deblend(scene: exchange.GivenScene, max_iter: int = 200, e_rel: float = 1e-4) -> exchange.Model:
-    """Fit one scene; the time is that of initialisation and fit."""
+    """Fit a scene. The time is that of initialisation and fit."""
     start = exchange.clock()
     noise = np.sqrt(np.median(scene.variance, (1, 2)))[:, None, None]
     variance = (scene.variance / noise**2).astype(np.float32)
@@ -42,7 +45,7 @@ def deblend(scene: exchange.GivenScene, max_iter: int = 200, e_rel: float = 1e-4
     iterations, _ = blend.fit(max_iter, e_rel=e_rel)
     seconds = exchange.clock() - start
     models = [source.get_model() for source in sources]
-    # the difference kernels sum to 1 / the sum of the model's PSF, which is cut at the edge of its stamp
+    # the difference kernels sum to 1 / the sum of the model PSF, which is cut at the edge of its stamp
     flux = np.stack([model.data.sum((1, 2)) * noise[:, 0, 0] / model_psf.sum() for model in models])
     image = np.stack([observation.convolve(model.project(bbox=observation.bbox)).data * noise for model in models])
     return exchange.Model(flux.astype(np.float64), image.astype(np.float32), seconds, exchange.NO_TIME, iterations, "")

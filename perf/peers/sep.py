@@ -1,10 +1,12 @@
-"""SEP, Source Extractor's algorithms, on the exchanged scenes: ``python -m perf.peers.sep``, in its own environment.
+"""SEP, the algorithms of Source Extractor, on the exchanged scenes, in its own environment.
 
-As its documentation does it: sources are detected on the bands' sum, weighted for the best signal-to-noise ratio, and
-split by multi-threshold deblending; every band is then measured in the Kron ellipse ("equivalent to FLUX_AUTO"), the
-segments of the others masked. SEP takes no positions: a given position gets the nearest detection, each detection goes
-to one position at most, and a position without any gets an aperture. A pixel belongs to one source: the model of a
-source is the image in its segment.
+    python -m perf.peers.sep
+
+The recipe is that of SEP's documentation. Sources are detected on the sum of the bands, weighted for the best
+signal-to-noise ratio, and split by multi-threshold deblending. Every band is measured in the Kron ellipse ("equivalent
+to FLUX_AUTO"), with the segments of other sources masked. SEP accepts no positions: a given position gets the nearest
+detection, each detection goes to one position at most, and a position without a detection gets an aperture. A pixel
+belongs to one source, so the model of a source is the image in its segment.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from numpy.typing import NDArray
 
 from perf.peers import exchange
 
-THRESHOLD = 1.5  # sigma; the other settings of detection are sep's own
-MATCH = 4.0  # pixel: a position takes no detection farther away
-KRON_REACH, KRON_FACTOR, SMALLEST_RADIUS = 6.0, 2.5, 1.75  # of its documentation; the last in pixels
-APERTURE = 5.0  # pixel: radius where nothing was detected
+THRESHOLD = 1.5  # sigma; other settings of the detection are sep's defaults
+MATCH = 4.0  # pixel: a position gets no detection farther away
+KRON_REACH, KRON_FACTOR, SMALLEST_RADIUS = 6.0, 2.5, 1.75  # from its documentation; the last is in pixels
+APERTURE = 5.0  # pixel: radius at positions without a detection
 HOW = ("its documentation's recipe: extract on the bands' weighted sum (1.5 sigma, its own settings otherwise), fluxes "
        "in Kron ellipses with the other segments masked, not corrected for what is outside; a given position gets the "
        "nearest detection within 4 pixels, or else an aperture of 5 pixels' radius; model images: the pixels of the "
@@ -42,7 +44,7 @@ def match(centers: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[n
 
 def _kron_fluxes(images: NDArray[np.float64], detection: NDArray[np.float64], segments: NDArray[np.int32],
                  found: NDArray[np.void]) -> NDArray[np.float64]:
-    """Flux (n_band, n_found) in each detection's Kron ellipse, or a small circle where that is smaller."""
+    """Flux (n_band, n_found) in the Kron ellipse of each detection, but at least in a small circle."""
     label = np.arange(1, len(found) + 1, dtype=np.int32)
     place, masked = (found["x"], found["y"]), {"segmap": segments, "seg_id": label}
     ellipse = (found["a"], found["b"], np.clip(found["theta"], -np.pi / 2, np.pi / 2))
@@ -56,7 +58,7 @@ def _kron_fluxes(images: NDArray[np.float64], detection: NDArray[np.float64], se
 
 
 def deblend(scene: exchange.GivenScene) -> exchange.Model:
-    """Detect, match and measure; drawing the models is not in the time."""
+    """Detect, match and measure. The time leaves out the drawing of the models."""
     start = exchange.clock()
     images = scene.image.astype(np.float64)
     noise = np.sqrt(np.median(scene.variance, (1, 2)))

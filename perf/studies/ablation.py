@@ -1,8 +1,10 @@
-"""Where the flux error comes from, one thing changed at a time: `python -m perf.studies.ablation`.
+"""The parts of the flux error: a table in which every row changes one thing.
 
-From the noise floor (all true profiles known) to the engine's answer: what the basis, the decoder, the prior, the
-start, the centres and the descent each add, and what the reported posterior itself expects. On the scenes of
-`perf.scenes`, metrics of `perf.metrics`.
+    python -m perf.studies.ablation
+
+The table leads from the noise floor, where all true profiles are known, to the engine's answer. It shows how much the
+basis, the decoder, the prior, the start, the centres and the descent each add, and which error the reported posterior
+expects. Scenes are those of `perf.scenes`, metrics those of `perf.metrics`.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from perf.studies.accuracy import measures
 
 FloatArray = NDArray[np.float64]
 
-N_SCENE = 80  # the first so many of the 200, to stay within 12 minutes of one core
+N_SCENE = 80  # of 200 scenes: they take 12 minutes of one core
 TRIED = report.RESULTS / "ablation_tried.md"  # written by hand
 SHAPE_BAND, PULL_BAND = "r", "i"
-MIN_SNR = 10.0  # of the pulls, as in perf.studies.accuracy
-# The decoder's best fit: as if of this SNR, at most ten times the own, so that the prior hardly counts. Descents to
-# far higher ones end anywhere.
+MIN_SNR = 10.0  # of the pulls, as in `perf.studies.accuracy`
+# For the decoder's best fit galaxies get this SNR, or at most ten times their own, so that the prior hardly counts.
+# Descents at a far higher SNR do not converge.
 FITTED_SNR, FITTED_GAIN = 300.0, 10.0
 KNOWN_CENTER = 0.02  # pixel
 COLUMNS = {
@@ -50,14 +52,14 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Fluxes:
-    """What a row of the table is made from; one entry a source.
+    """Fluxes behind a row of the table; one entry for each source.
 
     Attributes
     ----------
     flux, error : float64 (n_source, n_band) [nJy]
     cosine : float64 (n_source,)
     seconds : float
-        NaN where no engine ran.
+        NaN if no engine ran.
     """
 
     flux: FloatArray
@@ -67,7 +69,7 @@ class Fluxes:
 
 
 class NormalPrior:
-    """A runtime whose prior is N(0, 1) in every shape latent instead of the flow.
+    """A runtime whose prior is N(0, 1) in every shape latent, instead of the flow.
 
     Parameters
     ----------
@@ -124,7 +126,7 @@ def drawn(folded: FoldedBasis, unit: NDArray[np.float32], centers: FloatArray,
 
 
 def projected(deblender: Deblender, folded: FoldedBasis, scene: Any) -> NDArray[np.float32]:
-    """True profiles as the basis holds them: least squares over the core of the stamp, unit total flux."""
+    """True profiles, projected on the basis: least squares over the core of the stamp, unit total flux."""
     sums = deblender.bundle.full_basis.sum((1, 2), dtype=np.float64)
     unit = np.empty((len(scene.truth), folded.n_band, folded.n_basis))
     for i, (truth, center) in enumerate(zip(scene.truth, scene.centers, strict=True)):
@@ -136,7 +138,7 @@ def projected(deblender: Deblender, folded: FoldedBasis, scene: Any) -> NDArray[
 
 
 def fit_alone(deblender: Deblender, tests: scenes.SceneSet, snr: FloatArray) -> Any:
-    """Every galaxy fitted alone, without noise: the best that the decoder can do, and the truth's latents."""
+    """Fit every galaxy alone and without noise: the decoder's best fits, and latents of the truth."""
     images, centers, variance = [], [], []
     gain = np.clip(FITTED_SNR / snr[:, tests.bands.index(SHAPE_BAND)], 1.0, FITTED_GAIN)
     for scene in tests:
@@ -149,7 +151,7 @@ def fit_alone(deblender: Deblender, tests: scenes.SceneSet, snr: FloatArray) -> 
 
 
 def deblended(deblender: Deblender, tests: scenes.SceneSet, **options: Any) -> Fluxes:
-    """The engine's answer."""
+    """Fluxes of the engine with some options."""
     given = tests.given()
     begin = time.process_time()
     result = deblender.deblend_batch(**given, **options)
@@ -166,7 +168,7 @@ def deblended(deblender: Deblender, tests: scenes.SceneSet, **options: Any) -> F
 
 @contextlib.contextmanager
 def start_at(latents: FloatArray) -> Iterator[None]:
-    """Start the descents at given latents, without tempering; problems must come in the order of the sources, once."""
+    """Start the descents at given latents, without tempering. Problems must come once, in the order of the sources."""
     done = 0
 
     def given(problem: Problem, _: str) -> tuple[Problem, FloatArray, FloatArray]:
@@ -200,10 +202,9 @@ def without_outskirts() -> Iterator[None]:
 
 
 def expected_median(sigma: FloatArray) -> float:
-    """Median of the sizes of Gaussian errors with these standard deviations, one drawn from each.
+    """Median of |error| if each error is Gaussian with its own standard deviation.
 
-    That is the x where erf(x / sigma sqrt 2) is 1/2 on average: less than 0.67 times the median sigma where sigmas
-    spread.
+    It is the x at which erf(x / sigma sqrt 2) is 1/2 on average. If sigmas spread it is below 0.67 times their median.
 
     Parameters
     ----------
@@ -220,7 +221,7 @@ def expected_median(sigma: FloatArray) -> float:
 
 def row(found: Fluxes, true: FloatArray, snr: FloatArray, blended: FloatArray,
         bands: tuple[str, ...]) -> dict[str, float]:
-    """Figures of one row, keys of `COLUMNS`."""
+    """Figures of a row of the table, with the keys of `COLUMNS`."""
     r, i = bands.index(SHAPE_BAND), bands.index(PULL_BAND)
     error = np.abs(found.flux / true - 1)
     pulls = metrics.pull_summary(((found.flux - true) / found.error)[snr[:, i] > MIN_SNR, i])
@@ -236,7 +237,7 @@ def row(found: Fluxes, true: FloatArray, snr: FloatArray, blended: FloatArray,
 
 
 def measure(bundle: str, tests: scenes.SceneSet) -> dict[str, Any]:
-    """Every row of the table."""
+    """Measure every row of the table."""
     deblender = Deblender.load(bundle)
     folded = deblender.fold(np.asarray(tests.psf, np.float64))
     known, true = measures.truth_columns(tests), tests.joined("flux")
@@ -291,7 +292,7 @@ def measure(bundle: str, tests: scenes.SceneSet) -> dict[str, Any]:
 
 
 def page(figures: dict[str, Any]) -> str:
-    """The figures as a page."""
+    """The page, in markdown."""
     def cell(name: str, value: float) -> str:
         if name == "bias":
             return "–" if np.isnan(value) else f"{100 * value:+.2f}%"

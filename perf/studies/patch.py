@@ -2,10 +2,11 @@
 
     python -m perf.studies.patch [--side 4000] [--threads 2]
 
-Galaxies of the test scenes' population at random positions, each drawn with the PSF of its own place (nodes of 80
-pixels); the deblender is given the PSF as a function. Galaxies are drawn for one quarter of the patch and repeated in
-the others with noise of their own (drawing ten thousand takes longer than deblending them); the PSF repeats with them.
-Reported: time and memory, accuracy and errors, and whether sources near the edges of parts are any worse.
+Galaxies of the test scenes' population lie at random positions. Each is drawn with the PSF of its own position, on a
+grid of 80 pixels, and the deblender gets the PSF as a function. Galaxies are drawn for a quarter of the patch and
+repeated in the other quarters with different noise, because drawing ten thousand takes longer than deblending them. The
+PSF repeats with them. The page reports time, memory, accuracy and errors, and compares sources near the edges of parts
+with other sources.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from perf.report import environment, machine, markdown_table
 from perf.scenes import RECIPE
 
 SEED = 20_261_123
-REPEAT = 2  # along each axis
-NODE = 80  # pixel: grid that the galaxies' PSFs are drawn on
-STAMP = 151  # pixel: of the drawn galaxies; the few larger ones lose light of a surface brightness far below the noise
+REPEAT = 2  # repetitions along each axis
+NODE = 80  # pixel: grid of the galaxies' PSFs
+STAMP = 151  # pixel: of the drawn galaxies; larger galaxies lose light far below the noise
 UNTRUSTED = int(SUSPECT | Flag.NEIGHBOUR_SUSPECT)
-EDGE = 32.0  # pixel: half a window, where a part's neighbours are another part's
+EDGE = 32.0  # pixel: half a window; sources nearer to an edge have neighbours in another part
 
 
 def psf_over(depth: survey.Depth, side: int) -> Callable[[float, float], survey.Psf]:
@@ -81,7 +82,7 @@ def make_patch(side: int, density: float, n_process: int) -> tuple[
 
 def _draw(task: tuple[population.Galaxies, NDArray[np.float64], NDArray[np.int64], survey.Depth, int],
           ) -> NDArray[np.float32]:
-    """Stamps of the galaxies of a node."""
+    """Draw the stamps of the galaxies of a node."""
     galaxies, centers, node, depth, side = task
     psf = psf_over(depth, side)(*((node + 0.5) * NODE).tolist())
     return np.array([blend_scenes.draw_source(galaxies, i, center - np.rint(center) + STAMP // 2, psf, (STAMP, STAMP),
@@ -89,7 +90,7 @@ def _draw(task: tuple[population.Galaxies, NDArray[np.float64], NDArray[np.int64
 
 
 def near_edge(result: DeblendResult) -> NDArray[np.bool_]:
-    """Whether a source lies within `EDGE` of the edge between two parts."""
+    """Mask of the sources within `EDGE` of the edge between two parts."""
     scene = result.scenes[0]
     near = np.zeros(result.n_source, bool)
     for part in patches.divide(scene):
@@ -105,7 +106,7 @@ def near_edge(result: DeblendResult) -> NDArray[np.bool_]:
 
 
 def measures(result: DeblendResult, flux: NDArray[np.float64], chosen: NDArray[np.bool_]) -> dict[str, Any]:
-    """Flux errors and pulls in i of some sources."""
+    """Summary of flux errors and pulls in i of some sources."""
     b = result.bands.index("i")
     good = chosen & (flux[:, b] > 10 * result.flux_err[:, b])
     trusted = good & ((result.flags & UNTRUSTED) == 0)

@@ -1,8 +1,10 @@
-"""What incomplete lists, missing bands, masks, edges and crowding do to fluxes: ``python -m perf.studies.robustness``.
+"""Changes of fluxes by incomplete lists, missing bands, masks, edges and crowding.
 
-On the first scenes of `perf.scenes`, and on fields, pairs and large galaxies drawn here. A fit is compared with that of
-the same scene undisturbed: |difference| in units of the disturbed fit's own error. Written:
-``perf/results/robustness.md``. Five minutes on one core.
+    python -m perf.studies.robustness
+
+The scenes are the first scenes of `perf.scenes`, and fields, pairs and large galaxies drawn here. A fit is compared
+with the fit of the same scene undisturbed, as |difference| in units of the disturbed fit's error. The study writes
+``perf/results/robustness.md`` and takes five minutes on one core.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ Truth = tuple[Images, Images, list[NDArray[np.float64]], NDArray[np.float64]]
 
 
 class Disturbances:
-    """Scenes, their undisturbed fit, and tables."""
+    """Scenes, their undisturbed fit, and the tables of the page."""
 
     def __init__(self, bundle: str, cache: Path | None, n_scene: int) -> None:
         self.tests = scenes.load_scenes(cache)
@@ -47,7 +49,7 @@ class Disturbances:
         self.lines: list[str] = []
 
     def fit(self, image: Any, centers: Any, variance: Any, **arguments: Any) -> DeblendResult:
-        """One call of the deblender with the test scenes' PSF."""
+        """Deblend with the test scenes' PSF."""
         arguments.setdefault("psf", self.tests.psf)
         return self.deblender.deblend_batch(image, centers, variance=variance, **arguments)
 
@@ -58,13 +60,13 @@ class Disturbances:
                        "|" + "---|" * len(columns)]
 
     def row(self, *cells: Any) -> None:
-        """Add a row, and print it."""
+        """Add a row to the table, and print it."""
         self.lines.append("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells) + " |")
         print(self.lines[-1], flush=True)
 
     def compare(self, name: str, result: DeblendResult, rows: NDArray[np.bool_], mine: NDArray[np.bool_] | None = None,
                 band: int = REFERENCE) -> None:
-        """A row on sources `rows` of the undisturbed fit, which are `mine` (default: the same) of the other's."""
+        """Add a row: sources `rows` of the undisturbed fit, which are sources `mine` (default: same) of `result`."""
         mine = rows if mine is None else mine
         change = np.abs(result.flux[mine] - self.full.flux[rows])[:, band] / result.flux_err[mine, band]
         flagged = (result.flags[mine] & DISTRUST) > 0
@@ -83,12 +85,12 @@ def _share(condition: NDArray[np.bool_]) -> str:
 
 
 def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each position to the nearest of others, float64 (len(a),) [arcsec]."""
+    """Distance of each position to the nearest of other positions, float64 (len(a),) [arcsec]."""
     return np.hypot(*(a[:, None] - b).transpose(2, 0, 1)).min(1) * PIXEL_SCALE
 
 
 def incomplete_lists(cases: Disturbances) -> None:
-    """A quarter of the sources deleted from the lists; an unlisted bright star."""
+    """Delete a quarter of the sources from the lists; add an unlisted bright star."""
     rng = np.random.default_rng([SEED, 1])
     keep = []
     for c in cases.centers:
@@ -145,7 +147,7 @@ def incomplete_lists(cases: Disturbances) -> None:
 
 
 def missing_bands(cases: Disturbances) -> None:
-    """Each band dropped, and all but one."""
+    """Drop each band, and all bands but one."""
     cases.title("Missing bands (changes in r, in i where r is dropped; in the only band)", HEADER)
     names = "".join(cases.tests.bands)
     for drop in names:
@@ -163,7 +165,7 @@ def missing_bands(cases: Disturbances) -> None:
 
 
 def masks_and_edges(cases: Disturbances) -> None:
-    """Pixels, columns, cores and halves masked, all around the brightest galaxy of each scene; images cut."""
+    """Mask pixels, columns, cores and halves around the brightest galaxy of each scene; cut images beside it."""
     rng = np.random.default_rng([SEED, 2])
     brightest = [int(np.argmax(f[:, REFERENCE])) for f in cases.flux]
     target = np.zeros(cases.full.n_source, bool)
@@ -190,7 +192,7 @@ def masks_and_edges(cases: Disturbances) -> None:
 
 
 def field(density: int, seed: int) -> tuple[Any, ...]:
-    """A field of galaxies at random positions at least two pixels apart: image, variance, centres, fluxes."""
+    """Draw a field of galaxies at least two pixels apart: image, variance, centres, fluxes."""
     pool, psf, depth = scenes.sky()
     rng = np.random.default_rng([SEED, 3, density, seed])
     n = round(density * (SIDE * PIXEL_SCALE / 60) ** 2)
@@ -210,7 +212,7 @@ def field(density: int, seed: int) -> tuple[Any, ...]:
 
 
 def crowding(cases: Disturbances) -> None:
-    """Fields by density, and pairs two pixels apart by flux ratio."""
+    """Deblend fields of several densities, and pairs two pixels apart of several flux ratios."""
     cases.title("Crowding: fields of one arcmin^2, pairs with centres two pixels apart (against the truth, in i)",
                 "case | sources | largest blend | ms per source | median flux error | pull: width | above 3 | "
                 "flagged | unflagged: width | standard deviation | above 3 | not converged")
@@ -249,7 +251,7 @@ def crowding(cases: Disturbances) -> None:
 
 
 def large_galaxies(cases: Disturbances) -> None:
-    """Bright, large galaxies alone: the model at the edge of its stamp, and the residual."""
+    """Deblend bright, large galaxies alone; report the model at the edge of its stamp and the residual."""
     cases.title("Large and bright galaxies, alone",
                 "half-light radius [arcsec] | i | S/N | steepest step at the stamp's edge [sigma per pixel, i] | "
                 "largest residual [sigma] | reduced chi2 | flux error in i | flags")

@@ -1,8 +1,9 @@
-"""Star or galaxy: how well kind "auto" tells them apart: `python -m perf.studies.stars [--out perf/results]`.
+"""Star or galaxy: how well kind "auto" separates them.
 
-Simulated LSST 10-year scenes, half of the sources stars (the PSF, colours along the main sequence), half galaxies of
-the test population, both uniform in magnitude; alone, and in blends of two to six. Deblended with the PSF that drew
-them, and with PSFs 1% and 3% too wide. All sources are "auto", the class prior is the mix that was drawn.
+In simulated LSST 10-year scenes half of the sources are stars (the PSF, with colours along the main sequence) and half
+are galaxies of the test population. Both are uniform in magnitude, alone and in blends of two to six. They are
+deblended with the true PSF and with PSFs that are 1% and 3% too wide. All sources have kind "auto", and the class prior
+is the simulated fraction of stars.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from perf.scenes import RECIPE, expose
 SEED = 470_112_906
 MAGNITUDES = (18.0, 25.0)
 STAR_FRACTION = 0.5
-WIDTHS = (1.0, 1.01, 1.03)  # of the PSF that the deblender is given
+WIDTHS = (1.0, 1.01, 1.03)  # of the given PSF over the true PSF
 ALONE, BLEND = 65, 101  # pixel, sides of the scenes
-# u-g, g-r, r-i, i-z, z-y of main-sequence stars of types F, G, K, M0 and M4: round numbers, every second tenth
+# u-g, g-r, r-i, i-z, z-y of main-sequence stars of types F, G, K, M0 and M4, rounded
 LOCUS = np.array([[0.95, 0.25, 0.08, 0.01, 0.0], [1.4, 0.46, 0.16, 0.06, 0.03], [2.0, 0.85, 0.33, 0.17, 0.08],
                   [2.6, 1.35, 0.66, 0.37, 0.18], [2.7, 1.5, 1.4, 0.75, 0.35]])
 BINS = ((18.0, 20.0), (20.0, 22.0), (22.0, 23.0), (23.0, 24.0), (24.0, 25.0))
@@ -53,7 +54,7 @@ class StarScene:
 
 
 def star_flux(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Fluxes of a star, float64 (6,) [nJy]: magnitude uniform in i, colour uniform along the locus."""
+    """Draw the fluxes of a star, float64 (6,) [nJy], uniform in i magnitude and along the locus."""
     place = rng.uniform(0, len(LOCUS) - 1)
     low = int(place)
     color = LOCUS[low] + (place - low) * (LOCUS[low + 1] - LOCUS[low])
@@ -63,7 +64,7 @@ def star_flux(rng: np.random.Generator) -> NDArray[np.float64]:
 
 def make_case(galaxies: population.Galaxies, psf: survey.Psf, depth: survey.Depth, n: int, size: int,
               rng: np.random.Generator) -> StarScene:
-    """A scene of `n` sources."""
+    """Draw a scene of `n` sources."""
     spread = 0.3 if n == 1 else blend_scenes.BLEND_SPREAD / 0.2
     positions = blend_scenes.blend_positions(n, (size, size), rng, spread=spread,
                                          min_separation=blend_scenes.BLEND_SEPARATION / 0.2, margin=13.0)
@@ -86,7 +87,7 @@ def make_case(galaxies: population.Galaxies, psf: survey.Psf, depth: survey.Dept
 
 
 def make_cases(n_alone: int, n_blend: int) -> tuple[list[StarScene], survey.Depth]:
-    """All scenes: those of single sources first."""
+    """Draw all scenes, first the scenes of single sources; also return the depth."""
     spec = config.Survey(**RECIPE["survey"])
     wanted = {"magnitude_min": MAGNITUDES[0], "magnitude_max": MAGNITUDES[1], "uniform_fraction": 1.0}
     galaxies = population.draw(config.Population(**{**RECIPE["population"], **wanted}), spec, 2000,
@@ -102,7 +103,7 @@ def make_cases(n_alone: int, n_blend: int) -> tuple[list[StarScene], survey.Dept
 
 
 def measure(deblender: Deblender, cases: list[StarScene], psf: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-    """Columns, one row per source."""
+    """Deblend; columns with an entry for each source."""
     scenes = [case.scene for case in cases]
     result = deblender.deblend_batch([s.image for s in scenes], [s.centers for s in scenes],
                                      variance=[s.variance for s in scenes], psf=psf, kind="auto",
@@ -116,12 +117,12 @@ def measure(deblender: Deblender, cases: list[StarScene], psf: NDArray[np.float6
 
 
 def share(chosen: NDArray[np.bool_], among: NDArray[np.bool_]) -> str:
-    """Share, and of how many."""
+    """A share and the number that it refers to."""
     return f"{percent(chosen[among].mean())} of {among.sum()}" if among.any() else "-"
 
 
 def page(columns: dict[float, dict[str, NDArray[Any]]]) -> str:
-    """The tables."""
+    """The tables of the page."""
     words = {width: "right" if width == 1 else f"{100 * (width - 1):.0f}% too wide" for width in columns}
     text = ["# Star or galaxy", __doc__.split("\n\n", 1)[1].strip() if __doc__ else ""]
     for alone, where in ((True, "Alone"), (False, "In blends")):

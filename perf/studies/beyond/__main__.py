@@ -1,8 +1,11 @@
-"""Beyond the training set: ``python -m perf.studies.beyond`` from a clone with ``deblendrt[train]`` installed.
+"""Beyond the training set: galaxies and data on which the model was not trained. Needs ``deblendrt[train]``.
 
-The cases of `departures`, each with the same 72 galaxies, are deblended and compared with the truth: how wrong
-fluxes and colours are, whether the errors say so, with and without `flux_sys_err`, and whether the flags do. Written:
-``beyond.json``, ``beyond.md`` and ``beyond.png`` in ``perf/results``. Four minutes of one core's time.
+    python -m perf.studies.beyond
+
+Every case of `departures` has the same 72 galaxies. The study deblends them and compares fluxes and colours with the
+truth. It tests whether the errors cover the differences, with and without `flux_sys_err`, and whether the flags mark
+them. It writes ``beyond.json``, ``beyond.md`` and ``beyond.png`` into ``perf/results`` and takes four minutes of one
+core.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ from perf.studies.beyond import departures, page, plots
 from perf.studies.beyond.departures import DEPARTURES, Departure, Field
 
 FloatArray = NDArray[np.float64]
-BAND = "r"  # of fluxes, pulls and S/N; it is given in every case
+BAND = "r"  # of fluxes, pulls and S/N; every case has this band
 SNR_EDGES = (10.0, 50.0, 300.0, np.inf)
-WRONG = 0.1  # relative flux error that nobody would call right
+WRONG = 0.1  # a larger relative flux error counts as wrong
 
 
 def deblend(deblender: Deblender, case: Departure, fields: list[Field]) -> DeblendResult:
@@ -40,7 +43,7 @@ def deblend(deblender: Deblender, case: Departure, fields: list[Field]) -> Deble
 
 
 def columns(result: DeblendResult, fields: list[Field]) -> dict[str, NDArray[Any]]:
-    """What is compared of every listed source."""
+    """Errors, pulls and flags of every listed source."""
     listed = (result.flags & int(Flag.FOUND)) == 0
     b, g = result.bands.index(BAND), result.bands.index("g")
     true = np.concatenate([f.flux for f in fields])
@@ -59,16 +62,16 @@ def columns(result: DeblendResult, fields: list[Field]) -> dict[str, NDArray[Any
 
 
 def summarise(found: dict[str, NDArray[Any]], keep: NDArray[np.bool_]) -> dict[str, Any]:
-    """The metrics of some of the sources.
+    """Metrics of a group of sources.
 
     Returns
     -------
     dict
         ``n``; medians ``flux_error``, ``bias``, ``color_error``, ``systematic``; robust widths ``width``,
         ``width_unflagged``, ``width_total``, ``width_total_unflagged``; fractions ``beyond_3``, ``beyond_3_unflagged``,
-        ``beyond_3_total``, ``flagged``; ``caught`` and ``caught_wrong``, the flagged fraction of those beyond 3 and of
-        those that are also off by more than `WRONG`; ``silent``, the fraction wrong and not flagged; ``false_alarm``,
-        the flagged fraction of those within 3.
+        ``beyond_3_total``, ``flagged``; ``caught`` and ``caught_wrong``, the flagged fractions of the sources beyond 3
+        and of the sources that are also off by more than `WRONG`; ``silent``, the fraction of sources that are wrong
+        and not flagged; ``false_alarm``, the flagged fraction of the sources within 3.
     """
     own = {name: values[keep] for name, values in found.items()}
     good, beyond = ~own["flagged"], np.abs(own["pull"]) > 3
@@ -90,7 +93,7 @@ def summarise(found: dict[str, NDArray[Any]], keep: NDArray[np.bool_]) -> dict[s
 
 
 def groups(found: dict[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
-    """Summaries of all sources, of those alone and in blends, and by S/N."""
+    """Summaries of all sources, of isolated sources, of sources in blends, and in bins of S/N."""
     snr, alone = found["snr"], found["alone"]
     chosen = {"all": np.ones_like(alone), "alone": alone, "blends": ~alone}
     chosen |= {f"S/N {report.interval(low, high)}": (snr >= low) & (snr < high)
@@ -99,7 +102,7 @@ def groups(found: dict[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
 
 
 def measure(bundle: str, scale: float) -> tuple[dict[str, Any], list[plots.Example]]:
-    """Run all cases; also what the figure shows."""
+    """Run all cases; also return the examples of the figure."""
     deblender = Deblender.load(bundle)
     deblender.warmup(64)
     layouts = departures.layouts(scale)

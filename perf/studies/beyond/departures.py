@@ -1,8 +1,8 @@
-"""Galaxies and data that the model was not trained on: the cases of `perf.studies.beyond`.
+"""Galaxies and data on which the model was not trained: the cases of `perf.studies.beyond`.
 
-All cases share their scenes: the same positions, fluxes, sizes, orientations and seeds of the noise, so that a case
-differs from the control in what its name says and in nothing else. Half of the galaxies are alone in their scene, half
-in blends of four placed as in the test scenes; all are of the case's kind.
+All cases share positions, fluxes, sizes, orientations and seeds of the noise, so a case differs from the control only
+in the property that its name says. Half of the galaxies are alone in their scene. The other half are in blends of four,
+placed as in the test scenes. All galaxies of a case are of its kind.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from deblendrt.training.simulation import blend_scenes, components, population, 
 from perf import metrics, scenes
 
 FloatArray = NDArray[np.float64]
-Components = list[tuple[Any, FloatArray]]  # profile of unit flux, and its flux in every band [nJy]
+Components = list[tuple[Any, FloatArray]]  # a profile of unit flux, and its flux in every band [nJy]
 
 SEED = 810_450_239
 N_ALONE, N_BLEND, BLEND_SIZE = 36, 9, 4
 ALONE, BLEND = (81, 81), (101, 101)  # pixel
 MAGNITUDES = (19.0, 24.5)  # i, drawn uniform
-TRUNCATION = 8.0  # half-light radii, of Sersic profiles; as the bulges that the model was trained on
-IMAGE_SIZE = 161  # pixel of an analytic image, which is 10 half-light radii of the disk wide
+TRUNCATION = 8.0  # half-light radii: of Sersic profiles, as of the bulges in training
+IMAGE_SIZE = 161  # pixel: an analytic image, 10 half-light radii of the disk wide
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One scene of a case, as it is given to the deblender, and its truth.
+    """A scene of a case, as the deblender gets it, and its truth.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Field:
     psf : float64 (n_band, size, size)
     centers : float64 (n_source, 2) [pixel]
     flux, snr : float64 (n_source, n_band) [nJy]
-        True; S/N as in `perf.metrics`.
+        True fluxes, and their S/N as in `perf.metrics`.
     """
 
     image: NDArray[np.float32]
@@ -56,7 +56,7 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the galaxies of one scene are, by row of the pool; the same in every case."""
+    """Galaxies of a scene by row of the pool, and their positions; the same in every case."""
 
     number: int
     shape: tuple[int, int]
@@ -72,15 +72,15 @@ class Departure:
     ----------
     name, about : str
     galaxy : callable
-        Galaxies, row, generator -> components.
+        Maps galaxies, row and generator to components.
     disturb : callable, optional
-        Field, its noiseless image, generator -> Field.
+        Maps a field, its noiseless image and a generator to a field.
     bands : str, optional
-        Those that are given to the deblender; default all.
+        Bands that the deblender gets; default all.
     options : dict
-        Of `deblend_batch`.
+        Options of `deblend_batch`.
     unlisted : bool
-        One more galaxy in every scene, which the deblender is not told of.
+        Whether every scene has one more galaxy, which the list lacks.
     """
 
     name: str
@@ -104,7 +104,7 @@ def sky() -> tuple[population.Galaxies, survey.Psf, survey.Depth]:
 
 
 def layouts(scale: float = 1.0) -> list[Layout]:
-    """Scenes of one galaxy, then blends; `scale` takes the first so many of each."""
+    """Layouts of isolated galaxies, then of blends; `scale` is the fraction of each to use."""
     pool, _, depth = sky()
     rng = np.random.default_rng([SEED, 1])
     order = rng.permutation(len(pool))
@@ -125,7 +125,7 @@ def layouts(scale: float = 1.0) -> list[Layout]:
 
 
 def make_field(case: Departure, layout: Layout) -> Field:
-    """Draw one scene of a case."""
+    """Draw a scene of a case."""
     pool, psf, depth = sky()
     counts, sigma = depth.counts_per_njy[:, None, None], depth.sky_sigma[:, None, None]
     fluxes, snr, mean = [], [], np.zeros((len(depth.bands), *layout.shape))
@@ -181,13 +181,13 @@ def _unlisted(layout: Layout) -> FloatArray:
 
 
 def bulge_and_disk(galaxies: population.Galaxies, i: int, rng: np.random.Generator) -> Components:
-    """As the model was trained on."""
+    """A bulge and a disk, as in training."""
     return [(components.galsim_component(galaxies, i, "bulge"), galaxies.bulge_flux[i]),
             (components.galsim_component(galaxies, i, "disk"), galaxies.disk_flux[i])]
 
 
 def sersic(n: float) -> Callable[[population.Galaxies, int, np.random.Generator], Components]:
-    """One Sersic profile with the galaxy's flux, half-light radius and the disk's ellipticity."""
+    """A Sersic profile with the galaxy's flux, half-light radius and the disk's ellipticity."""
     def galaxy(galaxies: population.Galaxies, i: int, rng: np.random.Generator) -> Components:
         radius = float(galaxies.half_light_radius[i])
         profile = galsim.Sersic(n, half_light_radius=radius, trunc=TRUNCATION * radius)
@@ -196,7 +196,7 @@ def sersic(n: float) -> Callable[[population.Galaxies, int, np.random.Generator]
 
 
 def clumpy(galaxies: population.Galaxies, i: int, rng: np.random.Generator) -> Components:
-    """10 to 30% of the light in 5 to 20 knots, spread as the disk is."""
+    """A galaxy with 10 to 30% of its light in 5 to 20 knots, distributed like the disk."""
     share, n_knot = rng.uniform(0.1, 0.3), int(rng.integers(5, 21))
     knots = galsim.RandomKnots(n_knot, half_light_radius=float(galaxies.disk_half_light_radius[i]),
                                rng=galsim.BaseDeviate(int(rng.integers(1, 2**30))))
@@ -205,7 +205,7 @@ def clumpy(galaxies: population.Galaxies, i: int, rng: np.random.Generator) -> C
 
 
 def ring(galaxies: population.Galaxies, i: int, rng: np.random.Generator) -> Components:
-    """30% of the disk's light in a ring at 1 to 2 half-light radii, a tenth of that wide."""
+    """A galaxy with 30% of its disk's light in a ring at 1 to 2 half-light radii, whose width is a tenth of that."""
     radius = rng.uniform(1.0, 2.0)
 
     def surface(r: FloatArray, _angle: FloatArray) -> FloatArray:
@@ -220,13 +220,13 @@ def arms(galaxies: population.Galaxies, i: int, rng: np.random.Generator) -> Com
 
     def surface(r: FloatArray, angle: FloatArray) -> FloatArray:
         phase = 2 * (angle - np.log(np.maximum(r, 0.05)) / np.tan(np.radians(pitch)) - turn)
-        grown = contrast / (1 + np.exp(-(r - 0.4) / 0.1))  # none in the middle
+        grown = contrast / (1 + np.exp(-(r - 0.4) / 0.1))  # no arms in the middle
         return np.exp(-1.678 * r) * (1 + grown * np.cos(phase))
     return _with_disk(galaxies, i, surface)
 
 
 def gradient(galaxies: population.Galaxies, i: int, rng: np.random.Generator) -> Components:
-    """Half bulge, half disk in i; the bulge redder and the disk bluer by 0.3 mag per band than the templates."""
+    """Half bulge, half disk in i. The bulge is redder and the disk bluer by 0.3 mag per band than the templates."""
     _, _, depth = sky()
     steps = np.arange(len(depth.bands)) - depth.bands.index("i")
     total = galaxies.flux[i, depth.bands.index("i")]
@@ -243,7 +243,7 @@ def _turned(galaxies: population.Galaxies, i: int, profile: Any) -> Any:
 
 def _with_disk(galaxies: population.Galaxies, i: int,
                surface: Callable[[FloatArray, FloatArray], FloatArray]) -> Components:
-    """The galaxy with its disk's light where `surface`, of radius in half-light radii and of angle, puts it."""
+    """The galaxy with a disk of surface brightness `surface`(radius in half-light radii, angle)."""
     grid = (np.arange(IMAGE_SIZE) - IMAGE_SIZE // 2) * 10 / IMAGE_SIZE
     x, y = np.meshgrid(grid, grid)
     image = surface(np.hypot(x, y), np.arctan2(y, x)) * (np.hypot(x, y) < grid[-1])
@@ -270,13 +270,13 @@ def _other_psf(fwhm: float, ellipticity: float) -> NDArray[np.float64]:
 
 
 def moved_centers(field: Field, mean: FloatArray, rng: np.random.Generator) -> Field:
-    """Given centres half a pixel off, in any direction."""
+    """The given centres are half a pixel off, in any direction."""
     angle = rng.uniform(0, 2 * np.pi, len(field.centers))
     return dataclasses.replace(field, centers=field.centers + 0.5 * np.column_stack([np.cos(angle), np.sin(angle)]))
 
 
 def correlated_noise(field: Field, mean: FloatArray, rng: np.random.Generator) -> Field:
-    """Noise with a correlation of 0.20 between neighbouring pixels, the variance of a pixel as given."""
+    """The noise has a correlation of 0.20 between neighbouring pixels; the variance of a pixel is as given."""
     kernel = np.array([0.1, 1.0, 0.1]) / np.sqrt(1.02)
     noise = np.pad(rng.standard_normal(mean.shape), [(0, 0), (1, 1), (1, 1)])
     for axis in (1, 2):
@@ -286,7 +286,7 @@ def correlated_noise(field: Field, mean: FloatArray, rng: np.random.Generator) -
 
 
 def masked_cores(field: Field, mean: FloatArray, rng: np.random.Generator) -> Field:
-    """Every pixel within two of a centre is masked, as if saturated."""
+    """Pixels within two pixels of a centre are masked, as if saturated."""
     y, x = np.indices(field.mask.shape)
     mask = field.mask.copy()
     for cx, cy in field.centers:
@@ -295,7 +295,7 @@ def masked_cores(field: Field, mean: FloatArray, rng: np.random.Generator) -> Fi
 
 
 def offset_background(field: Field, mean: FloatArray, rng: np.random.Generator) -> Field:
-    """A tenth of the sky noise is added or subtracted, by chance, in each band of each scene."""
+    """A tenth of the sky noise is added or subtracted, at random, in each band of each scene."""
     depth = sky()[2]
     level = 0.1 * depth.sky_sigma * rng.choice([-1, 1], len(depth.bands))
     return dataclasses.replace(field, image=field.image + level[:, None, None].astype(np.float32))

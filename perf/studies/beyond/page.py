@@ -8,8 +8,8 @@ from typing import Any
 from perf import report
 
 Row = Mapping[str, Any]
-UNFIT = 2.0  # times the control's median flux error: what the engine cannot fit
-WORSE, WIDE, SILENT = 1.25, 1.3, 0.02  # when a case counts as fitted less well than the control, see `verdict`
+UNFIT = 2.0  # times the control's median flux error: a case above it counts as not fitted
+WORSE, WIDE, SILENT = 1.25, 1.3, 0.02  # limits of `verdict`
 
 ACCURACY = ("flux_error", "bias", "color_error")
 ERRORS = ("width", "beyond_3", "width_unflagged", "beyond_3_unflagged", "systematic", "width_total", "beyond_3_total",
@@ -34,9 +34,9 @@ VERDICTS = {
 def verdict(row: Row, control: Row) -> str:
     """Key of `VERDICTS`.
 
-    As well as the control: the median flux error is at most `WORSE` times the control's and the robust width of the
-    pulls, `flux_sys_err` included, at most `WIDE`. Silent: more than `SILENT` beyond the control's share of sources
-    that are off by more than 10% and 3 sigma carry no flag.
+    A case is fitted as well as the control if the median flux error is at most `WORSE` times the control's, and the
+    robust width of the pulls, `flux_sys_err` included, at most `WIDE`. A case is silent if the share of sources that
+    are off by more than 10% and 3 sigma without a flag exceeds the control's by more than `SILENT`.
     """
     if row["silent"] > control["silent"] + SILENT:
         return "silent"
@@ -123,7 +123,7 @@ def _by_snr(cases: Mapping[str, Any], names: Sequence[str], title: str, key: str
 
 
 def _words(cases: Mapping[str, Any]) -> list[str]:
-    """One list per verdict, and the rule behind it."""
+    """The cases that cannot be fitted, the rule, and a list of cases for each verdict."""
     control = cases["control"]["all"]
     lines: dict[str, list[str]] = {key: [] for key in VERDICTS}
     for name, case in cases.items():

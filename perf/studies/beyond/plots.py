@@ -1,4 +1,4 @@
-"""Examples of `perf.studies.beyond` as one picture: data, model and residual of one galaxy in every case shown."""
+"""The figure of `perf.studies.beyond`: data, model and residual of a galaxy in some of the cases."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SIGMAS = 6.0  # of the residual's scale
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One galaxy in one case.
+    """A galaxy in a case.
 
     Attributes
     ----------
     name : str
     data, model, residual : float32 (CUT, CUT)
-        The last in units of the noise.
+        The residual is in units of the noise.
     caption : str
     """
 
@@ -42,7 +42,7 @@ class Example:
 
 
 def scene_of(layouts: list[Layout]) -> int:
-    """The first scene of one galaxy that is bright and large enough to see what is wrong."""
+    """The first scene of an isolated galaxy that is bright and large enough for its residual to be seen."""
     pool = sky()[0]
     for k, layout in enumerate(layouts):
         row = layout.rows[0]
@@ -54,7 +54,7 @@ def scene_of(layouts: list[Layout]) -> int:
 
 
 def example(name: str, result: DeblendResult, field: Field, k: int) -> Example:
-    """Cut the shown scene's galaxy out of a case."""
+    """Cut the galaxy of scene k out of a case."""
     b, r, i = result.bands.index(BAND), result.bands.index("r"), result.source_start[k]
     x, y = (int(v) - CUT // 2 for v in np.rint(field.centers[0]))
     model = result.model(k)
@@ -69,7 +69,7 @@ def example(name: str, result: DeblendResult, field: Field, k: int) -> Example:
 
 
 def draw(examples: list[Example], path: Path) -> None:
-    """Draw the examples, one column each.
+    """Draw the examples, a column for each.
 
     Parameters
     ----------

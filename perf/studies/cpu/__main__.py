@@ -1,4 +1,4 @@
-"""The page about the CPU.
+"""Speed on the CPU, part by part.
 
     python -m perf.studies.cpu --base REV --environments FOLDER    # all of it
     python -m perf.studies.cpu --part iterations --part linear    # some parts; the others stay as they are stored
@@ -6,16 +6,17 @@
     python -m perf.studies.cpu --page                       # nothing is measured: the page of what is stored
 
 Each part is stored in ``perf/results/cpu.json`` as soon as it is measured, with its command, machine, versions, commit
-and load, so that an interrupted run loses one part at most; ``cpu.md`` and its figures are drawn anew from all of them.
+and load. An interrupted run therefore loses one part at most. ``cpu.md`` and its figures are made again from all parts.
 
-- peers: `perf.peers`, every deblender on the same scenes in turn; environments by ``python -m perf.peers.environments``
-- stages: `perf.gate.compare`, time by stage and in all, of a base revision and this tree interleaved
-- latency: the same, one scene at a time and a burst of alerts
-- start: the same, a new process to its first result, loading the model, peak memory
-- iterations: `perf.studies.cpu.iterations`, accuracy against time
-- linear: `perf.studies.cpu.source_number`, time and memory against the number of sources, threads
+- peers: every deblender of `perf.peers` on the same scenes in turn; ``python -m perf.peers.environments`` makes their
+  environments
+- stages: `perf.gate.compare` of a base revision and this tree, interleaved: time in all and by stage
+- latency: the same for single scenes and for a burst of alerts
+- start: the same for a new process until its first result, for loading the model, and for peak memory
+- iterations: `iterations`, accuracy against time
+- linear: `source_number`, time and memory against the number of sources, and threads
 
-What was tried and did not pay is in ``perf/results/cpu_tried.md``, written by hand.
+``perf/results/cpu_tried.md``, written by hand, lists the changes that did not help.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ START_CASES = ("cold_start", "model_load", "memory")
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """Sizes of the parts.
 
     Attributes
     ----------
@@ -62,9 +63,9 @@ class Sizes:
     pairs : int
         Timed runs of base and tree each.
     stage_cases, latency_cases, start_cases : tuple of str
-        Of `perf.gate.cases`.
+        Names in `perf.gate.cases`.
     latency_size : str
-        Of the cases of `latency`: short, full or a number.
+        Size of the cases of `latency`: short, full or a number.
     """
 
     n_scene: int = iterations.N_SCENE
@@ -87,14 +88,14 @@ QUICK = Sizes(n_scene=4, n_peer_scene=4, counts=(2, 6, 12), adam=(50,), referenc
 
 
 def versions(base: str | None, names: tuple[str, ...], pairs: int, size: str = "short") -> dict[str, Any]:
-    """A record of `perf.gate.compare` of this tree, and of a base beside it, without paths of this machine."""
+    """A record of `perf.gate.compare` for this tree and a base, without paths of this machine."""
     record = compare.compare(base, str(ROOT), names, size=size, pairs=pairs)
     del record["command"]  # the part's own is stored
     return record
 
 
 def peers(tests: scenes.SceneSet, environments: Path | None) -> dict[str, Any]:
-    """Every deblender on the same scenes: `perf.peers.comparison.run_peers` says what comes back."""
+    """Figures of every deblender on the same scenes, see `perf.peers.comparison.run_peers`."""
     from perf.peers.comparison import run_peers
 
     return {"n_scene": len(tests), "scenes_sha256": tests.sha256, **run_peers(tests, environments)}
@@ -102,7 +103,7 @@ def peers(tests: scenes.SceneSet, environments: Path | None) -> dict[str, Any]:
 
 def parts(sizes: Sizes, base: str | None, environments: Path | None,
           cache: Path | None) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What measures each part."""
+    """The function that measures each part."""
     return {
         "peers": lambda: peers(scenes.load_scenes(cache, sizes.n_peer_scene), environments),
         "stages": lambda: versions(base, sizes.stage_cases, sizes.pairs),
@@ -115,7 +116,7 @@ def parts(sizes: Sizes, base: str | None, environments: Path | None,
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """What earlier runs have left, or nothing."""
+    """Stored figures of earlier runs."""
     if not path.exists():
         return {"revision": REVISION, "summary": {}, "parts": {}}
     found: dict[str, Any] = json.loads(path.read_text())
@@ -125,8 +126,8 @@ def stored(path: Path) -> dict[str, Any]:
 
 
 def merge(path: Path, name: str, part: dict[str, Any]) -> dict[str, Any]:
-    """Put a part into the file, in place of an earlier one of its name, and return all of it."""
-    figures = stored(path)  # read now: another run may have added its part meanwhile
+    """Put a part into the file, in place of an earlier part of the same name, and return all figures."""
+    figures = stored(path)  # read now, because another run may have added a part meanwhile
     figures["parts"][name] = part
     figures["summary"] = page.summary(figures["parts"])
     partial = path.with_suffix(".part")
@@ -136,7 +137,7 @@ def merge(path: Path, name: str, part: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(name: str, measure: Callable[[], dict[str, Any]], command: str) -> dict[str, Any]:
-    """Measure a part, with what its figures belong to."""
+    """Measure a part; record command, time, machine and load with it."""
     start, before = time.perf_counter(), list(os.getloadavg())
     figures = measure()
     return {"command": command, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -171,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
             part = run(name, measures[name], command(name, args))
-        except Exception as error:  # hours of other parts wait behind this one
+        except Exception as error:  # other parts, which take hours, must still run
             print(f"{name}: not measured: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             failed = 1
             continue
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(name: str, args: argparse.Namespace) -> str:
-    """That measures a part again; folders of this machine are nobody's business."""
+    """The command that measures a part again, without folders of this machine."""
     words = [f"--part {name}", *(["--quick"] if args.quick else [])]
     if args.base and name in ("stages", "latency", "start"):
         words.append(f"--base {'FOLDER' if (Path(args.base) / 'engine').is_dir() else args.base}")

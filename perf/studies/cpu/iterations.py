@@ -1,12 +1,14 @@
-"""Accuracy and objective against processor time, by the number of iterations: where does it stop to pay?
+"""Accuracy and objective against processor time, for several numbers of iterations.
 
-On the GalSim test scenes of `perf.scenes`, one thread, given the true positions, variance and PSF. Errors and times are
-those of the default, robust likelihood. Objectives are compared under the plain one, the same function for every run
-(the robust bound depends on the model), in runs of their own: the gap of a scene is its objective minus that of a long
-run of Gauss-Newton, over its number of sources. Descents can end in different minima: negative gaps are counted and
-told, and enter medians as zero. `saturation` has the rule for the point where accuracy stops improving; it goes by
-means of clipped errors, for the median of some tens of sources jumps from one source to the next, and allows for the
-scatter of their difference source by source: some blends end in other minima, no worse on the whole.
+The scenes are the GalSim test scenes of `perf.scenes`, deblended on one thread with the true positions, variance and
+PSF. Errors and times are those of the default, robust likelihood. Objectives come from further runs under the plain
+likelihood, which is the same function for every run; the robust bound depends on the model. The gap of a scene is its
+objective minus that of a long run of Gauss-Newton, over its number of sources. Descents can end in different minima.
+Negative gaps are therefore counted, and enter medians as zero.
+
+`saturation` has the rule for the count at which accuracy stops improving. It uses means of clipped errors, because the
+median of some tens of sources jumps from one source to the next. It allows for the scatter of the difference source by
+source, because some blends end in other minima that are no worse on the whole.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ ADAM = (25, 50, 100, 200)
 REFERENCE = 60
 N_SCENE = 40
 BLENDED = 0.3  # blendedness in r
-WITHIN, GAP = 0.02, 0.1  # of the rule: fraction of the long run's error; objective per source
-CLIP = 0.5  # larger errors enter means as this
-NEGATIVE = 1e-3  # gaps below minus this are told as negative: sums of a scene in float32 reach 1e-4
+WITHIN, GAP = 0.02, 0.1  # limits of the rule: fraction of the long run's error, objective per source
+CLIP = 0.5  # larger errors enter means as this value
+NEGATIVE = 1e-3  # gaps below minus this count as negative: rounding in float32 reaches 1e-4
 PARTS = ("all", "blended")
 AT_ONCE = 10  # scenes
 Entry = tuple[str, int]  # solver, iterations
@@ -50,8 +52,8 @@ def errors(flux: FloatArray, truth: FloatArray, bands: Sequence[str], blended: N
     Returns
     -------
     dict
-        Of ``all`` and ``blended``: ``n`` (sources), and by band ``<band>`` the median, ``<band>_mean`` the mean
-        of errors clipped at `CLIP`, ``<band>_p90`` the percentile.
+        For ``all`` and ``blended`` sources: their number ``n``, and by band ``<band>`` the median, ``<band>_mean`` the
+        mean of errors clipped at `CLIP`, ``<band>_p90`` the percentile.
     """
     found: dict[str, Any] = {}
     for part, chosen in zip(PARTS, (np.ones(len(flux), bool), blended), strict=True):
@@ -68,7 +70,7 @@ def errors(flux: FloatArray, truth: FloatArray, bands: Sequence[str], blended: N
 
 def excess(flux: FloatArray, long: FloatArray, truth: FloatArray, bands: Sequence[str],
            blended: NDArray[np.bool_]) -> dict[str, Any]:
-    """How much larger errors are than those of the long run, source by source.
+    """Mean excess of the errors over those of the long run, source by source.
 
     Parameters
     ----------
@@ -79,8 +81,8 @@ def excess(flux: FloatArray, long: FloatArray, truth: FloatArray, bands: Sequenc
     Returns
     -------
     dict
-        Of ``all`` and ``blended``, by band: the mean difference of the errors, clipped at `CLIP`, and the standard
-        error of that mean; zeros of no source.
+        For ``all`` and ``blended`` sources and each band: the mean difference of the errors, clipped at `CLIP`, and the
+        standard error of that mean; zeros if there is no source.
     """
     found: dict[str, Any] = {}
     for part, chosen in zip(PARTS, (np.ones(len(flux), bool), blended), strict=True):
@@ -95,7 +97,7 @@ def excess(flux: FloatArray, long: FloatArray, truth: FloatArray, bands: Sequenc
 
 
 def gap(objective: FloatArray, reference: FloatArray, n_source: NDArray[np.int64]) -> dict[str, float]:
-    """How far above a long run scenes end, in units of the objective per source.
+    """Gap between the objectives of scenes and those of the long run, per source.
 
     Parameters
     ----------
@@ -105,8 +107,8 @@ def gap(objective: FloatArray, reference: FloatArray, n_source: NDArray[np.int64
     Returns
     -------
     dict
-        ``median`` and ``p90`` over scenes, negative gaps as zero; ``negative``, the fraction of those, and ``least``,
-        the lowest.
+        ``median`` and ``p90`` over scenes, with negative gaps as zero; ``negative``, the fraction of negative gaps;
+        ``least``, the lowest gap.
     """
     each = (objective - reference) / np.maximum(n_source, 1)
     above = np.maximum(each, 0.0)
@@ -182,8 +184,8 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
     flux: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
     objective: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
     seconds = dict.fromkeys(entries, 0.0)
-    deblend(deblender, tests.given(range(1)), ("gauss_newton", 1))  # sessions and the folded PSF
-    for first in range(0, len(tests), AT_ONCE):  # what disturbs the machine for a while disturbs all entries
+    deblend(deblender, tests.given(range(1)), ("gauss_newton", 1))  # makes sessions and folds the PSF
+    for first in range(0, len(tests), AT_ONCE):  # a disturbance of the machine then meets all entries
         numbers = range(first, min(first + AT_ONCE, len(tests)))
         chunk = tests.given(numbers)
         for entry in entries:
@@ -234,12 +236,12 @@ def table(figures: Mapping[str, Any]) -> str:
 
 
 def percents(fraction: float) -> str:
-    """Two decimals of a per cent: differences between neighbouring counts are small."""
+    """A fraction in per cent with two decimals; differences between neighbouring counts are small."""
     return f"{100 * fraction:.2f}%"
 
 
 def verdict(figures: Mapping[str, Any]) -> str:
-    """Where accuracy stops improving, in words."""
+    """The count at which accuracy stops improving, as a sentence."""
     def count(n: int | None) -> str:
         return "none of the counts" if n is None else f"{n} iterations"
 

@@ -1,4 +1,4 @@
-"""The page of `perf.studies.cpu`, from what is stored of its parts; a part that is not there says how to measure it."""
+"""The page of `perf.studies.cpu`, from the stored parts. For a missing part it gives the command."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from perf.studies.cpu import iterations, plots, source_number
 
 OWN = "deblendrt"
 BLENDED = "blendedness_above_0.3"
-LEAST_CONFIDENCE = 0.5  # bands of less are not shown
+LEAST_CONFIDENCE = 0.5  # bands of lower confidence are not shown
 TITLES = {"peers": "Beside other deblenders", "stages": "Where the time goes, before and after",
           "iterations": "Accuracy against time", "linear": "Time and memory against the number of sources",
           "latency": "Latency", "start": "Cold start, loading, memory"}
 
 
 def summary(parts: Mapping[str, Any]) -> dict[str, float]:
-    """The few figures that other pages take over; a figure whose part is missing is not in it.
+    """The figures that other pages use. A figure is left out if its part is missing.
 
     Returns
     -------
     dict
-        ``ms_per_source``: processor time in six bands, of the largest run of many scenes; ``ms_per_source_one_band``,
-        of the burst; ``cold_start_seconds``, wall time, the median.
+        ``ms_per_source``: processor time in six bands, from the largest run of many scenes; ``ms_per_source_one_band``,
+        from the burst; ``cold_start_seconds``, the median wall time.
     """
     found = {}
     if "linear" in parts:
@@ -44,16 +44,16 @@ def summary(parts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write(figures: Mapping[str, Any], out: Path, tried: Path) -> None:
-    """Draw the figures of the parts that are there, and write the page.
+    """Draw the figures of the stored parts, and write the page.
 
     Parameters
     ----------
     figures : mapping
-        Of ``cpu.json``.
+        Contents of ``cpu.json``.
     out : Path
         Folder.
     tried : Path
-        Written by hand; need not exist.
+        A page written by hand; it need not exist.
     """
     parts = figures["parts"]
     for name, draw in (("iterations", plots.draw_iterations), ("linear", plots.draw_linear)):
@@ -67,7 +67,7 @@ def write(figures: Mapping[str, Any], out: Path, tried: Path) -> None:
 
 
 def markdown(figures: Mapping[str, Any], tried: str = "") -> str:
-    """The page; `tried` is what was written by hand."""
+    """The page in markdown; `tried` is the part written by hand."""
     parts = figures["parts"]
     sections = {"peers": _peers, "stages": _stages, "iterations": _iterations, "linear": _linear, "latency": _latency,
                 "start": _start}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 SOLVERS = {"gauss_newton": ("Gauss-Newton", "C0"), "adam": ("Adam", "C1")}
 PARTS = {"all": ("all sources", "o"), "blended": ("blendedness > 0.3", "s")}
 SHAPES = {"many": ("many scenes of 2 to 8 galaxies", "C0", "o"), "one": ("one scene, growing side", "C2", "s")}
-LEAST_GAP = 1e-3  # drawn for smaller ones
+LEAST_GAP = 1e-3  # smaller gaps are drawn as this
 
 
 def draw_iterations(figures: Mapping[str, Any], path: Path) -> None:
@@ -139,7 +139,7 @@ def draw_peers(figures: Mapping[str, Any], path: Path) -> None:
     axis.set(xlabel="processor time per source [ms], one thread, without compilation",
              ylabel="median |flux error| in r [%]", title="circles: all sources; squares: blendedness > 0.3")
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=7, loc="lower left")  # nobody is there: fast and right
+    axis.legend(fontsize=7, loc="lower left")  # this corner, fast and accurate, is empty
     _plain_ticks(axis.xaxis)
     _plain_ticks(axis.yaxis)
     figure.savefig(path, dpi=110)

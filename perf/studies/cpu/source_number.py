@@ -1,9 +1,9 @@
-"""Time and peak memory against the number of sources, and what a second thread is worth.
+"""Time and peak memory against the number of sources, and the gain from a second thread.
 
-Two shapes. *many*: scenes of 2 to 8 galaxies in 101 x 101 pixels and six bands, in one call; 200 distinct scenes of
-`perf.gate.cases`, repeated in turn where more are needed. *one*: a single scene whose side grows at a fixed density of
-57 galaxies per square arcminute (every galaxy of it distinct), so that crowding stays; above 1200 pixels the engine
-solves it in parts. Every point is measured in a process of its own, under a `memory_limit`, so that its peak of memory
+There are two shapes. *many*: scenes of 2 to 8 galaxies in 101 x 101 pixels and six bands, in one call. They are 200
+distinct scenes of `perf.gate.cases`, repeated in turn. *one*: a single scene whose side grows at a fixed density of 57
+galaxies per square arcminute, all distinct, so that crowding stays the same; above 1200 pixels the engine solves it in
+parts. Every point is measured in a process of its own, under a `memory_limit`, so that its peak of memory
 is its own. The scenes are drawn and the engine is warm before the clock starts.
 """
 
@@ -28,18 +28,18 @@ SHAPES = ("many", "one")
 SIZES = (10, 100, 1000, 10_000, 100_000)
 DISTINCT = 200  # scenes
 DENSITY = 57.0  # per square arcminute, as in `cases.patch_scene`
-NUMBERS = {"many": 41, "one": 42}  # seeds, apart from those of the frozen cases
+NUMBERS = {"many": 41, "one": 42}  # seeds, different from those of the frozen cases
 MAX, MEMORY_LIMIT, THREADS_AT = 10_000, 2e9, 2000
-REPEAT_BELOW, REPEATS = 200, 3  # smaller sizes are run so often: a call is shorter than the machine's disturbances
+REPEAT_BELOW, REPEATS = 200, 3  # smaller sizes run three times: their calls are short
 
 
 def side_of(n_source: float) -> int:
-    """Side of a scene with so many sources [pixel]."""
+    """Side of a scene with this number of sources [pixel]."""
     return max(48, round(60 * (n_source / DENSITY) ** 0.5 / cases.PIXEL_SCALE))
 
 
 def draw(shape: str, n_source: int) -> list[cases.CaseScene]:
-    """Scenes with at least so many sources of shape "many", or about as many in the one."""
+    """Scenes of a shape: "many" with at least this number of sources, "one" with about this number."""
     if shape == "one":
         return [cases.patch_scene(NUMBERS["one"], side_of(n_source))]
     distinct: list[cases.CaseScene] = []
@@ -55,7 +55,7 @@ def draw(shape: str, n_source: int) -> list[cases.CaseScene]:
 
 
 def memory(key: str) -> float:
-    """A figure of /proc/self/status [byte]; NaN where there is none."""
+    """A figure of /proc/self/status [byte]; NaN on a system without it."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith(f"{key}:"):
@@ -64,7 +64,7 @@ def memory(key: str) -> float:
 
 
 def forget_peak() -> None:
-    """Let the peak of this process's memory start anew, where the system can (Linux)."""
+    """Reset the peak of this process's memory, if the system can (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -72,7 +72,7 @@ def forget_peak() -> None:
 
 
 def child(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """One point, in this process."""
+    """Measure a point in this process."""
     from deblendrt.engine import Deblender
 
     scenes = draw(asked["shape"], asked["n_source"])
@@ -99,7 +99,7 @@ def child(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def point(shape: str, n_source: int, threads: int, memory_limit: float) -> dict[str, Any]:
-    """One point, in a process of its own."""
+    """Measure a point in a process of its own."""
     asked = {"shape": shape, "n_source": n_source, "threads": threads, "memory_limit": memory_limit}
     done = subprocess.run([sys.executable, "-m", "perf.studies.cpu.source_number", json.dumps(asked)], cwd=ROOT,
                           env={**os.environ, **{name: "1" for name in THREADS}}, stdout=subprocess.PIPE, text=True)
@@ -112,7 +112,7 @@ def point(shape: str, n_source: int, threads: int, memory_limit: float) -> dict[
 
 
 def exponent(n_source: Sequence[float], cost: Sequence[float]) -> tuple[float, float]:
-    """Of a power law through the points, by least squares of the logarithms.
+    """Exponent of a power law through the points, by least squares of the logarithms.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def exponent(n_source: Sequence[float], cost: Sequence[float]) -> tuple[float, f
     Returns
     -------
     exponent, error : float
-        The error from the scatter about the law; NaN of two points.
+        The error comes from the scatter about the law; NaN for two points.
     """
     x, y = np.log(np.asarray(n_source, float)), np.log(np.asarray(cost, float))
     x = x - x.mean()
@@ -133,12 +133,12 @@ def exponent(n_source: Sequence[float], cost: Sequence[float]) -> tuple[float, f
 
 
 def efficiency(alone: Mapping[str, Any], together: Mapping[str, Any]) -> dict[str, float]:
-    """What threads are worth, of two points with the same sources.
+    """Gain from threads, from two points with the same sources.
 
     Returns
     -------
     dict
-        ``rate`` [1/s] with threads and ``rate_alone``; ``efficiency``, the ratio of the rates over that of the
+        ``rate`` [1/s] with threads and ``rate_alone``; ``efficiency``, the ratio of the rates over the ratio of the
         threads; ``work``, the ratio of the processor times.
     """
     rate, single = (p["n_source"] / p["wall"] for p in (together, alone))
@@ -149,7 +149,7 @@ def efficiency(alone: Mapping[str, Any], together: Mapping[str, Any]) -> dict[st
 
 def measure(largest: int = MAX, memory_limit: float = MEMORY_LIMIT, threads_at: int = THREADS_AT,
             threads: Sequence[int] = (2,)) -> dict[str, Any]:
-    """All points.
+    """Measure all points.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def measure(largest: int = MAX, memory_limit: float = MEMORY_LIMIT, threads_at: 
     Returns
     -------
     dict
-        Plain values: ``points``; by shape, ``exponents`` of the processor time; ``threads``.
+        ``points``; ``exponents`` of the processor time and ``threads`` by shape.
     """
     points = [point(shape, n, 1, memory_limit) for n in SIZES if n <= largest for shape in SHAPES]
     fits: dict[str, Any] = {}
@@ -184,7 +184,7 @@ def measure(largest: int = MAX, memory_limit: float = MEMORY_LIMIT, threads_at: 
 
 
 def tables(figures: Mapping[str, Any]) -> list[str]:
-    """Markdown: the points, the exponents, the threads."""
+    """Markdown of the points, the exponents and the threads."""
     mega = 2.0**20
     rows = [[p["shape"], str(p["n_source"]), f"{p['n_scene']} of {p['side']}", f"{1e3 * p['cpu'] / p['n_source']:.1f}",
              f"{1e3 * p['wall'] / p['n_source']:.1f}", f"{p['bytes_peak'] / mega:.0f}",

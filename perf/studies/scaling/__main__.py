@@ -2,13 +2,14 @@
 
     python -m perf.studies.scaling [--ms 40] [--nodes 1 10 100] [--cores 64]      # writes perf/results/scaling.md
 
-What is measured is one core and one machine: processor time per source and the start of a process, read from
-``perf/results/cpu.json`` where it is there, else placeholders or options, which the page then says. Everything else is
-a model, and its inputs are on the page. No cluster and no GPU has run.
+Only one core of one machine is measured: the processor time per source and the start of a process. Both are read from
+``perf/results/cpu.json``, else from options or placeholders, and the page says which. Everything else is a model, whose
+inputs are on the page. No cluster and no GPU has run.
 
-The simulation (`simulate`) hands shards of the sky, which share nothing, to cores: each is read, computed, written.
-Times of blends are heavy-tailed (`blend_moments`), densities vary from shard to shard, some cores are slow for all of
-the run. A core takes the next shard when it is free; *dealt ahead* is the same with a fixed list for every core.
+`simulation.simulate` hands shards of the sky, which share nothing, to cores. A core reads a shard, computes, and
+writes. Times of blends are heavy-tailed (`simulation.blend_moments`), densities vary from shard to shard, and some
+cores are slow throughout. A core takes the next shard when it is free. *Dealt ahead* means a fixed list of shards for
+every core.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, nargs="+", default=list(simulation.NODES))
     parser.add_argument("--node-bandwidth", type=float, default=simulation.Machine(1).node_bandwidth, help="byte/s")
     parser.add_argument("--shared-bandwidth", type=float, default=simulation.Machine(1).shared_bandwidth, help="byte/s")
-    parser.add_argument("--figures", type=Path, default=RESULTS / "cpu.json", help="of perf.studies.cpu")
+    parser.add_argument("--figures", type=Path, default=RESULTS / "cpu.json", help="JSON file of perf.studies.cpu")
     args = parser.parse_args(argv)
     stored = simulation.measured(args.figures)
     inputs: dict[str, tuple[float, str]] = {}

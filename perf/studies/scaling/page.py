@@ -22,9 +22,9 @@ from perf.studies.scaling.simulation import (
     Workload,
 )
 
-ITERATIONS = 10.5  # a source, of 8 and what blends that still move get, in 60 test scenes
+ITERATIONS = 10.5  # mean for a source in 60 test scenes: 8, and more for blends that still move
 CORES = ((96.0, 6.0, "32 operations a cycle (two 256-bit multiply-adds) at 3 GHz"),
-         (192.0, 6.0, "64 operations a cycle (two 512-bit multiply-adds) at 3 GHz"))  # GFLOP/s, GB/s of a core's share
+         (192.0, 6.0, "64 operations a cycle (two 512-bit multiply-adds) at 3 GHz"))  # GFLOP/s, GB/s of a core
 GPU = (67.0, 3000.0)  # TFLOP/s in float32 and GB/s of an H100, as in perf/results/gpu.md
 NAMES = {"ms_per_source": "processor time per source, six bands [ms]",
          "ms_per_source_one_band": "processor time per source, one band, alert cutouts in micro-batches [ms]",
@@ -32,7 +32,7 @@ NAMES = {"ms_per_source": "processor time per source, six bands [ms]",
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
+    """A time in a suitable unit."""
     for unit, size in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 1.5 * size:
             return f"{report.number(seconds / size)} {unit}"
@@ -40,7 +40,7 @@ def duration(seconds: float) -> str:
 
 
 def floor(bundle_name: str) -> tuple[float, float]:
-    """Operations and bytes of a source's descent, from the kernels that `perf.gpu.roofline` counts.
+    """Operations and bytes of the descent of a source, as `perf.gpu.roofline` counts its kernels.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def floor(bundle_name: str) -> tuple[float, float]:
 
 
 def bound_per_second(bundle_name: str, tflops: float, gbps: float) -> float:
-    """Sources a second, kernel by kernel, as `perf.gpu.roofline` has it."""
+    """Bound on the sources per second of a device, kernel by kernel."""
     rows = list(roofline.stages(load_bundle(bundle_name)))
     return 1.0 / (ITERATIONS * sum(max(r.count * r.flop / tflops / 1e12, r.count * r.byte / gbps / 1e9) for r in rows))
 
@@ -65,13 +65,13 @@ def markdown(command: str, inputs: Mapping[str, tuple[float, str]], jobs: Sequen
     ----------
     command : str
     inputs : mapping of str to (float, str)
-        What is measured of one core, and where it comes from.
+        Figures of one core, and their origin.
     jobs : sequence of Workload
     runs : mapping of str to sequence of (Machine, Run, Run)
-        By workload; shards taken when free, and dealt ahead.
+        For each workload: the run with shards taken when a core is free, and the run with shards dealt ahead.
     bundle : str
     gflops : float
-        Of float32 products on one core of this machine.
+        Rate of float32 products on a core of this machine.
     """
     machine = runs[jobs[0].name][0][0]
     parts = ["# From one core to a survey", f"Made by `{command}`. **A model, but for one core's figures:** no cluster "

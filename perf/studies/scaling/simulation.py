@@ -15,30 +15,30 @@ FloatArray = NDArray[np.float64]
 NODES = (1, 10, 100)
 SEED = 20_261_124
 PIXEL_SCALE = 0.2  # arcsec
-SIDE = 4000  # pixel: of a CCD and of a patch
+SIDE = 4000  # pixel: side of a CCD and of a patch
 PIXEL_BYTES = 12.0  # image and variance in float32, and an int32 mask, per band
 RESULT_BYTES = 5e3  # a source's row and covariances in the FITS file of `DeblendResult.write`, without images
-PATCH_PARTS = 25  # into which the engine divides 4000 x 4000 pixels: `perf/results/patch.md`
-PARETO, LARGEST_BLEND = 2.2, 100.0  # of a blend's time: the tail's index, and the largest in units of the least
-DENSITY_SCATTER = 0.3  # of ln(sources per shard), beside Poisson's
+PATCH_PARTS = 25  # the engine divides 4000 x 4000 pixels into these: `perf/results/patch.md`
+PARETO, LARGEST_BLEND = 2.2, 100.0  # time of a blend: index of the tail, and largest over least time
+DENSITY_SCATTER = 0.3  # of ln(sources per shard), in addition to Poisson scatter
 VISIT_INTERVAL = 39.0  # s: 30 exposing, 9 for shutter, readout, slew and settle
 PLACEHOLDER_MS, PLACEHOLDER_ONE_BAND_MS, PLACEHOLDER_START = 70.0, 15.0, 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Nodes, all alike.
+    """A cluster of equal nodes.
 
     Attributes
     ----------
     n_node, n_core : int
         Nodes, and cores of each.
     start : float [s]
-        A process's, from nothing to the loaded model: once per core.
+        Start of a process until its model is loaded, once for each core.
     node_bandwidth, shared_bandwidth : float [byte/s]
-        Of a node's connection to the storage, and of the storage itself.
+        Bandwidth of a node's connection to the storage, and of the storage itself.
     slow_fraction, slow_factor : float
-        So many of the cores take so many times as long.
+        This fraction of the cores is slower by this factor.
     """
 
     n_node: int
@@ -51,12 +51,12 @@ class Machine:
 
     @property
     def n_worker(self) -> int:
-        """Cores in all, each with a process of its own."""
+        """Number of cores, each with a process of its own."""
         return self.n_node * self.n_core
 
     @property
     def bandwidth(self) -> float:
-        """A core's share while all of them read or write [byte/s]."""
+        """Bandwidth of a core while all cores read or write [byte/s]."""
         return min(self.node_bandwidth / self.n_core, self.shared_bandwidth / self.n_worker)
 
 
@@ -68,11 +68,11 @@ class Workload:
     ----------
     name : str
     n_shard : int
-        Parts that are computed apart.
+        Parts that are computed independently.
     per_shard : float
-        Sources of each, on average.
+        Mean number of sources of a shard.
     seconds : float [s]
-        Of one core per source.
+        Time of a core for a source.
     bytes_in : float [byte]
         Read per shard.
     arrivals : tuple of float [s]
@@ -88,12 +88,12 @@ class Workload:
 
     @property
     def n_source(self) -> float:
-        """In all."""
+        """Number of sources."""
         return self.n_shard * self.per_shard
 
 
 def workloads(ms: float, one_band_ms: float) -> list[Workload]:
-    """The jobs of the page; `SOURCES` has where their numbers come from."""
+    """The jobs of the page; `SOURCES` gives the origin of their numbers."""
     patch_bytes = PIXEL_BYTES * SIDE**2
     patch_area = (SIDE * PIXEL_SCALE / 3600) ** 2  # square degrees
     n_patch = round(18_000 / patch_area)
@@ -132,7 +132,7 @@ RELEASE_HOURS = 4.1e7  # core-hours of all processing of the first release: DMTN
 
 
 def blend_moments() -> tuple[float, float]:
-    """Mean and standard deviation of a blend's time, in units of the least: a Pareto law, cut."""
+    """Mean and standard deviation of a blend's time in units of the least: a truncated Pareto law."""
     rng = np.random.default_rng(SEED)
     times = np.minimum(1 + rng.pareto(PARETO, 1_000_000), LARGEST_BLEND)
     return float(times.mean()), float(times.std())
@@ -141,8 +141,8 @@ def blend_moments() -> tuple[float, float]:
 def shard_seconds(workload: Workload, rng: np.random.Generator) -> FloatArray:
     """Computing time of every shard on a core, float64 (n_shard,) [s].
 
-    A shard's sources are a sum of many blends: their number Poisson about a density that varies, their times
-    independent, so that the sum is drawn as a Gaussian with the blends' moments. Normalised to the workload's total.
+    The number of blends is Poisson about a density that varies, and their times are independent. The sum over the many
+    blends of a shard is drawn as a Gaussian with their moments, and normalised to the workload's total.
     """
     mean, std = blend_moments()
     density = np.exp(DENSITY_SCATTER * rng.standard_normal(workload.n_shard))
@@ -153,22 +153,22 @@ def shard_seconds(workload: Workload, rng: np.random.Generator) -> FloatArray:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a simulated run took.
+    """Times of a simulated run.
 
     Attributes
     ----------
     finish : float [s]
-        From the first arrival to the last shard's end.
+        From the first arrival to the end of the last shard.
     latest : float [s]
-        From the last arrival on.
+        From the last arrival to the end of the last shard.
     busy : float [s]
-        Sum of what cores computed; a slow one's counts as long as it took.
+        Sum of the computing times of the cores.
     efficiency : float
-        Computing that a fast core would need, over cores times `finish`.
+        Computing time of a fast core over the number of cores times `finish`.
     done : int
-        Shards.
+        Number of shards.
     limit : str
-        The largest of the bounds on the time for what arrives at once.
+        The largest of the bounds on the time for the shards of one arrival.
     """
 
     finish: float
@@ -180,14 +180,14 @@ class Run:
 
 
 def simulate(workload: Workload, machine: Machine, *, ahead: bool = False, seed: int = SEED) -> Run:
-    """Event by event: which core takes which shard, and when it is done with it.
+    """Simulate, event by event, which core takes which shard and when it ends.
 
     Parameters
     ----------
     workload : Workload
     machine : Machine
     ahead : bool
-        Shards are dealt to cores ahead, in turn, instead of being taken when a core is free.
+        Whether shards are dealt to cores in turn at the start; otherwise a core takes a shard when it is free.
     seed : int
     """
     rng = np.random.default_rng(seed)
@@ -220,7 +220,7 @@ def simulate(workload: Workload, machine: Machine, *, ahead: bool = False, seed:
 
 
 def matmul_gflops(size: int = 1024, seconds: float = 0.5) -> float:
-    """What this core's NumPy does in float32 products now [GFLOP/s]: the best of some, for the machine is shared."""
+    """Rate of NumPy's float32 products on this core [GFLOP/s]: the best of some, because the machine is shared."""
     a = np.ones((size, size), np.float32)
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -231,7 +231,7 @@ def matmul_gflops(size: int = 1024, seconds: float = 0.5) -> float:
 
 
 def measured(path: Path) -> dict[str, float]:
-    """What `perf.studies.cpu` has stored of one core; empty where it has not run."""
+    """Figures of a core that `perf.studies.cpu` has stored; empty if it has not run."""
     if not path.exists():
         return {}
     found: dict[str, float] = json.loads(path.read_text()).get("summary", {})

@@ -1,19 +1,20 @@
-r"""Response of ellipticities to shear, before and after deblending: ``python -m perf.studies.shear`` from a clone.
+r"""Response of ellipticities to shear, before and after deblending: a ring test.
 
-A ring test. Each galaxy is drawn at two position angles, 90 degrees apart, under g1 = +0.02 and -0.02 with the same
-noise (`scenes`), alone and with a neighbour; so its own shape cancels, and most of the noise. The mean
-change of an ellipticity over that of the same measurement on the noiseless, isolated galaxy gives m
-(`bias`). The change between a round and an elliptical PSF, again with the same noise, gives c. Measurements
-(`shapes`), all in the i band:
+    python -m perf.studies.shear
 
-- model: ``result.ellipticity``, adaptive moments of the model under the reference PSF. What it is compared with is the
-  galaxy drawn under the reference PSF, so the decoder's errors and the deconvolution's are part of m.
-- model, PSF removed: the same moments less the reference PSF's, an ellipticity that small galaxies do not lose.
+Each galaxy is drawn at two position angles, 90 degrees apart, under g1 = +0.02 and -0.02 with the same noise
+(`scenes`), alone and with a neighbour. So its own shape cancels, and most of the noise. The mean change of an
+ellipticity, over the change of the same measurement on the noiseless, isolated galaxy, gives m (`bias`). The change
+between a round and an elliptical PSF, again with the same noise, gives c. The measurements (`shapes`), all in i, are:
+
+- model: ``result.ellipticity``, adaptive moments of the model under the reference PSF. The truth is the galaxy drawn
+  under the reference PSF, so errors of the decoder and of the deconvolution are part of m.
+- model, PSF removed: the same moments less those of the reference PSF. Small galaxies keep this ellipticity.
 - regauss: re-Gaussianisation (Hirata & Seljak 2003, MNRAS 343, 459) by GalSim's HSM, on the image as it is; on the
-  image less the models of the neighbours; on the redistributed image. Compared with itself on the galaxy's noiseless
-  image, so that the method's own bias is left out.
+  image less the models of the neighbours; and on the redistributed image. The truth is the same measurement on the
+  galaxy's noiseless image, so the bias of the method itself is left out.
 
-Written: ``shear.json``, ``shear.md`` and ``shear.png`` in ``perf/results``.
+The study writes ``shear.json``, ``shear.md`` and ``shear.png`` into ``perf/results``.
 """
 
 from __future__ import annotations
@@ -40,29 +41,29 @@ SHEAR = 0.02
 PSF_ELLIPTICITY = 0.05
 BAND = "i"
 N_GALAXY, N_QUICK = 256, 2
-GROUP = 16  # galaxies deblended in one call
-EVERY = 4  # of the groups, one is also seen through the elliptical PSF and without noise: both scatter little
+GROUP = 16  # galaxies of a call
+EVERY = 4  # one of four groups is also measured with the elliptical PSF and without noise: both scatter little
 
 FloatArray = NDArray[np.float64]
 
 
 def measure(deblender: Deblender, pairs: ring.Pairs, path: Path | None = None) -> Columns:
-    """Every ellipticity of every galaxy.
+    """Measure every ellipticity of every galaxy.
 
     Parameters
     ----------
     deblender : Deblender
     pairs : Pairs
     path : Path, optional
-        A NumPy file that keeps what is measured, group by group: a run that was stopped goes on from there.
+        A NumPy file that keeps the measurements group by group. A run that was stopped continues from it.
 
     Returns
     -------
     dict of str to float64 (n, n_angle, 3)
-        "<who>: <what>", by galaxy, position angle, and (PLUS, MINUS, ELLIPTICAL). Who: "isolated" is the target alone,
-        "isolated, no noise" too, "brighter" and "fainter" are target and neighbour of the blend; "true brighter" and
-        "true fainter" what each gives without noise and alone. NaN where not measured or failed.
-        "seconds" is the processor's time per galaxy.
+        "<source>: <measurement>", by galaxy, position angle, and (PLUS, MINUS, ELLIPTICAL). "isolated" and "isolated,
+        no noise" are the target alone; "brighter" and "fainter" are target and neighbour of the blend; "true brighter"
+        and "true fainter" are each of them alone and without noise. NaN if not measured or failed. "seconds" is the
+        processor time of a galaxy.
     """
     shape = (len(pairs), len(ring.ANGLES), 3)
     columns: Columns = collections.defaultdict(lambda: np.full(shape, np.nan))
@@ -91,7 +92,7 @@ def measure(deblender: Deblender, pairs: ring.Pairs, path: Path | None = None) -
 
 def _measure_group(columns: Columns, deblender: Deblender, pairs: ring.Pairs, rows: range, kind: int,
                    noiseless: bool) -> None:
-    """Fill in one kind of image of some galaxies."""
+    """Measure one kind of image of some galaxies, and fill in the columns."""
     psf, shear = (pairs.elliptical_psf if kind == ELLIPTICAL else pairs.psf), (-SHEAR if kind == MINUS else SHEAR)
     band, sigma = pairs.depth.bands.index(BAND), deblender.bundle.reference_psf_sigma
     images = [(k, a) for k in rows for a in range(len(ring.ANGLES))]
@@ -146,7 +147,7 @@ def _put_moments(put: Callable[[str, NDArray[Any]], None], who: str, moments: Fl
 
 def _planes(truth: list[Any], alone: list[Any], blend: list[Any], single: Any, pair: Any,
             band: int) -> dict[str, tuple[list[NDArray[Any]], int]]:
-    """Every image that is measured by regauss, and whether the target's (0) or the neighbour's place (1) is."""
+    """Every image that regauss measures, with 0 for the target's position and 1 for the neighbour's."""
     shape, n = (ring.SIZE, ring.SIZE), len(truth)
     bright, faint = ([metrics.place(*pair.stamps(2 * i + j), shape)[band] for i in range(n)] for j in (0, 1))
     observed = [image[band] for image, _ in blend]
@@ -169,7 +170,7 @@ def _planes(truth: list[Any], alone: list[Any], blend: list[Any], single: Any, p
 
 
 def _named(value: Any) -> Any:
-    """Figures as dictionaries, for the JSON file."""
+    """Figures as dictionaries, for JSON."""
     if isinstance(value, bias.Figure):
         return value._asdict()
     return {key: _named(item) for key, item in value.items()} if isinstance(value, dict) else value
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = study.parser("perf.studies.shear", __doc__)
     parser.add_argument("--n-galaxy", type=int, default=N_GALAXY)
     parser.add_argument("--quick", action="store_true", help=f"{N_QUICK} galaxies: does it run?")
-    parser.add_argument("--columns", type=Path, help="NumPy file that keeps what is measured; a stopped run goes on")
+    parser.add_argument("--columns", type=Path, help="NumPy file of the measurements; a stopped run continues from it")
     args = parser.parse_args(argv)
     n = N_QUICK if args.quick else args.n_galaxy
     pairs = ring.draw_pairs(n, PSF_ELLIPTICITY)

@@ -6,20 +6,20 @@ the same measurement,
 
     m = sum R / sum R' - 1
 
-over galaxies, and its error is the jackknife's over galaxies. A galaxy that fails in any of its images is left out of
-both sums, whatever the shear, so that failures select nothing by shear.
+over galaxies. Its error is the jackknife's over galaxies. A galaxy that fails in any of its images is left out of both
+sums, so failures do not select by shear.
 
-The change from the round to the elliptical PSF, and the mean over +g and -g under the round one, over R' likewise, are
-additive biases c, in units of shear.
+The change from the round to the elliptical PSF, over R', is an additive bias c in units of shear. So is the mean over
++g and -g under the round PSF.
 
-Shrinkage. A maximum a posteriori ellipticity is a weighted mean of what the data and what the prior say: with a
-Gaussian prior of variance s^2 and a posterior variance v, a change of the data by 1 moves it by 1 - v / s^2. The total
-variance of galaxies like these gives s^2 = variance of the measured e1 + mean v, without any truth; it is taken in
-`N_SIZE` bins of the measured size. Two corrections with this factor are tried, on the response in the denominator:
+Shrinkage. A maximum a posteriori ellipticity is a weighted mean of the data's and the prior's values. With a Gaussian
+prior of variance s^2 and a posterior variance v, a change of the data by 1 changes it by 1 - v / s^2. The variance of
+the measured e1 plus the mean v gives s^2 without any truth; it is taken in `N_SIZE` bins of the measured size. Two
+corrections of the response in the denominator use this factor:
 
-- corrected: R' times the factor. R' is that of the truth, as from a simulation of galaxies without noise.
-- self-calibrated: the response of the fitted model's own image (`shapes.model_response`) times the factor.
-  Nothing of it is known from a simulation.
+- corrected: R' times the factor. R' is known from the truth, as from a simulation of galaxies without noise.
+- self-calibrated: the response of the fitted model's own image (`shapes.model_response`) times the factor. It needs no
+  simulation.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Columns = dict[str, FloatArray]
 
-PLUS, MINUS, ELLIPTICAL = range(3)  # last index of what is measured
-MIN_RESOLUTION = 1 / 3  # of the noiseless galaxy; lensing catalogues leave out smaller ones
+PLUS, MINUS, ELLIPTICAL = range(3)  # last index of a column
+MIN_RESOLUTION = 1 / 3  # of the noiseless galaxy; lensing catalogues leave out galaxies below it
 MAGNITUDE_EDGES = (20.0, 22.0, 23.0, 24.0, 24.5, 26.5)
 SEPARATION_EDGES = (1.0, 1.5, 2.0, 3.0)  # arcsec
 N_SIZE = 4
 TRUE = {"isolated, no noise": "true brighter", "isolated": "true brighter", "brighter": "true brighter",
         "fainter": "true fainter"}
 MODEL = "model"
-SIMPLER = {"brighter": "isolated", "isolated": "isolated, no noise"}  # with the same galaxy, and the same noise if any
+# the simpler image of the same galaxy, with the same noise if it has any
+SIMPLER = {"brighter": "isolated", "isolated": "isolated, no noise"}
 
 
 class Figure(NamedTuple):
-    """A figure with its error, and how many galaxies it is from."""
+    """A figure with its error and its number of galaxies."""
 
     value: float
     error: float
@@ -59,13 +60,13 @@ def response(plus: FloatArray, minus: FloatArray, shear: float) -> FloatArray:
     Parameters
     ----------
     plus, minus : float64 (n, n_angle)
-        First component of the ellipticity under g1 = shear and g1 = -shear; NaN where the measurement failed.
+        First component of the ellipticity under g1 = shear and g1 = -shear; NaN if the measurement failed.
     shear : float
 
     Returns
     -------
     float64 (n,)
-        NaN where any failed.
+        NaN if any measurement failed.
     """
     return (plus - minus).mean(1) / (2 * shear)
 
@@ -95,19 +96,19 @@ def multiplicative(measured: FloatArray, true: FloatArray) -> Figure:
 
 
 def shrinkage(e1: FloatArray, variance: FloatArray, size: FloatArray) -> FloatArray:
-    """By what factor the prior shrinks a change of each galaxy's ellipticity.
+    """Factor by which the prior shrinks a change of each galaxy's ellipticity.
 
     Parameters
     ----------
     e1 : float64 (n, n_image)
     variance : float64 (n,)
-        Of the posterior.
+        Variance of the posterior.
     size : float64 (n,)
 
     Returns
     -------
     float64 (n,)
-        NaN where an argument is.
+        NaN if an argument is NaN.
     """
     known = np.isfinite(e1).all(1) & np.isfinite(variance + size)
     factor = np.full(len(e1), np.nan)
@@ -118,23 +119,23 @@ def shrinkage(e1: FloatArray, variance: FloatArray, size: FloatArray) -> FloatAr
 
 
 def summarise(columns: Columns, magnitude: FloatArray, separation: FloatArray, shear: float) -> dict[str, Any]:
-    """All biases of all measurements.
+    """Biases of all measurements.
 
     Parameters
     ----------
     columns : dict of str to float64 (n, n_angle, 3)
-        From `perf.studies.shear.measure`.
+        Columns of the study's `measure`.
     magnitude : float64 (n, 2)
-        Of target and neighbour, in i.
+        Magnitudes of target and neighbour in i.
     separation : float64 (n,) [arcsec]
     shear : float
 
     Returns
     -------
     dict
-        By "<who>: <what>": ``m`` by group of galaxies, ``c_psf``, ``c_round``, ``mean_response`` (of the truth),
-        ``fraction_failed``; where there is one, ``m_change`` from the same galaxy in the simpler image of `SIMPLER`; of
-        the model also ``m_corrected``, ``m_self_calibrated`` and the mean ``shrinkage``.
+        For each "<source>: <measurement>": ``m`` by group of galaxies, ``c_psf``, ``c_round``, ``mean_response`` (of
+        the truth), ``fraction_failed``; ``m_change`` from the same galaxy in the simpler image of `SIMPLER`, if there
+        is one; for the model also ``m_corrected``, ``m_self_calibrated`` and the mean ``shrinkage``.
     """
     found: dict[str, Any] = {}
     for name, values in columns.items():
@@ -163,7 +164,7 @@ def summarise(columns: Columns, magnitude: FloatArray, separation: FloatArray, s
 
 def _corrected(columns: Columns, who: str, measured: FloatArray, true: FloatArray,
                groups: dict[str, BoolArray]) -> dict[str, dict[str, Figure]]:
-    """What the corrections leave of the model's bias, and the shrinkage that they count on."""
+    """Bias of the model after the corrections, and the shrinkage that they use."""
     e1, error, size, own = (columns[f"{who}: {what}"][..., : MINUS + 1]
                             for what in (MODEL, "error", "size", "response"))
     factor = shrinkage(e1.reshape(len(e1), -1), (error**2).mean((1, 2)), size.mean((1, 2)))
@@ -175,7 +176,7 @@ def _corrected(columns: Columns, who: str, measured: FloatArray, true: FloatArra
 
 
 def noiseless_leakage(columns: Columns, shear: float) -> Figure:
-    """c of regauss itself: from the round to the elliptical PSF without noise and neighbours."""
+    """c of regauss itself, without noise and neighbours: change from the round to the elliptical PSF."""
     name = "true brighter: regauss"
     values = columns[name]
     keep = resolved(columns, "true brighter")
@@ -184,12 +185,12 @@ def noiseless_leakage(columns: Columns, shear: float) -> Figure:
 
 
 def resolved(columns: Columns, true: str) -> BoolArray:
-    """Galaxies that are resolved by the PSF, as measured without noise, bool (n,)."""
+    """Mask of the galaxies that are resolved without noise, bool (n,)."""
     return columns[f"{true}: regauss, resolution"][..., : MINUS + 1].mean((1, 2)) > MIN_RESOLUTION
 
 
 def _groups(columns: Columns, who: str, magnitude: FloatArray, separation: FloatArray) -> dict[str, BoolArray]:
-    """Groups of galaxies; all but "all sizes" are resolved ones."""
+    """Masks of groups of galaxies. Apart from "all sizes" they hold only resolved galaxies."""
     keep = resolved(columns, TRUE[who])
     own = magnitude[:, int(who == "fainter")]
     trusted = (columns[f"{who}: trusted"][..., : MINUS + 1] == 1).all((1, 2))

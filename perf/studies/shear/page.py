@@ -1,4 +1,4 @@
-"""The page and the picture of `perf.studies.shear`."""
+"""The page and the figure of `perf.studies.shear`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WHAT = {"model": "model", "model, PSF removed": "model, PSF removed", "regauss":
         "regauss, redistributed": "regauss, redistributed image"}
 CORRECTED = {"m_corrected": "model, shrinkage corrected", "m_self_calibrated": "model, self-calibrated"}
 COLORS = dict(zip(WHAT, ("C0", "C9", "C3", "C2", "C1"), strict=True))
-LINEAR = 0.05  # of the picture's axis; beyond, it is logarithmic
+LINEAR = 0.05  # the figure's axis is linear up to this m, and logarithmic beyond
 MAGNITUDES = [f"i {low:g} to {high:g}" for low, high in itertools.pairwise(MAGNITUDE_EDGES)]
 SEPARATIONS = [f"{low:g} to {high:g} arcsec" for low, high in itertools.pairwise(SEPARATION_EDGES)]
 
 
 def figure(found: Figure | None, scale: float = 1e3) -> str:
-    """Value and error, in units of 0.001; a dash where there is none."""
+    """Value and error in units of 0.001; a dash if there is none."""
     if found is None or found.n < 2:
         return "–"
     return f"{scale * found.value:+.1f} ± {scale * found.error:.1f}"
@@ -36,7 +36,7 @@ def page(figures: Mapping[str, Any]) -> str:
     Parameters
     ----------
     figures : mapping
-        As `perf.studies.shear` writes them to its JSON file, with `Figure`s.
+        The contents of ``shear.json``, with `Figure`s.
     """
     biases = figures["biases"]
     isolated = biases["isolated: model"]
@@ -95,7 +95,7 @@ ADVICE = """\
 
 
 def _cases(biases: Mapping[str, Any], group: str, what: Sequence[str] = tuple(WHAT)) -> str:
-    """m of one group of galaxies, a row per measurement and a column per case."""
+    """m of a group of galaxies: a row for each measurement, a column for each source."""
     rows = [[WHAT[name], *(figure(biases[f"{who}: {name}"]["m"][group]) if f"{who}: {name}" in biases else "–"
                            for who in SOURCES)] for name in what]
     rows[1:1] = [[label, *(figure(biases[f"{who}: model"][name][group]) for who in SOURCES)]
@@ -104,14 +104,14 @@ def _cases(biases: Mapping[str, Any], group: str, what: Sequence[str] = tuple(WH
 
 
 def _failed(biases: Mapping[str, Any]) -> str:
-    """How often measurements fail, in words."""
+    """Fractions of failed measurements, as text."""
     found = [(biases[f"{who}: {name}"]["fraction_failed"], f"{label} ({title})") for who, title in SOURCES.items()
              for name, label in WHAT.items() if f"{who}: {name}" in biases]
     return ", ".join(f"{label} {percent(fraction)}" for fraction, label in found if fraction) or "none"
 
 
 def _groups(biases: Mapping[str, Any], who: str, title: str) -> str:
-    """Rows of magnitudes and separations, a column per measurement."""
+    """A row for each magnitude and separation, a column for each measurement."""
     what = [name for name in WHAT if f"{who}: {name}" in biases]
     rows = []
     for group in MAGNITUDES + SEPARATIONS:
@@ -164,7 +164,7 @@ def _additive(biases: Mapping[str, Any], psf_shear: float) -> str:
 
 
 def draw(biases: Mapping[str, Any], path: Path) -> None:
-    """m by magnitude, a panel per case.
+    """Draw m by magnitude, a panel for each source.
 
     Parameters
     ----------

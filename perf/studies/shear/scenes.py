@@ -1,9 +1,9 @@
 """Scenes for the ring test: the same galaxies and the same noise under several shears, at two position angles.
 
-A target, and for the blended case a neighbour, are drawn as the training population draws them, each turned by 0 or 90
-degrees together with all positions, and then sheared. The shear acts on the profiles; positions stay, so that what is
-measured is the response of shapes alone. Gaussian noise has the variance of sky and sources; its standard normal
-deviates are those of the galaxy and the angle, whatever the shear, the PSF and the neighbour.
+A target, and in blends a neighbour, come from the training population. Each is turned by 0 or 90 degrees together with
+all positions, and then sheared. The shear acts on the profiles but not on the positions, so only the response of shapes
+is measured. Gaussian noise has the variance of sky and sources. Its standard normal deviates depend on the galaxy and
+the angle only, not on shear, PSF or neighbour.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ANGLES = (0, 90)  # degrees
 SEPARATION = (1.0, 3.0)  # arcsec
 FAINTER = (0.0, 2.0)  # mag, of the neighbour
 MAGNITUDES = (20.0, 24.5)  # i, of the target
-UNIFORM_FRACTION = 0.3  # of the targets drawn uniform in magnitude, the rest with the sky's counts
+UNIFORM_FRACTION = 0.3  # of the targets are uniform in magnitude, the others follow the sky's counts
 
 FloatArray = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ class Pairs:
 
 
 def draw_pairs(n: int, psf_ellipticity: float) -> Pairs:
-    """Targets of the population, and for each a neighbour at a random place: the first `n` of `MAX_PAIRS`.
+    """The first `n` of `MAX_PAIRS` targets, each with a neighbour at a random position.
 
     Parameters
     ----------
@@ -99,20 +99,20 @@ def turned(center: FloatArray, angle: int) -> FloatArray:
 
 def draw(galaxies: population.Galaxies, i: int, center: FloatArray, angle: int, shear: float,
          kernels: tuple[Any, ...], method: str, pixel_scale: float, size: int = SIZE) -> NDArray[np.float64]:
-    """One galaxy, turned, sheared by g1 and then convolved, in every band.
+    """Draw a galaxy, turned, sheared by g1 and then convolved, in every band.
 
     Parameters
     ----------
     galaxies : Galaxies
     i : int
     center : float64 (2,) [pixel]
-        (x, y) relative to the image's central pixel, as drawn: not turned here.
+        (x, y) relative to the image's central pixel. It is not turned here.
     angle : int [degree]
     shear : float
         g1.
     kernels : tuple of galsim.GSObject (n_band,)
     method : str
-        GalSim's: "auto", or "no_pixel" for kernels that hold the pixel.
+        GalSim's drawing method: "auto", or "no_pixel" for kernels that include the pixel.
     pixel_scale : float [arcsec]
     size : int [pixel]
 
@@ -135,7 +135,7 @@ def draw(galaxies: population.Galaxies, i: int, center: FloatArray, angle: int, 
 
 
 def observed(pairs: Pairs, k: int, angle: int, shear: float, psf: survey.Psf) -> NDArray[np.float64]:
-    """Noiseless target and neighbour of pair k, each on its own, float64 (2, n_band, SIZE, SIZE) [nJy]."""
+    """Noiseless images of target and neighbour of pair k, float64 (2, n_band, SIZE, SIZE) [nJy]."""
     center = turned(pairs.center[k], angle)
     return np.stack([draw(pairs.galaxies, 2 * k + j, center[j], angle, shear, psf.profiles, psf.method,
                           pairs.depth.pixel_scale) for j in (0, 1)])
@@ -148,6 +148,6 @@ def deviates(pairs: Pairs, k: int, angle: int) -> FloatArray:
 
 def exposed(image: FloatArray, noise: FloatArray,
             depth: survey.Depth) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A noiseless image with the noise of sky and sources, and its variance; float32 (n_band, n_y, n_x)."""
+    """An image with the noise of sky and sources, and its variance; float32 (n_band, n_y, n_x)."""
     variance = (depth.sky_sigma**2)[:, None, None] + np.maximum(image, 0) / depth.counts_per_njy[:, None, None]
     return (image + np.sqrt(variance) * noise).astype(np.float32), variance.astype(np.float32)

@@ -1,11 +1,11 @@
-r"""Ellipticities that `perf.studies.shear` compares, and the response of a model image to shear.
+r"""The ellipticities of `perf.studies.shear`, and the response of a model image to shear.
 
-Response. Of an image I under a Gaussian PSF of standard deviation s, a shear g1 of what lies behind the PSF makes
+Response. A shear g1 of the sky changes an image I under a Gaussian PSF of standard deviation s to
 
-    I - g1 [ (x d/dx - y d/dy) I + s^2 (d^2/dx^2 - d^2/dy^2) I ]  +  O(g1^2),
+    I - g1 [ (x d/dx - y d/dy) I + s^2 (d^2/dx^2 - d^2/dy^2) I ]  +  O(g1^2).
 
-in Fourier space G (kx d/dkx - ky d/dky) (I / G) with G the PSF's transform: nothing is deconvolved. The derivatives are
-taken in Fourier space. The change of the adaptive moments follows by central differences.
+In Fourier space the bracket is G (kx d/dkx - ky d/dky) (I / G), with G the PSF's transform, so nothing is deconvolved.
+The derivatives are taken in Fourier space. The change of the adaptive moments follows by central differences.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from perf import metrics
 from perf.studies.shear import scenes as ring
 
 STAMP = 63  # pixel, for moments of images
-MAX_ELLIPTICITY = 2.0  # of regauss; beyond, it failed: the cut of the HSC survey's catalogue
+MAX_ELLIPTICITY = 2.0  # of regauss; a larger value counts as a failure, as in the HSC survey's catalogue
 STEP = 0.01  # of shear
 
 FloatArray = NDArray[np.float64]
 
 
 def moments(images: NDArray[Any], center: FloatArray) -> FloatArray:
-    """Adaptive moments by the engine's own code.
+    """Adaptive moments, by the engine's function.
 
     Parameters
     ----------
     images : float (n, size, size)
     center : float64 (n, 2) [pixel]
-        (x, y), where to begin.
+        (x, y) at which the iteration begins.
 
     Returns
     -------
     float64 (n, 3) [pixel^2]
-        xx, yy, xy; NaN where not converged.
+        xx, yy, xy; NaN if not converged.
     """
-    no_basis = np.zeros((1, *images.shape[1:]), np.float32)  # derivatives are not needed
+    no_basis = np.zeros((1, *images.shape[1:]), np.float32)  # its derivatives are not used
     return adaptive_moments.adaptive_moments(images, center, no_basis).moments
 
 
@@ -60,7 +60,7 @@ def reference_image(pairs: ring.Pairs, row: int, offset: FloatArray, angle: int,
     ----------
     pairs : Pairs
     row : int
-        Of `pairs.galaxies`.
+        Row of `pairs.galaxies`.
     offset : float64 (2,) [pixel]
         (x, y) of the centre relative to the central pixel.
     angle : int [degree]
@@ -79,7 +79,7 @@ def reference_image(pairs: ring.Pairs, row: int, offset: FloatArray, angle: int,
 
 
 def model_images(deblender: Deblender, result: Any, band: int) -> tuple[FloatArray, FloatArray]:
-    """All sources of a result under the reference PSF, as ``result.ellipticity`` sees them.
+    """Images of all sources of a result under the reference PSF, from which ``result.ellipticity`` is measured.
 
     Returns
     -------
@@ -93,12 +93,12 @@ def model_images(deblender: Deblender, result: Any, band: int) -> tuple[FloatArr
 
 
 def model_response(images: FloatArray, center: FloatArray, psf_sigma: float) -> FloatArray:
-    """Derivative of e1 by the shear g1 of what lies behind a Gaussian PSF.
+    """Derivative of e1 with respect to a shear g1 of the sky, under a Gaussian PSF.
 
     Parameters
     ----------
     images : float64 (n, size, size)
-        Without noise, under the PSF.
+        Noiseless images under the PSF.
     center : float64 (n, 2) [pixel]
     psf_sigma : float [pixel]
 
@@ -121,7 +121,7 @@ def model_response(images: FloatArray, center: FloatArray, psf_sigma: float) -> 
 
 
 def regauss(image: NDArray[Any], psf: NDArray[Any], sky_variance: float, center: FloatArray) -> tuple[float, float]:
-    """PSF-corrected e1 of the object at a place, by re-Gaussianisation, and its resolution.
+    """PSF-corrected e1 of the object at a position, by re-Gaussianisation, and its resolution.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def regauss(image: NDArray[Any], psf: NDArray[Any], sky_variance: float, center:
     Returns
     -------
     e1, resolution : float
-        NaN where HSM fails.
+        NaN if HSM fails.
     """
     nearest = np.rint(center)
     found = galsim.hsm.EstimateShear(

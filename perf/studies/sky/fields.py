@@ -1,9 +1,12 @@
-"""Run the engine on real and third-party images and say how it did: `python -m perf.studies.sky.fields DATA_FOLDER`.
+"""The engine on real and third-party images.
 
-Fields without truth (multi-extension FITS that `deblendrt run` reads; ``dc2_*`` with the bundle lsst, ``hsc_*`` with
-hsc in the ways of `HSC_RUNS`): chi2 per pixel of the image and of the listed sources' cores, reduced chi2 of the listed
-sources, how far shapes are from the edge of the prior, flags, a picture. `scarlet_sim_matched.npz` (from scarlet's test
-data) has each source's noiseless image, so there the flux inside the frame is compared.
+    python -m perf.studies.sky.fields DATA_FOLDER
+
+Fields without truth are multi-extension FITS files: ``dc2_*`` for the bundle lsst, ``hsc_*`` for the bundle hsc with
+the options of `HSC_RUNS`. The study reports chi2 per pixel of the image and of the listed sources' cores, reduced chi2
+of the listed sources, the distance of shapes from the edge of the prior, and flags, and draws a picture.
+``scarlet_sim_matched.npz``, from scarlet's test data, has the noiseless image of each source; there the flux inside the
+frame is compared.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from deblendrt.engine.scene.flags import Flag
 from perf import study
 from perf.report import environment, machine, markdown_table, number
 
-# pixel: the DC2 lists are offset from their images by up to 0.5 pixel as a whole, the HSC list has integer centres
+# pixel: the DC2 lists are shifted by up to 0.5 pixel against their images, the HSC list has integer centres
 CENTER_SIGMA = 0.4
-CORE_RADIUS = 0.6  # arcsec, of what counts as a source's core: the PSF's FWHM
-# The HSC image: its list lacks sources and calls a star a galaxy, its bright sources need more than 15 iterations.
+CORE_RADIUS = 0.6  # arcsec: radius of a source's core, the FWHM of the PSF
+# The list of the HSC image lacks sources and calls a star a galaxy. Its bright sources need more than 15 iterations.
 HSC_RUNS: dict[str, dict[str, Any]] = {
     "the list, as galaxies": {},
     "find_missed": {"find_missed": True},
@@ -34,13 +37,13 @@ HSC_RUNS: dict[str, dict[str, Any]] = {
 
 
 def flag_counts(flags: np.ndarray) -> dict[str, int]:
-    """How many sources carry each flag."""
+    """Number of sources with each flag."""
     counts = {str(flag.name): int(((flags & flag) != 0).sum()) for flag in Flag}
     return {name: n for name, n in counts.items() if n}
 
 
 def run_field(deblender: Deblender, path: Path, out: Path | None, **options: Any) -> dict[str, Any]:
-    """Figures of a field without truth; a picture if there is a folder for it."""
+    """Figures of a field without truth; also draws a picture if a folder is given."""
     image = read_image(path)
     result = deblender.deblend_batch(image.image, image.centers, variance=image.variance, mask=image.mask,
                                      psf=image.psf, bands=image.bands, zero_point=image.zero_point,
@@ -53,7 +56,7 @@ def run_field(deblender: Deblender, path: Path, out: Path | None, **options: Any
     listed = slice(0, len(image.centers))
     radius = np.sqrt((result.latent[fitted, len(result.bands) + 2 :] ** 2).sum(1))
     relative = radius / deblender.bundle.shape_radius
-    radius = radius * (1 + relative**8) ** -0.125  # what the decoder makes of it, see deblendrt.training.decoder.bound
+    radius = radius * (1 + relative**8) ** -0.125  # as the decoder confines it, see deblendrt.training.decoder.bound
     sigma = np.sqrt(result.scenes[0].inverse_variance) * result.residual(0)
     y, x = np.mgrid[: image.image.shape[1], : image.image.shape[2]]
     reach = CORE_RADIUS / deblender.bundle.pixel_scale
@@ -93,10 +96,10 @@ def run_scarlet(deblender: Deblender, path: Path) -> dict[str, Any]:
         images, truth, star = data["images"], data["truth"], data["is_star"]
         centers = np.stack([data["x"], data["y"]], 1).astype(float)
     sigma = (images - truth.sum(0)).std((1, 2))
-    # What the file calls PSFs has a FWHM of 1.3 pixels, its stars 2.7: a kernel. The PSF is that of the brightest star.
+    # The file's "PSFs" have a FWHM of 1.3 pixels and its stars 2.7, so they are kernels. The brightest star is the PSF.
     brightest = int(np.argmax(np.where(star, truth.sum((1, 2, 3)), 0)))
     psfs = np.stack([centred(plane) for plane in truth[brightest]])
-    # the listed x are half a pixel above the centroids of the truth, the stars' too; left as they are
+    # the listed x are half a pixel above the true centroids, also for stars; they are kept
     kind = np.where(star.astype(bool), "star", "galaxy")
     result = deblender.deblend_batch(images, centers, variance=sigma**2, psf=psfs, bands="ugrizy", kind=kind,
                                      center_sigma=CENTER_SIGMA)

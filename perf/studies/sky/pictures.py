@@ -1,8 +1,8 @@
-"""Pictures of the DC2 fields: image, model, residual, and every source by its kind.
+"""Pictures of the DC2 fields: image, model and residual, with a mark for every source by its kind.
 
     python -m perf.studies.sky.pictures DATA_FOLDER [--out docs]
 
-All kinds are "auto", and sources that the list lacks are looked for. Says in numbers what residual remains.
+All kinds are "auto", and unlisted sources are searched for. The command also prints figures of the residual.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from deblendrt.engine.units import to_magnitude
 from perf.studies.sky.fields import CENTER_SIGMA
 
 BEYOND = 5.0  # sigma
-NEAR = 25.0  # pixel: a bad pixel belongs to the nearest source within this; the wings of a bright star reach far
+NEAR = 25.0  # pixel: a bad pixel belongs to the nearest source within this; wings of bright stars reach far
 SYMBOLS = (("listed, galaxy", "o", "#7df9a6"), ("listed, star", "*", "#7df9a6"),
            ("found, galaxy", "D", "#ffd166"), ("found, star", "*", "#ffd166"))
 
 
 def deblend(deblender: Deblender, path: Path) -> DeblendResult:
-    """The field with all kinds open and sources added where the residual has peaks."""
+    """Deblend a field with all kinds "auto", and add sources at peaks of the residual."""
     image = read_image(path)
     return deblender.deblend_batch(image.image, image.centers, variance=image.variance, mask=image.mask, psf=image.psf,
                                    bands=image.bands, zero_point=image.zero_point, center_sigma=CENTER_SIGMA,
@@ -41,13 +41,13 @@ def deblend(deblender: Deblender, path: Path) -> DeblendResult:
 
 
 def classes(result: DeblendResult) -> list[NDArray[np.bool_]]:
-    """Which sources belong to each of `SYMBOLS`."""
+    """Masks of the sources of each of `SYMBOLS`."""
     found = (result.flags & Flag.FOUND) != 0
     return [~found & ~result.star, ~found & result.star, found & ~result.star, found & result.star]
 
 
 def picture(result: DeblendResult, title: str) -> Figure:
-    """Three panels: image with marks, model, residual in units of the noise in the reference band with marks."""
+    """Three panels: image with marks, model, and residual in units of the noise with marks, in the reference band."""
     scene, colors, band = result.scenes[0], palette(result, 0), reference_band(result, 0)
     model = result.model(0)
     sigma = np.where(scene.inverse_variance[band] > 0,
@@ -81,7 +81,7 @@ def picture(result: DeblendResult, title: str) -> Figure:
 
 
 def remaining(result: DeblendResult) -> str:
-    """What the model does not explain, in words."""
+    """Figures of the residual, as text."""
     scene = result.scenes[0]
     used = scene.inverse_variance > 0
     sigma = np.where(used, result.residual(0) * np.sqrt(scene.inverse_variance), 0.0)
