@@ -2,8 +2,8 @@
 
     python examples/lsdb_catalog.py
 
-Needs LSDB (pip install lsdb). The catalogue and its archive of images are made up of the example image here; what is
-yours to write is `cutouts`.
+Needs LSDB (pip install lsdb). The catalogue and its archive of images are made from the example image here; you write
+`cutouts`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import pandas as pd
 from astropy.wcs import WCS
 from distributed import Client
 
+from deblendrt.engine import ImageFile, read_image
 from deblendrt.engine.adapters.dask import PartitionDeblender
-from deblendrt.engine.files.fits import ImageFile, read_image
 
 IMAGE = Path(__file__).resolve().parent / "lsst_blend.fits"
 HALF = 30  # pixel: a cutout holds the object's own stamp and the neighbours that reach into it
 
 
 def sky() -> WCS:
-    """The example image has no place on the sky; here is one."""
+    """Return a place on the sky, since the example image has none."""
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
     wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cdelt = (150.0, 2.2), (60.5, 60.5), (-0.2 / 3600, 0.2 / 3600)
@@ -33,7 +33,7 @@ def sky() -> WCS:
 
 
 def table(image: ImageFile) -> pd.DataFrame:
-    """A catalogue: ra, dec [degree]."""
+    """Return a catalogue with ra, dec [degree]."""
     ra, dec = sky().all_pix2world(*image.centers.T, 0)
     return pd.DataFrame({"object_id": np.arange(len(ra)), "ra": ra, "dec": dec})
 

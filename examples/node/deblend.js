@@ -3,7 +3,7 @@
 
 const ort = require('onnxruntime-node');
 
-// bits of a source's flags, as in deblendrt.engine.flags
+// bits of a source's flags, as in deblendrt.engine.scene.flags
 const FLAGS = [
   'NON_FINITE', 'NO_DATA', 'OFF_IMAGE', 'EDGE', 'TOO_CLOSE', 'MASKED_CENTER', 'VARIANCE_ESTIMATED', 'BAND_MISSING',
   'NOT_CONVERGED', 'PRIOR_OUTLIER', 'POOR_FIT', 'PSF_NOT_NORMALIZED', 'PSF_TOO_NARROW', 'CENTER_NOT_FINITE',
