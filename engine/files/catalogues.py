@@ -77,7 +77,7 @@ def identifiers(table: Table) -> tuple[NDArray[Any] | None, list[str] | None]:
             [str(kind) for kind in table[columns["kind"]]] if "kind" in columns else None)
 
 
-def read_catalog(path: str | Path, wcs: WCS | None = None, one_based: bool = False) -> Catalog:
+def read_source_list(path: str | Path, wcs: WCS | None = None, one_based: bool = False) -> Catalog:
     """Read the sources of a catalogue file.
 
     Parameters

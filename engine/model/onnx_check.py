@@ -31,7 +31,7 @@ OPERATORS = frozenset({
     "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze", "Where",
 })
 _ITEM_SIZE = {1: 4, 6: 4, 7: 8, 9: 1, 11: 8}  # float32, int32, int64, bool, float64
-_INTEGERS = {6: "<i", 7: "<q"}
+_INTEGER_FORMATS = {6: "<i", 7: "<q"}
 _END_OF_AXIS = {2**63 - 1, -(2**63), 2**31 - 1, -(2**31)}  # in a Slice these mean the end of the axis
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -177,8 +177,8 @@ def _tensor(file: _File, span: tuple[int, int]) -> None:
     start, stop = data[0] if data else (0, 0)
     if n_byte != stop - start:
         raise file.refuse(f"{name}: shape {shape} needs {n_byte} bytes, the file has {stop - start}")
-    if kinds[0] in _INTEGERS:
-        code = _INTEGERS[kinds[0]]
+    if kinds[0] in _INTEGER_FORMATS:
+        code = _INTEGER_FORMATS[kinds[0]]
         _check_integers(file, [v for v, in struct.iter_unpack(code, file.content[start:stop])], name)
 
 

@@ -174,7 +174,7 @@ def _psf() -> Read:
 
 
 def _catalog() -> Read:
-    from deblendrt.engine.files.catalogues import read_catalog
+    from deblendrt.engine.files.catalogues import read_source_list
 
     places = {b"SIMPLE": "x.fits", b"# %ECS": "x.ecsv", b"# %ECV": "x.ecsv"}
     paths = {start: _folder() / name for start, name in places.items()}
@@ -183,7 +183,7 @@ def _catalog() -> Read:
     def read(data: bytes) -> object:
         path = paths.get(data[:6], other)
         path.write_bytes(data)
-        return read_catalog(path)
+        return read_source_list(path)
 
     return read
 
@@ -250,7 +250,7 @@ ALL = (
            (mutations.card,), 0.02, ("VerifyError",)),  # astropy's, for a card; `open_fits` turns it into an OSError
     Target("fits", "`read_image`: a FITS file", _fits, seeds.images, FITS_WORDS, (mutations.card,), 0.02),
     Target("psf", "`read_psf`: a FITS file of PSFs", _psf, seeds.psfs, FITS_WORDS, (mutations.card,), 0.01),
-    Target("catalog", "`read_catalog`: CSV, ECSV and FITS tables", _catalog, seeds.catalogs,
+    Target("catalog", "`read_source_list`: CSV, ECSV and FITS tables", _catalog, seeds.catalogs,
            (*seeds.CATALOG_WORDS, *FITS_WORDS), (mutations.card, mutations.number), 0.012),
     Target("result", "`DeblendResult.read`", _result, seeds.results, FITS_WORDS, (mutations.card,), 0.0005),
     Target("result_catalog", "`DeblendResult.read_catalog`", _result_catalog, seeds.results, FITS_WORDS,

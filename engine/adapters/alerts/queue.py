@@ -7,7 +7,7 @@ import dataclasses
 import threading
 import time
 
-from deblendrt.engine.adapters.alerts.kafka_offsets import Partition
+from deblendrt.engine.adapters.alerts.kafka_offsets import PartitionKey
 from deblendrt.engine.adapters.alerts.packets import Alert
 
 
@@ -18,7 +18,7 @@ class WaitingAlert:
     Attributes
     ----------
     alert : Alert
-    partition : Partition
+    partition : PartitionKey
     offset : int
     n_byte : int
         Length of the message.
@@ -29,7 +29,7 @@ class WaitingAlert:
     """
 
     alert: Alert
-    partition: Partition
+    partition: PartitionKey
     offset: int
     n_byte: int
     arrival: float
@@ -76,7 +76,7 @@ class AlertQueue:
             self._n_byte -= sum(waiting.n_byte for waiting in batch)
             return batch
 
-    def drop(self, partitions: list[Partition]) -> None:
+    def drop(self, partitions: list[PartitionKey]) -> None:
         """Remove the alerts of these partitions."""
         with self._changed:
             self._waiting = collections.deque(w for w in self._waiting if w.partition not in partitions)

@@ -18,7 +18,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from deblendrt.engine.adapters.alerts.kafka_offsets import KafkaOffsets, Partition
+from deblendrt.engine.adapters.alerts.kafka_offsets import KafkaOffsets, PartitionKey
 from deblendrt.engine.adapters.alerts.metrics import Metrics, serve
 from deblendrt.engine.adapters.alerts.packets import parse_alert
 from deblendrt.engine.adapters.alerts.queue import AlertQueue, WaitingAlert
@@ -73,12 +73,12 @@ class Worker:
         self._producer: Any = confluent_kafka.Producer(kafka_properties(settings, {
             **PRODUCER, "error_cb": self._client_error, **settings.producer}))
         self._solver = threading.Thread(target=self._solve, name="deblend", daemon=True)
-        self._assigned: set[Partition] = set()
+        self._assigned: set[PartitionKey] = set()
         self._full = 0.0  # time on the monotonic clock at which the queue became full; 0: it is not full
         self._paused = False
         self._beat = self._moved = time.monotonic()
         self._last_commit = 0.0
-        self._committing: dict[Partition, int] = {}
+        self._committing: dict[PartitionKey, int] = {}
 
     def run(self) -> None:
         """Work until `stop` is called, then answer the messages that were read and commit their offsets.

@@ -17,7 +17,7 @@ import numpy as np
 from astropy import units as u
 
 from deblendrt.engine.files import fits, fits_header, output
-from deblendrt.engine.files.catalogues import Catalog, read_catalog
+from deblendrt.engine.files.catalogues import Catalog, read_source_list
 from deblendrt.engine.result.result_file import tables
 from deblendrt.engine.scene.flags import Flag
 
@@ -115,7 +115,7 @@ def read_inputs(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog,
     if arguments.catalog is not None and arguments.detect:
         raise ValueError("--catalog and --detect exclude each other")
     if arguments.catalog is not None:
-        catalog = read_catalog(arguments.catalog, image.wcs, arguments.one_based)
+        catalog = read_source_list(arguments.catalog, image.wcs, arguments.one_based)
     elif arguments.detect:
         from deblendrt.engine.files.detection import detect
 

@@ -15,6 +15,7 @@ from astropy.table import Table
 
 from deblendrt.engine.adapters.input_rows import Outcome, columns
 from deblendrt.engine.files import output
+from deblendrt.engine.files.fits_check import FITS_BLOCK
 from deblendrt.engine.result.result import DeblendResult
 
 UNITS = "units"  # folder of results
@@ -138,4 +139,4 @@ def write_unit(file: Path, fingerprint: str, unit: Unit, catalog: Table, inputs:
 
 def _digest(content: bytes) -> str:
     """Return the SHA-256 of everything after the primary header, so that damage is found before a file is reused."""
-    return hashlib.sha256(content[output.FITS_BLOCK:]).hexdigest()
+    return hashlib.sha256(content[FITS_BLOCK:]).hexdigest()

@@ -11,7 +11,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from deblendrt.engine.files.catalogues import read_catalog
+from deblendrt.engine.files.catalogues import read_source_list
 from deblendrt.engine.files.fits import read_image, read_psf
 from deblendrt.engine.files.fits_header import parse_bands
 
@@ -251,7 +251,7 @@ def test_read_psf(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["c.fits", "c.ecsv", "c.csv"])
 def test_catalog_formats(tmp_path: Path, name: str) -> None:
     Table({"ID": [7, 8], "X": [1.5, 2.5], "Y": [0.0, 3.0]}).write(tmp_path / name)
-    catalog = read_catalog(tmp_path / name)
+    catalog = read_source_list(tmp_path / name)
     np.testing.assert_array_equal(catalog.centers, [[1.5, 0], [2.5, 3]])
     assert catalog.ids is not None
     assert catalog.ids.tolist() == [7, 8]
@@ -259,9 +259,9 @@ def test_catalog_formats(tmp_path: Path, name: str) -> None:
 
 def test_catalog_one_based(tmp_path: Path) -> None:
     Table({"x_image": [1.0], "y_image": [2.0]}).write(tmp_path / "c.csv")
-    np.testing.assert_array_equal(read_catalog(tmp_path / "c.csv", one_based=True).centers, [[0, 1]])
+    np.testing.assert_array_equal(read_source_list(tmp_path / "c.csv", one_based=True).centers, [[0, 1]])
     with pytest.raises(ValueError, match="count from 1"):
-        read_catalog(tmp_path / "c.csv")
+        read_source_list(tmp_path / "c.csv")
 
 
 def test_catalog_sky_units_and_gaps(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_catalog_sky_units_and_gaps(tmp_path: Path) -> None:
     radians = Table({"coord_ra": table["coord_ra"], "coord_dec": table["coord_dec"]}, units=["rad", "rad"])
     radians.write(tmp_path / "rad.ecsv")
     for name in ("deg.ecsv", "rad.ecsv"):
-        centers = read_catalog(tmp_path / name, sky_wcs()).centers
+        centers = read_source_list(tmp_path / name, sky_wcs()).centers
         np.testing.assert_allclose(centers[0], [7, 5], atol=1e-6)
         assert np.isnan(centers[1]).all()
 
@@ -279,12 +279,12 @@ def test_catalog_sky_units_and_gaps(tmp_path: Path) -> None:
 def test_catalog_errors(tmp_path: Path) -> None:
     (tmp_path / "bad.fits").write_text("x,y\n1,2\n")
     with pytest.raises(ValueError, match=r"bad\.fits: not readable as a table"):
-        read_catalog(tmp_path / "bad.fits")
+        read_source_list(tmp_path / "bad.fits")
     (tmp_path / "text.csv").write_text("x,y\nleft,right\n")
     with pytest.raises(ValueError, match="column 'x' is not numeric"):
-        read_catalog(tmp_path / "text.csv")
+        read_source_list(tmp_path / "text.csv")
     (tmp_path / "empty.csv").write_text("x,y\n")
-    assert read_catalog(tmp_path / "empty.csv").centers.shape == (0, 2)
+    assert read_source_list(tmp_path / "empty.csv").centers.shape == (0, 2)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real images are not in the repository (../shared/data)")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from deblendrt.engine.files.catalogues import read_catalog
+from deblendrt.engine.files.catalogues import read_source_list
 from deblendrt.engine.files.fits import read_image, read_psf
 from deblendrt.engine.files.fits_check import open_fits
 
@@ -122,8 +122,8 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize("read", [read_image, lambda path: read_psf(path, 1), read_catalog],
-                         ids=["read_image", "read_psf", "read_catalog"])
+@pytest.mark.parametrize("read", [read_image, lambda path: read_psf(path, 1), read_source_list],
+                         ids=["read_image", "read_psf", "read_source_list"])
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_structures(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
     content, message = STRUCTURES[name]
@@ -209,7 +209,7 @@ def test_catalogues_with_arrays_beside_positions_are_read(tmp_path: Path) -> Non
     table = fits.BinTableHDU.from_columns([
         fits.Column("x", "D", array=[1.0, 2]), fits.Column("y", "E", array=[3.0, 4]),
         fits.Column("more", "PJ()", array=np.array([np.arange(3), np.arange(2)], object))])
-    np.testing.assert_array_equal(read_catalog(write(tmp_path / "x.fits", table)).centers, [[1, 3], [2, 4]])
+    np.testing.assert_array_equal(read_source_list(write(tmp_path / "x.fits", table)).centers, [[1, 3], [2, 4]])
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [
@@ -222,7 +222,7 @@ def test_text_catalogues(tmp_path: Path, name: str, text: bytes, message: str) -
     path = tmp_path / name
     path.write_bytes(text)
     with pytest.raises(ValueError, match=message):
-        read_catalog(path)
+        read_source_list(path)
 
 
 def test_quantities_in_ecsv_are_read(tmp_path: Path) -> None:
@@ -231,4 +231,4 @@ def test_quantities_in_ecsv_are_read(tmp_path: Path) -> None:
 
     path = tmp_path / "x.ecsv"
     QTable({"x": [1.0, 2] * units.pix, "y": [3.0, 4] * units.pix}).write(path)
-    np.testing.assert_array_equal(read_catalog(path).centers, [[1, 3], [2, 4]])
+    np.testing.assert_array_equal(read_source_list(path).centers, [[1, 3], [2, 4]])
