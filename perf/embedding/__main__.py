@@ -26,9 +26,9 @@ def page(paths: dict[str, dict[str, Any]]) -> str:
         Markdown.
     """
     lines = ["# Embedded in production: what was broken, and what was lost", "",
-             "Made by `python -m perf.embedding` from what the scripts below have stored. An input is an image, a "
-             "cutout, a catalogue row or a message; lost: it has no row and no record at the end; "
-             "repeated: it has two.", "",
+             "Made by `python -m perf.embedding` from the records of the scripts below. An input is an image, a "
+             "cutout, a catalogue row or a message. A lost input has no row and no record at the end. A repeated input "
+             "has two.", "",
              "| path | fault | how | inputs | lost | repeated | |", "|---|---|---|---|---|---|---|"]
     for name, stored in paths.items():
         for fault in stored["faults"]:

@@ -38,14 +38,14 @@ def page(figures: dict[str, Any]) -> str:
         "# Readers fed with damaged input",
         f"{figures['n_input']:,} inputs in {figures['seconds'] / 3600:.1f} hours of one core, "
         f"{figures['n_input_present_code']:,} of them with the readers' modules as they are now. Made "
-        "by `python -m perf.fuzz --page` from what `python -m perf.fuzz` has stored; `docs/security.md` says what is "
-        "promised.",
+        "by `python -m perf.fuzz --page` from the records of `python -m perf.fuzz`. The promises are in "
+        "`docs/security.md`.",
         f"Each input is a valid file with a few mutations. It is read in a process whose address space may grow by "
-        f"{figures['memory_limit'] / 2**30:.0f} GiB. Accepted, or refused with a ValueError, an OSError or a class "
-        "derived from them: as it should be. Any other exception, a process that dies, more than "
-        f"{figures['time_limit']:.0f} s of the processor's time or memory that grows by more than "
-        f"{figures['growth_limit'] / 2**20:.0f} MiB: a failure. The columns from \"accepted\" on are of the present "
-        "code where it has been tried.",
+        f"{figures['memory_limit'] / 2**30:.0f} GiB. It must be accepted, or refused with a ValueError, an OSError or "
+        "a subclass. Failures are any other exception, a process that dies, more than "
+        f"{figures['time_limit']:.0f} s of processor time, and memory that grows by more than "
+        f"{figures['growth_limit'] / 2**20:.0f} MiB. The columns from \"accepted\" on are of the present code if it "
+        "has been tried.",
         markdown_table(["reader", "inputs", "present code", "chosen by", "accepted", "refused", "failures",
                         "slowest [s]", "largest growth [MiB]", "per input [µs]"], rows),
         "## Failures", "\n".join(notes) if notes else "None.",

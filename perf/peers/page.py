@@ -24,9 +24,8 @@ def markdown(figures: dict[str, Any]) -> str:
     parts = ["# Beside other deblenders",
              f"Made by `{figures['command']}`: every deblender gets the same scenes in the same run, "
              f"{figures['scenes_at_once']} at a time in turn, with the true positions, the variance and the PSF. "
-             "Medians over sources; metrics: "
-             f"`perf/metrics.py`. Noise floor: fluxes with the true profiles known. Scenes sha256 "
-             f"`{figures['scenes_sha256']}`.",
+             "Medians over sources; metrics: `perf/metrics.py`. Noise floor: fluxes with the true profiles known. "
+             f"Scenes sha256 `{figures['scenes_sha256']}`.",
              "The scenes come from the simulation that deblendrt's prior was trained on (other seeds): bulge and disk "
              "galaxies, with the PSF known exactly. The peers assume less about galaxies.",
              *_deblenders(figures), *_cost(figures), "![errors and times](peers.png)"]
@@ -74,11 +73,13 @@ def _cost(figures: dict[str, Any]) -> list[str]:
                 ["deblender", "settings", "scenes", "sources", "median iterations", "processor ms per source",
                  "wall ms per source", "compiling, ms per source", *(report.LABELS[key] for key in BESIDE),
                  "failed scenes"], rows),
-            "One thread each; one scene unmeasured first. Accuracy is of the same scenes as the time: rows with "
-            "different numbers of scenes are compared further below. Drawing the source images is not in the peers' "
-            "times. Compilation, in neither time: the step of scarlet2's fit is compiled for every scene.",
+            "Each deblender runs on one thread, after a scene that is not measured. Accuracy is of the same scenes as "
+            "the time; entries with different numbers of scenes are compared further below. The peers' times leave "
+            "out the drawing of source images. No time includes compilation: the step of scarlet2's fit is compiled "
+            "for every scene.",
             *[f"- {name} detected nothing at {cost['n_missed']} of the {cost['n_source']} positions, and measured "
-              "apertures there, neighbours included." for name, cost in figures["costs"].items() if cost["n_missed"]],
+              "apertures there, which include "
+              "neighbours." for name, cost in figures["costs"].items() if cost["n_missed"]],
             *[f"- {name}, {error}" for name, cost in figures["costs"].items() for error in cost["errors"]]]
 
 

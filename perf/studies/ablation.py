@@ -307,8 +307,8 @@ def page(figures: dict[str, Any]) -> str:
     parts = [
         f"# Where the flux error of {figures['bundle']} comes from",
         f"{figures['n_scene']} scenes, {figures['n_source']} galaxies, scenes sha256 `{figures['scenes_sha256']}`. "
-        f"Made by `{figures['command']}`. Every row changes one thing of the default, but for the first three, which "
-        "solve for fluxes only, with profiles that are given. Errors are medians; pulls are of all sources above "
+        f"Made by `{figures['command']}`. Every row changes one thing of the default. The first three rows solve for "
+        "fluxes only, with given profiles. Errors are medians; pulls are of all sources above "
         f"SNR {MIN_SNR:g}, flagged or not. *Expected* is the median error if reported errors are right and Gaussian; "
         "times are the processor's.", table,
         f"The posterior expects a flux error of {report.number(default['expected'])} in r and the engine's is "

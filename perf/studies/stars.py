@@ -157,9 +157,9 @@ def page(columns: dict[float, dict[str, NDArray[Any]]]) -> str:
         ["P(star)", *(f"{head}, PSF {words[w]}" for w in columns for head in ("mean P", "stars"))], rows)]
     for width, c in columns.items():
         p = np.where(c["star"], c["probability"], 1 - c["probability"])
-        text.append(f"PSF {words[width]}: {percent(float((p > 0.5).mean()))} of {len(p)} sources are called what they "
-                    f"are; Brier score {np.mean((1 - p) ** 2):.4f}, "
-                    f"mean -ln P(truth) {-np.log(np.maximum(p, 1e-12)).mean():.3f}.")
+        text.append(f"PSF {words[width]}: {percent(float((p > 0.5).mean()))} of {len(p)} sources are classified "
+                    f"correctly; Brier score {np.mean((1 - p) ** 2):.4f}, mean -ln P(truth) "
+                    f"{-np.log(np.maximum(p, 1e-12)).mean():.3f}.")
     return "\n\n".join(text)
 
 

@@ -1,4 +1,4 @@
-"""The accuracy metrics against hand-made cases, and that each can fail."""
+"""The accuracy metrics on hand-made cases; each metric can fail."""
 
 from __future__ import annotations
 

@@ -216,7 +216,8 @@ def calibrate(deblender: Deblender, tests: scenes.SceneSet, solver: str, result:
 
 
 NOTES = {
-    "Flux, redistributed": "Its error is the noise of the shared pixels, and the shapes' part of the model flux's.",
+    "Flux, redistributed": "Its error is the noise of the shared pixels, plus the part of the model flux's error "
+                           "that is due to the shapes.",
     "Flux in an aperture": "The truth is drawn again under the reference PSF.",
     "Ellipticity": "The truth is GalSim's adaptive moments of the galaxy drawn again under the reference PSF.",
 }

@@ -61,11 +61,10 @@ def _both(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _calibration(found: dict[str, Any]) -> list[str]:
     """The section on pulls and coverage."""
     lines = ["## Reported errors",
-             f"Of {found['solver']}, sources with an SNR above {found['min_snr']:g} in the band (positions, "
+             f"Solver {found['solver']}; sources with an SNR above {found['min_snr']:g} in the band (positions, "
              "ellipticities: in i; colours: in both bands). A pull is (measured - true) / reported error; coverage is "
              "how often the truth lies inside 1, 2 and 3 reported errors, 68.3%, 95.4% and 99.7% if errors are right "
-             "and Gaussian. "
-             f"*Unflagged*: none of {', '.join(found['untrusted'])} "
+             f"and Gaussian. *Unflagged* sources carry none of {', '.join(found['untrusted'])} "
              f"({found['n_unflagged']} of {found['n_source']} sources).",
              "![pulls and coverage](accuracy.png)"]
     for name, by_label in found["quantities"].items():
@@ -75,11 +74,12 @@ def _calibration(found: dict[str, Any]) -> list[str]:
         lines += [f"### Flux in i by {title}",
                   _pull_table(title, _both({interval(b["low"], b["high"]): b for b in found[key]}))]
     lines += ["## Where the reported errors fail",
-              "The Laplace approximation knows one minimum, and only errors that the model can make. Flux in i by flag "
-              "(a source may have several):", _pull_table("flag", list(found["by_flag"].items()))]
+              "The Laplace approximation describes a single minimum, and only errors that the model can make. Pulls of "
+              "the flux in i by flag; a source may have several "
+              "flags:", _pull_table("flag", list(found["by_flag"].items()))]
     for key, title in (("worst_all", "all sources"), ("worst_unflagged", "unflagged sources")):
-        lines += [f"The groups with most flux pulls in i beyond 3, {title}. Groups overlap; of a Gaussian 0.3% lie "
-                  "beyond 3. Share: of all the pulls beyond 3.",
+        lines += [f"The groups with the most flux pulls in i beyond 3, {title}. Groups overlap. A Gaussian has 0.3% "
+                  "beyond 3. *Share* is the group's part of all pulls beyond 3.",
                   _pull_table("group", [(row["group"], row) for row in found[key]], share=True)]
     return lines
 
@@ -102,12 +102,12 @@ def _realisations(found: list[dict[str, Any]]) -> list[str]:
                                                                                         "sample_correlation"))])
     n = found[0]["n_realisation"]
     return ["## Covariance between neighbours, against noise realisations",
-            f"{n} realisations of the noise and of the centres' errors each; every cell lists the blend's sources, or "
-            "its pairs. A maximum a posteriori solution scatters less than its posterior is wide where the prior "
-            "decides, and its bias for one galaxy is the same in every realisation: over the population the posterior "
-            "variance is scatter plus squared bias. So error / scatter may exceed 1, and RMS error about the truth / "
-            "error should be about 1 on average. Sampling error: "
-            f"{percent(1 / np.sqrt(2 * n))} of a scatter, {1 / np.sqrt(n):.2f} of a small correlation.",
+            f"{n} realisations of the noise and of the errors of the centres for each blend. Every cell lists the "
+            "blend's sources or pairs. A maximum a posteriori solution scatters less than its posterior is wide where "
+            "the prior decides, and its bias for one galaxy is the same in every realisation: over the population the "
+            "posterior variance is scatter plus squared bias. So error / scatter may exceed 1, and RMS error about "
+            f"the truth / error should be about 1 on average. Sampling error: {percent(1 / np.sqrt(2 * n))} of a "
+            f"scatter, {1 / np.sqrt(n):.2f} of a small correlation.",
             markdown_table(["blend", "separation [pixel]", "band", "reported error / scatter",
                             "RMS error / reported error", "bias / reported error", "reported correlation",
                             "sample correlation"], rows),

@@ -52,24 +52,23 @@ def page(figures: Mapping[str, Any]) -> str:
     parts = [
         f"# Beyond the training set: {figures['bundle']}",
         f"{len(cases)} cases of the same {figures['n_source']} galaxies, i = 19 to 24.5, half of them alone and half "
-        "in blends of four; LSST 10-year noise and seeing. "
-        f"Made by `{figures['command']}` ({figures['cpu_seconds'] / 60:.0f} minutes of CPU). Fluxes, pulls and S/N "
-        f"are those in {band}. A pull is (measured - true) / `flux_err`; widths are 1.4826 times the median absolute "
-        "pull, 1 where errors are right. *With flux_sys_err*: the denominator is hypot(`flux_err`, `flux_sys_err`). "
-        "*Flagged*: with a flag that says not to trust the source or its neighbours. *Caught*: flagged, of those "
-        "beyond 3 sigma. *Wrong and silent*: off by more than 10% and 3 sigma without a flag, of all. *False alarms*: "
-        "flagged, of those within 3 sigma.",
+        f"in blends of four; LSST 10-year noise and seeing. Made by `{figures['command']}` "
+        f"({figures['cpu_seconds'] / 60:.0f} minutes of CPU). Fluxes, pulls and S/N are those in {band}. A pull is "
+        "(measured - true) / `flux_err`; widths are 1.4826 times the median absolute pull, 1 where errors are right. "
+        "*With flux_sys_err*: the denominator is hypot(`flux_err`, `flux_sys_err`). *Flagged*: with a flag that says "
+        "not to trust the source or its neighbours. *Caught*: flagged, of those beyond 3 sigma. *Wrong and silent*: "
+        "off by more than 10% and 3 sigma without a flag, of all. *False alarms*: flagged, of those within 3 sigma.",
         "![Examples: data, model, residual in sigma](beyond.png)",
         "## In plain words",
         *_words(cases),
         f"`flux_sys_err`^2 = ({figures['scale']:g} e F)^2 + ({figures['hidden']:g} h)^2 + ({figures['floor']:g} F)^2 "
         "with F the MAP flux, e the relative misfit in the source's own residual and h the light of its model that "
-        "lies below the noise, on masked pixels or off the image. What no residual "
-        "shows it cannot know: outskirts below the noise that differ from the prior's, a background that is off, an "
-        "unlisted neighbour that the source's model has swallowed. The three factors and the flag's threshold were "
-        "chosen on these cases and galaxies, so the widths below are those of the sample that they were fitted to.",
+        "lies below the noise, on masked pixels or off the image. Errors that no residual shows are not in it: "
+        "outskirts below the noise that differ from the prior's, a wrong background, an unlisted neighbour that the "
+        "source's model has absorbed. The three factors and the flag's threshold were chosen on these cases and "
+        "galaxies, so the widths below are no independent test of them.",
         "## The cases",
-        report.markdown_table(("case", "what it is"), [(n, str(c["about"])) for n, c in cases.items()]),
+        report.markdown_table(("case", "description"), [(n, str(c["about"])) for n, c in cases.items()]),
         "## All sources",
         *(
             _section(cases, "all", title, keys)
@@ -134,15 +133,15 @@ def _words(cases: Mapping[str, Any]) -> list[str]:
                 f"{_value(row, 'silent')} wrong and silent.")
         if name != "control":
             lines[verdict(row, control)].append(text)
-    rule = (f"The control, bulge and disk galaxies far brighter than the sky's: median flux error "
-            f"{_value(control, 'flux_error')}, width {_value(control, 'width')} ({_value(control, 'width_total')} with "
-            f"`flux_sys_err`), {_value(control, 'flagged')} flagged, {_value(control, 'silent')} wrong and silent. As "
-            f"well as the control means a median flux error of at most {WORSE} times its, and a width of at most "
-            f"{WIDE} with `flux_sys_err`; not always flagged means {report.percent(SILENT)} more wrong and silent than "
-            "the control.")
+    rule = (f"The control has bulge and disk galaxies far brighter than most of the sky's. Its median flux error is "
+            f"{_value(control, 'flux_error')}, its width {_value(control, 'width')} ({_value(control, 'width_total')} "
+            f"with `flux_sys_err`), {_value(control, 'flagged')} flagged, {_value(control, 'silent')} wrong and "
+            f"silent. Fitted as well as the control means a median flux error of at most {WORSE} times the control's "
+            f"and a width of at most {WIDE} with `flux_sys_err`. Not always flagged means {report.percent(SILENT)} "
+            "more sources wrong and silent than in the control.")
     unfit = sorted((name for name, case in cases.items()
                     if case["all"]["flux_error"] > UNFIT * control["flux_error"]),
                    key=lambda name: -cases[name]["all"]["flux_error"])
-    first = (f"What it cannot fit (median flux error above {UNFIT:g} times the control's): "
+    first = (f"Cases that cannot be fitted (median flux error above {UNFIT:g} times the control's): "
              + ", ".join(f"{name} ({_value(cases[name]['all'], 'flux_error')})" for name in unfit) + ".")
     return [first, rule, *(f"**{VERDICTS[key]}**\n\n" + "\n".join(found) for key, found in lines.items() if found)]

@@ -246,10 +246,10 @@ def verdict(figures: Mapping[str, Any]) -> str:
         return "none of the counts" if n is None else f"{n} iterations"
 
     found, n_blended = figures["saturation"], figures["rows"][0]["errors"]["blended"]["n"]
-    return (f"The first count that is, as all larger ones are, as good as {figures['reference']} iterations: mean flux "
-            f"errors in r and i, clipped at {100 * CLIP:g}%, larger by at most {100 * WITHIN:g}% and one standard "
-            f"error of the difference source by source; median gap of the objective at most {GAP:g} per source. Over "
-            f"all sources {count(found['all'])}; {count(found['all and blended'])} if the {n_blended} at blendedness "
-            f"above {BLENDED:g} must have arrived, too. The default is {figures['default']}; whatever the count, "
-            f"blends that "
-            f"still move get up to {sum(constants.FURTHER_ROUNDS):g} times as many again, which is in the times.")
+    return (f"The smallest count from which on all counts are as good as {figures['reference']} iterations: mean flux "
+            f"errors in r and i, clipped at {100 * CLIP:g}%, are larger by at most {100 * WITHIN:g}% and one standard "
+            f"error of the difference source by source; the median gap of the objective is at most {GAP:g} per source. "
+            f"It is {count(found['all'])} over all sources, and {count(found['all and blended'])} if the {n_blended} "
+            f"sources at blendedness above {BLENDED:g} must be as good, too. The default is {figures['default']}. At "
+            f"any count, blends that still move get up to {sum(constants.FURTHER_ROUNDS):g} times as many iterations "
+            "again; the times include them.")

@@ -72,8 +72,8 @@ def markdown(figures: Mapping[str, Any], tried: str = "") -> str:
     sections = {"peers": _peers, "stages": _stages, "iterations": _iterations, "linear": _linear, "latency": _latency,
                 "start": _start}
     lines = ["# Speed on the CPU",
-             "Made by `python -m perf.studies.cpu`, part by part; each part names its run. Processor time "
-             "unless it says wall: other work on a shared machine disturbs it less."]
+             "Made by `python -m perf.studies.cpu`, part by part; each part names its run. Times are processor times "
+             "unless they say wall: other work on a shared machine disturbs processor time less."]
     for name, section in sections.items():
         lines.append(f"## {TITLES[name]}")
         if name not in parts:
@@ -120,9 +120,9 @@ def _peers(figures: Mapping[str, Any]) -> list[str]:
         else:
             only = f" Time only: {known['time_only']}." if known.get("time_only") else ""
             told.append(f"- {' '.join([name, known['version']]).strip()}: {known['how']}.{only}")
-    return [f"The same {figures['n_scene']} GalSim test scenes (the slow ones the first of them), in turn, "
-            f"{figures['scenes_at_once']} at a time, one thread; medians of |flux / truth - 1| over the scenes that "
-            "each did. More, with every metric: `perf/results/peers.md`.",
+    return [f"The same {figures['n_scene']} GalSim test scenes (slow deblenders the first of them), in turn, "
+            f"{figures['scenes_at_once']} at a time, one thread. Medians are of |flux / truth - 1| over the scenes of "
+            "each deblender. All metrics: `perf/results/peers.md`.",
             report.markdown_table(["deblender", "scenes, sources", "ms per source", "wall", "compiling, besides",
                                    f"times {OWN}'s", "flux error r", "i", "r, blendedness > 0.3", "i", "failed scenes"],
                                   rows), "![error against time](cpu_peers.png)", "\n".join(told)]
@@ -172,13 +172,14 @@ def _stages(figures: Mapping[str, Any]) -> list[str]:
     by_stage = [[stage, *(report.number(1e3 * side["stages"].get(stage, 0.0) / max(side["n_source"], 1))
                           for _, side in columns)] for stage in stages]
     skipped = sorted({name for _, side in columns for name in side["skipped"]})
-    note = f" Functions that a version lacks, their time with what calls them: {', '.join(skipped)}." if skipped else ""
+    note = f" Functions that a version lacks, whose time goes to their callers: {', '.join(skipped)}."
+    note = note if skipped else ""
     return [f"Two versions on the frozen scenes of `perf.gate.cases`, interleaved; {_who(figures)}.",
             report.markdown_table(["case", "size", "base, ms per source", "this tree", "ratio", "ratio of wall times",
                                    "flux error r, i of the base", "of this tree"], rows),
-            "Flux errors are means of |flux / truth - 1|, larger ones counted as 50%.",
-            "Processor ms per source by stage, from a run of its own whose timers slow it by some per cent; a "
-            f"stage's time is without that of others which it calls.{note}",
+            "Flux errors are means of |flux / truth - 1|; errors above 50% count as 50%.",
+            "Processor ms per source by stage come from a separate run, which timers slow by some per cent. The time "
+            f"of a stage leaves out other stages that it calls.{note}",
             report.markdown_table(["stage", *(name for name, _ in columns)], by_stage),
             "![time by stage](cpu_stages.png)"]
 
@@ -192,13 +193,13 @@ def _iterations(figures: Mapping[str, Any]) -> list[str]:
 
 def _linear(figures: Mapping[str, Any]) -> list[str]:
     points, exponents, threads = source_number.tables(figures)
-    return ["*many*: scenes of 2 to 8 galaxies, 200 distinct ones repeated in turn; *one*: a scene whose side grows "
-            "at 57 galaxies per square arcminute. A process each, one thread, memory_limit "
-            f"{figures['memory_limit'] / 1e9:g} GB.", points, exponents, "![time and memory](cpu_linear.png)",
-            f"### Threads\n\nWall time on {figures['n_cpu']} cores, which other work shares if the load below says so; "
-            "then efficiency is a lower bound. A call is divided into chunks of some hundred sources, or a "
-            "large scene into its parts, and a thread takes one at a time: fewer of them than threads leave threads "
-            "idle.", threads]
+    return ["*many*: scenes of 2 to 8 galaxies, 200 distinct scenes repeated in turn; *one*: a scene whose side "
+            "grows at 57 galaxies per square arcminute. Each point is a process of its own with one thread and a "
+            f"memory_limit of {figures['memory_limit'] / 1e9:g} GB.", points, exponents, "![time and "
+                                                                                         "memory](cpu_linear.png)",
+            f"### Threads\n\nWall time on {figures['n_cpu']} cores. If the load below shows other work, the efficiency "
+            "is a lower bound. A call is divided into chunks of some hundred sources, and a large scene into parts; a "
+            "thread takes one at a time. Threads are idle if there are fewer chunks or parts than threads.", threads]
 
 
 def _latency(figures: Mapping[str, Any]) -> list[str]:
@@ -213,8 +214,8 @@ def _latency(figures: Mapping[str, Any]) -> list[str]:
                          *(f"{side['extra'][key]:.1f}" if key in side["extra"] else "–"
                            for key in ("cutouts_per_second", "offered_per_second"))])
     return [f"Wall time of a call, one thread; {_who(figures)}. single_stream: a scene of 2 to 8 galaxies a call; "
-            "burst: alert cutouts in one band that arrive by a fixed schedule, in micro-batches, their latency from "
-            "their scheduled arrival, so that a backlog counts.",
+            "burst: alert cutouts in one band, which arrive by a fixed schedule and are deblended in micro-batches. "
+            "Their latency counts from the scheduled arrival, so it includes a backlog.",
             report.markdown_table(["case", "size", "version", "p50 [ms]", "p99 [ms]", "calls or cutouts",
                                    "processor ms per source", "cutouts per second", "offered"], rows)]
 

@@ -74,11 +74,11 @@ def markdown(command: str, inputs: Mapping[str, tuple[float, str]], jobs: Sequen
         Rate of float32 products on a core of this machine.
     """
     machine = runs[jobs[0].name][0][0]
-    parts = ["# From one core to a survey", f"Made by `{command}`. **A model, but for one core's figures:** no cluster "
-             "has run, and no GPU.",
+    parts = ["# From one core to a survey", f"Made by `{command}`. **Only the figures of one core are measured; "
+             "the rest is a model.** No cluster and no GPU has run.",
              "## Inputs", report.markdown_table(["measured on one core", "value", "where from"], [
                  [NAMES[key], report.number(value), source] for key, (value, source) in inputs.items()]),
-             *_assumptions(machine), "Numbers of Rubin's, and where they come from:",
+             *_assumptions(machine), "Numbers for Rubin, with their sources:",
              "\n".join(f"- {text}" for text in SOURCES),
              "## Simulated", *_simulated(jobs, runs), "## Keeping up with the telescope", *_pace(jobs),
              "## Roofline on paper", *_roofline(inputs["ms_per_source"][0], bundle, gflops, jobs),
@@ -114,13 +114,14 @@ def _simulated(jobs: Sequence[Workload], runs: Mapping[str, Sequence[tuple[Machi
     least = min(machine.n_worker * free.finish for machine, free, _ in runs[jobs[-1].name])
     return [report.markdown_table(["job", "sources", "shards", "nodes", "time to finish", "efficiency",
                                    "shards dealt ahead", "core-hours held", "what limits"], rows),
-            "Time to finish: of the visits, from the arrival of the second one. Efficiency: what the cores would need "
-            "to compute were none slow, over all that was held until the last shard was done; of the visits none is "
-            "given, for cores wait for the telescope. Dealt ahead: the time with a fixed list of shards for every "
-            "core, where a slow core finishes its list alone. What limits: the largest of the bounds on the time for "
-            "what arrives at once: all computing over all cores, the largest shard, reading and writing, the start.",
-            f"{jobs[-1].name}: at least {100 * least / 3600 / RELEASE_HOURS:.2g}% "
-            f"of the {RELEASE_HOURS:.2g} core-hours that DMTN-135 plans for the whole release."]
+            "The time to finish counts from the arrival of the second visit, for the visits. The efficiency is the "
+            "computing time of cores that are not slow, over the core time held until the last shard is done; it is "
+            "not given for the visits, whose cores wait for the telescope. Dealt ahead is the time with a fixed list "
+            "of shards for every core, where a slow core finishes its list alone. The limit is the largest bound on "
+            "the time for the shards of one arrival: all computing over all cores, the largest shard, reading and "
+            "writing, or the start.",
+            f"{jobs[-1].name}: at least {100 * least / 3600 / RELEASE_HOURS:.2g}% of the {RELEASE_HOURS:.2g} "
+            "core-hours that DMTN-135 plans for the whole release."]
 
 
 def _pace(jobs: Sequence[Workload]) -> list[str]:

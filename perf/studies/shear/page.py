@@ -49,20 +49,19 @@ def page(figures: Mapping[str, Any]) -> str:
         "same measurement on the noiseless isolated galaxy - 1, measured in the i band; errors are the jackknife's "
         f"over galaxies. Made by `{figures['command']}`.",
         "- *Model*: `result.ellipticity`, against the galaxy drawn under the reference PSF (for resolved targets, a "
-        f"shear of 0.01 changes that e1 by {isolated['mean_response'].value / 100:.4f}).\n"
-        "- *Shrinkage corrected*, *self-calibrated*: see below.\n"
-        "- *Regauss*: GalSim's HSM on the image, against itself without noise: its own method bias is left out.\n"
-        f"- *Resolved*: regauss resolution above {MIN_RESOLUTION:.2f} without noise, {figures['n_resolved']} of "
-        f"{figures['n_galaxy']} targets.",
+        f"shear of 0.01 changes that e1 by {isolated['mean_response'].value / 100:.4f}).\n- *Shrinkage corrected*, "
+        "*self-calibrated*: see below.\n- *Regauss*: GalSim's HSM on the image, against itself without noise: its own "
+        f"method bias is left out.\n- *Resolved*: regauss resolution above {MIN_RESOLUTION:.2f} without noise, "
+        f"{figures['n_resolved']} of {figures['n_galaxy']} targets.",
         "![m by magnitude](shear.png)",
         "## Multiplicative bias m [0.001]",
         "Resolved galaxies:", _cases(biases, "resolved"),
         f"Left out because a measurement failed in any of a galaxy's images: {_failed(biases)}.",
         "All sizes (regauss is too noisy on small galaxies to say):",
         _cases(biases, "all sizes", ("model", "model, PSF removed")),
-        "Without the sources that carry a flag which says not to trust them, in any image:",
+        "Without sources that are flagged as not to be trusted in any image:",
         _cases(biases, "resolved, unflagged"),
-        "By what m changes when a neighbour comes in, for the same galaxies and noise (the brighter source of the "
+        "Change of m by a neighbour, for the same galaxies and noise (the brighter source of the "
         "blend less the isolated galaxy, resolved):",
         _changes(biases),
         "Resolved galaxies by magnitude of the source, and in blends by separation:",
@@ -72,9 +71,9 @@ def page(figures: Mapping[str, Any]) -> str:
         "## Additive bias c [0.001, in units of shear]",
         f"*PSF*: change of the mean ellipticity from the round PSF to one of e1 = {figures['psf_ellipticity']:g} (a "
         f"shear of {figures['psf_shear']:.4f}), which was given to the measurement, over the response; the same noise "
-        "in both, one galaxy in four. *Leakage*: that over the PSF's shear. *Round*: mean over both shears under the "
-        "round PSF, where noise does not cancel. Resolved galaxies. Regauss by itself, without noise or neighbours, "
-        f"has {figure(figures['regauss_leakage'])}.",
+        "in both, one galaxy in four. *Leakage*: this change over the PSF's shear. *Round*: mean over both shears "
+        "under the round PSF, where noise does not cancel. Resolved galaxies. Regauss by itself, without noise or "
+        f"neighbours, has {figure(figures['regauss_leakage'])}.",
         _additive(biases, figures["psf_shear"]),
         "## For whoever measures shear", ADVICE,
         f"{machine(figures['environment'])}; {figures['seconds'] / 60:.1f} minutes of one core."]) + "\n"
@@ -147,8 +146,8 @@ def _explanation(biases: Mapping[str, Any]) -> list[str]:
         "response of the fitted model's own image to shear, times 1 - v / s²; it uses nothing that an observer does "
         "not have.",
         markdown_table(["case", *header], rows),
-        "The first row has images without noise and the same weights (one galaxy in four): what is left there is "
-        "the prior and the decoder. Noise changes m, for the same galaxies, by "
+        "The first row has images without noise and the same weights (one galaxy in four): the rest of "
+        "the bias comes from the prior and the decoder. Noise changes m, for the same galaxies, by "
         + ", ".join(f"{figure(noise[group])} ({group})" for group in groups) + "."]
 
 

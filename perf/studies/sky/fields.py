@@ -128,7 +128,7 @@ def markdown(figures: dict[str, Any]) -> str:
           ", ".join(number(f["residual_scatter_sigma"][b]) for b in "ri" if b in f["residual_scatter_sigma"]),
           f"{number(f['shape_radius_max'])} ({number(f['shape_radius_bound'])})",
           ", ".join(f"{k} {v}" for k, v in f["flags"].items())] for name, f in fields])
-    text += "\n\nThe mean over all pixels counts whatever the list lacks: on DC2, bright stars."
+    text += "\n\nThe mean over all pixels includes objects that the list lacks; on DC2 they are bright stars."
     for name, f in figures.items():
         if "relative_flux_error" in f:
             text += f"\n\n## {name}: flux inside the frame / truth - 1\n\n"

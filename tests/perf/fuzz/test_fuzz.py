@@ -1,4 +1,4 @@
-"""A short campaign, and that the harness would notice what it looks for."""
+"""A short campaign; the harness notices every kind of failure."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "GROWTH", 10 << 20)
     hold: list[bytearray] = []
-    size = child._peak()  # above whatever the process has used so far
+    size = child._peak()  # above the memory that the process has used so far
     failures = noticed(lambda data: hold.append(bytearray(b"x") * size), tmp_path)["failures"]
     assert [key.split()[0] for key in failures] == ["Memory"]
 

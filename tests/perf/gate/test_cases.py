@@ -1,4 +1,4 @@
-"""The workloads are frozen, and are drawn as `perf.gate.mixtures` says."""
+"""The workloads are frozen, and `perf.gate.mixtures` draws them right."""
 
 from __future__ import annotations
 

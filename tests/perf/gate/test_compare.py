@@ -1,6 +1,7 @@
-"""The gate fails on what is planted, and on nothing else.
+"""The gate fails on planted defects, and on nothing else.
 
-Engines here are stand-ins of a few lines in a tree of their own, run through the same processes as real ones.
+The engines are stand-ins of a few lines, each in a tree of its own. They run through the same processes as the real
+engine.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def base(tmp_path):
 def test_a_slowdown_of_30_per_cent_fails(base, tmp_path, capsys, slow):
     out = tmp_path / "out.json"
     slower = tree(tmp_path / "slow", **slow)
-    # a machine that other work disturbs widens the band until it proves nothing, as it should: more pairs then
+    # other work on the machine widens the band until it decides nothing; then more pairs are taken
     assert any(run(base, slower, "--json", str(out), "--pairs", str(pairs)) == 1 for pairs in (14, 20, 28))
     record = schema.read(out)
     clock = "cpu" if "burn" in slow else "wall"

@@ -1,4 +1,4 @@
-"""Bands, the order of runs, timers that find their functions and leave them as they were, records."""
+"""Bands of ratios, the order of runs, timers that leave functions as they were, records."""
 
 from __future__ import annotations
 

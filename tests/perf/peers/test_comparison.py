@@ -1,4 +1,4 @@
-"""What of `perf.peers` needs no peer: the exchange, peers that are missing or made up, environments, the page."""
+"""`perf.peers` without a peer: the exchange, missing and made-up peers, environments, the page."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_missing_peer_says_why(monkeypatch, tmp_path):
 def test_a_peer_that_ends_says_why(monkeypatch, tmp_path):
     ends = FAKE.replace('raise RuntimeError("too many")', "sys.stdout.flush(), os._exit(9)")
     fake = adapter(monkeypatch, tmp_path, ends.replace("import numpy", "import os, sys\nimport numpy"))
-    with pytest.raises(peer.Missing, match="chatter"):  # its last words
+    with pytest.raises(peer.Missing, match="chatter"):  # the last line of its output
         fake.deblend([scene(3)], factor=1.0)
     fake.close()
 
@@ -169,7 +169,7 @@ class TestScenes(list):
 
 
 class Fake:
-    """A deblender that knows the truth but for a factor, and tells made-up times."""
+    """A deblender that returns the truth times a factor, and made-up times."""
 
     version, how = "1", "so"
 

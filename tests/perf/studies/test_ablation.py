@@ -1,4 +1,4 @@
-"""The pieces of the ablation that are its own."""
+"""The prior and the expected median of the ablation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shear biases: none where there is none, what was put in where there is one, and errors that are right."""
+"""Shear biases: zero without a bias, the injected bias otherwise, with right errors."""
 
 from __future__ import annotations
 

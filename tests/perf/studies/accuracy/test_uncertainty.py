@@ -1,4 +1,4 @@
-"""Pulls, coverage and covariances recover what they were made with, and say so when errors are wrong."""
+"""Pulls, coverage and covariances recover their inputs, and detect wrong errors."""
 
 from __future__ import annotations
 

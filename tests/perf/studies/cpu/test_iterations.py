@@ -84,7 +84,8 @@ def test_words_and_figure(tmp_path):
     rows[1]["gap"] |= {"negative": 0.25, "least": -0.5}
     figures = {"n_scene": 4, "n_source": 40, "reference": 60, "default": 12, "rows": rows,
                "noise_floor": row(0, 0.02)["errors"], "saturation": {"all": 12, "all and blended": None}}
-    assert "Over all sources 12 iterations; none of the counts if the 9 at" in iterations.verdict(figures)
+    words = iterations.verdict(figures)
+    assert "It is 12 iterations over all sources, and none of the counts if the 9 sources" in words
     assert "| 25.0%, least -0.5 |" in iterations.table(figures)
     plots.draw_iterations(figures, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000

@@ -87,7 +87,7 @@ def test_page_of_made_up_parts(tmp_path):
     assert "Time only: its prior is another." in text
     assert "| patch | 4 scenes | 100 | 50.0 | 0.500 [0.400, 0.600], 99.2% of 8 pairs |" in text
     assert "| 3.21%, 4.00% | 3.21%, 4.00% |" in text
-    assert "their time with what calls them: ops.gone" in text
+    assert "whose time goes to their callers: ops.gone" in text
     assert "| render | 25.0 | 25.0 | 25.0 | 25.0 |" in text
     assert "to the power 1.000 ± 0.010 (all, 3 points); 1.020 (from 100 sources, 2 points)" in text
     assert "| many | 1000 | 2 | 33.0 | 60.0 | 90.9% | 1.05 |" in text
