@@ -1,12 +1,12 @@
-r"""What the list of sources lacks: peaks of the residual, by a matched filter.
+r"""Peaks of the residual, which unlisted sources leave, by a matched filter.
 
 With r the residual, W the weights and g_b a Gaussian of the PSF's width in band b, a point source at p has the signal
 to noise
 
     s_b(p) = sum_q W r g_b(q - p) / sqrt(sum_q W g_b(q - p)^2),        s = sqrt(sum_b max(s_b, 0)^2)
 
-W counts 5% of the model as noise, so that the rings of a bright galaxy's misfit are no sources. A peak in the wings of
-a brighter one, below S (1 + (d / FWHM)^2)^-2 at a distance d of one with signal to noise S, is none either.
+W counts 5% of the model as noise: the rings of a bright galaxy's misfit must not count as sources. Peaks in the wings
+of a brighter peak do not count either: below S (1 + (d / FWHM)^2)^-2 at a distance d from a peak of signal to noise S.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deblendrt.engine.compute.filters import Plane
 from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.solve import constants
 
-PEAK_THRESHOLD = 7.0  # pure noise in six bands exceeds it once in 1e8 pixels, correlated noise of coadds more often
+PEAK_THRESHOLD = 7.0  # white noise in six bands exceeds this once in 1e8 pixels; correlated noise does more often
 
 
 def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.float64], listed: NDArray[np.float64],
@@ -30,13 +30,13 @@ def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.fl
     scene : Scene
     model : float32 (n_band, n_y, n_x) [nJy]
     fwhm : float64 (n_band,) [pixel]
-        Of the PSFs.
+        FWHM of the PSFs.
     listed : float64 (n_source, 2) [pixel]
-        (x, y) of the sources in the model: no peak is reported within one PSF FWHM of them.
+        Positions (x, y) of the sources in the model: no peak is reported within one FWHM of them.
     threshold : float
         Least significance.
     doubt : float32 (n_band, n_y, n_x) [nJy], optional
-        Standard error of the model, which counts as noise; default 5% of it.
+        Standard error of the model, which counts as noise; default 5% of the model.
 
     Returns
     -------
