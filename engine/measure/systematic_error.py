@@ -32,10 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import canvases, drawing
-from deblendrt.engine.compute.problem import DoubleArray, Problem
+from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.measure import light_shares
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.solve.descent import Solution
+from deblendrt.engine.units import DoubleArray
 
 MISFIT_HALF = 24  # pixel: half the side of the square around a source in which misfits count
 SQUARE = 2  # pixel: misfits of a PSF's size average out in squares of 3 or more

@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import canvases, decoding, drawing
-from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem, State, where_measured
+from deblendrt.engine.compute.problem import Problem, State, where_measured
 from deblendrt.engine.solve import joint_fluxes
 from deblendrt.engine.solve.curvature import by_latent, columns
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.joint_step import inner_products
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 # Step of the shape latents for central differences, about the width of a posterior. Pulls on simulated blends are the
 # same from 0.05 to 1.

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import drawing
-from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem, State
+from deblendrt.engine.compute.problem import Canvases, Problem, State
 from deblendrt.engine.solve import constants
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 
 def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,

@@ -29,13 +29,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.compute.problem import Canvases, DoubleArray, Problem, State, where_measured
+from deblendrt.engine.compute.problem import Canvases, Problem, State, where_measured
 from deblendrt.engine.solve import constants, objective
 from deblendrt.engine.solve.adam import adam
 from deblendrt.engine.solve.curvature import columns, extents, outskirts, rim_weight
 from deblendrt.engine.solve.further_rounds import Progress, in_rounds
 from deblendrt.engine.solve.joint_step import joint_step
 from deblendrt.engine.solve.prior import prior_curvature, secant
+from deblendrt.engine.units import DoubleArray
 
 
 @dataclasses.dataclass(frozen=True)

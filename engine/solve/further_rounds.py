@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import decoding
-from deblendrt.engine.compute.problem import DoubleArray, Problem
+from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.solve import constants, objective
+from deblendrt.engine.units import DoubleArray
 
 
 @dataclasses.dataclass(frozen=True)

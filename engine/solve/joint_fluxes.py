@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import drawing
-from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem, where_measured
+from deblendrt.engine.compute.problem import Canvases, Problem, where_measured
 from deblendrt.engine.solve import constants, objective
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 
 def blend_rows(problem: Problem) -> Iterator[list[NDArray[np.int64]]]:

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import canvases
 from deblendrt.engine.compute.matmul import matmul
-from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem
+from deblendrt.engine.compute.problem import Canvases, Problem
 from deblendrt.engine.solve import constants
 from deblendrt.engine.solve.conjugate_gradient import conjugate_gradient
 from deblendrt.engine.solve.curvature import apply_blocks, by_latent, inverse
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 HELD_DERIVATIVES = 128  # sources whose derivative images are held at once: 60 kB each, so that the cache holds them
 ON_ONE_THREAD = 200_000  # multiplications; NumPy's BLAS splits larger products over threads: other bits

@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import decoding, drawing
-from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem, State
+from deblendrt.engine.compute.problem import Canvases, Problem, State
 from deblendrt.engine.solve import constants
 from deblendrt.engine.solve.prior import prior_terms
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 
 def mix_coefficients(log_flux: NDArray[np.floating], maps: FloatArray, mix: FloatArray) -> FloatArray:

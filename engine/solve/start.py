@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import decoding, drawing
 from deblendrt.engine.compute.folded_bases import AnyBasis
-from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
+from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.networks import Runtime
 from deblendrt.engine.scene.blends import MIN_BLEND_RADIUS, Partition, partition
@@ -24,6 +24,7 @@ from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.solve import constants, joint_fluxes, objective
 from deblendrt.engine.solve.curvature import extents, mean_weight
 from deblendrt.engine.solve.prior import missing_color
+from deblendrt.engine.units import DoubleArray, FloatArray
 
 if TYPE_CHECKING:
     from deblendrt.engine.compute.cuda.streams import SharedDevice
@@ -121,7 +122,7 @@ def find_blends(problem: Problem, radius: DoubleArray) -> Problem:
     return dataclasses.replace(problem, partition=parts, blend=blend, n_blend=n_blend)
 
 
-def light_radius(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
+def light_radius(problem: Problem, coefficients: FloatArray) -> DoubleArray:
     """Radii of circles with the areas of `light_area`.
 
     Parameters
@@ -139,7 +140,7 @@ def light_radius(problem: Problem, coefficients: objective.FloatArray) -> Double
     return np.clip(np.sqrt(area / np.pi), MIN_BLEND_RADIUS, largest)
 
 
-def light_area(problem: Problem, coefficients: objective.FloatArray) -> DoubleArray:
+def light_area(problem: Problem, coefficients: FloatArray) -> DoubleArray:
     """Areas where the sources' light is significant, all bands together, on the image or off it.
 
     Parameters
