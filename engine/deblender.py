@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +20,20 @@ from numpy.typing import NDArray
 
 from deblendrt.cuda.driver import interop
 from deblendrt.cuda.driver.device import DeviceArray, DeviceError, OutOfDeviceMemory
-from deblendrt.engine.compute import drawing, folding
-from deblendrt.engine.compute.folded_bases import FoldedBases
+from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.compute.folding import fold_bundle, window_side
 from deblendrt.engine.measure import star_or_galaxy
-from deblendrt.engine.measure.catalogue_rows import keep, record
+from deblendrt.engine.measure.measurements import record
 from deblendrt.engine.model.bundle import Bundle, load_bundle
 from deblendrt.engine.model.networks import Runtime
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.scene import patches, psf
-from deblendrt.engine.scene.batches import Chunk, divide, most_workers
+from deblendrt.engine.result.rows import Rows, empty_chi2
+from deblendrt.engine.scene.batches import Chunk, Memory, divide
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 from deblendrt.engine.scene.patches import Part
-from deblendrt.engine.scene.psf_field import PsfField
+from deblendrt.engine.scene.psf import psf_key
 from deblendrt.engine.scene.scene import Scene, make_scenes, with_sources, with_stars
 from deblendrt.engine.scene.settings import Settings, checked_settings
 from deblendrt.engine.solve import descent, unlisted
@@ -42,31 +43,7 @@ from deblendrt.engine.solve.start import build_problem, start_latents
 if TYPE_CHECKING:
     from deblendrt.engine.compute.cuda.streams import DevicePool, SharedDevice
 
-PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
 FOLDED_CACHE = 16  # folded bases kept, 175 MB each at 6 bands of 63 x 63 pixels once they have drawn, 100 MB at one
-
-
-@dataclasses.dataclass(frozen=True)
-class _Solved:
-    """Covariances of blends as from `record`; of a part, the sums over its own area."""
-
-    blends: dict[int, NDArray[np.float32]]
-    chi2: float = 0.0
-    objective: float = 0.0
-
-
-def window(bundle: Bundle) -> int:
-    """Side of the window of a source without outskirts [pixel]."""
-    return bundle.stamp_size + (0 if bundle.outskirts.size else 2 * PAD)
-
-
-def fold_bundle(bundle: Bundle, images: NDArray[np.float64]) -> FoldedBasis:
-    """A bundle's basis folded with PSF images (n_band, q, q), as every result of that bundle uses it."""
-    # bands that are not there have the PSF of those that are: an alert's own PSF is folded once, not six times
-    first, same = np.unique([psf.psf_key(image) for image in images], return_index=True, return_inverse=True)[1:]
-    folded = folding.fold(bundle.full_basis, images[first], bundle.reference_psf_sigma, PAD, window=window(bundle),
-                      binning=bundle.outskirts_binning)
-    return folded.in_bands(same)
 
 
 class Deblender:
@@ -143,7 +120,7 @@ class Deblender:
     @property
     def window(self) -> int:
         """Side of a source's window [pixel]; the few that are extended have a larger one."""
-        return window(self.bundle)
+        return window_side(self.bundle)
 
     def warmup(self, n_sources: int = drawing.TILE) -> None:
         """Create sessions, fold the nominal PSF and run once, so that the first real call is as fast as the rest.
@@ -177,7 +154,7 @@ class Deblender:
         FoldedBasis
         """
         images = np.asarray(self.bundle.psf, np.float64) if images is None else images
-        key = psf.psf_key(images)
+        key = psf_key(images)
         with self._lock:
             if key in self._folded:
                 self._folded.move_to_end(key)
@@ -271,15 +248,15 @@ class Deblender:
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
                              pixel_scale=pixel_scale, kind=kind, bundle_sky_sigma=self.bundle.sky_sigma)
-        result = self._find_kinds(self.deblend_scenes(scenes, settings), settings)
+        rows = self._with_kinds(self.solve_scenes(scenes, settings), settings)
         if find_missed:  # after the kinds: a bright star fitted as a galaxy leaves rings
-            peaks = [result.residual_peaks(k)[:, :2] for k in range(len(scenes))]
+            peaks = [rows.residual_peaks(k)[:, :2] for k in range(len(scenes))]
             if any(len(p) for p in peaks):
-                scenes = [with_sources(s, p, self.window // 2) for s, p in zip(result.scenes, peaks, strict=True)]
-                before, result = result, self.deblend_scenes(scenes, settings, result)
-                result.star_probability[(result.flags & Flag.FOUND) == 0] = before.star_probability
-                result = self._find_kinds(result, settings, Flag.FOUND)
-        return result
+                scenes = [with_sources(s, p, self.window // 2) for s, p in zip(rows.scenes, peaks, strict=True)]
+                before, rows = rows, self.solve_scenes(scenes, settings, rows)
+                rows.star_probability[(rows.flags & Flag.FOUND) == 0] = before.star_probability
+                rows = self._with_kinds(rows, settings, Flag.FOUND)
+        return DeblendResult.of_rows(rows)
 
     def _on_host(self, name: str, value: Any) -> Any:
         """An argument whose arrays, if they lie on the GPU, are copied to the host, where scenes are checked."""
@@ -318,152 +295,108 @@ class Deblender:
         rows = rows[result.fitted[rows]]
         with self.pool.stream() as device:
             if not len(rows):
-                return device.device.upload(np.zeros(scene.image.shape, np.float32))
+                return device.device.upload(np.zeros(scene.images.shape, np.float32))
             folded = result.folded.basis(result.folded_index[rows])
             problem, _ = build_problem([scene], folded, self.runtime, self.bundle, center_sigma=1.0, robust=False,
                                        device=device)
             problem = dataclasses.replace(problem, extent=result.extent[rows])
             return device.model_image(problem, result.coefficients[rows])
 
-    def _find_kinds(self, result: DeblendResult, settings: Settings, flag: int = 0) -> DeblendResult:
-        """Find out the kinds of the "auto" sources with a flag; scenes with stars among them are solved again."""
-        auto = np.concatenate([np.zeros(0, bool), *[s.auto for s in result.scenes]]) & result.fitted
-        rows = np.flatnonzero(auto & ((result.flags & flag) == flag))
-        if not len(rows):
-            return result
-        probability = result.star_probability.copy()
-        probability[rows] = star_or_galaxy.star_probability(
-            result, rows, self.runtime, self.bundle, self.device(settings.memory_limit),
+    def _with_kinds(self, rows: Rows, settings: Settings, flag: int = 0) -> Rows:
+        """Find the kinds of the "auto" sources with a flag, and solve the scenes with stars among them again."""
+        auto = np.concatenate([np.zeros(0, bool), *[s.auto for s in rows.scenes]]) & rows.fitted
+        chosen = np.flatnonzero(auto & ((rows.flags & flag) == flag))
+        if not len(chosen):
+            return rows
+        probability = rows.star_probability.copy()
+        probability[chosen] = star_or_galaxy.star_probability(
+            rows, chosen, self.runtime, self.bundle, self.device(settings.memory_limit),
             n_threads=settings.n_threads, center_sigma=settings.center_sigma, star_fraction=settings.star_fraction)
-        scenes = [with_stars(s, probability[result.sources(k)] > 0.5) for k, s in enumerate(result.scenes)]
-        result = self.deblend_scenes(scenes, settings, result)
-        result.star_probability[:] = probability
-        return result
+        scenes = [with_stars(s, probability[rows.sources(k)] > 0.5) for k, s in enumerate(rows.scenes)]
+        rows = self.solve_scenes(scenes, settings, rows)
+        rows.star_probability[:] = probability
+        return rows
 
-    def deblend_scenes(self, scenes: list[Scene], settings: Settings,
-                       before: DeblendResult | None = None) -> DeblendResult:
-        """Solve validated scenes, but those that `before` holds already; `deblend_batch` is the public way in."""
-        result = self._empty_result(scenes, settings)
-        covariances: dict[int, NDArray[np.float32]] = {} if before is None else keep(result, before)
-        new = [i for i, scene in enumerate(scenes) if before is None or before.scenes[i] is not scene]
-        host_limit = settings.memory_limit if self.pool is None else None
-        chunks = divide(result, new, settings.n_threads if self.pool is None else 1, host_limit)
-        n_worker = min(settings.n_threads, most_workers(chunks, result, host_limit))
+    def solve_scenes(self, scenes: list[Scene], settings: Settings, before: Rows | None = None) -> Rows:
+        """Solve checked scenes, except the scenes that `before` has; `deblend_batch` is the public way in."""
+        rows = Rows.empty(scenes, self.bundle, self.fold, settings)
+        same = [i for i, scene in enumerate(scenes) if before is not None and before.scenes[i] is scene]
+        if before is not None:
+            rows.adopt_scenes(same, before, same)
+        new = sorted(set(range(len(scenes))) - set(same))
+        on_host = self.pool is None
+        memory = self._memory(settings.memory_limit if on_host else None)
+        first = rows.source_start[:-1]
+        psf = np.where(first < rows.source_start[1:], np.append(rows.folded_index, 0)[first], -1)
+        chunks = divide(scenes, psf, new, settings.n_threads if on_host else 1, memory)
+        n_worker = min(settings.n_threads, memory.most_workers(chunks, scenes))
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
-        def run(chunk: Chunk) -> _Solved:
+        def run(chunk: Chunk) -> NDArray[np.float64]:
+            """Solve a chunk; returns chi2 and objective of a part."""
             if chunk.part is None:
-                return self._solve_chunk(result, chunk.members, settings)
-            alone = self._empty_result([chunk.part.scene], settings)
-            solved = self._solve_chunk(alone, [0], settings, chunk.part)
-            blends = patches.adopt(result, chunk.members[0], chunk.part, alone, solved.blends)
-            return _Solved(blends, alone.scene_chi2[0], alone.objective[0])
-
-        def fitting(chunk: Chunk) -> _Solved:
-            """As `run`, half by half where the device's memory does not hold the whole."""
-            try:
-                return run(chunk)
-            except OutOfDeviceMemory as error:
-                assert self.pool is not None
-                self.pool.clear()  # what earlier chunks left may be in the way
-                too_large = str(error)  # the error itself holds on to the memory that it failed with
-            middle = len(chunk.members) // 2
-            if middle:
-                halves = [fitting(Chunk(members)) for members in (chunk.members[:middle], chunk.members[middle:])]
-                return _Solved(halves[0].blends | halves[1].blends)
-            try:
-                return run(chunk)
-            except OutOfDeviceMemory:
-                i = chunk.members[0]
-                raise OutOfDeviceMemory(f"scene {i} is too large for the device: {too_large}") from None
+                self._solve_chunk(rows, chunk.members, settings)
+                return np.zeros(2)
+            alone = Rows.empty([chunk.part.scene], self.bundle, self.fold, settings)
+            self._solve_chunk(alone, [0], settings, chunk.part)
+            rows.adopt_part(chunk.members[0], chunk.part, alone)
+            return np.array([alone.scene_chi2[0], alone.objective[0]])
 
         with concurrent.futures.ThreadPoolExecutor(n_worker) as pool:
+            fitting = partial(self._in_halves, run)
             each = map(fitting, chunks) if n_worker == 1 else pool.map(fitting, chunks)
-            for chunk, solved in zip(chunks, each, strict=True):
-                covariances.update(solved.blends)
-                if chunk.part is not None:  # summed in the order of the parts: the same bits whichever was first
-                    totals[chunk.members[0]] += solved.chi2, solved.objective
+            for chunk, total in zip(chunks, each, strict=True):
+                if chunk.part is not None:  # in the order of the parts: the same bits whichever was first
+                    totals[chunk.members[0]] += total
         for i, total in totals.items():
-            result.scene_chi2[i], result.objective[i] = total
-        # blends came with the row of their first member as their number
-        first, number = np.unique(result.blend[result.blend >= 0], return_inverse=True)
-        result.blend[result.blend >= 0] = number
-        result.blend_flux_cov.extend(covariances[int(k)] for k in first)
-        return result
+            rows.scene_chi2[i], rows.objective[i] = total
+        return rows
 
-    def _empty_result(self, scenes: list[Scene], settings: Settings) -> DeblendResult:
-        """A result full of NaN."""
-        counts = np.array([s.n_source for s in scenes], np.int64)
-        start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        n, n_band, n_basis = int(start[-1]), len(self.bundle.bands), self.bundle.n_basis
-        n_latent = self.bundle.n_latent
-        folded = FoldedBases(self.fold)
-        by_array: dict[int, int] = {}
-        index = np.zeros(n, np.int64)
+    def _memory(self, limit: float | None) -> Memory:
+        """The memory that solving takes on the host, and its limit."""
+        if limit is None:
+            return Memory(len(self.bundle.bands), 0, 0)
+        folded = self.fold(None)
+        return Memory(len(self.bundle.bands), 2 * folded.half, folded.phi.nbytes, limit)
 
-        def number(images: NDArray[np.float64] | None) -> int:
-            if id(images) not in by_array:  # a hash per array, not per scene
-                given = np.asarray(self.bundle.psf, np.float64) if images is None else images
-                by_array[id(images)] = folded.add(given)
-            return by_array[id(images)]
+    def _in_halves(self, run: Callable[[Chunk], NDArray[np.float64]], chunk: Chunk) -> NDArray[np.float64]:
+        """Run a chunk, half by half where the device's memory does not hold the whole."""
+        try:
+            return run(chunk)
+        except OutOfDeviceMemory as error:
+            assert self.pool is not None
+            self.pool.clear()  # what earlier chunks left may be in the way
+            too_large = str(error)  # the error itself holds on to the memory that it failed with
+        middle = len(chunk.members) // 2
+        if middle:
+            for members in (chunk.members[:middle], chunk.members[middle:]):
+                self._in_halves(run, Chunk(members))
+            return np.zeros(2)
+        try:
+            return run(chunk)
+        except OutOfDeviceMemory:
+            i = chunk.members[0]
+            raise OutOfDeviceMemory(f"scene {i} is too large for the device: {too_large}") from None
 
-        for i, scene in enumerate(scenes):
-            rows = slice(start[i], start[i + 1])
-            if isinstance(scene.psf, PsfField):
-                image = scene.psf.at(scene.anchors.astype(np.float64))
-                index[rows] = [number(scene.psf.images[k]) for k in image]
-            else:
-                index[rows] = number(scene.psf)
-
-        def nan(*shape: int) -> NDArray[np.float64]:
-            return np.full(shape, np.nan)
-
-        flags = np.concatenate([np.zeros(0, np.int64), *[s.flags for s in scenes]])
-        centers = np.concatenate([np.zeros((0, 2)), *[s.centers for s in scenes]])
-        anchors = np.concatenate([np.zeros((0, 2), np.int64), *[s.anchors for s in scenes]])
-        star = np.concatenate([np.zeros(0, bool), *[s.star for s in scenes]])
-        chi2 = np.array([_empty_chi2(scene) for scene in scenes])
-        return DeblendResult(
-            bands=tuple(self.bundle.bands), source_start=start,
-            scene_index=np.repeat(np.arange(len(scenes)), counts), center=centers, position=nan(n, 2),
-            latent=nan(n, n_latent).astype(np.float32), flux=nan(n, n_band), flux_err=nan(n, n_band),
-            flux_sys_err=nan(n, n_band),
-            flux_cov=nan(n, n_band, n_band), blend=np.full(n, -1, np.int64), blend_flux_cov=[],
-            position_err=nan(n, 2), redistributed_flux=nan(n, n_band), redistributed_flux_err=nan(n, n_band),
-            aperture_flux=nan(n, n_band), aperture_flux_err=nan(n, n_band), moments=nan(n, 3), ellipticity=nan(n, 2),
-            ellipticity_err=nan(n, 2), blendedness=nan(n, n_band), flux_overlap=nan(n, n_band),
-            max_overlap=nan(n, n_band), map_flux=nan(n, n_band), chi2=nan(n),
-            n_pixel=np.zeros(n, np.int64), log_prior=nan(n), flags=flags, enclosed=nan(n, n_band), scenes=scenes,
-            # of an empty model; scenes that are fitted get their own
-            scene_chi2=chi2,
-            scene_n_pixel=np.array([int((s.inverse_variance > 0).sum()) for s in scenes], np.int64),
-            objective=0.5 * chi2,
-            coefficients=np.zeros((n, n_band, n_basis), np.float32), anchor=anchors,
-            star=star, star_probability=np.where(flags & NOT_FITTED, np.nan, star), extent=np.zeros(n, np.int8),
-            folded=folded,
-            folded_index=index, model_name=self.bundle.name, model_version=self.bundle.model_version,
-            model_sha256=self.bundle.sha256, solver=settings.solver, n_iteration=settings.n_iteration,
-            aperture_diameter=settings.aperture_diameter)
-
-    def _solve_chunk(self, result: DeblendResult, members: list[int], settings: Settings,
-                     part: Part | None = None, search: bool = True) -> _Solved:
-        """Solve some scenes and write their rows into the result; `part` says what to sum up if it is one.
+    def _solve_chunk(self, rows: Rows, members: list[int], settings: Settings, part: Part | None = None,
+                     search: bool = True) -> None:
+        """Solve some scenes, or the one part that they are, and write their rows.
 
         With `search`, sources that the lists lack are fitted along.
         """
-        members = [i for i in members if (result.scenes[i].flags & NOT_FITTED == 0).any()]
+        members = [i for i in members if (rows.scenes[i].flags & NOT_FITTED == 0).any()]
         if not members:
             if part is not None:
-                result.scene_chi2[0] = _empty_chi2(part.scene, part.area)
-                result.objective[0] = 0.5 * result.scene_chi2[0]
-            return _Solved({})
-        scenes = [result.scenes[i] for i in members]
-        fitted = np.concatenate([result.source_start[i] + np.flatnonzero((s.flags & NOT_FITTED) == 0)
-                                 for i, s in zip(members, scenes, strict=True)])
-        folded = result.folded.basis(result.folded_index[fitted])
-        for rows, basis in folded.groups(len(fitted)):
-            narrow = basis.narrow & np.array([s.band_present for s in result.scenes])[result.scene_index[fitted[rows]]]
-            result.flags[fitted[rows]] |= np.where(narrow.any(1), int(Flag.PSF_TOO_NARROW), 0)
+                rows.scene_chi2[0] = empty_chi2(part.scene, part.area)
+                rows.objective[0] = 0.5 * rows.scene_chi2[0]
+            return
+        scenes = [rows.scenes[i] for i in members]
+        every = rows.of_scenes(members)
+        fitted = every[(rows.flags[every] & NOT_FITTED) == 0]
+        folded = rows.folded.basis(rows.folded_index[fitted])
+        present = np.array([rows.scenes[k].band_present for k in rows.scene_index[fitted].tolist()])
+        for group, basis in folded.groups(len(fitted)):
+            rows.flag(fitted[group], Flag.PSF_TOO_NARROW, (basis.narrow & present[group]).any(1))
         problem, per_scene = build_problem(
             scenes, folded, self.runtime, self.bundle, center_sigma=settings.center_sigma, robust=settings.robust,
             part=part, device=self.device(settings.memory_limit))
@@ -472,27 +405,26 @@ class Deblender:
         search = search and settings.robust and (part is None or bool(part.own.all()))
         found = unlisted.peaks(scenes, problem, latent) if search else []
         solution = descent.solve(problem, latent, floor, settings.solver, settings.n_iteration)
-        blends = record(result, members, per_scene, solution)
+        record(rows, members, per_scene, solution)
         if settings.robust:
-            unlisted.flag_near(result, members, unlisted.left(scenes, solution), self.bundle.pixel_scale)
+            for i, places in zip(members, unlisted.left(scenes, solution), strict=True):
+                self._flag_near(rows, i, places)
         lacking = {i: peaks for i, peaks in zip(members, found, strict=False) if len(peaks)}
-        return _Solved(self._with_unlisted(result, lacking, part, settings, blends) if lacking else blends)
+        if lacking:
+            self._with_unlisted(rows, lacking, part, settings)
 
-    def _with_unlisted(self, result: DeblendResult, peaks: dict[int, NDArray[np.float64]], part: Part | None,
-                       settings: Settings, blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
-        """Solve scenes once more with what their lists lack; take the results that explain the image better."""
-        more = [unlisted.with_peaks(result.scenes[i], found, self.window // 2, part) for i, found in peaks.items()]
-        again = self._empty_result([scene for scene, _ in more], settings)
-        solved = self._solve_chunk(again, list(range(len(more))), settings, more[0][1], search=False)
+    def _with_unlisted(self, rows: Rows, peaks: dict[int, NDArray[np.float64]], part: Part | None,
+                       settings: Settings) -> None:
+        """Solve scenes once more with the sources that their lists lack; take what explains the image better."""
+        more = [unlisted.with_peaks(rows.scenes[i], found, self.window // 2, part) for i, found in peaks.items()]
+        again = Rows.empty([scene for scene, _ in more], self.bundle, self.fold, settings)
+        self._solve_chunk(again, list(range(len(more))), settings, more[0][1], search=False)
         for k, (i, found) in enumerate(peaks.items()):
-            if again.objective[k] < result.objective[i] - unlisted.GAIN * len(found):
-                rows = result.sources(i)
-                blends = {row: c for row, c in blends.items() if not rows.start <= row < rows.stop}
-                blends |= unlisted.adopt_listed(result, i, again, k, solved.blends, self.bundle.pixel_scale)
-        return blends
+            if again.objective[k] < rows.objective[i] - unlisted.GAIN * len(found):
+                rows.forget_blends(i)
+                rows.adopt_scenes([i], again, [k])
+                self._flag_near(rows, i, again.center[again.sources(k)][-len(found):])
 
-
-def _empty_chi2(scene: Scene, area: patches.Area = (slice(None), slice(None))) -> float:
-    """chi2 of a model without light; a band at a time bounds the temporaries."""
-    return sum(float((w[area] * y[area].astype(np.float64) ** 2).sum())
-               for y, w in zip(scene.image, scene.inverse_variance, strict=True))
+    def _flag_near(self, rows: Rows, i_scene: int, places: NDArray[np.float64]) -> None:
+        """Flag the sources of a scene that are near peaks of the residual."""
+        rows.flag_near(i_scene, places, unlisted.NEAR, self.bundle.pixel_scale, Flag.NEAR_RESIDUAL_PEAK)

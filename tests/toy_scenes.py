@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -38,6 +39,13 @@ def digest(result: DeblendResult) -> str:
     for name in FIELDS:
         content.update(np.ascontiguousarray(getattr(result, name)).tobytes())
     return content.hexdigest()
+
+
+def changed(result: DeblendResult, name: str, rows: Any, value: Any) -> DeblendResult:
+    """The result with other values in some rows of one of its arrays, which are read-only."""
+    array = getattr(result, name).copy()
+    array[rows] = value
+    return dataclasses.replace(result, **{name: array})
 
 
 def assert_close(a: DeblendResult, b: DeblendResult, order: Any = slice(None), shift: Any = 0.0) -> None:

@@ -28,7 +28,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from deblendrt.engine.compute.folded_basis import NESTED, FoldedBasis, smaller_window
 from deblendrt.engine.compute.matmul import matmul
-from deblendrt.engine.scene.psf import normalize_psf, psf_fwhm
+from deblendrt.engine.model.bundle import Bundle
+from deblendrt.engine.scene.psf import normalize_psf, psf_fwhm, psf_key
+
+PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
 
 GAIN_CAP = 2.0
 """Largest |D^|. Every PSF wider than the reference has |D^| <= 1, so the cap acts on noise and on narrower PSFs only.
@@ -190,6 +193,32 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
         array.flags.writeable = False
     return FoldedBasis(phi, gram, outer, full_gram, how.fwhm, window, window // 2, full, binning,
                        how.residual, how.narrow, how.norm, nested)
+
+
+def window_side(bundle: Bundle) -> int:
+    """Side of the window of a source without outskirts [pixel]."""
+    return bundle.stamp_size + (0 if bundle.outskirts.size else 2 * PAD)
+
+
+def fold_bundle(bundle: Bundle, images: NDArray[np.float64] | None) -> FoldedBasis:
+    """Fold a bundle's basis with PSF images, as every result of that bundle uses it.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    images : float64 (n_band, q, q), or None
+        None: the bundle's nominal PSFs.
+
+    Returns
+    -------
+    FoldedBasis
+    """
+    images = np.asarray(bundle.psf, np.float64) if images is None else images
+    # Bands without data have the PSF of another band: an alert's single PSF is folded once, not six times.
+    first, same = np.unique([psf_key(image) for image in images], return_index=True, return_inverse=True)[1:]
+    folded = fold(bundle.full_basis, images[first], bundle.reference_psf_sigma, PAD, window=window_side(bundle),
+                  binning=bundle.outskirts_binning)
+    return folded.in_bands(same)
 
 
 def _fast_length(n: int) -> int:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.model.bundle import Bundle
-from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.result.rows import Rows
 from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.engine.solve import objective
 from deblendrt.engine.solve.descent import Solution
@@ -20,41 +20,38 @@ CONVERGED = 0.5  # expected decrease of the objective: no parameter is then off 
 UNMODELLED_PIXELS = 8  # core pixels that lost more than half of their weight
 
 
-def flag(result: DeblendResult, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.int64],
-         remaining: DoubleArray, misfit: DoubleArray) -> None:
-    """Set the flags that follow from the fit, in a result that holds everything else.
+def flag(rows: Rows, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.int64], remaining: DoubleArray,
+         misfit: DoubleArray) -> None:
+    """Set the flags that follow from the fit, in rows that hold everything else.
 
     Parameters
     ----------
-    result : DeblendResult
-        Changed in place.
+    rows : Rows
+        Written in place.
     row : int64 (n_source,)
-        Of the result.
     bundle : Bundle
     n_lost : int64 (n_source,)
         See `core_statistics`.
     remaining : float64 (n_source,)
         Expected decrease of the objective, see `uncertainty.remaining_step`.
     misfit : float64 (n_source,)
-        Significance, see `systematics.misfit`.
+        Significance, see `systematic_error.misfit`.
     """
-    count = np.maximum(result.n_pixel[row], 1)
-    reduced = result.chi2[row] / count
+    count = np.maximum(rows.n_pixel[row], 1)
+    reduced = rows.chi2[row] / count
     conditions = {
         Flag.POOR_FIT: ((reduced > 1 + POOR_FIT_SIGMA * np.sqrt(2 / count)) & (reduced > POOR_FIT_RATIO)
                         | (misfit > MISFIT_SIGMA)),
         Flag.UNMODELLED_FLUX: n_lost >= UNMODELLED_PIXELS,
         Flag.NOT_CONVERGED: ~(remaining < CONVERGED),
-        Flag.PRIOR_OUTLIER: result.log_prior[row] < bundle.log_prob_percentiles["0.1"],
-        Flag.OUTSIDE_PRIOR_FLUX: outside_population(bundle, result.map_flux[row]),
+        Flag.PRIOR_OUTLIER: rows.log_prior[row] < bundle.log_prob_percentiles["0.1"],
+        Flag.OUTSIDE_PRIOR_FLUX: outside_population(bundle, rows.map_flux[row]) & ~rows.star[row],
     }
-    conditions[Flag.OUTSIDE_PRIOR_FLUX] &= ~result.star[row]  # of galaxies
-    for flag, condition in conditions.items():
-        result.flags[row] |= np.where(condition, int(flag), 0)
-    suspect = (result.flags[row] & SUSPECT) > 0
-    _, blend = np.unique(result.blend[row], return_inverse=True)
-    others = np.bincount(blend, weights=suspect)[blend] > suspect
-    result.flags[row] |= np.where(others, int(Flag.NEIGHBOUR_SUSPECT), 0)
+    for name, condition in conditions.items():
+        rows.flag(row, name, condition)
+    suspect = (rows.flags[row] & SUSPECT) > 0
+    _, blend = np.unique(rows.blend[row], return_inverse=True)
+    rows.flag(row, Flag.NEIGHBOUR_SUSPECT, np.bincount(blend, weights=suspect)[blend] > suspect)
 
 
 def enclosed_fraction(problem: Problem, unit: FloatArray) -> DoubleArray:

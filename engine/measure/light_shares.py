@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import canvases, drawing
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem
-from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.result.rows import FittedScenes
 from deblendrt.engine.solve import constants
 
 CORE = 0.5  # of the peak: sources of a total signal to noise below 6 have no significant pixel
@@ -144,12 +144,12 @@ def _blendedness(stamp: FloatArray, total: FloatArray) -> DoubleArray:
     return np.where(known, 1 - own / np.where(known, everybody, 1.0), np.nan)
 
 
-def redistributed_image(result: DeblendResult, i_source: int) -> tuple[FloatArray, tuple[int, int]]:
+def redistributed_image(result: FittedScenes, i_source: int) -> tuple[FloatArray, tuple[int, int]]:
     """One source's redistributed image: the observed light, shared in proportion to the models.
 
     Parameters
     ----------
-    result : DeblendResult
+    result : FittedScenes
         With the images of its scenes.
     i_source : int
         Row; negative counts from the end.
@@ -173,11 +173,10 @@ def redistributed_image(result: DeblendResult, i_source: int) -> tuple[FloatArra
         stamp, (x, y) = result.stamps(int(j))
         here = canvases.place(stamp, x - x0, y - y0, own.shape)
         if here.image.size:
-            inside = footprint(stamp, canvases.window_of(scene.inverse_variance, x, y, stamp.shape[1]))
+            inside = footprint(stamp, scene.window(x, y, stamp.shape[1])[1])
             model[:, here.y, here.x] += here.image
             light[:, here.y, here.x] += np.maximum(here.image, 0)
             covered[here.y, here.x] |= canvases.place(inside, x - x0, y - y0, own.shape).image
-    weight = canvases.window_of(scene.inverse_variance, x0, y0, own.shape[1])
+    image, weight = scene.window(x0, y0, own.shape[1])
     light[~(covered & (weight > 0) & (light > 0))] = np.inf
-    residual = canvases.window_of(scene.image, x0, y0, own.shape[1]) - model
-    return own + np.maximum(own, 0) / light * residual, (x0, y0)
+    return own + np.maximum(own, 0) / light * (image - model), (x0, y0)

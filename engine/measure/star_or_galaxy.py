@@ -49,7 +49,8 @@ from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.measure import uncertainty
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.networks import Runtime
-from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.result.rows import FittedScenes
+from deblendrt.engine.scene.images import ReadyImages
 from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.solve import descent
 from deblendrt.engine.solve.descent import Solution
@@ -67,14 +68,14 @@ N_ITERATION = 4  # of each fit
 CHUNK = drawing.TILE  # sources at a time
 
 
-def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Runtime, bundle: Bundle,
+def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Runtime, bundle: Bundle,
                      device: SharedDevice | None, *,
                      center_sigma: float, star_fraction: float, n_threads: int) -> DoubleArray:
     """Probability of each source to be a star.
 
     Parameters
     ----------
-    result : DeblendResult
+    result : FittedScenes
     rows : int64 (n_row,)
         Sources that were fitted as galaxies, ascending.
     runtime : Runtime
@@ -108,7 +109,7 @@ def star_probability(result: DeblendResult, rows: NDArray[np.int64], runtime: Ru
     return np.asarray(0.5 * (1 + np.tanh(0.5 * log_odds)))
 
 
-def log_evidence_ratio(result: DeblendResult, rows: NDArray[np.int64], model: Callable[[int], FloatArray],
+def log_evidence_ratio(result: FittedScenes, rows: NDArray[np.int64], model: Callable[[int], FloatArray],
                        runtime: Runtime, bundle: Bundle, device: SharedDevice | None,
                        center_sigma: float) -> DoubleArray:
     """ln(Z_star / Z_galaxy) of sources that share a folded basis, float64 (n_row,)."""
@@ -138,12 +139,12 @@ def log_evidence_ratio(result: DeblendResult, rows: NDArray[np.int64], model: Ca
     return np.where(impossible & (objective[0] < CONVINCING * objective[1]), CERTAIN, evidence[0] - evidence[1])
 
 
-def scenes_alone(result: DeblendResult, rows: NDArray[np.int64], model: Callable[[int], FloatArray]) -> list[Scene]:
+def scenes_alone(result: FittedScenes, rows: NDArray[np.int64], model: Callable[[int], FloatArray]) -> list[Scene]:
     """What the models of all others leave around each source, its weights with model errors.
 
     Parameters
     ----------
-    result : DeblendResult
+    result : FittedScenes
     rows : int64 (n_row,)
         Sources that were fitted.
     model : callable
@@ -165,13 +166,12 @@ def scenes_alone(result: DeblendResult, rows: NDArray[np.int64], model: Callable
         inside = slice(folded.half - half, folded.half + half + 1)
         own = drawing.stamps(result.coefficients[[i]], folded)[0][:, inside, inside]
         others = canvases.window_of(model(int(result.scene_index[i])), x, y, size) - own
-        w = canvases.window_of(scene.inverse_variance, x, y, size)
+        image, w = scene.window(x, y, size)
         w = w / (1 + w * ((np.float32(MODEL_ERROR) * own) ** 2 + (np.float32(NEIGHBOUR_ERROR) * others) ** 2))
         w[:, distance > RADIUS * folded.fwhm.mean()] = 0
         scenes.append(dataclasses.replace(
-            scene, image=np.where(w > 0, canvases.window_of(scene.image, x, y, size) - others, np.float32(0)),
-            inverse_variance=w, centers=center, flags=np.zeros(1, np.int64), star=np.zeros(1, bool),
-            auto=np.zeros(1, bool)))
+            scene, images=ReadyImages(np.where(w > 0, image - others, np.float32(0)), w), centers=center,
+            flags=np.zeros(1, np.int64), star=np.zeros(1, bool), auto=np.zeros(1, bool)))
     return scenes
 
 

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute.folded_bases import FoldedBases
 from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.result.fields import QUANTITIES
 from deblendrt.engine.result.result import DeblendResult
-
-PER_SCENE = ("scene_chi2", "scene_n_pixel", "objective")
-_OWN = ("source_start", "scene_index", "blend", "folded_index", "row")
 
 
 def scene_result(result: DeblendResult, i_scene: int,
@@ -36,20 +34,20 @@ def scene_result(result: DeblendResult, i_scene: int,
     """
     rows = result.sources(i_scene)
     k = range(result.n_scene)[i_scene]
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(DeblendResult):
-        value = getattr(result, field.name)
-        if isinstance(value, np.ndarray) and field.name not in _OWN:
-            values[field.name] = np.array(value[k : k + 1] if field.name in PER_SCENE else value[rows])
+    values: dict[str, Any] = {
+        q.name: getattr(result, q.name)[slice(k, k + 1) if q.axes[0] == "n_scene" else rows].copy()
+        for q in QUANTITIES.values()}
     n_source = rows.stop - rows.start
     number = result.blend[rows]
     blends = np.unique(number[number >= 0])
     folded = FoldedBases(result.folded.fold if fold is None else fold)
     base = result.folded_index[rows].tolist()
     renumbered = {j: folded.add(result.folded.images[j]) for j in dict.fromkeys(base)}  # as they first occur
+    values |= {
+        "source_id": np.arange(n_source), "scene_index": np.zeros(n_source, np.int64),
+        "blend": np.where(number < 0, -1, np.searchsorted(blends, number)).astype(np.int64),
+        "folded_index": np.array([renumbered[j] for j in base], np.int64)}
     return dataclasses.replace(
-        result, **values, source_start=np.array([0, n_source], np.int64), scene_index=np.zeros(n_source, np.int64),
-        blend=np.where(number < 0, -1, np.searchsorted(blends, number)).astype(np.int64),
+        result, **values, source_start=np.array([0, n_source], np.int64),
         blend_flux_cov=[result.blend_flux_cov[int(b)] for b in blends],
-        scenes=[dataclasses.replace(result.scenes[k], name="0")], folded=folded,
-        folded_index=np.array([renumbered[j] for j in base], np.int64), row=None)
+        scenes=[dataclasses.replace(result.scenes[k], name="0")], folded=folded)

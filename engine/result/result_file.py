@@ -21,8 +21,9 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from astropy.io import fits
@@ -31,27 +32,34 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute.folded_bases import FoldedBases
 from deblendrt.engine.compute.folded_basis import FoldedBasis
+from deblendrt.engine.compute.folding import fold_bundle
 from deblendrt.engine.files.fits import MAX_PSF
 from deblendrt.engine.files.fits_check import open_fits
 from deblendrt.engine.files.output import append_image, in_place_of
-from deblendrt.engine.model.bundle import SHIPPED, BundleError, load_bundle
-from deblendrt.engine.result.result import DeblendResult, checked_index
-from deblendrt.engine.result.tables import catalog_table, entries, write_parquet
+from deblendrt.engine.model.bundle import SHIPPED, Bundle, BundleError, load_bundle
+from deblendrt.engine.result.fields import QUANTITIES, Entry, entries, file_columns
+from deblendrt.engine.result.rows import FittedScenes, checked_index
+from deblendrt.engine.result.tables import as_column, catalog_table, write_parquet
 from deblendrt.engine.scene.flags import DESCRIPTIONS
+from deblendrt.engine.scene.images import Images, ReadyImages
 from deblendrt.engine.scene.scene import Scene
-
-if TYPE_CHECKING:
-    from deblendrt.engine.deblender import Deblender
 
 REVISION = 3  # of the layout above; a reader refuses others
 Units = dict[str, Any]
 N_UNIT = 12  # that are read: all but MODEL_<k> and RESIDUAL_<k>
 MAX_SIDE = 2**16  # pixel
-COMPUTED = ("source_id", "scene_index", "reduced_chi2", "blend")  # columns that are no fields, or numbered anew
-SCALARS = ("star", "star_probability", "chi2", "n_pixel", "log_prior", "flags")
 
 
-def write_result(path: str | Path, result: DeblendResult, *, images: bool = False, overwrite: bool = False) -> None:
+class LoadedModel(Protocol):
+    """A bundle that is loaded, and its folded bases: a Deblender."""
+
+    bundle: Bundle
+
+    def fold(self, images: NDArray[np.float64] | None) -> FoldedBasis:
+        """The basis folded with PSF images (n_band, q, q); None: the nominal PSFs."""
+
+
+def write_result(path: str | Path, result: FittedScenes, *, images: bool = False, overwrite: bool = False) -> None:
     """Write a result, see `deblendrt.engine.DeblendResult.write`."""
     path = Path(path)
     if path.suffix == ".parquet":
@@ -68,8 +76,8 @@ def write_result(path: str | Path, result: DeblendResult, *, images: bool = Fals
         if not images:
             return
         bands = {"BANDS": (",".join(result.bands), "names along the third axis")}
-        shapes = {scene.image.shape for scene in result.scenes}
-        n_pixel = sum(scene.image.size for scene in result.scenes)
+        shapes = {scene.images.shape for scene in result.scenes}
+        n_pixel = sum(int(np.prod(scene.images.shape)) for scene in result.scenes)
         # Scenes of one size make a cube that viewers show; the bytes are the same.
         shape = (result.n_scene, *shapes.pop()) if len(shapes) == 1 else (n_pixel,)
         for name, unit in (("image", "nJy"), ("inverse_variance", "nJy-2")):
@@ -82,7 +90,7 @@ def write_result(path: str | Path, result: DeblendResult, *, images: bool = Fals
                 append_image(file, f"{name}_{k}", image.shape, [image], cards)
 
 
-def tables(result: DeblendResult, catalog: Table | None = None) -> fits.HDUList:
+def tables(result: FittedScenes, catalog: Table | None = None) -> fits.HDUList:
     """Everything but the images.
 
     Parameters
@@ -95,21 +103,14 @@ def tables(result: DeblendResult, catalog: Table | None = None) -> fits.HDUList:
     -------
     astropy.io.fits.HDUList
     """
-    catalog = result.to_table() if catalog is None else catalog.copy()
-    catalog["latent"] = Column(result.latent, description="ln flux per band, offset from the anchor, shape")
-    catalog["flux_cov"] = Column(result.flux_cov, unit="nJy2", description="covariance of flux, band by band")
-    fit = Table({
-        "anchor_x": Column(result.anchor[:, 0], unit="pixel", description="pixel that the window is centred on"),
-        "anchor_y": Column(result.anchor[:, 1], unit="pixel", description="pixel that the window is centred on"),
-        "input_flags": Column(np.concatenate([np.zeros(0, np.int64), *[scene.flags for scene in result.scenes]]),
-                              description="flags that the input alone set"),
-        "coefficients": Column(result.coefficients, unit="nJy", description="of the basis, per band"),
-        "auto": Column(np.concatenate([np.zeros(0, bool), *[scene.auto for scene in result.scenes]]),
-                       description="the caller left it open whether it is a star"),
-        "extent": Column(result.extent.astype(np.int16),
-                         description="how far it is drawn: 1 with outskirts, 0 its window, -k the k-th smaller"),
-        "psf": Column(result.folded_index, description="which image of PSF"),
-    }, meta={"revision": REVISION})
+    catalog = catalog_table(result) if catalog is None else catalog.copy()
+    for entry in file_columns("CATALOG"):
+        catalog[entry.column] = as_column(entry, result)
+    fit = Table([as_column(entry, result) for entry in file_columns("FIT")], meta={"revision": REVISION})
+    fit.add_column(Column(np.concatenate([np.zeros(0, np.int64), *[scene.flags for scene in result.scenes]]),
+                          name="input_flags", description="flags that the input alone set"), index=2)
+    fit.add_column(Column(np.concatenate([np.zeros(0, bool), *[scene.auto for scene in result.scenes]]), name="auto",
+                          description="the caller left it open whether it is a star"), index=4)
     scenes = _scene_table(result)
     psf, psf_size = _psf_images(result)
     member = np.argsort(result.blend, kind="stable")[np.count_nonzero(result.blend < 0) :]
@@ -138,7 +139,7 @@ def tables(result: DeblendResult, catalog: Table | None = None) -> fits.HDUList:
     ])
 
 
-def _psf_images(result: DeblendResult) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _psf_images(result: FittedScenes) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The PSF images (n_psf, n_band, q, q), and how much of each is not padding."""
     images = result.folded.images
     sizes = np.array([image.shape[-1] for image in images], np.int64)
@@ -150,26 +151,25 @@ def _psf_images(result: DeblendResult) -> tuple[NDArray[np.float64], NDArray[np.
     return psf, sizes
 
 
-def _scene_table(result: DeblendResult) -> Table:
+def _scene_table(result: FittedScenes) -> Table:
     """The table SCENES."""
     scenes, n_band = result.scenes, len(result.bands)
     by_array: dict[int, int] = {}  # scenes that share an array need no second hash of it
     for scene in scenes:
         if isinstance(scene.psf, np.ndarray) and id(scene.psf) not in by_array:
             by_array[id(scene.psf)] = result.folded.add(scene.psf)
-    return Table({
-        "name": Column(np.array([s.name for s in scenes], dtype=str), description="as the caller's input was named"),
-        "n_source": Column(np.diff(result.source_start), description="rows of the catalogue, scene after scene"),
-        "n_y": Column(np.array([s.shape[0] for s in scenes], np.int64), unit="pixel", description="image size"),
-        "n_x": Column(np.array([s.shape[1] for s in scenes], np.int64), unit="pixel", description="image size"),
-        "chi2": Column(result.scene_chi2, description="over all pixels with weight, all bands"),
-        "n_pixel": Column(result.scene_n_pixel, description="number of those pixels"),
-        "objective": Column(result.objective, description="the objective's value at the solution"),
-        "band_present": Column(np.array([s.band_present for s in scenes], bool).reshape(-1, n_band),
-                               description="the band has weight somewhere"),
-        "psf": Column(np.array([by_array.get(id(s.psf), -1) for s in scenes], np.int64),
-                      description="which image of PSF, if one was given for the scene; else -1"),
-    })
+    return Table([
+        Column(np.array([s.name for s in scenes], dtype=str), name="name",
+               description="as the caller's input was named"),
+        Column(np.diff(result.source_start), name="n_source", description="rows of the catalogue, scene after scene"),
+        Column(np.array([s.shape[0] for s in scenes], np.int64), name="n_y", unit="pixel", description="image size"),
+        Column(np.array([s.shape[1] for s in scenes], np.int64), name="n_x", unit="pixel", description="image size"),
+        *[as_column(entry, result) for entry in file_columns("SCENES")],
+        Column(np.array([s.band_present for s in scenes], bool).reshape(-1, n_band), name="band_present",
+               description="the band has weight somewhere"),
+        Column(np.array([by_array.get(id(s.psf), -1) for s in scenes], np.int64), name="psf",
+               description="which image of PSF, if one was given for the scene; else -1"),
+    ])
 
 
 def _table_hdu(table: Table, name: str) -> fits.BinTableHDU:
@@ -203,8 +203,8 @@ def read_catalog(path: str | Path) -> Table:
 
 
 def read_result(path: str | Path, *, blend: int | None = None, scene: int | None = None,
-                model: str | Path | Deblender | None = None) -> DeblendResult:
-    """Read a result, see `deblendrt.engine.DeblendResult.read`."""
+                model: str | Path | LoadedModel | None = None) -> dict[str, Any]:
+    """Read what a result is made of, by field; see `deblendrt.engine.DeblendResult.read`."""
     if blend is not None and scene is not None:
         raise ValueError(f"blend, scene: expected one of them at most, got {blend} and {scene}")
     if Path(path).suffix == ".parquet":
@@ -291,45 +291,38 @@ def _check_columns(path: str | Path, hdu: Any) -> None:
 
 
 def _read(path: str | Path, hdus: Units, blend: int | None, scene: int | None,
-          model: str | Path | Deblender | None) -> DeblendResult:
-    header, catalog, fit = hdus["CATALOG"].header, hdus["CATALOG"].data, hdus["FIT"].data
+          model: str | Path | LoadedModel | None) -> dict[str, Any]:
+    header, fit = hdus["CATALOG"].header, hdus["FIT"].data
     bands = tuple(header["BANDS"].split(","))
     chosen, blends, rows = _select(hdus, blend, scene)
-    identity, number = _values(catalog["id"], rows), _values(catalog["blend"], rows)
-    fields = {name: _values(catalog[name], rows) for name in ("latent", "flux_cov")}
-    of_field: dict[str, list[str]] = {}
-    for entry in entries(bands):
-        of_field.setdefault(entry.field, []).append(entry.column)
-    for name in of_field.keys() - set(COMPUTED):
-        columns = [_values(catalog[column], rows) for column in of_field[name]]
-        fields[name] = columns[0] if name in SCALARS else np.stack(columns, axis=1)
+    columns: dict[str, list[Entry]] = {}
+    for entry in (*entries(bands), *(entry for table in ("CATALOG", "FIT", "SCENES") for entry in file_columns(table))):
+        columns.setdefault(entry.field, []).append(entry)
+    fields: dict[str, Any] = {}
+    for q in QUANTITIES.values():
+        data, part = hdus[q.file].data, chosen if q.axes[0] == "n_scene" else rows
+        values = [_values(data[entry.column], part) for entry in columns[q.name]]
+        single = len(values) == 1 and not q.by_band
+        fields[q.name] = (values[0] if single else np.stack(values, axis=1)).astype(q.dtype, copy=False)
 
-    about = hdus["SCENES"].data
-    count = np.array([len(identity)]) if blend is not None else _values(about["n_source"], chosen)
+    count = np.array([len(fields["blend"])]) if blend is not None else _values(hdus["SCENES"].data["n_source"], chosen)
     start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
     scenes = _scenes(hdus, chosen, start, fields["center"], _values(fit["input_flags"], rows), fields["star"],
                      _values(fit["auto"], rows), len(bands))
-    index = _values(fit["psf"], rows)
+    # Of a part, scenes, blends and PSFs are numbered from 0 again.
     n_psf = sum(hdus["PSF_SIZE"].shape)  # no axis if there is none
-    used = np.arange(n_psf) if blend is scene is None else np.unique(index)
-    folded_index = np.searchsorted(used, index)
+    used = np.arange(n_psf) if blend is scene is None else np.unique(fields["folded_index"])
+    fields["folded_index"] = np.searchsorted(used, fields["folded_index"])
+    fields["scene_index"] = np.repeat(np.arange(len(chosen)), count)
+    fields["blend"] = np.where(fields["blend"] < 0, -1, np.searchsorted(blends, fields["blend"]))
     folded = FoldedBases(_folding(path, header, model))
     for k in used.tolist():
         folded.add(_psf_image(hdus, k))
-    return DeblendResult(
-        **fields, bands=bands, source_start=start, scene_index=np.repeat(np.arange(len(chosen)), count),
-        blend=np.where(number < 0, -1, np.searchsorted(blends, number)),
-        blend_flux_cov=_covariances(hdus, blends, len(bands)), scenes=scenes,
-        scene_chi2=_values(about["chi2"], chosen), scene_n_pixel=_values(about["n_pixel"], chosen),
-        objective=_values(about["objective"], chosen), coefficients=_values(fit["coefficients"], rows),
-        extent=_values(fit["extent"], rows).astype(np.int8),
-        anchor=np.stack([_values(fit["anchor_x"], rows), _values(fit["anchor_y"], rows)], axis=1),
-        folded=folded, folded_index=folded_index, model_name=header["BUNDLE"],
-        model_version=header["MODELVER"], model_sha256=header["MODELSHA"], solver=header["SOLVER"],
-        n_iteration=header["NITER"],
-        aperture_diameter=header.get("APERTURE", np.nan),
-        row=None if np.array_equal(identity, np.arange(len(identity))) else identity,
-        has_images="IMAGE" in hdus)
+    return fields | {
+        "bands": bands, "source_start": start, "blend_flux_cov": _covariances(hdus, blends, len(bands)),
+        "scenes": scenes, "folded": folded, "model_name": header["BUNDLE"], "model_version": header["MODELVER"],
+        "model_sha256": header["MODELSHA"], "solver": header["SOLVER"], "n_iteration": header["NITER"],
+        "aperture_diameter": header.get("APERTURE", np.nan), "has_images": "IMAGE" in hdus}
 
 
 Rows = NDArray[np.int64] | slice
@@ -371,13 +364,13 @@ def _scenes(hdus: Units, chosen: NDArray[np.int64], start: NDArray[np.int64], ce
     for i, k in enumerate(chosen.tolist()):
         record = about[k]
         shape = (n_band, int(record["n_y"]), int(record["n_x"]))
-        image, weight = ([flat[low[k] : low[k] + size[k]].reshape(shape) for flat in stored]
-                         or [np.broadcast_to(np.float32(0), shape)] * 2)
+        images: Images = ReadyImages(*([flat[low[k] : low[k] + size[k]].reshape(shape) for flat in stored]
+                                       or [np.broadcast_to(np.float32(0), shape)] * 2))
         here, j = slice(start[i], start[i + 1]), int(record["psf"])
         if j not in psfs:
             psfs[j] = _psf_image(hdus, j)
-        scenes.append(Scene(image, weight, center[here], flags[here], psfs[j], star[here], auto[here],
-                            np.array(record["band_present"]), str(record["name"])))
+        scenes.append(Scene(images, center[here], flags[here], psfs[j], star[here], auto[here],
+                            np.array(record["band_present"]), int(record["n_pixel"]), str(record["name"])))
     return scenes
 
 
@@ -399,7 +392,7 @@ def _covariances(hdus: Units, blends: NDArray[np.int64], n_band: int) -> list[ND
             for k in blends.tolist()]
 
 
-def _folding(path: str | Path, header: fits.Header, model: str | Path | Deblender | None,
+def _folding(path: str | Path, header: fits.Header, model: str | Path | LoadedModel | None,
              ) -> Callable[[NDArray[np.float64] | None], FoldedBasis]:
     """How to fold the basis that the result was made with."""
     wanted = f"{header['BUNDLE']} {header['MODELVER']} (SHA-256 {header['MODELSHA'][:12]})"
@@ -418,6 +411,4 @@ def _folding(path: str | Path, header: fits.Header, model: str | Path | Deblende
                          f"{bundle.model_version} (SHA-256 {bundle.sha256[:12]}) in {bundle.path}")
     if model is not None and not isinstance(model, str | Path):
         return model.fold
-    from deblendrt.engine.deblender import fold_bundle  # it imports the result, and the result this module
-
-    return lambda images: fold_bundle(bundle, np.asarray(bundle.psf, np.float64) if images is None else images)
+    return partial(fold_bundle, bundle)

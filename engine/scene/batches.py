@@ -1,4 +1,4 @@
-"""What is solved at once: scenes that share a PSF, up to a number of sources and pixels, and what memory that takes."""
+"""Chunks: scenes that are solved at once share a PSF, and their number follows from the threads and the memory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
-from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene import patches
 from deblendrt.engine.scene.patches import Part
 from deblendrt.engine.scene.psf_field import PsfField
@@ -16,99 +16,123 @@ from deblendrt.engine.scene.scene import Scene
 CHUNK = 512  # sources solved together
 LEAST_CHUNK = 48  # fewer are not divided among threads
 CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
-BYTES_PER_PIXEL, BYTES_PER_SOURCE = 50.0, 1.0e5  # per band, measured: see `memory`
-# What a folded basis takes, in units of its functions in the window: smaller windows, outskirts, every second pixel,
-# and packed copies of all; measured as 175 MB for each new PSF of the LSST model
+BYTES_PER_PIXEL, BYTES_PER_SOURCE = 50.0, 1.0e5  # per band, measured with the LSST model
+# Bytes of a folded basis over those of its functions in the window: smaller windows, outskirts, every second pixel, and
+# packed copies of all. Measured: 175 MB for each new PSF of the LSST model.
 FOLDED_TABLES = 16.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What is solved at once: some scenes, or a part of one."""
+    """Scenes that are solved at once, by number, or one part of one scene."""
 
     members: list[int]
     part: Part | None = None
 
 
-def together(result: DeblendResult, among: list[int], n_source: int) -> Iterator[list[int]]:
-    """Scenes that are solved whole, together: of one folded basis, up to a number of sources and pixels. Those of the
-    same bands, as what some scene of a chunk lacks is left out only where all do."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i in among:
-        scene = result.scenes[i]
-        if scene.n_source and not (max(scene.shape) > patches.LARGEST or isinstance(scene.psf, PsfField)):
-            group = (int(result.folded_index[result.source_start[i]]), *scene.band_present.tolist())
-            groups.setdefault(group, []).append(i)
-    for members in groups.values():
-        held: list[int] = []
-        for i in members:
-            taken = [result.scenes[k] for k in [*held, i]]
-            if held and (sum(s.n_source for s in taken) > n_source
-                         or sum(s.shape[0] * s.shape[1] for s in taken) > CHUNK_PIXELS):
-                yield held
-                held = []
-            held.append(i)
-        yield held
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The memory that solving takes beside images and result, and its limit.
+
+    Attributes
+    ----------
+    n_band : int
+    border : int [pixel]
+        By how much a canvas is larger than its image, per axis.
+    basis : int [byte]
+        The functions of a folded basis in the window.
+    limit : float or None [byte]
+    """
+
+    n_band: int
+    border: int
+    basis: int
+    limit: float | None = None
+
+    def need(self, scenes: list[Scene]) -> float:
+        """Bytes that solving scenes together takes at most."""
+        n_pixel = sum((s.shape[0] + self.border) * (s.shape[1] + self.border) for s in scenes)
+        n_psf = max(len(set(s.psf.at(s.centers).tolist())) if isinstance(s.psf, PsfField) else 1 for s in scenes)
+        return (BYTES_PER_PIXEL * self.n_band * n_pixel + BYTES_PER_SOURCE * self.n_band * sum(
+            s.n_source for s in scenes) + FOLDED_TABLES * self.basis * n_psf)
+
+    def largest(self, chunks: list[Chunk], scenes: list[Scene]) -> float:
+        """Bytes that the largest chunk takes."""
+        return max(self.need([chunk.part.scene] if chunk.part else [scenes[i] for i in chunk.members])
+                   for chunk in chunks)
+
+    def held(self, chunks: list[Chunk], scenes: list[Scene]) -> float:
+        """Number of chunks that the memory holds at a time."""
+        return np.inf if self.limit is None or not chunks else self.limit // self.largest(chunks, scenes)
+
+    def most_workers(self, chunks: list[Chunk], scenes: list[Scene]) -> int:
+        """Number of chunks that may be solved at a time.
+
+        Raises
+        ------
+        ValueError
+            The memory does not hold the largest chunk.
+        """
+        n_held = self.held(chunks, scenes)
+        if n_held < 1:
+            raise ValueError(f"memory_limit: expected at least {self.largest(chunks, scenes):.3g} bytes for these "
+                             f"images, got {self.limit:.3g}")
+        return int(min(n_held, max(len(chunks), 1)))
 
 
-def divide(result: DeblendResult, among: list[int], n_threads: int, memory_limit: float | None) -> list[Chunk]:
-    """Scenes as chunks, so small that every thread has work and that the memory holds a chunk of each.
+def together(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_source: int) -> Iterator[list[int]]:
+    """Yield the scenes that are solved whole, in groups of one PSF and of the same bands.
+
+    A band is left out of the work where no scene of a chunk has it.
 
     Parameters
     ----------
-    result : DeblendResult
+    scenes : list of Scene
+    psf : int64 (n_scene,)
+        Number of each scene's PSF.
     among : list of int
         Scenes to solve.
+    n_source : int
+        Of a group, at most.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in among:
+        scene = scenes[i]
+        if scene.n_source and not (max(scene.shape) > patches.LARGEST or isinstance(scene.psf, PsfField)):
+            groups.setdefault((int(psf[i]), *scene.band_present.tolist()), []).append(i)
+    for members in groups.values():
+        taken: list[int] = []
+        for i in members:
+            more = [scenes[k] for k in [*taken, i]]
+            if taken and (sum(s.n_source for s in more) > n_source
+                          or sum(s.shape[0] * s.shape[1] for s in more) > CHUNK_PIXELS):
+                yield taken
+                taken = []
+            taken.append(i)
+        yield taken
+
+
+def divide(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_threads: int,
+           memory: Memory) -> list[Chunk]:
+    """Divide scenes into chunks so small that every thread has work and the memory holds a chunk of each.
+
+    Parameters
+    ----------
+    scenes, psf, among
+        As in `together`.
     n_threads : int
-    memory_limit : float or None [byte]
+    memory : Memory
 
     Returns
     -------
     list of Chunk
     """
-    parts = [Chunk([i], part) for i in among for part in patches.divide(result.scenes[i])]
-    share = -(-sum(result.scenes[i].n_source for i in among) // n_threads)
+    parts = [Chunk([i], part) for i in among for part in patches.divide(scenes[i])]
+    share = -(-sum(scenes[i].n_source for i in among) // n_threads)
     size = min(max(share, LEAST_CHUNK), CHUNK)
     while True:
-        chunks = [Chunk(members) for members in together(result, among, size)] + parts
-        # rather a thread without work than chunks of a few sources, which waste more; but one of them has to fit
-        if held(chunks, result, memory_limit) >= (n_threads if size > LEAST_CHUNK else 1) or size == 1:
+        chunks = [Chunk(members) for members in together(scenes, psf, among, size)] + parts
+        # A thread without work is better than chunks of a few sources, which waste more; but one chunk has to fit.
+        if memory.held(chunks, scenes) >= (n_threads if size > LEAST_CHUNK else 1) or size == 1:
             return chunks
         size //= 2
-
-
-def held(chunks: list[Chunk], result: DeblendResult, memory_limit: float | None) -> float:
-    """How many chunks the memory holds at a time."""
-    return np.inf if memory_limit is None or not chunks else memory_limit // _largest(chunks, result)
-
-
-def most_workers(chunks: list[Chunk], result: DeblendResult, memory_limit: float | None) -> int:
-    """How many chunks may be solved at a time.
-
-    Raises
-    ------
-    ValueError
-        The memory does not hold the largest.
-    """
-    n_held = held(chunks, result, memory_limit)
-    if n_held < 1:
-        raise ValueError(f"memory_limit: expected at least {_largest(chunks, result):.3g} bytes for these images, got "
-                         f"{memory_limit:.3g}")
-    return int(min(n_held, max(len(chunks), 1)))
-
-
-def _largest(chunks: list[Chunk], result: DeblendResult) -> float:
-    """Bytes that the largest chunk takes."""
-    return max(memory([chunk.part.scene] if chunk.part else [result.scenes[i] for i in chunk.members], result)
-               for chunk in chunks)
-
-
-def memory(scenes: list[Scene], result: DeblendResult) -> float:
-    """Bytes that solving scenes together takes at most, beside images and result."""
-    n_band = len(result.bands)
-    folded = result.folded.fold(None) if len(result.folded) else None
-    border, tables = (0, 0.0) if folded is None else (2 * folded.half, FOLDED_TABLES * folded.phi.nbytes)
-    n_pixel = sum((s.shape[0] + border) * (s.shape[1] + border) for s in scenes)
-    n_psf = max(len(set(s.psf.at(s.centers).tolist())) if isinstance(s.psf, PsfField) else 1 for s in scenes)
-    return (BYTES_PER_PIXEL * n_band * n_pixel + BYTES_PER_SOURCE * n_band * sum(s.n_source for s in scenes)
-            + tables * n_psf)

@@ -16,7 +16,6 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.psf_field import PsfField
 from deblendrt.engine.scene.scene import Scene
 
@@ -75,64 +74,9 @@ def divide(scene: Scene) -> list[Part]:
             if isinstance(scene.psf, PsfField):  # sources of one PSF are drawn together if they stand together
                 rows = rows[np.argsort(scene.psf.at(anchors[rows].astype(np.float64)), kind="stable")]
             own = (x[rows] >= x0) & (x[rows] < x1) & (y[rows] >= y0) & (y[rows] < y1)
-            cut = (slice(None), slice(top, bottom), slice(left, right))
             psf = scene.psf.from_corner(left, top) if isinstance(scene.psf, PsfField) else scene.psf
-            part = dataclasses.replace(scene, image=scene.image[cut], inverse_variance=scene.inverse_variance[cut],
+            part = dataclasses.replace(scene, images=scene.images.cut(slice(top, bottom), slice(left, right)),
                                        centers=scene.centers[rows] - [left, top], flags=scene.flags[rows], psf=psf,
                                        star=scene.star[rows], auto=scene.auto[rows])
             parts.append(Part(part, rows, own, (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))))
     return parts
-
-
-def adopt(result: DeblendResult, i_scene: int, part: Part, solved: DeblendResult,
-          blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
-    """Write a part's own rows into the result of the whole.
-
-    Parameters
-    ----------
-    result : DeblendResult
-        Changed in place.
-    i_scene : int
-    part : Part
-    solved : DeblendResult
-        Of the part's scene alone.
-    blends : dict of int to float32 (n_member, n_band, n_member, n_band)
-        As from `deblendrt.engine.measure.catalogue_rows.record`, of the part.
-
-    Returns
-    -------
-    dict
-        The same of its own sources, by rows of the result.
-    """
-    rows = int(result.source_start[i_scene]) + part.rows
-    return adopt_rows(result, rows[part.own], solved, np.flatnonzero(part.own), blends)
-
-
-def adopt_rows(result: DeblendResult, rows: NDArray[np.int64], solved: DeblendResult, own: NDArray[np.int64],
-               blends: dict[int, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
-    """Write the rows `own` of a solved result to the `rows` of another; as `adopt`."""
-    origin = result.anchor[rows] - solved.anchor[own]
-    for name in PER_SOURCE:
-        getattr(result, name)[rows] = getattr(solved, name)[own]
-    result.position[rows] += origin
-    target = np.full(solved.n_source, -1)
-    target[own] = rows
-    covariances = {}
-    for first, covariance in blends.items():
-        there = target[np.flatnonzero(solved.blend == first)]
-        kept = np.flatnonzero(there >= 0)
-        if len(kept):
-            kept = kept[np.argsort(there[kept])]
-            number = int(there[kept[0]])
-            result.blend[there[kept]] = number
-            covariances[number] = np.ascontiguousarray(covariance[kept][:, :, kept])
-    return covariances
-
-
-PER_SOURCE = frozenset({
-    "position", "latent", "flux", "flux_err", "flux_sys_err", "flux_cov", "position_err", "redistributed_flux",
-    "redistributed_flux_err", "aperture_flux", "aperture_flux_err", "moments", "ellipticity", "ellipticity_err",
-    "blendedness", "flux_overlap", "max_overlap", "map_flux", "chi2", "n_pixel", "log_prior", "flags", "enclosed",
-    "coefficients", "extent",
-})
-"""Fields of a result that the solution of a scene fills in, row by row."""

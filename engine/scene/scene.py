@@ -12,7 +12,7 @@ the cutouts. Arguments are never modified.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,10 @@ from deblendrt.engine.scene.arguments import (
     split_cutouts,
 )
 from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.scene.images import GivenImages, Images, checked_band, with_variance
 from deblendrt.engine.scene.psf import NORM_TOLERANCE, normalize_psf
 from deblendrt.engine.scene.psf_field import CellPsf, PsfField, psf_field
 from deblendrt.engine.scene.windows import Windows, anchor_pixels, too_close
-
-FILL_SIGMA = 1e8  # a fill value, not light: stars saturate below 1e6, and squares in float32 overflow at 1e19
-ESTIMATE_PIXELS = 1_000_000  # a variance needs no more: its own error is then 0.2%
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,16 +42,15 @@ class Scene:
 
     Attributes
     ----------
-    image : float32 (n_band, n_y, n_x) [nJy]
-        Zero where `inverse_variance` is.
-    inverse_variance : float32 (n_band, n_y, n_x) [nJy^-2]
-        Zero where the pixel is masked, bad or the band missing.
+    images : ReadyImages or GivenImages
+        The pixels. Those of a caller are references to the caller's arrays: whoever changes these afterwards changes
+        `image` and `inverse_variance`, and with them the residual of a result.
     centers : float64 (n_source, 2) [pixel]
         (x, y) as given; an integer is the centre of a pixel.
     flags : int64 (n_source,)
         Bits of `Flag` that the input sets.
     psf : float64 (n_band, q, q), PsfField, or None
-        Effective PSF images of sum one; None stands for the model's nominal ones. A band without data has the mean of
+        Effective PSF images of sum one; None stands for the model's nominal PSFs. A band without data has the mean of
         the others.
     star : bool (n_source,)
         Point sources, the rest are galaxies.
@@ -61,18 +58,50 @@ class Scene:
         Whether `star` is for the engine to find out.
     band_present : bool (n_band,)
         The band has weight somewhere in the scene.
+    n_pixel : int
+        Number of pixels with weight, all bands; of a part of a scene that of the whole.
     name : str
     """
 
-    image: NDArray[np.float32]
-    inverse_variance: NDArray[np.float32]
+    images: Images
     centers: NDArray[np.float64]
     flags: NDArray[np.int64]
     psf: NDArray[np.float64] | PsfField | None
     star: NDArray[np.bool_]
     auto: NDArray[np.bool_]
     band_present: NDArray[np.bool_]
+    n_pixel: int
     name: str = ""
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """Image, float32 (n_band, n_y, n_x) [nJy], zero where `inverse_variance` is. Made at every access."""
+        return self.images.image
+
+    @property
+    def inverse_variance(self) -> NDArray[np.float32]:
+        """Inverse variance, float32 (n_band, n_y, n_x) [nJy^-2], zero where a pixel is masked, bad or the band missing.
+
+        Made at every access.
+        """
+        return self.images.inverse_variance
+
+    def window(self, x: int, y: int, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Image and inverse variance of a window, zero off the image, float32 (n_band, size, size) each.
+
+        Parameters
+        ----------
+        x, y : int [pixel]
+            First pixel of the window; may lie off the image.
+        size : int [pixel]
+        """
+        (y0, y1), (x0, x1) = ((min(max(low, 0), n), min(max(low + size, 0), n))
+                              for low, n in zip((y, x), self.shape, strict=True))
+        cut = np.zeros((2, len(self.band_present), size, size), np.float32)
+        image, weight = self.images.cut(slice(y0, y1), slice(x0, x1)).arrays()
+        inside = (slice(None), slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
+        cut[0][inside], cut[1][inside] = image, weight
+        return cut[0], cut[1]
 
     @property
     def n_source(self) -> int:
@@ -82,7 +111,8 @@ class Scene:
     @property
     def shape(self) -> tuple[int, int]:
         """Image size (n_y, n_x) [pixel]."""
-        return self.image.shape[1], self.image.shape[2]
+        _, n_y, n_x = self.images.shape
+        return n_y, n_x
 
     @property
     def anchors(self) -> NDArray[np.int64]:
@@ -162,19 +192,15 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         where = f"[{i}]" if nested else ""
         pixels = read_pixels(images[i], variance_list[i], mask_list[i], background_list[i], zero_point, names, where)
         given = read_centers(center_list[i], "centers" + where)
-        image, weight, not_finite, bad_variance = _convert(pixels, target, sky)
-        windows = Windows(given, (image.shape[1], image.shape[2]), window_half)
-        flags = _window_flags(weight, windows)
-        flags[windows.counts(not_finite) > 0] |= Flag.NON_FINITE
-        flags[windows.counts(bad_variance) > 0] |= Flag.BAD_VARIANCE
+        windows = Windows(given, (pixels.image.shape[1], pixels.image.shape[2]), window_half)
+        checked, flags, n_weighted = _check_pixels(pixels, target, sky, windows)
         flags[too_close(np.where(windows.on_image[:, None], given, np.nan))] |= Flag.TOO_CLOSE
-        flags |= Flag.VARIANCE_ESTIMATED if pixels.variance is None else 0
-        present = np.asarray((weight > 0).any(axis=(1, 2)))
+        present = n_weighted > 0
         images_psf: NDArray[np.float64] | PsfField | None = None
         if callable(psf_list[i]) or isinstance(psf_list[i], CellPsf):
-            place = (id(psf_list[i]), present.tobytes(), image.shape)
+            place = (id(psf_list[i]), present.tobytes(), checked.shape)
             if place not in fields and present.any():
-                fields[place] = _psf_field(psf_list[i], image.shape[1:], target, present, names, "psf" + where)
+                fields[place] = _psf_field(psf_list[i], checked.shape[1:], target, present, names, "psf" + where)
             if place in fields:
                 images_psf = fields[place]
                 flags[images_psf.renormalized[images_psf.at(given)]] |= Flag.PSF_NOT_NORMALIZED
@@ -188,7 +214,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         flags[~windows.on_image] = Flag.OFF_IMAGE
         flags[~np.isfinite(given).all(1)] = Flag.CENTER_NOT_FINITE
         star, auto = read_kind(kind_list[i], "kind" + where, len(given))
-        scenes.append(Scene(image, weight, given, flags, images_psf, star, auto, present, str(i)))
+        scenes.append(Scene(checked, given, flags, images_psf, star, auto, present, int(n_weighted.sum()), str(i)))
     return scenes
 
 
@@ -209,7 +235,8 @@ def with_sources(scene: Scene, centers: NDArray[np.float64], window_half: int) -
     """
     if not len(centers):
         return scene
-    flags = _window_flags(scene.inverse_variance, Windows(centers, scene.shape, window_half)) | int(Flag.FOUND)
+    weighted = (weight > 0 for _, weight in scene.images.by_band())
+    flags = _window_flags(weighted, Windows(centers, scene.shape, window_half)) | int(Flag.FOUND)
     return dataclasses.replace(scene, centers=np.concatenate([scene.centers, centers]),
                                flags=np.concatenate([scene.flags, flags]),
                                star=np.concatenate([scene.star, np.zeros(len(centers), bool)]),
@@ -221,80 +248,42 @@ def with_stars(scene: Scene, star: NDArray[np.bool_]) -> Scene:
     return scene if (star == scene.star).all() else dataclasses.replace(scene, star=star)
 
 
-def estimate_variance(image: NDArray[np.float64], usable: NDArray[np.bool_]) -> float:
-    """Variance of the sky in one band, from the differences of neighbouring pixels.
-
-    sigma = 1.4826 MAD(y[p] - y[p']) / sqrt(2): sources change the median of the absolute differences little. Noise
-    that is correlated between pixels, as in a resampled coadd, comes out too small, and photon noise of the sources
-    is not included.
-
-    Parameters
-    ----------
-    image : float64 (n_y, n_x)
-    usable : bool (n_y, n_x)
-
-    Returns
-    -------
-    float
-        NaN if there are fewer than 16 differences, or more than half of them are equal.
-    """
-    step = max(1, image.size // ESTIMATE_PIXELS)
-    first, right = (slice(None, None, step), slice(None, -1)), (slice(None, None, step), slice(1, None))
-    upper, lower = slice(None, -1, step), slice(1, None, step)
-    difference = np.concatenate([
-        (image[right] - image[first])[usable[right] & usable[first]],
-        (image[lower] - image[upper])[usable[lower] & usable[upper]],
-    ])
-    if difference.size < 16:
-        return np.nan
-    deviation = 1.4826 * float(np.median(np.abs(difference - np.median(difference))))
-    return 0.5 * deviation**2 if deviation > 0 else np.nan
-
-
-def _convert(pixels: GivenPixels, target: NDArray[np.int64], sky: NDArray[np.float64],
-             ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Image and inverse variance in the model's bands; where a band was dropped as not finite, or for its variance."""
-    shape = (len(sky), *pixels.image.shape[1:])
-    image, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    not_finite, bad_variance = np.zeros(shape[1:], bool), np.zeros(shape[1:], bool)
-    # One band at a time bounds the float64 temporaries of a coadd patch.
+def _check_pixels(pixels: GivenPixels, target: NDArray[np.int64], sky: NDArray[np.float64],
+                  windows: Windows) -> tuple[GivenImages, NDArray[np.int64], NDArray[np.int64]]:
+    """The images, the flags that follow from their pixels, and the number of pixels with weight of each band."""
+    estimated = pixels.variance is None
+    pixels = with_variance(pixels, sky[target])
+    not_finite, bad_variance = np.zeros(pixels.image.shape[1:], bool), np.zeros(pixels.image.shape[1:], bool)
+    weighted: list[NDArray[np.bool_] | None] = [None] * len(sky)
     for b, t in enumerate(target):
-        values = pixels.image[b].astype(np.float64) * pixels.factor[b]
-        if pixels.background is not None:
-            values -= pixels.background[b].astype(np.float64) * pixels.background_factor[b]
-        unmasked = np.ones(shape[1:], bool)
-        for mask in pixels.masks:
-            unmasked &= ~mask[b % len(mask)]
-        with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
-            single = values.astype(np.float32)
-            finite = np.isfinite(single)
-            if pixels.variance is None:
-                estimate = estimate_variance(values, unmasked & finite)
-                estimate = sky[t] ** 2 if np.isnan(estimate) else estimate
-                variance = np.asarray(np.inf if np.isnan(estimate) else estimate)
-            else:
-                variance = pixels.variance[b].astype(np.float64) * pixels.variance_factor[b]
-            inverse = (1 / variance).astype(np.float32)
-        known = (variance > 0) & np.isfinite(inverse)
-        significance = np.abs(np.where(finite, values, 0.0)) * np.sqrt(np.where(known, inverse, np.float32(0)))
-        finite &= significance < FILL_SIGMA
-        not_finite |= unmasked & ~finite
-        bad_variance |= unmasked & ~known
-        weight[t] = np.where(unmasked & finite & known, inverse, 0)
-        image[t] = np.where(weight[t] > 0, single, 0)
-    return image, weight, not_finite, bad_variance
+        band = checked_band(pixels, b)
+        not_finite |= band.not_finite
+        bad_variance |= band.bad_variance
+        weighted[t] = band.inverse_variance > 0
+    flags = _window_flags(weighted, windows)
+    flags[windows.counts(not_finite) > 0] |= Flag.NON_FINITE
+    flags[windows.counts(bad_variance) > 0] |= Flag.BAD_VARIANCE
+    flags |= Flag.VARIANCE_ESTIMATED if estimated else 0
+    number = np.array([0 if w is None else np.count_nonzero(w) for w in weighted])
+    clean = bool((number[target] == not_finite.size).all())
+    return GivenImages(pixels, target, len(sky), clean), flags, number
 
 
-def _window_flags(weight: NDArray[np.float32], windows: Windows) -> NDArray[np.int64]:
-    """Flags that follow from where there is weight."""
-    flags = np.zeros(len(windows.anchor), np.int64)
-    counts = np.array([windows.counts(band > 0) for band in weight])
-    flags[(counts == 0).any(0)] |= Flag.BAND_MISSING
-    flags[(counts == 0).all(0)] |= Flag.NO_DATA
+def _window_flags(weighted: Iterable[NDArray[np.bool_] | None], windows: Windows) -> NDArray[np.int64]:
+    """Flags that follow from the pixels with weight, bool (n_y, n_x) a band, or None for a band without any."""
+    flags, n = np.zeros(len(windows.anchor), np.int64), len(windows.anchor)
+    some_missing, none_present, masked = np.zeros(n, bool), np.ones(n, bool), np.ones(n, bool)
+    x, y = windows.anchor.T
+    for band in weighted:
+        seen = np.zeros(n, bool) if band is None else windows.counts(band) > 0
+        some_missing |= ~seen
+        none_present &= ~seen
+        if band is not None and band.size:
+            masked &= ~band[y, x]
+    flags[some_missing] |= Flag.BAND_MISSING
+    flags[none_present] |= Flag.NO_DATA
     flags[windows.cut] |= Flag.EDGE
-    if weight.size:
-        x, y = windows.anchor.T
-        flags[(weight[:, y, x] == 0).all(0)] |= Flag.MASKED_CENTER
+    flags[masked] |= Flag.MASKED_CENTER
     return flags
 
 

@@ -15,19 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute.filters import Plane
-from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.solve import constants
 
 PEAK_THRESHOLD = 7.0  # white noise in six bands exceeds this once in 1e8 pixels; correlated noise does more often
 
 
-def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.float64], listed: NDArray[np.float64],
-                   threshold: float = PEAK_THRESHOLD, doubt: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+def residual_peaks(image: NDArray[np.float32], inverse_variance: NDArray[np.float32], model: NDArray[np.float32],
+                   fwhm: NDArray[np.float64], listed: NDArray[np.float64], threshold: float = PEAK_THRESHOLD,
+                   doubt: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
     """Peaks of a scene's residual, the most significant first.
 
     Parameters
     ----------
-    scene : Scene
+    image : float32 (n_band, n_y, n_x) [nJy]
+    inverse_variance : float32 (n_band, n_y, n_x) [nJy^-2]
     model : float32 (n_band, n_y, n_x) [nJy]
     fwhm : float64 (n_band,) [pixel]
         FWHM of the PSFs.
@@ -43,11 +44,11 @@ def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.fl
     float64 (n_peak, 3)
         x, y [pixel], significance. Peaks are at least one FWHM apart.
     """
-    significance = np.sqrt(_square(scene, model, fwhm, doubt))
-    n_y, n_x = scene.shape
+    significance = np.sqrt(_square(image, inverse_variance, model, fwhm, doubt))
+    n_y, n_x = significance.shape
     y, x = np.nonzero(significance > threshold)
     height = significance[y, x]
-    highest = (scene.inverse_variance[:, y, x] > 0).any(0)
+    highest = (inverse_variance[:, y, x] > 0).any(0)
     for dy, dx in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)):
         highest &= height >= significance[np.clip(y + dy, 0, n_y - 1), np.clip(x + dx, 0, n_x - 1)]
     y, x, height = y[highest], x[highest], height[highest].astype(np.float64)
@@ -69,13 +70,13 @@ def residual_peaks(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.fl
     return peaks[:n].copy()
 
 
-def _square(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.float64],
-            doubt: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def _square(image: NDArray[np.float32], inverse_variance: NDArray[np.float32], model: NDArray[np.float32],
+            fwhm: NDArray[np.float64], doubt: NDArray[np.float32] | None) -> NDArray[np.float32]:
     """Square of the significance of a point source at every pixel, float32 (n_y, n_x)."""
-    plane = Plane(scene.shape, max(map(_half, fwhm), default=0))
+    plane = Plane((image.shape[1], image.shape[2]), max(map(_half, fwhm), default=0))
     signal, power, square = (np.zeros(plane.n, np.float32) for _ in range(3))
     unit = plane.image
-    for b, (image, weight, m, width) in enumerate(zip(scene.image, scene.inverse_variance, model, fwhm, strict=True)):
+    for b, (data, weight, m, width) in enumerate(zip(image, inverse_variance, model, fwhm, strict=True)):
         if not weight.any():
             continue
         kernel = np.exp(-0.5 * (np.arange(_half(width) + 1) * 2.3548 / width) ** 2)
@@ -85,7 +86,7 @@ def _square(scene: Scene, model: NDArray[np.float32], fwhm: NDArray[np.float64],
         np.add(unit, 1, out=unit)
         np.divide(weight, unit, out=unit)
         plane.correlate(kernel**2, power)
-        np.multiply(unit, image - m, out=unit)
+        np.multiply(unit, data - m, out=unit)
         plane.correlate(kernel, signal)
         np.maximum(signal, 0, out=signal)
         np.maximum(power, np.finfo(np.float32).tiny, out=power)  # without weight the signal is zero as well

@@ -62,8 +62,11 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
     runtime = runtime if device is None else device.runtime
     half, window = folded.half, folded.window
     border = ((0, 0), (half, half), (half, half))
-    data = [np.pad(scene.image, border) for scene in scenes]
-    weight = [np.pad(scene.inverse_variance, border) for scene in scenes]
+    data, weight = [], []
+    for scene in scenes:
+        image, inverse_variance = scene.images.arrays()
+        data.append(np.pad(image, border))
+        weight.append(np.pad(inverse_variance, border))
     rows = [np.flatnonzero((scene.flags & NOT_FITTED) == 0) for scene in scenes]
     # a window's first pixel on the canvas is its anchor on the image
     corner = np.concatenate([scene.anchors[good] for scene, good in zip(scenes, rows, strict=True)])

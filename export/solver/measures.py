@@ -1,4 +1,4 @@
-"""Measurements of a solved scene in a graph: `deblendrt.engine.measure.catalogue_rows`, `uncertainty` and `fit_quality`
+"""Measurements of a solved scene in a graph: `deblendrt.engine.measure.measurements`, `uncertainty` and `fit_quality`
 for one scene.
 
 Errors are the engine's: the Laplace approximation around the solution, blend by blend. Apertures, ellipticities and

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.scene.blends import MIN_BLEND_RADIUS
 from deblendrt.engine.scene.flags import Flag
-from deblendrt.engine.scene.scene import FILL_SIGMA
+from deblendrt.engine.scene.images import FILL_SIGMA
 from deblendrt.engine.scene.windows import CLOSE_PAIR_SEPARATION
 from deblendrt.engine.solve import constants
 from deblendrt.export.solver.descent import DescentGraph

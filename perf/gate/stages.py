@@ -25,7 +25,7 @@ from typing import Any
 
 PACKAGE = "deblendrt.engine"
 STAGES: dict[str, tuple[str, ...]] = {
-    "fold": ("compute.folding.fold", "deblender.fold_bundle"),
+    "fold": ("compute.folding.fold", "compute.folding.fold_bundle"),
     "encode": ("solve.start.encoded_shapes", "solve.start.filled_cutout", "model.networks.GraphRuntime.encode"),
     "decode": (
         "compute.decoding.decode",
@@ -75,7 +75,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     "photometry": ("solve.joint_fluxes.linear_fluxes", "solve.joint_fluxes.normal_matrices"),
     "record": (
-        "measure.catalogue_rows.record",
+        "measure.measurements.record",
         "measure.fit_quality.core_statistics",
         "measure.fit_quality.enclosed_fraction",
         "measure.light_shares.share",
@@ -105,7 +105,7 @@ FORMER = {
     "compute.matmul.multiply": "packed",
     "measure.adaptive_moments": "shapes",
     "measure.apertures": "apertures",
-    "measure.catalogue_rows": "record",
+    "measure.measurements": "record",
     "measure.fit_quality": "quality",
     "measure.light_shares": "sharing",
     "measure.systematic_error": "systematics",

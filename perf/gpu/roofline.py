@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 
-from deblendrt.engine.deblender import window
+from deblendrt.engine.compute.folding import window_side
 from deblendrt.engine.model.bundle import Bundle, load_bundle
 from deblendrt.engine.solve import conjugate_gradient
 
@@ -53,7 +53,7 @@ def stages(bundle: Bundle, *, scene_side: int = 101, per_scene: float = 4.8, joi
     """
     n_band, n_basis, n_shape = bundle.n_band, bundle.n_basis, bundle.n_shape
     n_component, n_latent = bundle.n_component, bundle.n_latent
-    side = window(bundle)
+    side = window_side(bundle)
     n_pixel = side * side
     canvas = 4.0 * n_band * scene_side**2 / per_scene  # canvases have borders, which kernels leave out
     stamp, coefficients = 4.0 * n_band * n_pixel, 4.0 * n_band * n_basis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from toy_scenes import make_scene
 from deblendrt.engine.compute.drawing import TILE
 from deblendrt.engine.compute.folded_bases import FoldedBases
 from deblendrt.engine.compute.folded_basis import FoldedBasis
-from deblendrt.engine.deblender import Deblender, fold_bundle
+from deblendrt.engine.compute.folding import fold_bundle
+from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.bundle import Bundle, load_bundle
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
+from deblendrt.engine.scene.images import ReadyImages
 from deblendrt.engine.scene.scene import Scene, make_scenes
 
 WINDOW = 41
@@ -60,20 +63,22 @@ def make_toy_result(
     coefficients = np.zeros((n_source, n_band, 2), np.float32)
     coefficients[np.arange(n_source), :, np.arange(n_source) % 2] = flux
     nan = np.where(fitted, 1.0, np.nan)
+    inverse_variance = np.full((n_band, *shape), 0.25, np.float32)
+    inverse_variance[:, :5, :5] = 0
     scene = Scene(
-        image=np.zeros((n_band, *shape), np.float32),
-        inverse_variance=np.full((n_band, *shape), 0.25, np.float32),
+        images=ReadyImages(np.zeros((n_band, *shape), np.float32), inverse_variance),
         centers=center,
         flags=flags,
         psf=None,
         star=np.arange(n_source) == 3,
         auto=np.arange(n_source) > 3,
         band_present=ones > 0,
+        n_pixel=np.count_nonzero(inverse_variance),
         name="toy",
     )
-    scene.inverse_variance[:, :5, :5] = 0
     result = DeblendResult(
         bands=tuple(bands),
+        source_id=np.arange(n_source),
         source_start=np.array([0, n_source]),
         scene_index=np.zeros(n_source, np.int64),
         center=center,
@@ -99,6 +104,7 @@ def make_toy_result(
         map_flux=flux,
         chi2=100 * nan,
         n_pixel=np.where(fitted, 90, 0),
+        reduced_chi2=100 / 90 * nan,
         log_prior=nan,
         flags=flags,
         enclosed=nan[:, None] * np.ones(n_band),
@@ -143,7 +149,7 @@ def make_random_result(bundle: Bundle, shapes: Sequence[tuple[int, int]], per_sc
         scenes += make_scenes(rng.normal(size=(1, n_band, *shapes[k])), [center[k]], variance=2.0, mask=[mask[k]],
                               psf=psf[k], bundle_bands=bundle.bands, bundle_pixel_scale=0.2, window_half=7)
     nominal = np.asarray(bundle.psf, np.float64)
-    folded = FoldedBases(lambda images: fold_bundle(bundle, nominal if images is None else images))
+    folded = FoldedBases(partial(fold_bundle, bundle))
     folded_index = np.repeat([folded.add(nominal if scene.psf is None else scene.psf) for scene in scenes], per_scene)
     flags = np.concatenate([np.zeros(0, np.int64), *[scene.flags for scene in scenes]])
     flags[5:6] |= Flag.NO_DATA
@@ -166,18 +172,19 @@ def make_random_result(bundle: Bundle, shapes: Sequence[tuple[int, int]], per_sc
         covariance = (root @ root.T).reshape(len(rows), n_band, len(rows), n_band)
         flux_cov[rows] = covariance[np.arange(len(rows)), :, np.arange(len(rows))]
         blend_flux_cov.append(covariance.astype(np.float32))
-    position = np.concatenate([np.zeros((0, 2)), *center]) + values(2)
+    position, chi2 = np.concatenate([np.zeros((0, 2)), *center]) + values(2), values()
     return DeblendResult(
-        bands=tuple(bundle.bands), source_start=np.cumsum([0, *per_scene]), scene_index=scene_index,
+        bands=tuple(bundle.bands), source_id=np.arange(n), source_start=np.cumsum([0, *per_scene]),
+        scene_index=scene_index,
         center=np.concatenate([np.zeros((0, 2)), *center]), position=position, latent=values(9).astype(np.float32),
         flux=values(n_band), flux_err=values(n_band), flux_sys_err=values(n_band), flux_cov=flux_cov, blend=blend,
         blend_flux_cov=blend_flux_cov, position_err=values(2), redistributed_flux=values(n_band),
         redistributed_flux_err=values(n_band), aperture_flux=values(n_band), aperture_flux_err=values(n_band),
         moments=values(3), ellipticity=values(2), ellipticity_err=values(2), blendedness=values(n_band),
-        flux_overlap=values(n_band), max_overlap=values(n_band), map_flux=np.abs(values(n_band)), chi2=values(),
-        n_pixel=np.where(fitted, 100, 0), log_prior=values(),
+        flux_overlap=values(n_band), max_overlap=values(n_band), map_flux=np.abs(values(n_band)), chi2=chi2,
+        n_pixel=np.where(fitted, 100, 0), reduced_chi2=chi2 / 100, log_prior=values(),
         flags=flags, enclosed=values(n_band), scenes=scenes, scene_chi2=rng.random(n_scene),
-        scene_n_pixel=rng.integers(1, 99, n_scene), objective=rng.random(n_scene),
+        scene_n_pixel=np.array([scene.n_pixel for scene in scenes], np.int64), objective=rng.random(n_scene),
         coefficients=values(n_band, bundle.n_basis).astype(np.float32),
         star=np.concatenate([np.zeros(0, bool), *[scene.star for scene in scenes]]),
         star_probability=np.abs(values()), extent=np.zeros(len(flags), np.int8),

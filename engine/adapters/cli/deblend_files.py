@@ -18,6 +18,7 @@ from astropy import units as u
 
 from deblendrt.engine.files import fits, fits_header, output
 from deblendrt.engine.files.catalogues import Catalog, read_source_list
+from deblendrt.engine.result.image_files import write_images, write_stamps
 from deblendrt.engine.result.result_file import tables
 from deblendrt.engine.scene.flags import Flag
 
@@ -141,9 +142,9 @@ def _write(arguments: argparse.Namespace, result: DeblendResult, catalog: Catalo
         table["ra"], table["dec"] = sky.T * u.deg
     with output.in_place_of(arguments.out / CATALOG) as partial:
         tables(result, table).writeto(partial, overwrite=True)
-    output.write_images(arguments.out / IMAGES, result, wcs=image.wcs)
+    write_images(arguments.out / IMAGES, result, wcs=image.wcs)
     if arguments.stamps:
-        output.write_stamps(arguments.out / STAMPS, result)
+        write_stamps(arguments.out / STAMPS, result)
 
 
 def _plot(out: Path, result: DeblendResult, name: str) -> list[str]:

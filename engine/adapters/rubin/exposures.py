@@ -178,12 +178,12 @@ class RubinScene:
         stamp, (x, y) = result.stamps(row)
         light = result.redistributed(row)[0] if redistributed else stamp
         scene = result.scenes[0]
-        placed = canvases.place(stamp, x, y, scene.image.shape)
+        placed = canvases.place(stamp, x, y, scene.images.shape)
         inside = np.zeros(placed.image.shape[1:], bool)
         if result.fitted[row] and inside.size:
             inside = footprint(placed.image, placed.cut(scene.inverse_variance))
-        values = placed.cut(np.zeros(scene.image.shape, np.float32)) if not inside.any() else (
-            canvases.place(light, x, y, scene.image.shape).image)
+        values = placed.cut(np.zeros(scene.images.shape, np.float32)) if not inside.any() else (
+            canvases.place(light, x, y, scene.images.shape).image)
         at = result.position[row] if result.fitted[row] else np.nan_to_num(result.center[row])
         return HeavyFootprint(
             _spans(inside, placed.x.start + self.x0, placed.y.start + self.y0),

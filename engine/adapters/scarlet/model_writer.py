@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.adapters.scarlet.model_reader import ScarletModel, read_model
 from deblendrt.engine.compute import canvases, drawing
+from deblendrt.engine.compute.folding import fold_bundle
 from deblendrt.engine.files.output import in_place_of
 from deblendrt.engine.measure.light_shares import footprint
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
@@ -197,8 +198,6 @@ def _reference_image(bundle: Bundle) -> NDArray[np.float64]:
 def _draw(result: DeblendResult, bundle: Bundle, rows: slice, own: list[int], ids: NDArray[np.int64],
           xy0: tuple[int, int], scale: float) -> list[_Drawn]:
     """Return the sources of a scene, with their components drawn under the reference PSF."""
-    from deblendrt.engine.deblender import fold_bundle  # imported here: it imports half of the engine
-
     basis = fold_bundle(bundle, _reference_image(bundle)[None])
     height, width = result.scenes[int(result.scene_index[rows.start])].shape if rows.start < rows.stop else (1, 1)
     drawn = []
@@ -237,12 +236,12 @@ def _draw(result: DeblendResult, bundle: Bundle, rows: slice, own: list[int], id
 def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: int, own: list[int],
            xy0: tuple[int, int]) -> tuple[tuple[int, int], NDArray[np.bool_]]:
     """Return the pixels where a blend has significant light: (y, x) of their box in the parent image, and the box."""
-    scene = result.scenes[i_scene]
-    covered = []
+    scene, covered = result.scenes[i_scene], []
+    inverse_variance = scene.inverse_variance[own]
     for row in members:
         stamp, (x, y) = result.stamps(row)
-        placed = canvases.place(stamp[own], x, y, scene.image[own].shape)
-        weight = placed.cut(scene.inverse_variance[own])
+        placed = canvases.place(stamp[own], x, y, inverse_variance.shape)
+        weight = placed.cut(inverse_variance)
         if not result.has_images:  # a result read from a file without images: use the survey's depth
             weight = np.broadcast_to((bundle.sky_sigma[own] ** -2.0)[:, None, None].astype(np.float32), weight.shape)
         inside = footprint(placed.image, weight) if result.fitted[row] and placed.image.size else np.zeros(0, bool)

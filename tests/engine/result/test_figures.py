@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_scenes import changed
 
 from deblendrt.engine.result import colors, figures
 from deblendrt.engine.result.result import DeblendResult
@@ -109,8 +110,7 @@ def test_titles(toy_result: Toy) -> None:
     assert figures.source_title(result, 1) == "1   OFF_IMAGE"
     assert figures.source_title(result, 2).endswith("POOR_FIT, UNMODELLED_FLUX")
     assert " mag)" in figures.source_title(result, 0)
-    result.flux[0] = -5
-    result.flags[0] = sum(list(Flag)[:5])
+    result = changed(changed(result, "flux", 0, -5), "flags", 0, sum(list(Flag)[:5]))
     assert "flux < 0" in figures.source_title(result, 0)
     assert figures.source_title(result, 0).endswith(", +2")
 

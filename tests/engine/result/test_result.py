@@ -1,3 +1,6 @@
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 
@@ -69,8 +72,9 @@ def test_index_out_of_range(result, method, index):
 
 
 def test_color(result):
-    result.flux[result.fitted] = np.abs(result.flux[result.fitted])
-    result.flux[7, 0] = -1
+    flux = np.abs(result.flux)
+    flux[7, 0] = -1
+    result = dataclasses.replace(result, flux=flux)
     color, error = result.color("g", "i")
     known = result.fitted.copy()
     known[7] = False
@@ -122,3 +126,11 @@ def test_flux_covariance_is_one_matrix(result):
     assert result.flux_covariance([]).shape == (0, N_BAND, 0, N_BAND)
     with pytest.raises(IndexError, match="rows: expected an index below 44, got 44"):
         result.flux_covariance([44])
+
+
+def test_arrays_are_read_only(result):
+    for again in (result, pickle.loads(pickle.dumps(dataclasses.replace(result, folded=None)))):
+        with pytest.raises(ValueError, match="read-only"):
+            again.flux[0] = 1
+        with pytest.raises(ValueError, match="read-only"):
+            again.blend_flux_cov[0][:] = 0

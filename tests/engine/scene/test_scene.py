@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deblendrt.engine.scene.flags import Flag
-from deblendrt.engine.scene.scene import estimate_variance, make_scenes
+from deblendrt.engine.scene.images import estimate_variance
+from deblendrt.engine.scene.scene import make_scenes
 from deblendrt.engine.scene.windows import Windows, anchor_pixels, too_close
 
 BANDS = ("u", "g", "r", "i")

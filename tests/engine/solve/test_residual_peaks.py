@@ -10,7 +10,6 @@ from toy_scenes import VARIANCE, make_scene
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.scene.flags import Flag
-from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.solve.residual_peaks import residual_peaks
 
 SHAPE = (90, 100)
@@ -78,10 +77,8 @@ def test_noise_and_masks_have_no_peaks() -> None:
     weight = weight.copy()
     weight[:, 95:115, 45:65] = 0
     image[weight == 0] = 0
-    scene = Scene(image, weight, np.zeros((0, 2)), np.zeros(0, np.int64), None, *[np.zeros(0, bool)] * 2,
-                  np.ones(3, bool))
-    assert len(residual_peaks(scene, np.zeros_like(image), np.full(3, 4.0), np.zeros((0, 2)))) == 0
-    weak = residual_peaks(scene, np.zeros_like(image), np.full(3, 4.0), np.zeros((0, 2)), threshold=4.0)
+    assert len(residual_peaks(image, weight, np.zeros_like(image), np.full(3, 4.0), np.zeros((0, 2)))) == 0
+    weak = residual_peaks(image, weight, np.zeros_like(image), np.full(3, 4.0), np.zeros((0, 2)), threshold=4.0)
     assert 0 < len(weak) < 200  # the threshold decides
 
 
@@ -89,9 +86,9 @@ def test_significance_is_that_of_a_point_source() -> None:
     y, x = np.mgrid[:41, :41]
     psf = np.exp(-0.5 * ((x - 20) ** 2 + (y - 20) ** 2) / (4.0 / 2.3548) ** 2)
     image = (100 * psf / psf.sum()).astype(np.float32)[None]
-    scene = Scene(image, np.ones_like(image), np.zeros((0, 2)), np.zeros(0, np.int64), None, *[np.zeros(0, bool)] * 2,
-                  np.ones(1, bool))
-    peaks = residual_peaks(scene, np.zeros_like(image), np.array([4.0]), np.zeros((0, 2)), threshold=3.0)
+    weight = np.ones_like(image)
+    nothing = np.zeros_like(image)
+    peaks = residual_peaks(image, weight, nothing, np.array([4.0]), np.zeros((0, 2)), threshold=3.0)
     np.testing.assert_allclose(peaks, [[20, 20, 100 * np.sqrt((psf**2).sum()) / psf.sum()]], rtol=1e-3)
-    beside = residual_peaks(scene, np.zeros_like(image), np.array([4.0]), np.array([[22.0, 20.0]]), threshold=3.0)
+    beside = residual_peaks(image, weight, nothing, np.array([4.0]), np.array([[22.0, 20.0]]), threshold=3.0)
     assert not len(beside)

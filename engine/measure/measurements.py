@@ -1,0 +1,123 @@
+"""The measurements of a solved problem: photometry with errors, shapes, quality of the fit, flags.
+
+`record` calls the functions that measure, and writes each quantity to the rows. A new quantity needs its entry in
+`deblendrt.engine.result.fields`, a function in this folder, and a line here that writes what the function returns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute import drawing
+from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
+from deblendrt.engine.measure import adaptive_moments, apertures, fit_quality, systematic_error, uncertainty
+from deblendrt.engine.measure.light_shares import share
+from deblendrt.engine.result.rows import Rows
+from deblendrt.engine.solve import constants, joint_fluxes
+from deblendrt.engine.solve.descent import Solution
+
+
+def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solution: Solution) -> None:
+    """Measure a solved problem and write its rows.
+
+    Parameters
+    ----------
+    rows : Rows
+        Written in place.
+    members : list of int
+        Scenes of the problem.
+    fitted : list of int64 (n_fitted,)
+        Per scene, which of its sources are in the problem.
+    solution : Solution
+    """
+    problem, state = solution.problem, solution.state
+    n_band, measured = problem.n_band, problem.measured
+    row = np.concatenate([rows.source_start[i] + f for i, f in zip(members, fitted, strict=True)])
+    map_flux = np.exp(state.latent[:, :n_band])
+    unit = state.jacobian.mix.transpose(0, 2, 1) @ state.jacobian.maps
+    flux, fixed_shape_err = joint_fluxes.linear_fluxes(problem, unit, map_flux, n_sweep=constants.FINAL_SWEEPS,
+                                                       error=constants.MODEL_ERROR if problem.robust else None)
+    rows.write(row, latent=state.latent, coefficients=state.coefficients, extent=problem.extent, map_flux=map_flux,
+               position=rows.anchor[row] + state.latent[:, n_band : n_band + 2],
+               flux=np.where(measured, flux, np.nan),
+               log_prior=np.where(problem.star, np.nan, problem.runtime.log_prior(state.latent)[0]),
+               enclosed=fit_quality.enclosed_fraction(problem, unit))
+    shared = share(problem, state.coefficients, map_flux)
+    rows.write(row, redistributed_flux=shared.redistributed_flux, blendedness=shared.blendedness,
+               flux_overlap=shared.flux_overlap, max_overlap=shared.max_overlap)
+    remaining = _write_with_errors(rows, row, solution)
+    by_shape = np.maximum(rows.flux_err[row] ** 2 - fixed_shape_err**2, 0.0)
+    rows.write(row, redistributed_flux_err=np.sqrt(shared.redistributed_flux_err**2 + by_shape))
+    chi2, n_pixel, n_lost = fit_quality.core_statistics(problem, solution)
+    rows.write(row, chi2=chi2, n_pixel=n_pixel, reduced_chi2=chi2 / np.where(n_pixel > 0, n_pixel, np.nan))
+    for s, i in enumerate(members):
+        rows.scene_chi2[i] = fit_quality.chi2_image(problem, solution, s)[problem.area[s]].sum(dtype=np.float64)
+        rows.objective[i] = solution.objective[s]
+    misfit = systematic_error.misfit(problem, solution)
+    rows.write(row, flux_sys_err=np.where(measured, systematic_error.flux_error(misfit, map_flux, problem.bundle),
+                                          np.nan))
+    fit_quality.flag(rows, row, problem.bundle, n_lost, remaining, misfit.significance)
+
+
+def _write_with_errors(rows: Rows, row: NDArray[np.int64], solution: Solution) -> DoubleArray:
+    """Write the quantities whose errors come from the posterior covariance, and the covariances of the blends.
+
+    Returns
+    -------
+    float64 (n_source,)
+        `uncertainty.remaining_step`.
+    """
+    problem, state = solution.problem, solution.state
+    n_band, bundle = problem.n_band, problem.bundle
+    band = np.arange(n_band)
+    moved = slice(n_band, bundle.n_latent)
+    unit = uncertainty.unit_columns(state)
+    offset = state.latent[:, n_band : n_band + 2]
+    center = bundle.stamp_size // 2 + offset
+    circle = apertures.aperture_functional(bundle.basis, center, 0.5 * rows.aperture_diameter / bundle.pixel_scale)
+    in_aperture = np.einsum("nbck,nk->nbc", unit, circle, optimize=False)  # of each column
+    in_aperture[:, :, 1:3] = 0.0  # the aperture moves with the source
+    light = _reference_images(problem, state.coefficients)
+    moments = adaptive_moments.adaptive_moments(light, center, bundle.basis)
+    gradient = adaptive_moments.ellipticity_gradient(moments.moments, moments.gradient)
+    by_move = np.einsum("nek,nck->nec", gradient, unit[:, bundle.reference_index, 1:], optimize=False)
+    rows.write(row, moments=moments.moments, ellipticity=adaptive_moments.ellipticity(moments.moments),
+               aperture_flux=rows.flux[row] * in_aperture[:, :, 0])
+    downhill = solution.downhill.copy()
+    downhill[:, :n_band] /= np.exp(state.latent[:, :n_band])
+    remaining = np.empty(len(row))
+    for blend in uncertainty.laplace(problem, solution):
+        number = int(row[blend.rows[0]])
+        missing = ~problem.measured[blend.rows]
+        fluxes = blend.matrix[:, :n_band, :, :n_band].astype(np.float32)
+        fluxes[missing] = np.nan
+        fluxes[:, :, missing] = np.nan
+        rows.covariances[number] = fluxes
+        remaining[blend.rows] = uncertainty.remaining_step(blend, downhill[blend.rows], n_band)
+        for a, i in enumerate(blend.rows):
+            own, r = blend.own(a), row[i]
+            rows.blend[r] = number
+            measured = problem.measured[i]
+            rows.flux_cov[r] = np.where(measured[:, None] & measured, own[:n_band, :n_band], np.nan)
+            rows.flux_err[r] = np.sqrt(rows.flux_cov[r][band, band])
+            rows.position_err[r] = np.sqrt(own.diagonal()[n_band : n_band + 2])
+            by_latent = np.zeros((n_band, len(own)))
+            by_latent[band, band] = in_aperture[i, :, 0]
+            by_latent[:, moved] = in_aperture[i, :, 1:]
+            variance = ((by_latent @ own) * by_latent).sum(1)
+            rows.aperture_flux_err[r] = np.where(measured, np.sqrt(variance), np.nan)
+            variance = ((by_move[i] @ own[moved, moved]) * by_move[i]).sum(1)
+            rows.ellipticity_err[r] = np.sqrt(variance)
+    return remaining
+
+
+def _reference_images(problem: Problem, coefficients: FloatArray) -> FloatArray:
+    """Models in the reference band under the reference PSF, float32 (n_source, stamp_size, stamp_size) [nJy]."""
+    bundle = problem.bundle
+    size = bundle.stamp_size
+    flat = np.empty((len(coefficients), size * size), np.float32)
+    basis = bundle.basis.reshape(1, bundle.n_basis, -1)
+    for rows, _ in drawing.tiles(len(coefficients)):
+        flat[rows] = drawing.product(coefficients[rows, bundle.reference_index, None], basis)[:, 0]
+    return flat.reshape(-1, size, size)
