@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute.folded_basis import FoldedBasis
-from deblendrt.engine.compute.problem import Problem
+from deblendrt.engine.compute.problem import Problem, State
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.manifest import FORMAT_REVISION, GRAPHS, graph_sizes
 from deblendrt.engine.model.outskirts import expand, split
 from deblendrt.engine.scene.scene import make_scenes
+from deblendrt.engine.solve import curvature
 from deblendrt.engine.solve.start import build_problem, start_latents
 
 Array = NDArray[np.float64]
@@ -336,3 +337,10 @@ def make_problem(deblender: Deblender, cutouts: Any, centers: Any, *, robust: bo
 def add_noise(image: Array, rng: np.random.Generator) -> NDArray[np.float32]:
     """Add sky noise of SKY_SIGMA."""
     return (image + np.array(SKY_SIGMA)[:, None, None] * rng.standard_normal(image.shape)).astype(np.float32)
+
+
+def pushed_by(state: State, v: Array) -> Array:
+    """J v: change of the coefficients along a step v whose flux part is relative, (n_source, n_band, n_basis)."""
+    n_band = state.coefficients.shape[1]
+    columns = curvature.columns(state).astype(np.float64)
+    return v[:, :n_band, None] * columns[:, :, 0] + np.einsum("nc,nbck->nbk", v[:, n_band:], columns[:, :, 1:])

@@ -16,41 +16,6 @@ from deblendrt.engine.solve import constants
 from deblendrt.engine.units import DoubleArray, FloatArray
 
 
-def blocks(problem: Problem, state: State, wbar: DoubleArray, rim: DoubleArray,
-           curvature: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """Gauss-Newton blocks H_i of single sources, prior curvature included, by relative flux, offset and shape.
-
-    Parameters
-    ----------
-    problem : Problem
-    state : State
-    wbar, rim : float64 (n_source, n_used) [nJy^-2]
-        Mean weights in the windows and, of extended sources, in their outskirts.
-    curvature : float64 (n_source, n_latent, n_latent)
-        Of the prior.
-
-    Returns
-    -------
-    block : float64 (n_source, n_latent, n_latent)
-    outskirts : float64 (n_source, n_latent, n_latent)
-        What of them the outskirts contribute.
-    """
-    rows = problem.used(columns(state))
-    by_band = np.ascontiguousarray(rows.transpose(1, 0, 2, 3))
-    block = curvature.copy()
-
-    def added(chosen: NDArray[np.int64], gram: DoubleArray, weight: DoubleArray) -> DoubleArray:
-        return by_latent(problem.spread(_products(by_band[:, chosen], rows[chosen], gram, weight[chosen])))
-
-    for members, basis in problem.folded.groups(len(rows)):
-        drawn = np.minimum(problem.extent[members], 0)
-        for k in np.unique(drawn).tolist():
-            chosen = members[drawn == k]
-            block[chosen] += added(chosen, basis.at(k).gram, wbar)
-    beyond = outskirts(problem, rows, rim)
-    return block + beyond, beyond
-
-
 def outskirts(problem: Problem, rows: FloatArray, rim: DoubleArray) -> DoubleArray:
     """Curvature that the outskirts of extended sources add to their blocks.
 

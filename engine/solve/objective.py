@@ -288,31 +288,8 @@ def _weigh(problem: Problem, likely: Likelihood, model: Canvases, *,
     return weights, residuals, losses
 
 
-def push(state: State, step: DoubleArray) -> FloatArray:
-    """J v: change of the coefficients along a step, in factored form.
-
-    Parameters
-    ----------
-    state : State
-    step : float64 (n_source, n_latent)
-        Its flux part is relative, d ln(flux).
-
-    Returns
-    -------
-    float32 (n_source, n_band, n_basis) [nJy]
-    """
-    maps, d_maps, mix, d_mix = state.jacobian
-    n, n_band, _ = state.coefficients.shape
-    v = step.astype(np.float32)
-    flux = np.exp(state.latent[:, :n_band]).astype(np.float32)
-    along = (v[:, None, n_band:] @ d_maps.reshape(n, d_maps.shape[1], -1)).reshape(maps.shape)
-    along_mix = (v[:, None, n_band + 2 :] @ d_mix.reshape(n, d_mix.shape[1], -1)).reshape(mix.shape)
-    change = mix.transpose(0, 2, 1) @ along + along_mix.transpose(0, 2, 1) @ maps
-    return np.asarray(state.coefficients * v[:, :n_band, None] + flux[:, :, None] * change, np.float32)
-
-
 def pull(state: State, d_coefficients: FloatArray) -> DoubleArray:
-    """J^T g, the adjoint of `push`.
+    """J^T g: the gradient by latents from the gradient by coefficients.
 
     Parameters
     ----------

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from deblendrt.engine.compute.cuda.descent import Descent
-from deblendrt.engine.compute.cuda.layouts import make_layout
 from deblendrt.engine.compute.cuda.work import DeviceWork
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import DoubleArray, Problem
@@ -125,9 +124,7 @@ def ours(work: DeviceWork, start: Start, n_repeat: int) -> tuple[Descent, dict[s
     figures : dict
     """
     work.clear()
-    every, joint = make_layout(start.problem)
-    descent = Descent(work.model, every, joint)
-    descent.load(start.problem, every, joint)
+    descent = work.load(start.problem)
 
     def prepare() -> None:
         descent.start(start.latent, start.floor)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 from deblendrt.engine.compute.folding import window_side
 from deblendrt.engine.model.bundle import Bundle, load_bundle
-from deblendrt.engine.solve import conjugate_gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Stage:
     byte: float
 
 
-def stages(bundle: Bundle, *, scene_side: int = 101, per_scene: float = 4.8, joint: float = 0.8,
+def stages(bundle: Bundle, *, scene_side: int = 101, per_scene: float = 4.8, blend: float = 4.2, n_pair: float = 2.3,
            network_flop: float = 0.0) -> Iterator[Stage]:
     """The kernels of one Gauss-Newton iteration.
 
@@ -46,8 +45,10 @@ def stages(bundle: Bundle, *, scene_side: int = 101, per_scene: float = 4.8, joi
     scene_side : int [pixel]
     per_scene : float
         Sources.
-    joint : float
-        Fraction of the sources that are not alone in their blend.
+    blend : float
+        Sources of a source's blend: the root of the mean square, for work that grows as the cube.
+    n_pair : float
+        Pairs of sources whose windows overlap, per source, each source with itself among them.
     network_flop : float
         Of `decode_jacobian` and `log_prior` together, per source.
     """
@@ -61,26 +62,24 @@ def stages(bundle: Bundle, *, scene_side: int = 101, per_scene: float = 4.8, joi
     columns = coefficients * (n_shape + 3)
     product = 2.0 * n_band * n_basis * n_pixel
     moves = n_shape + 2
-    push = 2.0 * (moves * n_component * n_basis + 2 * n_component * n_band * n_basis)
+    pull = 2.0 * (moves * n_component * n_basis + 2 * n_component * n_band * n_basis)
     block = 8.0 * n_latent**2
-    n_conjugate = conjugate_gradient.N_DEVICE_CONJUGATE
+    n_column, n_half = n_shape + 3, ((side + 1) // 2) ** 2
+    images, inner = 4.0 * n_band * n_column * n_half, 4.0 * n_band * n_column**2
     yield Stage("decode_jacobian, log_prior", 1, network_flop, d_maps)
     yield Stage("stamps: coefficients x basis", 2, product, coefficients + stamp)
     yield Stage("render: stamps to scenes", 2, n_band * n_pixel, stamp + canvas)
     yield Stage("residual", 1, 12 * canvas / 4, 5 * canvas)
     yield Stage("project: windows x basis", 1, product, canvas + coefficients)
     yield Stage("loss", 1, 24 * canvas / 4, 4 * canvas)
-    yield Stage("pull", 1, push, d_maps + 2 * coefficients)
-    yield Stage("mean weight", 1, 2 * n_band * n_pixel, canvas)
-    yield Stage("columns", 1, (n_shape + 3) * 2.0 * n_component * n_band * n_basis, d_maps + columns)
-    yield Stage("columns x Gram", 1, 2.0 * n_band * (n_shape + 3) * n_basis**2, 2 * columns)
-    yield Stage("blocks", 1, 2.0 * n_band * (n_shape + 3) ** 2 * n_basis, 2 * columns + 2 * block)
-    yield Stage("damped inverse", 1, 2.0 * n_latent**3, 2 * block)
+    yield Stage("pull", 1, pull, d_maps + 2 * coefficients)
+    yield Stage("columns", 1, n_column * 2.0 * n_component * n_band * n_basis, d_maps + columns)
+    yield Stage("derivative images: columns x every second pixel", 1, 2.0 * n_band * n_column * n_basis * n_half,
+                columns + images)
+    yield Stage("couplings", n_pair, 2.0 * n_band * n_column**2 * n_half, 2 * images + canvas / 4 + inner)
+    yield Stage("joint blocks", n_pair, 2.0 * inner / 4, inner + 2 * block)
+    yield Stage("joint solve", 1, 2 / 3 * n_latent**3 * blend**2, 2 * n_pair * block + blend * block)
     yield Stage("choose, secant, move", 1, 0.0, 2 * (d_maps + coefficients) + 2 * block)
-    yield Stage("conjugate gradient: push, pull", n_conjugate * joint, 2 * push, 2 * d_maps + 4 * coefficients)
-    yield Stage("conjugate gradient: stamps", n_conjugate * joint, product, coefficients + stamp)
-    yield Stage("conjugate gradient: render, weigh", n_conjugate * joint, n_band * n_pixel, stamp + 2 * canvas)
-    yield Stage("conjugate gradient: project", n_conjugate * joint, product, canvas + coefficients)
 
 
 def page(bundle: Bundle, tflops: float, gbps: float, n_iteration: float) -> str:
@@ -109,7 +108,7 @@ def main() -> None:
     parser.add_argument("--bundle", default="lsst")
     parser.add_argument("--tflops", type=float, default=67.0, help="of the unit that does the products")
     parser.add_argument("--gbps", type=float, default=3000.0)
-    parser.add_argument("--iterations", type=float, default=15.0, help="12, and for a fifth of the sources 15 more")
+    parser.add_argument("--iterations", type=float, default=11.4, help="a source, further rounds included")
     arguments = parser.parse_args()
     print(page(load_bundle(arguments.bundle), arguments.tflops, arguments.gbps, arguments.iterations))
 

@@ -3,13 +3,15 @@
 The same steps in the same precisions: float32 for coefficients, images and products (PyTorch's default, no TF32),
 float64 for latents, blocks and sums. Scenes are equally large and lie behind one another, sources in one flat batch;
 stamps are one batched product, scattered with `index_add_`; windows are gathered with `index_select`. Networks run
-through `torch_graph`. Left out, as the comparison has none of them: stars, outskirts of extended sources, sources
+through `torch_graph`. Left out, as the comparison has none of them: blends of more than ten sources,
+sources that are the same in every number, stars, outskirts of extended sources, sources
 without weight in some band, more than one PSF, sources held in a background.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +20,18 @@ from torch import Tensor
 
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import DoubleArray, Problem
-from deblendrt.engine.solve import conjugate_gradient, constants
+from deblendrt.engine.solve import constants
 from deblendrt.engine.solve.prior import prior_curvature
 from perf.gpu.torch_graph import TorchGraph
+
+
+class BlendsOfOneSize(NamedTuple):
+    """Blends of n sources each: members (n_blend, n), their pairs, and where these stand in the matrices."""
+
+    members: Tensor
+    pairs: Tensor
+    above: Tensor
+    below: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +42,21 @@ class Loaded:
     ----------
     decode_jacobian, log_prior : TorchGraph
     phi, phi_t : float32 (n_band, n_basis, n_pixel), (n_band, n_pixel, n_basis)
-    gram : float32 (n_band, n_basis, n_basis)
-    profile : float32 (n_band, n_pixel, 1)
+    halved : list of float32 (n_band, n_basis, n_half)
+        Every second pixel of the window along both axes, for windows that begin at even and odd rows and columns.
+    by_parity, in_order : int64 (n_source,)
+        Sources in the order of these tables, and back.
+    n_parity : list of int
+        Sources of each table.
+    shape : (int, int) [pixel]
+        Of a canvas.
+    quarter : int64 (n_source * n_half)
+        Squares of four pixels that images of every second pixel lie on.
+    first, second, own : int64
+        Sources of the pairs whose windows overlap; the pair of each source with itself.
+    common : int64 (n_pair, n_half)
+        Pixels of the second source where the first one's are; n_half where it has none.
+    groups : list of BlendsOfOneSize
     data, weight : float32 (n_band, n_scene * n_y * n_x)
     window : int64 (n_source * n_pixel)
         Pixels under each source's window.
@@ -41,8 +65,6 @@ class Loaded:
     owned : int64 (n_owned,)
         Pixels that sources own, blend after blend.
     owned_start : int64 (n_blend + 1,)
-    joint, joint_blend, joint_window
-        Rows of the sources of blends of several, their blends and windows.
     floor : float64 (n_source, n_band)
     offset0 : float64 (n_source, 2)
     curvature : float64 (n_source, n_latent, n_latent)
@@ -55,8 +77,17 @@ class Loaded:
     log_prior: TorchGraph
     phi: Tensor
     phi_t: Tensor
-    gram: Tensor
-    profile: Tensor
+    halved: list[Tensor]
+    by_parity: Tensor
+    in_order: Tensor
+    n_parity: list[int]
+    shape: tuple[int, int]
+    quarter: Tensor
+    first: Tensor
+    second: Tensor
+    own: Tensor
+    common: Tensor
+    groups: list[BlendsOfOneSize]
     data: Tensor
     weight: Tensor
     window: Tensor
@@ -64,9 +95,6 @@ class Loaded:
     n_blend: int
     owned: Tensor
     owned_start: Tensor
-    joint: Tensor
-    joint_blend: Tensor
-    joint_window: Tensor
     floor: Tensor
     offset0: Tensor
     curvature: Tensor
@@ -133,21 +161,67 @@ def load(problem: Problem, floor: DoubleArray, device: Any) -> Loaded:
     owner = np.concatenate([np.where(part.owner >= 0, part.blend[part.owner] + start, -1).ravel()
                             for part, start in zip(problem.partition, before[:-1], strict=True)])
     owned = np.argsort(owner, kind="stable")[(owner < 0).sum() :]
-    joint = np.flatnonzero(np.bincount(problem.blend)[problem.blend] > 1)
     graphs = {name: TorchGraph(problem.bundle.read(f"{name}.onnx"), n, device)
               for name in ("decode_jacobian", "log_prior")}
     return Loaded(
         **graphs, phi=put(folded.phi, np.float32), phi_t=put(folded.phi_t, np.float32),
-        gram=put(folded.gram, np.float32), profile=put(problem.profile[0].reshape(folded.n_band, -1, 1), np.float32),
+        shape=(n_y, n_x), **_pairs(problem, put),
         data=put(np.stack(problem.data, 1).reshape(folded.n_band, -1), np.float32),
         weight=put(np.stack(problem.weight, 1).reshape(folded.n_band, -1), np.float32),
         window=put(window.ravel(), np.int64), blend=put(problem.blend, np.int64), n_blend=problem.n_blend,
         owned=put(owned, np.int64),
         owned_start=put(np.searchsorted(owner[owned], np.arange(problem.n_blend + 1)), np.int64),
-        joint=put(joint, np.int64), joint_blend=put(problem.blend[joint], np.int64),
-        joint_window=put(window[joint].ravel(), np.int64), floor=put(floor, np.float64),
+        floor=put(floor, np.float64),
         offset0=put(problem.offset0, np.float64), curvature=put(prior_curvature(problem), np.float64),
         center_sigma=problem.center_sigma, robust=problem.robust)
+
+
+def _pairs(problem: Problem, put: Callable[[Any, Any], Tensor]) -> dict[str, Any]:
+    """The fields of `Loaded` that the joint step needs."""
+    folded, n, corner = problem.folded.of(0), len(problem.scene), problem.corner
+    window = folded.window
+    side = (window + 1) // 2
+    image = np.zeros((*folded.phi.shape[:2], 2 * side, 2 * side), np.float32)
+    image[:, :, :window, :window] = folded.phi.reshape(*folded.phi.shape[:2], window, window)
+    odd = corner % 2
+    parity = 2 * odd[:, 1] + odd[:, 0]
+    by_parity = np.argsort(parity, kind="stable")
+    n_y, n_x = (size // 2 for size in problem.data[0].shape[1:])
+    row, column = np.divmod(np.arange(side**2), side)
+    x, y = ((corner + 1) // 2).T
+    # an image may have a last row or column of zeros beyond the canvas: any square of the canvas serves
+    quarter = ((problem.scene[:, None] * n_y + np.minimum(y[:, None] + row, n_y - 1)) * n_x
+               + np.minimum(x[:, None] + column, n_x - 1))
+    size = np.bincount(problem.blend, minlength=problem.n_blend)
+    if size.max() > constants.MAX_DENSE:
+        raise ValueError(f"expected blends of at most {constants.MAX_DENSE} sources")
+    pairs: list[tuple[int, int]] = []
+    groups = []
+    for blend in range(problem.n_blend):
+        members = np.flatnonzero(problem.blend == blend)
+        pairs += [(i, j) for a, i in enumerate(members) for j in members[a:]
+                  if (np.abs(corner[i] - corner[j]) < window).all()]
+    first, second = np.array(pairs).T
+    down, right = y[first] - y[second], x[first] - x[second]
+    v, u = row + down[:, None], column + right[:, None]
+    common = np.where((v >= 0) & (v < side) & (u >= 0) & (u < side), v * side + u, side**2)
+    pair_blend = problem.blend[first]
+    place = np.zeros(n, np.int64)
+    for count in sorted(set(size[size > 0].tolist())):
+        chosen = np.flatnonzero(size == count)
+        members = np.array([np.flatnonzero(problem.blend == blend) for blend in chosen])
+        place[members] = np.arange(count)
+        mine = np.flatnonzero(np.isin(pair_blend, chosen))
+        number = np.searchsorted(chosen, pair_blend[mine])
+        a, b = place[first[mine]], place[second[mine]]
+        groups.append(BlendsOfOneSize(*(put(values, np.int64) for values in (
+            members, mine, (number * count + a) * count + b, (number * count + b) * count + a))))
+    halved = [put(image[:, :, r::2, c::2].reshape(*image.shape[:2], -1), np.float32) for r in (0, 1) for c in (0, 1)]
+    return {"halved": halved, "by_parity": put(by_parity, np.int64), "in_order": put(np.argsort(by_parity), np.int64),
+            "n_parity": np.bincount(parity, minlength=4).tolist(), "quarter": put(quarter.ravel(), np.int64),
+            "first": put(first, np.int64), "second": put(second, np.int64),
+            "own": put(np.flatnonzero(first == second)[np.argsort(first[first == second])], np.int64),
+            "common": put(common, np.int64), "groups": groups}
 
 
 class TorchDescent:
@@ -259,17 +333,6 @@ def by_blend(p: Loaded, weight: Tensor, c2: Tensor, state: State) -> Tensor:
     return total.index_add(0, p.blend, state.log_prior, alpha=-1)
 
 
-def push(p: Loaded, jacobian: tuple[Tensor, ...], coefficients: Tensor, latent: Tensor, step: Tensor) -> Tensor:
-    """See `objective.push`."""
-    maps, d_maps, mix, d_mix = jacobian
-    n, n_band = coefficients.shape[:2]
-    v = step.float()
-    along = (v[:, None, n_band:] @ d_maps.reshape(n, d_maps.shape[1], -1)).view_as(maps)
-    along_mix = (v[:, None, n_band + 2 :] @ d_mix.reshape(n, d_mix.shape[1], -1)).view_as(mix)
-    change = mix.transpose(1, 2) @ along + along_mix.transpose(1, 2) @ maps
-    return coefficients * v[:, :n_band, None] + latent[:, :n_band, None].exp().float() * change
-
-
 def pull(p: Loaded, jacobian: tuple[Tensor, ...], coefficients: Tensor, latent: Tensor, g: Tensor) -> Tensor:
     """See `objective.pull`."""
     maps, d_maps, mix, d_mix = jacobian
@@ -280,8 +343,8 @@ def pull(p: Loaded, jacobian: tuple[Tensor, ...], coefficients: Tensor, latent: 
     return torch.cat([(coefficients * g).sum(2), shape[:, :2], shape[:, 2:] + by_mix], 1).double()
 
 
-def blocks(p: Loaded, state: State, wbar: Tensor, curvature: Tensor) -> Tensor:
-    """See `curvature.blocks`."""
+def columns(p: Loaded, state: State) -> Tensor:
+    """See `curvature.columns`; bands first: (n_band, n_source, n_column, n_basis)."""
     maps, d_maps, mix, d_mix = state[1:5]
     n, n_band, n_basis = state.coefficients.shape
     n_move, n_shape = d_maps.shape[1], d_mix.shape[1]
@@ -289,61 +352,54 @@ def blocks(p: Loaded, state: State, wbar: Tensor, curvature: Tensor) -> Tensor:
     mixed = (d_mix.permute(0, 3, 1, 2).reshape(n, n_band * n_shape, -1) @ maps).view(n, n_band, n_shape, n_basis)
     flux = state.latent[:, :n_band, None, None].exp().float()
     rows = torch.cat([state.coefficients[:, :, None], flux * moved[:, :, :2], flux * (moved[:, :, 2:] + mixed)], 2)
-    rows = rows.transpose(0, 1).reshape(n_band, -1, n_basis)
-    through = torch.bmm(rows, p.gram).view(n_band * n, 1 + n_move, n_basis)
-    inner = torch.bmm(through, rows.view(n_band * n, 1 + n_move, n_basis).transpose(1, 2))
-    inner = inner.view(n_band, n, 1 + n_move, 1 + n_move).transpose(0, 1).double() * wbar[:, :, None, None]
-    cross = inner[:, :, 0, 1:]
-    block = torch.cat([torch.cat([torch.diag_embed(inner[:, :, 0, 0]), cross], 2),
-                       torch.cat([cross.transpose(1, 2), inner[:, :, 1:, 1:].sum(1)], 2)], 1)
-    return block + curvature
+    return rows.transpose(0, 1)
 
 
-def inverse(block: Tensor) -> Tensor:
-    """See `curvature.inverse`."""
-    scale = block.diagonal(dim1=1, dim2=2).rsqrt()
-    scaled = block * scale[:, :, None] * scale[:, None, :]
-    unit = torch.eye(block.shape[1], dtype=block.dtype, device=block.device)
-    # by Cholesky factors: both steps are batched kernels that a CUDA graph can hold
-    lower = torch.linalg.cholesky_ex(scaled + 1e-6 * unit).L
-    half = torch.linalg.solve_triangular(lower, unit.expand_as(scaled), upper=False)
-    return (half.mT @ half) * scale[:, :, None] * scale[:, None, :]
+def by_latent(inner: Tensor) -> Tensor:
+    """See `curvature.by_latent`."""
+    cross, back = inner[:, :, 0, 1:], inner[:, :, 1:, 0]
+    return torch.cat([torch.cat([torch.diag_embed(inner[:, :, 0, 0]), cross], 2),
+                      torch.cat([back.transpose(1, 2), inner[:, :, 1:, 1:].sum(1)], 2)], 1)
 
 
 def newton_step(p: Loaded, place: Place, weights: Tensor, downhill: Tensor) -> Tensor:
-    """See `conjugate_gradient.newton_step`."""
-    state, n_band = place.state, len(p.phi)
-    under = weights.index_select(1, p.window).view(n_band, len(downhill), -1)
-    wbar = torch.bmm(under, p.profile)[:, :, 0].T.double()
-    block = blocks(p, state, wbar, place.curvature)
-    diagonal = block.diagonal(dim1=1, dim2=2)
-    added = place.damping[p.blend, None] * torch.cat([torch.zeros_like(diagonal[:, :n_band]), diagonal[:, n_band:]], 1)
-    inverted = inverse(block + torch.diag_embed(added))
-    step = (inverted @ downhill[:, :, None])[:, :, 0]
-    if not len(p.joint):
-        return step
-    latent, *jacobian, coefficients = (a[p.joint] for a in state[:6])
-    inverted, added, curvature, rest = (a[p.joint] for a in (inverted, added, place.curvature, downhill))
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return torch.zeros_like(place.damping).index_add(0, p.joint_blend, (a * b).sum(1))
-
-    def ratio(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), 0.0)[p.joint_blend, None]
-
-    solution = torch.zeros_like(rest)
-    z = direction = (inverted @ rest[:, :, None])[:, :, 0]
-    rz = dot(rest, z)
-    for _ in range(conjugate_gradient.N_DEVICE_CONJUGATE):
-        image = render(p, push(p, tuple(jacobian), coefficients, latent, direction), p.joint_window) * weights
-        pulled = pull(p, tuple(jacobian), coefficients, latent, project(p, image, p.joint_window))
-        applied = pulled + (curvature @ direction[:, :, None])[:, :, 0] + added * direction
-        alpha = ratio(rz, dot(direction, applied))
-        solution, rest = solution + alpha * direction, rest - alpha * applied
-        z = (inverted @ rest[:, :, None])[:, :, 0]
-        following = dot(rest, z)
-        direction, rz = z + ratio(following, rz) * direction, following
-    return step.index_copy(0, p.joint, solution)
+    """See `descent.newton_step` and `joint_step`."""
+    state, n_band, n_latent = place.state, len(p.phi), downhill.shape[1]
+    rows = columns(p, state)
+    n_column = rows.shape[2]
+    sorted_rows = rows.index_select(1, p.by_parity).split(p.n_parity, 1)
+    images = torch.cat([part @ table[:, None] for part, table in zip(sorted_rows, p.halved, strict=True)], 1)
+    images = images.index_select(1, p.in_order)
+    quarter = weights.view(n_band, -1, p.shape[0], p.shape[1])[:, :, : p.shape[0] // 2 * 2, : p.shape[1] // 2 * 2]
+    quarter = (quarter[:, :, ::2] + quarter[:, :, 1::2]).view(n_band, -1, 2).sum(2)
+    under = quarter.index_select(1, p.quarter).view(n_band, len(downhill), 1, -1)
+    # the second source's pixels where the first one has them; zero where the second has none
+    second = torch.nn.functional.pad(images, (0, 1)).index_select(1, p.second)
+    second = second.gather(3, p.common[None, :, None].expand(n_band, -1, n_column, -1))
+    left = (images * under).index_select(1, p.first)
+    inner = torch.matmul(left, second.transpose(2, 3)).transpose(0, 1).double()
+    block = by_latent(inner)
+    own = block.index_select(0, p.own) + place.curvature
+    damping = place.damping[p.blend, None]
+    damped = torch.cat([torch.where(damping >= constants.FLUX_DAMPED, damping, 0.0).expand(-1, n_band),
+                        damping.expand(-1, n_latent - n_band)], 1)
+    block = block.index_copy(0, p.own, own + torch.diag_embed(own.diagonal(dim1=1, dim2=2) * damped))
+    step = torch.zeros_like(downhill)
+    for group in p.groups:
+        n_blend, n = group.members.shape
+        matrix = torch.zeros((n_blend * n * n, n_latent, n_latent), dtype=block.dtype, device=block.device)
+        mine = block.index_select(0, group.pairs)
+        matrix = matrix.index_copy(0, group.below, mine.transpose(1, 2)).index_copy(0, group.above, mine)
+        matrix = matrix.view(n_blend, n, n, n_latent, n_latent).transpose(2, 3).reshape(n_blend, n * n_latent, -1)
+        scale = matrix.diagonal(dim1=1, dim2=2).rsqrt()
+        unit = torch.eye(n * n_latent, dtype=block.dtype, device=block.device)
+        # by Cholesky factors: both steps are batched kernels that a CUDA graph can hold
+        lower = torch.linalg.cholesky_ex(matrix * scale[:, :, None] * scale[:, None] + constants.JOINT_RIDGE * unit).L
+        right = (downhill.index_select(0, group.members.view(-1)).view(n_blend, -1) * scale)[:, :, None]
+        half = torch.linalg.solve_triangular(lower, right, upper=False)
+        solved = torch.linalg.solve_triangular(lower.mT, half, upper=True)[:, :, 0] * scale
+        step = step.index_copy(0, group.members.view(-1), solved.view(-1, n_latent))
+    return step
 
 
 def move(p: Loaded, latent: Tensor, step: Tensor) -> Tensor:
@@ -363,17 +419,19 @@ def move(p: Loaded, latent: Tensor, step: Tensor) -> Tensor:
 
 def damped(damping: Tensor, decrease: Tensor, expected: Tensor) -> Tensor:
     """See `descent.damped`."""
-    following = torch.where(decrease < 0.25 * expected, damping * 4,
-                            torch.where(decrease < 0.5 * expected, damping, damping * 0.25))
-    rejected = (damping * 8).clamp(min=constants.REJECTED_DAMPING)
-    return torch.where(decrease > 0, following, rejected).clamp(min=constants.MIN_DAMPING)
+    following = torch.where(decrease < constants.POOR_DECREASE * expected, damping * constants.POOR_FACTOR,
+                            torch.where(decrease < constants.GOOD_DECREASE * expected, damping,
+                                        damping * constants.GOOD_FACTOR))
+    rejected = (damping * constants.REJECTED_FACTOR).clamp(min=constants.REJECTED_DAMPING)
+    return torch.where(decrease > 0, following, rejected).clamp(constants.MIN_DAMPING, constants.MAX_DAMPING)
 
 
 def secant(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:
     """See `curvature.secant`."""
     expected = (curvature @ step[:, :, None])[:, :, 0]
     before, after = (step * expected).sum(1), (step * change).sum(1)
-    good = (after > 0.1 * before) & (after < 100 * before) & (before > 1e-10)
+    good = ((after > constants.MIN_SECANT_RATIO * before) & (after < constants.MAX_SECANT_RATIO * before)
+            & (before > constants.MIN_SECANT_CURVATURE))
     removed = expected[:, :, None] * (expected / torch.where(good, before, 1.0)[:, None])[:, None, :]
     added = change[:, :, None] * (change / torch.where(good, after, 1.0)[:, None])[:, None, :]
     return torch.where(good[:, None, None], curvature - removed + added, curvature)

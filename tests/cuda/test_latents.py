@@ -20,7 +20,7 @@ from deblendrt.engine.measure import uncertainty
 from deblendrt.engine.model.networks import FactoredJacobian
 from deblendrt.engine.solve import curvature, objective
 
-SPECIFICATION = {"combine": reference_latents, "push": reference_latents, "pull": reference_latents,
+SPECIFICATION = {"combine": reference_latents, "pull": reference_latents,
                  "columns": reference_latents, "blocks": reference_linear}
 FLOAT32 = 3e-6  # of the largest value of a row
 
@@ -54,7 +54,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def layout_of(n: int, rows: np.ndarray) -> Layout:
     none = np.zeros(0, np.int32)
-    tiles = row_tiles(np.zeros(n, np.int32), rows, n)
+    tiles = row_tiles(np.zeros(n, np.int32), rows, n, 1)
     return Layout(n, 1, 0, 0, 1, 0, 1, none, none, none, none, none, tiles, *[none] * 9)
 
 
@@ -83,7 +83,6 @@ def arguments(case: Case) -> dict[str, tuple[Any, ...]]:
     zeros = np.zeros(case.coefficients.shape, np.float32)
     return {
         "combine": (case.latent, case.jacobian.maps, case.jacobian.mix, zeros),
-        "push": (case.layout, *state, case.step, zeros),
         "pull": (case.layout, *state, case.g, add, np.zeros_like(case.latent)),
         "pull alone": (case.layout, *state, case.g, None, np.zeros_like(case.latent)),
         "columns": (*state, np.zeros((n, n_band, n_column, n_basis), np.float32)),
@@ -97,9 +96,9 @@ def state_of(case: Case) -> State:
 
 def test_references_are_the_engine(case: Case) -> None:
     state, prepared = state_of(case), arguments(case)
-    expected = {"combine": case.coefficients, "push": objective.push(state, case.step),
-                "pull": objective.pull(state, case.g) + prepared["pull"][-2], "pull alone":
-                objective.pull(state, case.g), "columns": curvature.columns(state)}
+    pulled = objective.pull(state, case.g)
+    expected = {"combine": case.coefficients, "pull": pulled + prepared["pull"][-2], "pull alone": pulled,
+                "columns": curvature.columns(state)}
     for name, every in prepared.items():
         getattr(SPECIFICATION[name.split()[0]], name.split()[0])(*every)
         close(every[-1], expected[name])
@@ -124,11 +123,6 @@ def test_combine(case: Case) -> None:
 
 
 @needs_shim
-def test_push(case: Case) -> None:
-    check(case, latents_launch.push, "push")
-
-
-@needs_shim
 def test_pull(case: Case) -> None:
     check(case, latents_launch.pull, "pull")
     check(case, latents_launch.pull, "pull alone")
@@ -140,11 +134,13 @@ def test_columns(case: Case) -> None:
 
 
 @needs_shim
-def test_pull_is_the_adjoint_of_push(case: Case) -> None:
-    prepared = arguments(case)
-    pushed = on_shim(latents_launch.push, case.layout, *prepared["push"][1:])
-    pulled = on_shim(latents_launch.pull, case.layout, *prepared["pull alone"][1:])
-    left, right = (pushed.astype(np.float64) * case.g).sum((1, 2)), (case.step * pulled).sum(1)
+def test_pull_is_the_adjoint_of_columns(case: Case) -> None:
+    n_band = case.latent.shape[1] - curvature.columns(state_of(case)).shape[2] + 1
+    columns = on_shim(latents_launch.columns, None, *arguments(case)["columns"]).astype(np.float64)
+    pushed = case.step[:, :n_band, None] * columns[:, :, 0] + np.einsum(
+        "nc,nbck->nbk", case.step[:, n_band:], columns[:, :, 1:])
+    pulled = on_shim(latents_launch.pull, case.layout, *arguments(case)["pull alone"][1:])
+    left, right = (pushed * case.g).sum((1, 2)), (case.step * pulled).sum(1)
     scale = np.linalg.norm(pushed, axis=(1, 2)) * np.linalg.norm(case.g, axis=(1, 2))
     assert (np.abs(left - right) < 1e-5 * scale).all()
 

@@ -94,7 +94,7 @@ def test_light(drawn: Drawn) -> None:
 def test_share(drawn: Drawn) -> None:
     layout, inside = drawn.layout, footprints_of(drawn)
     model, bright = (np.zeros(layout.n_pixel, np.float32) for _ in range(2))
-    reference.render(*drawn.images, None, None, model)
+    reference.render(*drawn.images, None, model)
     reference_measures.light(*drawn.images, inside, drawn.weight, bright)
     arguments = (*drawn.images[1:], inside, drawn.data, drawn.weight, model, bright)
     out = drawn.with_padding((3, 6), np.float64)
@@ -113,7 +113,7 @@ def test_share(drawn: Drawn) -> None:
 def test_misfit(drawn: Drawn, square: int) -> None:
     layout, half = drawn.layout, drawn.layout.window // 2 // 2 * 2
     model = np.zeros(layout.n_pixel, np.float32)
-    reference.render(*drawn.images, None, None, model)
+    reference.render(*drawn.images, None, model)
     latent = np.random.default_rng(0).uniform(-0.5, 0.5, (layout.n_source, 6))
     latent[0, 3:5] = 0  # pixels on edges
     edges = np.array([0.0, 1.0, 2.5, 4.0])

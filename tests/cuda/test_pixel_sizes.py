@@ -83,10 +83,9 @@ def test_render(case: tuple[Layout, int]) -> None:
     layout, _ = case
     stamps = numbers(layout, layout.n_source, layout.n_band, layout.n_window_pixel)
     cells = numbers(layout, layout.n_source, layout.n_band, layout.n_cell) if layout.n_cell else None
-    background, weight, out = numbers(layout, layout.n_pixel), numbers(layout, layout.n_pixel) ** 2, numbers(
-        layout, layout.n_pixel)
+    background, out = numbers(layout, layout.n_pixel), numbers(layout, layout.n_pixel)
     [(result, expected)] = both(launch.render, reference.render, layout, stamps, cells, extended_of(layout), background,
-                                weight, out, outputs=(5,))
+                                out, outputs=(4,))
     close(result, expected)
 
 
@@ -138,8 +137,8 @@ def test_bits_do_not_depend_on_the_batch() -> None:
         stamps = np.zeros((layout.n_source, layout.n_band, 1, layout.n_window_pixel), np.float32)
         [stamps] = run(ShimDevice(), launch.product, layout, rows[:, :, None], table(layout, n_basis,
                        layout.n_window_pixel), stamps, outputs=(2,))
-        [drawn] = run(ShimDevice(), launch.render, layout, stamps[:, :, 0], None, arguments[3], None, None, image,
-                      outputs=(5,))
+        [drawn] = run(ShimDevice(), launch.render, layout, stamps[:, :, 0], None, arguments[3], None, image,
+                      outputs=(4,))
         results.append((rows[first : first + n], stamps[first : first + n], drawn[start : start + n_canvas]))
     for alone, together in zip(*results, strict=True):
         np.testing.assert_array_equal(alone, together)

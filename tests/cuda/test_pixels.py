@@ -28,7 +28,6 @@ CLIP = constants.CLIP
 class Case(NamedTuple):
     problem: Problem
     layout: Any
-    joint: Any
     coefficients: np.ndarray
     extended: np.ndarray
 
@@ -78,10 +77,10 @@ def case(request: pytest.FixtureRequest, toy_deblender: Deblender, wide_toy_debl
         problem = dataclasses.replace(problem, extent=(np.arange(len(latent)) % 3 > 0).astype(np.int8))
     else:
         problem = dataclasses.replace(problem, extent=-(np.arange(len(latent)) % 2).astype(np.int8))
-    every, joint = make_layout(problem)
+    every = make_layout(problem)
     extended = np.zeros(every.n_source, np.int32)
     extended[: len(latent)] = problem.extended
-    return Case(problem, every, joint, decoding.decode(problem, latent), extended)
+    return Case(problem, every, decoding.decode(problem, latent), extended)
 
 
 def close(result: np.ndarray, expected: np.ndarray, tolerance: float = FLOAT32) -> None:
@@ -109,7 +108,7 @@ def test_references_are_the_engine(case: Case) -> None:
     close(stamps[: case.n][whole], drawing.stamps(case.coefficients[whole], problem.folded.of(0)).reshape(
         whole.sum(), N_BAND, -1))
     image = np.zeros(layout.n_pixel, np.float32)
-    reference.render(layout, stamps, cells, case.extended, None, None, image)
+    reference.render(layout, stamps, cells, case.extended, None, image)
     model = objective.render(problem, case.coefficients)
     close(image * case.inside, case.flat(model) * case.inside)
     projected = np.zeros((layout.n_source, N_BAND, layout_n_basis(case)), np.float32)
@@ -153,7 +152,8 @@ def test_product(case: Case) -> None:
             continue
         rows = rng.normal(size=(n, N_BAND, n_row, n_basis)).astype(np.float32)
         out = rng.normal(size=(n, N_BAND, n_row, table.shape[-1])).astype(np.float32)
-        for options in ({}, {"accumulate": True}, {"chosen": (np.arange(n) % 2).astype(np.int32)}):
+        for options in ({}, {"accumulate": True}, {"chosen": (np.arange(n) % 2).astype(np.int32)},
+                        {"slot": np.arange(n, dtype=np.int32)[::-1].copy()}):
             device_options = {k: ShimDevice().upload(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
             expected = out.copy()
             reference.product(case.layout, rows, table, expected, **options)
@@ -171,8 +171,8 @@ def test_product_of_several_bases_and_rows_alone() -> None:
     basis = rng.integers(0, 2, n).astype(np.int32)
     rows = rng.normal(size=(n, 2, 1, n_inner)).astype(np.float32)
     table = rng.normal(size=(2, 2, n_inner, n_column)).astype(np.float32)
-    every = plain_layout(n, basis, row_tiles(basis, np.arange(n), n))
-    few = plain_layout(n, basis, row_tiles(basis, np.array([3, 77]), n))
+    every = plain_layout(n, basis, row_tiles(basis, np.arange(n), n, 2))
+    few = plain_layout(n, basis, row_tiles(basis, np.array([3, 77]), n, 2))
     out = np.full((n, 2, 1, n_column), np.nan, np.float32)
     expected = out.copy()
     reference.product(every, rows, table, expected)
@@ -192,13 +192,12 @@ def plain_layout(n: int, basis: np.ndarray, row_tile: np.ndarray) -> Any:
 def test_render(case: Case) -> None:
     stamps, cells = stamps_of(case)
     rng = np.random.default_rng(0)
-    background, weight = (rng.normal(size=case.layout.n_pixel).astype(np.float32) for _ in range(2))
+    background = rng.normal(size=case.layout.n_pixel).astype(np.float32)
     out = np.zeros(case.layout.n_pixel, np.float32)
-    for layout in (case.layout, case.joint):
-        for options in ((None, None), (background, None), (None, weight), (background, weight)):
-            [(result, expected)] = both(launch.render, reference.render, layout, stamps, cells, case.extended, *options,
-                                        out, outputs=(5,))
-            close(result, expected)
+    for before in (None, background):
+        [(result, expected)] = both(launch.render, reference.render, case.layout, stamps, cells, case.extended, before,
+                                    out, outputs=(4,))
+        close(result, expected)
 
 
 @needs_shim
@@ -207,10 +206,9 @@ def test_project(case: Case) -> None:
     out = np.zeros((case.layout.n_source, N_BAND, layout_n_basis(case)), np.float32)
     tables = case.tables("phi_t"), case.tables("outer_t")
     stamps, _ = stamps_of(case)
-    for layout in (case.layout, case.joint):
-        [(result, expected)] = both(launch.project, reference.project, layout, image, *tables, case.extended,
-                                    case.inset, case.cells, stamps, out, outputs=(7,))
-        close(result, expected)
+    [(result, expected)] = both(launch.project, reference.project, case.layout, image, *tables, case.extended,
+                                case.inset, case.cells, stamps, out, outputs=(7,))
+    close(result, expected)
 
 
 @needs_shim
@@ -227,7 +225,7 @@ def test_project_is_the_adjoint_of_render(case: Case) -> None:
     if cells is not None:
         launch.product(device, on_device, put(rows[:, :, None]), put(case.tables("outer")), cells, chosen=extended)
     drawn = put(np.zeros(layout.n_pixel, np.float32))
-    launch.render(device, on_device, stamps, cells, extended, None, None, drawn)
+    launch.render(device, on_device, stamps, cells, extended, None, drawn)
     back = put(np.zeros_like(rows))
     outer_t = case.tables("outer_t")
     launch.project(device, on_device, put(image), put(case.tables("phi_t")), None if outer_t is None else put(outer_t),

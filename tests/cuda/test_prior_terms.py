@@ -16,8 +16,9 @@ from deblendrt.cuda.kernels.prior.launch import prior_terms
 from deblendrt.cuda.layout import Layout
 from deblendrt.engine.compute.reference import prior as reference_prior
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import prior
+from deblendrt.engine.solve import constants, prior
 
+SLACK = {"slack": constants.COLOR_SLACK}
 OUTPUTS = 9, 10
 
 
@@ -46,7 +47,7 @@ def test_reference_is_the_objective(toy_deblender: Deblender, toy_model: ToyMode
     reference_prior.prior_terms(
         layout_of(problem), pad(latent), *flow, pad(measured.astype(np.int32)), pad(problem.offset0),
         pad(problem.star.astype(np.int32)), np.asarray(problem.bundle.mean_color),
-        np.asarray(problem.bundle.color_sigma), np.float64(problem.center_sigma), *out)
+        np.asarray(problem.bundle.color_sigma), np.float64(problem.center_sigma), *out, **SLACK)
     for mine, theirs in zip(out, prior.prior_terms(problem, latent), strict=True):
         np.testing.assert_allclose(mine[:n], theirs, rtol=1e-13, atol=1e-13)
         assert (mine[n:] == 7.0).all()
@@ -56,7 +57,7 @@ def test_reference_is_the_objective(toy_deblender: Deblender, toy_model: ToyMode
 @pytest.mark.parametrize(("n_band", "n_latent"), [(3, 8), (6, 18), (5, 43)])
 def test_kernel(n_band: int, n_latent: int) -> None:
     layout = dataclasses.replace(blends_only([5, 0, 30, 1]), n_band=n_band)
-    results = both(prior_terms, reference_prior.prior_terms, layout, *draw(layout, n_latent), outputs=OUTPUTS)
+    results = both(prior_terms, reference_prior.prior_terms, layout, *draw(layout, n_latent), outputs=OUTPUTS, **SLACK)
     for result, expected in results:
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
         assert (result[layout.scene < 0] == 7.0).all()
@@ -66,9 +67,9 @@ def test_kernel(n_band: int, n_latent: int) -> None:
 def test_bits_do_not_depend_on_the_batch() -> None:
     layout, n_latent = blends_only([1] * 9), 8
     arguments = draw(layout, n_latent)
-    together = run(ShimDevice(), prior_terms, layout, *arguments, outputs=OUTPUTS)
+    together = run(ShimDevice(), prior_terms, layout, *arguments, outputs=OUTPUTS, **SLACK)
     for i in range(9):
         mine = [a[i : i + 1] if k not in (6, 7, 8) else a for k, a in enumerate(arguments)]
-        alone = run(ShimDevice(), prior_terms, blends_only([1]), *mine, outputs=OUTPUTS)
+        alone = run(ShimDevice(), prior_terms, blends_only([1]), *mine, outputs=OUTPUTS, **SLACK)
         for a, b in zip(alone, together, strict=True):
             np.testing.assert_array_equal(a[0], b[i])

@@ -10,6 +10,7 @@ from shim import ShimDevice
 
 from deblendrt.cuda.kernels.prior.launch import secant
 from deblendrt.cuda.layout import Layout
+from deblendrt.engine.compute.cuda.descent import SECANT_BOUNDS
 from deblendrt.engine.compute.reference import prior as reference_prior
 from deblendrt.engine.solve import curvature, prior
 
@@ -36,7 +37,7 @@ def test_reference_is_the_engine() -> None:
     assert updated.any()
     assert not updated.all()
     result = matrix.copy()
-    reference_prior.secant(layout, latent, trial, gradient, trial_gradient, result)
+    reference_prior.secant(layout, latent, trial, gradient, trial_gradient, result, **SECANT_BOUNDS)
     np.testing.assert_array_equal(result[~updated], matrix[~updated])
     np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12 * np.abs(matrix).max())
 
@@ -45,7 +46,8 @@ def test_reference_is_the_engine() -> None:
 @pytest.mark.parametrize("n_latent", [8, 18, 43])
 def test_kernel(n_latent: int) -> None:
     layout = blends_only([3, 1, 0, 9, 1])
-    [(result, expected)] = both(secant, reference_prior.secant, layout, *draw(layout, n_latent), outputs=(4,))
+    [(result, expected)] = both(secant, reference_prior.secant, layout, *draw(layout, n_latent), outputs=(4,),
+                                **SECANT_BOUNDS)
     np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-12 * np.abs(expected).max())
     np.testing.assert_array_equal(result == draw(layout, n_latent)[4], expected == draw(layout, n_latent)[4])
 
@@ -54,7 +56,8 @@ def test_kernel(n_latent: int) -> None:
 def test_bits_do_not_depend_on_the_batch() -> None:
     layout = blends_only([1] * 9)
     arguments = draw(layout, 18)
-    [together] = run(ShimDevice(), secant, layout, *arguments, outputs=(4,))
+    [together] = run(ShimDevice(), secant, layout, *arguments, outputs=(4,), **SECANT_BOUNDS)
     for i in range(9):
-        [alone] = run(ShimDevice(), secant, blends_only([1]), *(a[i : i + 1] for a in arguments), outputs=(4,))
+        [alone] = run(ShimDevice(), secant, blends_only([1]), *(a[i : i + 1] for a in arguments), outputs=(4,),
+                      **SECANT_BOUNDS)
         np.testing.assert_array_equal(alone[0], together[i])

@@ -20,26 +20,10 @@ def combine(device: Device, latent: DeviceArray, maps: DeviceArray, mix: DeviceA
                   n_basis, out)
 
 
-def push(device: Device, layout: Layout, maps: DeviceArray, d_maps: DeviceArray, mix: DeviceArray, d_mix: DeviceArray,
-         coefficients: DeviceArray, latent: DeviceArray, step: DeviceArray, out: DeviceArray) -> None:
-    """J v, the change of the coefficients along a step: reads the 4 (n_shape + 2) n_component n_basis bytes of
-    derivatives of each source once, and two rows of coefficients.
-
-    Specification: `reference.latents.push`.
-    """
-    _, n_component, n_basis = maps.shape
-    n_band, n_shape, n_latent = mix.shape[2], d_mix.shape[1], latent.shape[1]
-    if n_component > MOST_COMPONENTS:
-        raise ValueError(f"push: at most {MOST_COMPONENTS} components, got {n_component}")
-    device.launch("push", (layout.row_tile.size,), (128,), layout.row_tile, maps, d_maps, mix, d_mix, coefficients,
-                  latent, step, n_band, n_shape, n_component, n_basis, out,
-                  shared=4 * (n_latent + n_band + 2 * n_component * n_band))
-
-
 def pull(device: Device, layout: Layout, maps: DeviceArray, d_maps: DeviceArray, mix: DeviceArray, d_mix: DeviceArray,
          coefficients: DeviceArray, latent: DeviceArray, d_coefficients: DeviceArray, add: DeviceArray | None,
          out: DeviceArray) -> None:
-    """J^T g, the adjoint of `push`: reads each source's derivatives once, its coefficients and g.
+    """J^T g: reads each source's derivatives once, its coefficients and g.
 
     Specification: `reference.latents.pull`.
     """

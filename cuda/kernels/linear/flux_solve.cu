@@ -1,17 +1,6 @@
 // flux_solve: a block per blend and band, its matrix in shared memory. Lower triangle: Cholesky factor C of the scaled
 // matrix; upper: the inverse of C, transposed. A^-1 = C^-T C^-1, so that its diagonal is a sum of squares.
-#include "kernel.cuh"
-
-// Place of a source among the ascending members of its blend.
-__device__ inline int rank_of(int source, const int* members, int n) {
-    int low = 0, high = n - 1;
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        if (members[middle] < source) low = middle + 1;
-        else high = middle;
-    }
-    return low;
-}
+#include "members.cuh"
 
 extern "C" __global__ void __launch_bounds__(64) flux_solve(
     const int* __restrict__ blend_start, const int* __restrict__ blend_source, const int* __restrict__ pair_start,

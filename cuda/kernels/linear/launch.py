@@ -1,4 +1,4 @@
-"""Launchers of the linear algebra of blends: blocks, inverses, conjugate gradients, joint fluxes, precisions."""
+"""Launchers of the linear algebra of blends: the joint step, joint fluxes, precisions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from deblendrt.cuda.driver.device import Device, DeviceArray, blocks_for
 from deblendrt.cuda.layout import Layout
 
 BLOCKS_TILE = 32  # coefficients, as in blocks.cu
-RIDGE = 1e-6  # that of `engine.curvature.inverse`
 IntArray = NDArray[np.int32]
 SHARED = 48 * 1024  # byte: what a block has without asking
-PRECISION_TILE = 64  # pixels, as in precision.cu
+INNER_PIXELS = 64  # as in inner_products.cuh
 
 
 def blocks(device: Device, columns: DeviceArray, through: DeviceArray, wbar: DeviceArray, curvature: DeviceArray,
@@ -26,39 +25,84 @@ def blocks(device: Device, columns: DeviceArray, through: DeviceArray, wbar: Dev
                   shared=8 * n_column * (BLOCKS_TILE + 1))
 
 
-def damped_inverse(device: Device, layout: Layout, block: DeviceArray, damping: DeviceArray, n_band: int,
-                   out_inverse: DeviceArray, out_added: DeviceArray, *, ridge: float = RIDGE) -> None:
-    """Inverse of the damped block of every source.
+def couplings(device: Device, layout: Layout, images: DeviceArray, slot: DeviceArray, inset: DeviceArray,
+              weights: DeviceArray, pairs: DeviceArray, out: DeviceArray) -> None:
+    """Inner products of the derivative images of pairs of sources, at every second pixel along both axes.
 
-    Moves 2 n_latent^2 + 2 n_latent doubles a source.
+    A pair reads 8 n_column + 16 bytes per common pixel of even row and column, and band, for 2 n_column^2 flops.
 
-    Specification: `reference.linear.damped_inverse`.
+    Specification: `reference.linear.couplings`.
     """
-    n_source, n_latent, _ = block.shape
-    device.launch("damped_inverse", (n_source,), (64,), layout.blend, block, damping, n_band, n_latent,
-                  np.float64(ridge), out_inverse, out_added, shared=8 * n_latent * (n_latent + 2))
+    n_column = images.shape[2]
+    device.launch("couplings", (len(pairs), layout.n_band), (256,), pairs, slot, layout.scene, layout.corner, inset,
+                  layout.canvas_start, layout.canvas_shape, images, weights, layout.n_band, n_column, layout.window,
+                  out, shared=8 * n_column * (INNER_PIXELS + 1))
 
 
-def conjugate_start(device: Device, layout: Layout, inverse: DeviceArray, target: DeviceArray,
-                    out_solution: DeviceArray, out_rest: DeviceArray, out_direction: DeviceArray,
-                    out_rz: DeviceArray) -> None:
-    """Preconditioned conjugate gradient, with scalars of its own for each blend.
+def joint_blocks(device: Device, layout: Layout, inner: DeviceArray, pairs: DeviceArray, alone: DeviceArray,
+                 damping: DeviceArray, out: DeviceArray, *, flux_damped: float) -> None:
+    """Blocks of the damped Gauss-Newton matrix by latents.
 
-    The start moves n_latent^2 + 4 n_latent doubles a source; a step, of sources in blends of several, 2 n_latent^2 +
-    12 n_latent.
+    Moves 4 n_band n_column^2 + 8 n_latent^2 bytes a pair.
 
-    Specification: `reference.linear.conjugate_start`.
+    Specification: `reference.linear.joint_blocks`.
     """
-    device.launch("conjugate:conjugate_start", (layout.n_blend,), (256,), layout.blend_start, layout.blend_source,
-                  inverse, target, target.shape[1], out_solution, out_rest, out_direction, out_rz)
+    device.launch("joint_blocks", (len(pairs),), (256,), pairs, layout.blend, inner, alone, damping,
+                  np.float64(flux_damped), layout.n_band, inner.shape[2], out)
 
 
-def conjugate_step(device: Device, layout: Layout, inverse: DeviceArray, curvature: DeviceArray, added: DeviceArray,
-                   out_pulled: DeviceArray, out_solution: DeviceArray, out_rest: DeviceArray,
-                   out_direction: DeviceArray, out_rz: DeviceArray) -> None:
-    """Specification: `reference.linear.conjugate_step`."""
-    device.launch("conjugate:conjugate_step", (layout.n_blend,), (256,), layout.blend_start, layout.blend_source,
-                  inverse, curvature, added, added.shape[1], out_pulled, out_solution, out_rest, out_direction, out_rz)
+def joint_solve(device: Device, layout: Layout, blocks: DeviceArray, pairs: DeviceArray, pair_span: DeviceArray,
+                target: DeviceArray, matrix_start: DeviceArray, matrices: DeviceArray, out: DeviceArray, *,
+                largest: int, ridge: float) -> None:
+    """Solve the dense systems of blends of at most `largest` sources.
+
+    A blend of n sources, n_row = n n_latent, takes n_row^3 / 3 multiply-adds; its matrix stays in the second-level
+    cache.
+
+    Specification: `reference.linear.joint_solve`; `matrices` is scratch.
+    """
+    n_latent = target.shape[1]
+    device.launch("joint_solve", (layout.n_blend,), (256,), layout.blend_start, layout.blend_source, pair_span, pairs,
+                  blocks, target, matrix_start, largest, n_latent, np.float64(ridge), matrices, out,
+                  shared=32 * largest * n_latent)
+
+
+def block_inverse(device: Device, layout: Layout, blocks: DeviceArray, own: DeviceArray, out: DeviceArray, *,
+                  largest: int, ridge: float) -> None:
+    """Inverses of the own blocks of sources in blends of more than `largest`.
+
+    Moves 2 n_latent^2 doubles a source.
+
+    Specification: `reference.linear.block_inverse`.
+    """
+    n_source, n_latent, _ = out.shape
+    device.launch("block_inverse", (n_source,), (64,), layout.blend, layout.blend_start, own, blocks, largest, n_latent,
+                  np.float64(ridge), out, shared=8 * n_latent * (n_latent + 2))
+
+
+def joint_conjugate(device: Device, layout: Layout, blocks: DeviceArray, pairs: DeviceArray,
+                    partner_start: DeviceArray, partner: DeviceArray, inverse: DeviceArray, target: DeviceArray,
+                    scratch: tuple[DeviceArray, DeviceArray, DeviceArray], out: DeviceArray, *, largest: int,
+                    n_iteration: int) -> None:
+    """Solve the systems of blends of more than `largest` sources by conjugate gradients.
+
+    An iteration reads each pair's block twice and each inverse once: 24 n_latent^2 bytes a pair at most.
+
+    Specification: `reference.linear.joint_conjugate`; `scratch` is three arrays like `target`.
+    """
+    device.launch("joint_conjugate", (layout.n_blend,), (256,), layout.blend_start, layout.blend_source, pairs,
+                  partner_start, partner, blocks, inverse, target, largest, target.shape[1], n_iteration, *scratch, out)
+
+
+def alike(device: Device, layout: Layout, latent: DeviceArray, step: DeviceArray, out: DeviceArray) -> None:
+    """Give sources that are the same in every number the same step.
+
+    Moves 3 n_latent doubles a source.
+
+    Specification: `reference.linear.alike`.
+    """
+    device.launch("alike", (layout.n_blend,), (64,), layout.blend_start, layout.blend_source, layout.corner, latent,
+                  step, step.shape[1], out)
 
 
 def source_pairs(layout: Layout, extended: IntArray) -> tuple[IntArray, IntArray]:
@@ -152,4 +196,4 @@ def precision(device: Device, layout: Layout, stamps: DeviceArray, cells: Device
     device.launch("precision", (len(pairs), layout.n_band), (256,), pairs, slot, layout.scene, layout.corner, extended,
                   layout.canvas_start, layout.canvas_shape, stamps, cells, weights, layout.n_band, n_column,
                   layout.window, layout.margin, layout.binning, layout.n_cell, out,
-                  shared=8 * n_column * (PRECISION_TILE + 1))
+                  shared=8 * n_column * (INNER_PIXELS + 1))

@@ -1,8 +1,6 @@
-// A block per pair of sources and band: inner products of all their derivative images, a tile of pixels at a time.
-// Sums of a tile in float32, of the tiles in float64.
+// precision: a block per pair of sources and band.
+#include "inner_products.cuh"
 #include "stamp.cuh"
-
-constexpr int TILE = 64;  // pixels
 
 extern "C" __global__ void __launch_bounds__(256) precision(
     const int* __restrict__ pairs, const int* __restrict__ slot, const int* __restrict__ scene,
@@ -33,36 +31,15 @@ extern "C" __global__ void __launch_bounds__(256) precision(
     }
     const int across = max(x1 - x0, 0), n_pixel = across * max(y1 - y0, 0);
     const float* weight = weights + canvas_start[s] + (int64)band * height * width;
-    float* first = shared;  // [n_column][TILE + 1], weighted
-    float* second = shared + n_column * (TILE + 1);
-    double* result = out + (pair * n_band + band) * n_column * n_column;
-    for (int begin = 0; begin < n_column * n_column; begin += blockDim.x) {
-        const int o = begin + threadIdx.x;
-        const float* mine = first + (o / n_column) * (TILE + 1);
-        const float* other = second + (o % n_column) * (TILE + 1);
-        double sum = 0.0;
-        for (int start = 0; start < n_pixel; start += TILE) {
-            for (int k = threadIdx.x; k < 2 * n_column * TILE; k += blockDim.x) {
-                const int p = k % TILE, side = k / TILE / n_column, column = k / TILE % n_column;
-                float value = 0.0f;
-                if (start + p < n_pixel) {
-                    const int x = x0 + (start + p) % across, y = y0 + (start + p) / across;
-                    const Stamp stamp = {core[side] + (int64)column * window * window,
-                                         outer[side] ? outer[side] + (int64)column * n_cell : nullptr,
-                                         left[side], top[side], window, margin, binning};
-                    value = stamp.at(x, y);
-                    if (side == 0) value *= weight[(int64)y * width + x];
-                }
-                (side ? second : first)[column * (TILE + 1) + p] = value;
-            }
-            __syncthreads();
-            if (o < n_column * n_column) {
-                float part = 0.0f;
-                for (int p = 0; p < TILE; ++p) part += mine[p] * other[p];
-                sum += part;
-            }
-            __syncthreads();
-        }
-        if (o < n_column * n_column) result[o] = sum;
-    }
+    inner_products(
+        shared, n_column, n_pixel,
+        [&](int side, int column, int p) {
+            const int x = x0 + p % across, y = y0 + p / across;
+            const Stamp stamp = {core[side] + (int64)column * window * window,
+                                 outer[side] ? outer[side] + (int64)column * n_cell : nullptr,
+                                 left[side], top[side], window, margin, binning};
+            const float value = stamp.at(x, y);
+            return side ? value : value * weight[(int64)y * width + x];
+        },
+        out + (pair * n_band + band) * n_column * n_column);
 }

@@ -15,7 +15,7 @@ STEP = 16  # pixel: TILE_INNER of gemm.cuh, of which a run is a multiple
 
 
 def product(device: Device, layout: Layout, rows: DeviceArray, table: DeviceArray, out: DeviceArray, *,
-            chosen: DeviceArray | None = None, accumulate: bool = False) -> None:
+            chosen: DeviceArray | None = None, slot: DeviceArray | None = None, accumulate: bool = False) -> None:
     """Rows of sources times one table per folded basis and band: nine tenths of all arithmetic.
 
     Moves 4 n_band n_row (n_inner + n_column) bytes a source and each table once for every 64 sources (from the
@@ -26,8 +26,8 @@ def product(device: Device, layout: Layout, rows: DeviceArray, table: DeviceArra
     _, n_band, n_row, n_inner = rows.shape
     n_column = table.shape[-1]
     grid = (-(-n_column // TILE_COLUMNS), layout.row_tile.size // ROW_TILE, n_band * n_row)
-    device.launch("product", grid, (THREADS,), layout.row_tile, layout.basis, chosen, rows, table, n_band, n_row,
-                  n_inner, n_column, int(accumulate), out)
+    device.launch("product", grid, (THREADS,), layout.row_tile, layout.basis, chosen, slot, rows, table, n_band,
+                  n_row, n_inner, n_column, int(accumulate), out)
 
 
 def runs(n_pixel: int, n_basis: int) -> tuple[int, int]:
@@ -71,16 +71,16 @@ def project(device: Device, layout: Layout, image: DeviceArray, phi_t: DeviceArr
 
 
 def render(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArray | None, extended: DeviceArray,
-           background: DeviceArray | None, weight: DeviceArray | None, out: DeviceArray) -> None:
-    """Sums of stamps into the images of scenes, weighted if asked.
+           background: DeviceArray | None, out: DeviceArray) -> None:
+    """Sums of stamps into the images of scenes.
 
-    Reads every stamp once and writes every pixel once, after its background and weight if there are any.
+    Reads every stamp once and writes every pixel once, after its background if there is any.
 
     Specification: `reference.pixels.render`.
     """
     device.launch("render", (len(layout.pixel_tile), layout.n_band), (PIXEL_TILE, PIXEL_TILE), layout.pixel_tile,
                   layout.tile_start, layout.tile_source, layout.corner, extended, layout.canvas_start,
-                  layout.canvas_shape, stamps, cells, background, weight, layout.n_band, layout.window, layout.margin,
+                  layout.canvas_shape, stamps, cells, background, layout.n_band, layout.window, layout.margin,
                   layout.binning, layout.n_cell, out)
 
 
@@ -132,14 +132,14 @@ def crop(device: Device, canvas: DeviceArray, border: int, out: DeviceArray) -> 
 
 
 def reach(device: Device, layout: Layout, extent: DeviceArray, insets: DeviceArray, used: DeviceArray,
-          out_extended: DeviceArray, out_inset: DeviceArray, out_n_used: DeviceArray, out_chosen: DeviceArray) -> None:
-    """Keep to sources' smaller windows: 12 bytes a coefficient and pixel at most, of sources that have one.
+          out_extended: DeviceArray, out_inset: DeviceArray, out_n_used: DeviceArray) -> None:
+    """Look up what the extents of sources stand for: 16 bytes a source.
 
     Specification: `reference.pixels.reach`.
     """
     n_source = len(extent)
-    device.launch("trim:reach", blocks_for(n_source), (256,), extent, insets, used, n_source, len(insets), out_extended,
-                  out_inset, out_n_used, out_chosen)
+    device.launch("trim:reach", blocks_for(n_source), (256,), extent, insets, used, n_source, out_extended,
+                  out_inset, out_n_used)
 
 
 def trim_basis(device: Device, layout: Layout, n_used: DeviceArray, rows: DeviceArray, out: DeviceArray) -> None:

@@ -3,7 +3,7 @@
 
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) product(
     const int* __restrict__ row_tile, const int* __restrict__ basis, const int* __restrict__ chosen,
-    const float* __restrict__ rows, const float* __restrict__ table, int n_band, int n_row, int n_inner, int n_column,
+    const int* __restrict__ slot, const float* __restrict__ rows, const float* __restrict__ table, int n_band, int n_row, int n_inner, int n_column,
     int accumulate, float* __restrict__ out) {
     __shared__ GemmShared shared;
     __shared__ int64 from[TILE_ROWS], to[TILE_ROWS];  // rows of `rows` and `out`; -1: not to be written
@@ -14,7 +14,8 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) product(
         const int m = threadIdx.x, i = tile[m] < 0 ? tile[0] : tile[m];  // padding repeats a row, for nobody
         const int64 row = ((int64)i * n_band + band) * n_row + r;
         from[m] = row * n_inner;
-        to[m] = tile[m] >= 0 && (!chosen || chosen[i]) ? row * n_column : -1;
+        const int64 target = slot ? row + ((int64)slot[i] - i) * n_band * n_row : row;
+        to[m] = tile[m] >= 0 && (!chosen || chosen[i]) ? target * n_column : -1;
     }
     __syncthreads();
     if (chosen) {

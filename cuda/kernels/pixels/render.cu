@@ -5,7 +5,7 @@ extern "C" __global__ void __launch_bounds__(256) render(
     const int* __restrict__ pixel_tile, const int* __restrict__ tile_start, const int* __restrict__ tile_source,
     const int* __restrict__ corner, const int* __restrict__ extended, const int64* __restrict__ canvas_start,
     const int* __restrict__ canvas_shape, const float* __restrict__ stamps, const float* __restrict__ cells,
-    const float* __restrict__ background, const float* __restrict__ weight, int n_band, int window, int margin,
+    const float* __restrict__ background, int n_band, int window, int margin,
     int binning, int n_cell, float* __restrict__ out) {
     const int64 tile = blockIdx.x;
     const int band = blockIdx.y, s = pixel_tile[3 * tile];
@@ -25,5 +25,5 @@ extern "C" __global__ void __launch_bounds__(256) render(
                              margin, binning};
         sum += stamp.at(x, y);
     }
-    out[pixel] = weight ? sum * weight[pixel] : sum;
+    out[pixel] = sum;
 }

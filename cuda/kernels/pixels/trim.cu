@@ -3,15 +3,14 @@
 
 // What an extent stands for, a thread per source: 1 outskirts, 0 the window, -k the k-th smaller one.
 extern "C" __global__ void reach(const int* __restrict__ extent, const int* __restrict__ insets,
-                                 const int* __restrict__ used, int n_source, int n_window, int* __restrict__ extended,
-                                 int* __restrict__ inset, int* __restrict__ n_used, int* __restrict__ chosen) {
+                                 const int* __restrict__ used, int n_source, int* __restrict__ extended,
+                                 int* __restrict__ inset, int* __restrict__ n_used) {
     const int64 i = global_index();
     if (i >= n_source) return;
     const int window = max(-extent[i], 0);
     extended[i] = extent[i] > 0;
     inset[i] = insets[window];
     n_used[i] = used[window];
-    for (int k = 0; k < n_window; ++k) chosen[(int64)k * n_source + i] = k == window;
 }
 
 // Coefficients without those of functions that are not used, a block per source; `out` may be `rows`.

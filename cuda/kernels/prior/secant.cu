@@ -4,7 +4,7 @@
 extern "C" __global__ void __launch_bounds__(128) secant(
     const int* __restrict__ scene, double* __restrict__ curvature, const double* __restrict__ latent,
     const double* __restrict__ trial_latent, const double* __restrict__ gradient,
-    const double* __restrict__ trial_gradient, int n_latent) {
+    const double* __restrict__ trial_gradient, int n_latent, double min_ratio, double max_ratio, double min_curvature) {
     SHARED_MEMORY(double, matrix);
     double* step = matrix + n_latent * n_latent;
     double* change = step + n_latent;
@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(128) secant(
         before += step[l] * expected[l];
         after += step[l] * change[l];
     }
-    if (!(after > 0.1 * before && after < 100.0 * before && before > 1e-10)) return;
+    if (!(after > min_ratio * before && after < max_ratio * before && before > min_curvature)) return;
     for (int e = threadIdx.x; e < n_entry; e += blockDim.x) {
         const int row = e / n_latent, column = e - row * n_latent;
         mine[e] = matrix[e] - expected[row] * expected[column] / before + change[row] * change[column] / after;

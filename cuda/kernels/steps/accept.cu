@@ -5,7 +5,9 @@ extern "C" __global__ void __launch_bounds__(32) accept_step(
     const int* __restrict__ blend_start, const int* __restrict__ blend_source, const double* __restrict__ loss,
     const double* __restrict__ log_prior, const double* __restrict__ trial_log_prior,
     const double* __restrict__ downhill, const double* __restrict__ step, int n_latent, double rejected_damping,
-    double min_damping, double* __restrict__ damping, int* __restrict__ better, double* __restrict__ left) {
+    double min_damping, double max_damping, double rejected_factor, double poor_decrease, double poor_factor,
+    double good_decrease, double good_factor, double* __restrict__ damping, int* __restrict__ better,
+    double* __restrict__ left) {
     __shared__ double scratch[32];
     const int blend = blockIdx.x, start = blend_start[blend], n = blend_start[blend + 1] - start;
     if (n <= 0) {
@@ -29,11 +31,11 @@ extern "C" __global__ void __launch_bounds__(32) accept_step(
     if (threadIdx.x) return;
     const double decrease = (loss[2 * (int64)blend] - now) - (loss[2 * (int64)blend + 1] - tried);
     const double before = damping[blend];
-    double after = before * 0.25;
-    if (!(decrease > 0.0)) after = fmax(before * 8.0, rejected_damping);
-    else if (decrease < 0.25 * expected) after = before * 4.0;
-    else if (decrease < 0.5 * expected) after = before;
-    damping[blend] = fmax(after, min_damping);
+    double after = before * good_factor;
+    if (!(decrease > 0.0)) after = fmax(before * rejected_factor, rejected_damping);
+    else if (decrease < poor_decrease * expected) after = before * poor_factor;
+    else if (decrease < good_decrease * expected) after = before;
+    damping[blend] = fmin(fmax(after, min_damping), max_damping);
     better[blend] = decrease > 0.0;
     left[blend] = expected;
 }

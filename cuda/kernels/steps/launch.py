@@ -29,17 +29,21 @@ def move(device: Device, layout: Layout, latent: DeviceArray, step: DeviceArray,
 
 def accept(device: Device, layout: Layout, loss: DeviceArray, log_prior: DeviceArray, trial_log_prior: DeviceArray,
            downhill: DeviceArray, step: DeviceArray, damping: DeviceArray, out_better: DeviceArray,
-           out_left: DeviceArray, *, rejected_damping: float, min_damping: float) -> None:
+           out_left: DeviceArray, *, rejected_damping: float, min_damping: float, max_damping: float,
+           rejected_factor: float, poor_decrease: float, poor_factor: float, good_decrease: float,
+           good_factor: float) -> None:
     """Judge a step, blend by blend, and choose the next damping.
 
     Moves 2 n_latent + 2 doubles a source and 6 a blend.
 
     Specification: `reference.steps.accept`.
     """
+    constants = (rejected_damping, min_damping, max_damping, rejected_factor, poor_decrease, poor_factor, good_decrease,
+                 good_factor)
     # not named accept: a library's own symbol of that name loses to the C library's
     device.launch("accept:accept_step", (layout.n_blend,), (32,), layout.blend_start, layout.blend_source, loss,
-                  log_prior, trial_log_prior, downhill, step, step.shape[1], np.float64(rejected_damping),
-                  np.float64(min_damping), damping, out_better, out_left)
+                  log_prior, trial_log_prior, downhill, step, step.shape[1], *map(np.float64, constants), damping,
+                  out_better, out_left)
 
 
 def choose(device: Device, layout: Layout, better: DeviceArray, sources: Sequence[DeviceArray],

@@ -15,8 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.driver.device import DeviceArray, Recording
-from deblendrt.cuda.kernels.latents.launch import columns, combine, pull, push, stars
-from deblendrt.cuda.kernels.linear.launch import blocks, conjugate_start, conjugate_step, damped_inverse
+from deblendrt.cuda.kernels.latents.launch import columns, combine, pull, stars
+from deblendrt.cuda.kernels.linear.launch import (
+    alike,
+    block_inverse,
+    blocks,
+    couplings,
+    joint_blocks,
+    joint_conjugate,
+    joint_solve,
+)
 from deblendrt.cuda.kernels.pixels.launch import (
     loss,
     mean_weight,
@@ -32,21 +40,25 @@ from deblendrt.cuda.kernels.pixels.launch import (
 from deblendrt.cuda.kernels.prior.launch import prior_terms, secant
 from deblendrt.cuda.kernels.steps.launch import accept, adam, choose, move, narrow
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine.compute.cuda.layouts import filled
+from deblendrt.engine.compute.cuda.layouts import SourcePairs, filled
 from deblendrt.engine.compute.cuda.model import DeviceModel, Tables
-from deblendrt.engine.compute.folded_basis import NESTED
 from deblendrt.engine.compute.problem import DoubleArray, Problem, State
 from deblendrt.engine.model.networks import FactoredJacobian
 from deblendrt.engine.solve import constants, objective
 from deblendrt.engine.solve.adam import adam_rates
-from deblendrt.engine.solve.conjugate_gradient import N_DEVICE_CONJUGATE
 from deblendrt.engine.solve.prior import prior_curvature
 
-DRAWN = ("row_tile", "tile_start", "tile_source")  # what the layouts of all sources and of joint ones differ in
 LIMITS = {"min_flux_factor": constants.MIN_FLUX_FACTOR, "max_flux_factor": constants.MAX_FLUX_FACTOR,
           "max_offset_step": constants.MAX_OFFSET_STEP, "max_drift": constants.MAX_DRIFT,
           "max_shape_step": constants.MAX_SHAPE_STEP}
-ARRAYS = tuple(f.name for f in dataclasses.fields(Layout) if f.type == "Any")
+ACCEPT_RULE = {"rejected_damping": constants.REJECTED_DAMPING, "min_damping": constants.MIN_DAMPING,
+               "max_damping": constants.MAX_DAMPING, "rejected_factor": constants.REJECTED_FACTOR,
+               "poor_decrease": constants.POOR_DECREASE, "poor_factor": constants.POOR_FACTOR,
+               "good_decrease": constants.GOOD_DECREASE, "good_factor": constants.GOOD_FACTOR}
+SECANT_BOUNDS = {"min_ratio": constants.MIN_SECANT_RATIO, "max_ratio": constants.MAX_SECANT_RATIO,
+                 "min_curvature": constants.MIN_SECANT_CURVATURE}
+ARRAYS, PAIR_ARRAYS = (tuple(f.name for f in dataclasses.fields(kind) if f.type == "Any")
+                       for kind in (Layout, SourcePairs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +92,12 @@ class Descent:
     Parameters
     ----------
     model : DeviceModel
-    every, joint : Layout
-        Of NumPy arrays, see `make_layout`; they state the sizes.
+    every : Layout
+    pairs : SourcePairs
+        Of NumPy arrays; they state the sizes.
     """
 
-    def __init__(self, model: DeviceModel, every: Layout, joint: Layout) -> None:
+    def __init__(self, model: DeviceModel, every: Layout, pairs: SourcePairs) -> None:
         self.model, self.device = model, model.device
         bundle = model.bundle
         n, n_band, n_pixel, n_blend = every.n_source, every.n_band, every.n_pixel, every.n_blend
@@ -93,10 +106,7 @@ class Descent:
         empty = self.device.empty
         f32, f64, i32 = np.float32, np.float64, np.int32
         self.every = every.on(lambda a: empty(a.shape, a.dtype))
-        shared: dict[str, Any] = {f.name: getattr(self.every, f.name) for f in dataclasses.fields(every)
-                                  if f.name not in DRAWN}
-        drawn: dict[str, Any] = {name: empty(getattr(joint, name).shape, i32) for name in DRAWN}
-        self.joint = dataclasses.replace(joint, **shared, **drawn)
+        self.pairs = pairs.on(lambda a: empty(a.shape, a.dtype))
 
         def state() -> DeviceState:
             return DeviceState(
@@ -111,16 +121,21 @@ class Descent:
         self.offset0, self.floor = empty((n, 2), f64), empty((n, n_band), f64)
         self.star, self.smallest, self.extent, self.wanted = (empty(n, i32) for _ in range(4))
         self.extended, self.inset, self.n_used = (empty(n, i32) for _ in range(3))  # by extent
-        self.chosen = empty((1 + len(NESTED), n), i32)
         self.measured = empty((n, n_band), i32)
-        self.wbar, self.full_wbar, self.rim = (empty((n, n_band), f64) for _ in range(3))
-        self.curvature, self.first_curvature, self.alone, self.block, self.inverse = (
-            empty((n, n_latent, n_latent), f64) for _ in range(5))
-        self.downhill, self.step, self.rest, self.direction, self.pulled, self.added = (
-            empty((n, n_latent), f64) for _ in range(6))
+        self.wbar, self.rim = (empty((n, n_band), f64) for _ in range(2))
+        self.curvature, self.first_curvature, self.alone = (empty((n, n_latent, n_latent), f64) for _ in range(3))
+        self.downhill, self.step, self.solved, self.rest = (empty((n, n_latent), f64) for _ in range(4))
+        n_chunk, n_pair, _ = pairs.pair.shape
+        self.images = empty((pairs.n_slot, n_band, n_column, ((every.window + 1) // 2) ** 2), f32)
+        self.inner = empty((n_pair, n_band, n_column, n_column), f32)
+        self.blocks = empty((n_chunk * n_pair, n_latent, n_latent), f64)
+        self.matrices = empty(pairs.n_element, f64)
+        n_large = n if pairs.n_large else 0
+        self.inverse = empty((n_large, n_latent, n_latent), f64)
+        self.direction, self.image_along = (empty((n_large, n_latent), f64) for _ in range(2))
         self.latent32, self.flow_gradient, self.log_prob = empty((n, n_latent), f32), empty((n, n_latent), f32), empty(
             n, f32)
-        self.damping, self.left, self.rz = (empty(n_blend, f64) for _ in range(3))
+        self.damping, self.left = (empty(n_blend, f64) for _ in range(2))
         self.first_damping = self.device.upload(np.full(n_blend, constants.FIRST_DAMPING))
         self.better, self.loss = empty(n_blend, i32), empty((n_blend, 2), f64)
         self.columns, self.through = (empty((n, n_band, n_column, n_basis), f32) for _ in range(2))
@@ -135,8 +150,7 @@ class Descent:
         """Products draw no padding, and what they leave there is read as numbers now and then."""
         for array in (*self.state.by_source, *self.trial.by_source, self.columns, self.through, self.d_coefficients,
                       self.changed, self.stamps, self.cells, self.image, self.residual, self.weights, self.state.model,
-                      self.trial.model, self.step, self.rest, self.direction, self.pulled, self.added, self.downhill,
-                      self.rz, self.left, self.loss):
+                      self.trial.model, self.step, self.solved, self.rest, self.downhill, self.left, self.loss):
             if array is not None:
                 self.device.clear(array)
 
@@ -152,14 +166,14 @@ class Descent:
         return mine is not None and all(getattr(mine, name) is getattr(problem, name) for name in (
             "data", "weight", "background", "partition", "scene", "blend", "corner", "folded"))
 
-    def load(self, problem: Problem, every: Layout, joint: Layout) -> None:
+    def load(self, problem: Problem, every: Layout, pairs: SourcePairs) -> None:
         """Upload a problem."""
         upload = self.device.upload
         before, self._problem = self._problem, None
         self.tables, self.host = self.model.tables(problem), every
-        for layout, on_device, names in ((every, self.every, ARRAYS), (joint, self.joint, DRAWN)):
+        for here, on_device, names in ((every, self.every, ARRAYS), (pairs, self.pairs, PAIR_ARRAYS)):
             for name in names:
-                upload(getattr(layout, name), getattr(on_device, name))
+                upload(getattr(here, name), getattr(on_device, name))
         for image in (self.weights, self.residual, self.image, self.state.model, self.trial.model):
             self.device.clear(image)  # kernels leave the borders of the canvases out
         for name in ("data", "weight"):
@@ -217,12 +231,12 @@ class Descent:
                               {"log_prob": self.log_prob, "gradient": self.flow_gradient})
         prior_terms(self.device, self.every, state.latent, self.log_prob, self.flow_gradient, self.measured,
                     self.offset0, self.star, model.mean_color, model.color_sigma, np.float64(problem.center_sigma),
-                    state.log_prior, state.prior_gradient)
+                    state.log_prior, state.prior_gradient, slack=constants.COLOR_SLACK)
 
     def draw(self, state: DeviceState) -> None:
         """Queue the model image of a state's coefficients."""
         self.stamp(self.every, state.coefficients)
-        render(self.device, self.every, self.stamps, self.cells, self.extended, self.background, None, state.model)
+        render(self.device, self.every, self.stamps, self.cells, self.extended, self.background, state.model)
 
     def stamp(self, layout: Layout, coefficients: DeviceArray, *, outskirts: bool = True) -> None:
         """Queue the stamps and outskirts of the sources of a layout."""
@@ -245,7 +259,7 @@ class Descent:
     def reach(self) -> None:
         """Queue what the extents of sources stand for."""
         reach(self.device, self.every, self.extent, self.tables.insets, self.tables.used, self.extended, self.inset,
-              self.n_used, self.chosen.rows(0, len(self.tables.insets)))
+              self.n_used)
 
     def weigh(self, temper: float, error: float) -> None:
         """Queue the robust weights, the weighted residual, and the way downhill."""
@@ -261,16 +275,15 @@ class Descent:
         n, n_band, n_basis = self.state.coefficients.shape
         lines = self.state.coefficients.reshape(n, n_band, 1, n_basis)
         through = self.changed.reshape(n, n_band, 1, n_basis)
-        mean_weight(self.device, self.every, self.weight, self.tables.profile, self.inset, self.full_wbar)
+        mean_weight(self.device, self.every, self.weight, self.tables.profile, self.inset, self.wbar)
         for window, missed in enumerate(self.tables.missed):
             product(self.device, self.every, lines, missed, through)
-            wide(self.device, self.every, self.changed, self.state.coefficients, self.full_wbar, self.smallest, target,
+            wide(self.device, self.every, self.changed, self.state.coefficients, self.wbar, self.smallest, target,
                  window=window, threshold=constants.MAX_UNDRAWN**2)
 
     def newton_step(self) -> None:
-        """Queue `conjugate.newton_step`."""
-        device, state, every, joint = self.device, self.state, self.every, self.joint
-        mean_weight(device, every, self.weights, self.tables.profile, self.inset, self.wbar)
+        """Queue `descent.newton_step`."""
+        device, state, every, pairs = self.device, self.state, self.every, self.pairs
         columns(device, *state.jacobian, state.coefficients, state.latent, self.columns)
         alone = self.curvature
         if self.cells is not None:
@@ -279,21 +292,26 @@ class Descent:
             device.clear(self.through)
             product(device, every, self.columns, self.tables.missed[0], self.through, chosen=self.extended)
             blocks(device, self.columns, self.through, self.rim, self.curvature, alone)
-        for window, gram in enumerate(self.tables.gram):
-            product(device, every, self.columns, gram, self.through,
-                    chosen=self.chosen.rows(window, window + 1).reshape(-1))
-        blocks(device, self.columns, self.through, self.wbar, alone, self.block)
-        damped_inverse(device, every, self.block, self.damping, every.n_band, self.inverse, self.added)
-        conjugate_start(device, every, self.inverse, self.downhill, self.step, self.rest, self.direction, self.rz)
-        for _ in range(N_DEVICE_CONJUGATE):
-            push(device, joint, *state.jacobian, state.coefficients, state.latent, self.direction, self.changed)
-            self.stamp(joint, self.changed, outskirts=False)
-            render(device, joint, self.stamps, None, self.extended, None, self.weights, self.image)
-            self.project(joint, self.image, self.d_coefficients, outskirts=False)
-            pull(device, joint, *state.jacobian, state.coefficients, state.latent, self.d_coefficients, None,
-                 self.pulled)
-            conjugate_step(device, every, self.inverse, alone, self.added, self.pulled, self.step, self.rest,
-                           self.direction, self.rz)
+        trim_basis(device, every, self.n_used, self.columns, self.columns)
+        n_chunk, n_pair, _ = pairs.pair.shape
+        all_pairs = pairs.pair.reshape(-1, 2)
+        for k in range(n_chunk):
+            drawn = dataclasses.replace(every, row_tile=pairs.row_tile.rows(k, k + 1), basis=pairs.table)
+            product(device, drawn, self.columns, self.tables.halved, self.images, slot=pairs.slot)
+            chunk = slice(k * n_pair, (k + 1) * n_pair)
+            mine = all_pairs.rows(chunk.start, chunk.stop)
+            couplings(device, every, self.images, pairs.slot, self.inset, self.weights, mine, self.inner)
+            joint_blocks(device, every, self.inner, mine, alone, self.damping,
+                         self.blocks.rows(chunk.start, chunk.stop), flux_damped=constants.FLUX_DAMPED)
+        joint_solve(device, every, self.blocks, all_pairs, pairs.pair_span, self.downhill, pairs.matrix_start,
+                    self.matrices, self.solved, largest=constants.MAX_DENSE, ridge=constants.JOINT_RIDGE)
+        if pairs.n_large:
+            block_inverse(device, every, self.blocks, pairs.own, self.inverse, largest=constants.MAX_DENSE,
+                          ridge=constants.BLOCK_RIDGE)
+            joint_conjugate(device, every, self.blocks, all_pairs, pairs.partner_start, pairs.partner, self.inverse,
+                            self.downhill, (self.rest, self.direction, self.image_along), self.solved,
+                            largest=constants.MAX_DENSE, n_iteration=constants.N_CONJUGATE)
+        alike(device, every, state.latent, self.solved, self.step)
 
     def gauss_newton(self, tempers: tuple[float, ...]) -> None:
         """Queue `descent.descend`."""
@@ -317,10 +335,9 @@ class Descent:
             loss(device, self.every, self.data, self.weight, state.model, trial.model, tau, error, constants.CLIP,
                  robust, self.loss)
             accept(device, self.every, self.loss, state.log_prior, trial.log_prior, self.downhill, self.step,
-                   self.damping, self.better, self.left, rejected_damping=constants.REJECTED_DAMPING,
-                   min_damping=constants.MIN_DAMPING)
+                   self.damping, self.better, self.left, **ACCEPT_RULE)
             secant(device, self.every, state.latent, trial.latent, state.prior_gradient, trial.prior_gradient,
-                   self.curvature)
+                   self.curvature, **SECANT_BOUNDS)
             choose(device, self.every, self.better, trial.by_source, state.by_source)
             self.draw(state)
         self.extend(self.wanted)

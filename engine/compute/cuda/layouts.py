@@ -6,15 +6,20 @@ wasted and a stream of batches of like size meets the same few sizes again.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.cuda.kernels.linear.launch import source_pairs
 from deblendrt.cuda.layout import PIXEL_TILE, ROW_TILE, Layout
 from deblendrt.engine.compute.problem import Problem
 
 LEAST = 64
+HELD = 256  # sources whose derivative images are held at once: 280 kB each of 59 pixels, 6 bands and 13 columns
 
 
 def padded(n: int) -> int:
@@ -25,7 +30,117 @@ def padded(n: int) -> int:
     return -(-n // step) * step
 
 
-def make_layout(problem: Problem) -> tuple[Layout, Layout]:
+@dataclasses.dataclass(frozen=True)
+class SourcePairs:
+    """Pairs of sources of one blend whose windows overlap, as the kernels of the joint step read them.
+
+    Derivative images of all sources at once would take more memory than all else. They are drawn in chunks of whole
+    blends, and every source of a chunk has a slot for its images. Arrays are int32 unless said; lengths are padded.
+
+    Attributes
+    ----------
+    n_slot : int
+    n_large : int
+        Blends that conjugate gradients solve.
+    n_element : int
+        Elements of all dense matrices.
+    slot : (n_source,)
+    table : (n_source,)
+        Four times the folded basis, plus two if the window's first row is odd on its canvas, plus one if its first
+        column is: the first index of `Tables.halved`.
+    row_tile : (n_chunk, n_row_tile, ROW_TILE)
+        Sources of each chunk that are multiplied with a table together; -1 is padding.
+    pair : (n_chunk, n_pair, 2)
+        The first source is not after the second; each source with itself is among them; -1 is padding.
+    pair_span : (n_blend, 2)
+        First pair of each blend, and the first behind its pairs.
+    own : (n_source,)
+        Pair of each source with itself.
+    partner_start : (n_source + 1,), partner : (n_entry,)
+        For each place of `Layout.blend_source`, in large blends: twice the pairs that the source is in, plus one where
+        it is the second.
+    matrix_start : int64 (n_blend,)
+        First element of each blend's dense matrix.
+    """
+
+    n_slot: int
+    n_large: int
+    n_element: int
+    slot: Any
+    table: Any
+    row_tile: Any
+    pair: Any
+    pair_span: Any
+    own: Any
+    partner_start: Any
+    partner: Any
+    matrix_start: Any
+
+    def on(self, move: Callable[[NDArray[Any]], Any]) -> SourcePairs:
+        """The same with every array moved, as by a device's `upload`."""
+        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{k: move(v) for k, v in arrays.items() if not isinstance(v, int)})
+
+
+def make_pairs(layout: Layout, n_psf: int, n_latent: int, largest: int) -> SourcePairs:
+    """Find the pairs of sources of every blend.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of NumPy arrays.
+    n_psf : int
+        Folded bases.
+    n_latent : int
+    largest : int
+        Sources of a blend that a dense system solves.
+
+    Returns
+    -------
+    SourcePairs
+        Of NumPy arrays.
+    """
+    n_source, start = layout.n_source, np.asarray(layout.blend_start, np.int64)
+    size = np.diff(start)
+    pairs, pair_start = source_pairs(layout, np.zeros(n_source, np.int32))
+    n_slot = min(n_source, max(HELD, padded(int(size.max(initial=1)))))
+    bounds = [0]  # blends
+    while bounds[-1] < len(size):
+        bounds.append(max(int(np.searchsorted(start, start[bounds[-1]] + n_slot, side="right")) - 1, bounds[-1] + 1))
+    chunks = list(itertools.pairwise(bounds))
+    odd = layout.corner % 2
+    table = (4 * layout.basis + 2 * odd[:, 1] + odd[:, 0]).astype(np.int32)
+    slot, own = np.zeros(n_source, np.int32), np.zeros(n_source, np.int32)
+    pair_span = np.zeros((len(size), 2), np.int32)
+    n_pair = padded(max(int(pair_start[b] - pair_start[a]) for a, b in chunks))
+    pair = np.full((len(chunks), n_pair, 2), -1, np.int32)
+    tiles = []
+    for k, (a, b) in enumerate(chunks):
+        rows = np.asarray(layout.blend_source[start[a] : start[b]], np.int64)
+        slot[rows] = np.arange(len(rows))
+        tiles.append(row_tiles(table, rows, n_slot, 4 * n_psf))
+        pair[k, : pair_start[b] - pair_start[a]] = pairs[pair_start[a] : pair_start[b]]
+        span = np.stack([pair_start[a:b], pair_start[a + 1 : b + 1]], 1)
+        pair_span[a:b] = span + k * n_pair - pair_start[a]
+    first, second = pair.reshape(-1, 2).T
+    number = np.flatnonzero(first >= 0)
+    first, second = first[number], second[number]
+    alone = first == second
+    own[first[alone]] = number[alone]
+    place = np.zeros(n_source, np.int64)
+    place[layout.blend_source[: start[-1]]] = np.arange(start[-1])
+    to = np.concatenate([place[first], place[second[~alone]]])
+    entry = np.concatenate([2 * number, 2 * number[~alone] + 1])
+    order = np.argsort(to, kind="stable")
+    order = order[(size > largest)[layout.blend[layout.blend_source[to[order]]]]]
+    matrix = np.where(size <= largest, size * n_latent, 0) ** 2
+    return SourcePairs(
+        n_slot, int((size > largest).sum()), padded(int(matrix.sum())), slot, table, np.stack(tiles), pair, pair_span,
+        own, np.searchsorted(to[order], np.arange(n_source + 1)).astype(np.int32),
+        filled(entry[order], padded(len(order)), -1), np.cumsum([0, *matrix[:-1]]))
+
+
+def make_layout(problem: Problem) -> Layout:
     """Where everything of a problem lies.
 
     Parameters
@@ -34,10 +149,8 @@ def make_layout(problem: Problem) -> tuple[Layout, Layout]:
 
     Returns
     -------
-    every : Layout
+    Layout
         Of NumPy arrays, padded.
-    joint : Layout
-        The same in which only sources of blends of several are drawn; padded alike.
     """
     n, n_scene = len(problem.scene), len(problem.data)
     n_source, n_blend = padded(n), padded(problem.n_blend)
@@ -54,22 +167,18 @@ def make_layout(problem: Problem) -> tuple[Layout, Layout]:
     blend_pixel, pixel_start, blend_scene = _owned(problem, n_blend)
     margin = int(folded.margin)
 
-    def drawn(chosen: NDArray[np.bool_]) -> dict[str, Any]:
-        rows = np.flatnonzero(chosen)
-        return {"row_tile": row_tiles(basis[:n], rows, n_source),
-                **pixel_tiles(problem, rows, np.full(len(rows), margin), int(folded.half))}
-
-    fixed: dict[str, Any] = {
-        "n_source": n_source, "n_band": problem.n_band, "n_blend": n_blend, "n_pixel": padded(int(start[-1])),
-        "window": int(folded.window), "margin": margin, "binning": int(folded.of(0).binning) if n else 1,
-        "canvas_start": filled(start[:-1], padded(n_scene), 0, np.int64),
-        "canvas_shape": filled(shapes[:, 1:], padded(n_scene), 0),
-        "scene": scene, "corner": corner, "basis": basis, "blend": blend,
-        "blend_start": np.concatenate([[0], np.cumsum(size)]).astype(np.int32),
-        "blend_source": filled(np.argsort(problem.blend, kind="stable"), n_source, -1),
-        "pixel_start": pixel_start, "blend_pixel": blend_pixel, "blend_scene": blend_scene,
-    }
-    return Layout(**fixed, **drawn(np.ones(n, bool))), Layout(**fixed, **drawn(size[problem.blend] > 1))
+    rows = np.arange(n)
+    tiles: dict[str, Any] = pixel_tiles(problem, rows, np.full(n, margin), int(folded.half))
+    return Layout(
+        n_source=n_source, n_band=problem.n_band, n_blend=n_blend, n_pixel=padded(int(start[-1])),
+        window=int(folded.window), margin=margin, binning=int(folded.of(0).binning) if n else 1,
+        canvas_start=filled(start[:-1], padded(n_scene), 0, np.int64),
+        canvas_shape=filled(shapes[:, 1:], padded(n_scene), 0),
+        scene=scene, corner=corner, basis=basis, blend=blend,
+        blend_start=np.concatenate([[0], np.cumsum(size)]).astype(np.int32),
+        blend_source=filled(np.argsort(problem.blend, kind="stable"), n_source, -1),
+        pixel_start=pixel_start, blend_pixel=blend_pixel, blend_scene=blend_scene,
+        row_tile=row_tiles(basis, rows, n_source, int(basis.max(initial=0)) + 1), **tiles)
 
 
 def filled(values: NDArray[Any], length: int, value: Any, dtype: Any = np.int32) -> NDArray[Any]:
@@ -79,18 +188,17 @@ def filled(values: NDArray[Any], length: int, value: Any, dtype: Any = np.int32)
     return result
 
 
-def row_tiles(basis: NDArray[np.int32], rows: NDArray[np.int64], n_source: int) -> NDArray[np.int32]:
-    """Rows in tiles of one basis each; as many tiles as any choice of sources can need."""
-    number = basis[rows]
-    n_basis = int(basis.max(initial=0)) + 1
-    table = np.full((-(-n_source // ROW_TILE) + n_basis - 1, ROW_TILE), -1, np.int32)
+def row_tiles(table: NDArray[np.int32], rows: NDArray[np.int64], n_source: int, n_table: int) -> NDArray[np.int32]:
+    """Rows in tiles of one table each; as many tiles as any choice of `n_source` sources can need."""
+    number = table[rows]
+    tiles = np.full((-(-n_source // ROW_TILE) + n_table - 1, ROW_TILE), -1, np.int32)
     filled = 0
     for k in np.unique(number):
         members = rows[number == k]
         n_tile = -(-len(members) // ROW_TILE)
-        table[filled : filled + n_tile].reshape(-1)[: len(members)] = members
+        tiles[filled : filled + n_tile].reshape(-1)[: len(members)] = members
         filled += n_tile
-    return table
+    return tiles
 
 
 def pixel_tiles(problem: Problem, rows: NDArray[np.int64], margin: NDArray[np.int64],

@@ -40,7 +40,7 @@ def shared(descent: Descent, coefficients: FloatArray, flux: DoubleArray) -> lig
     every = whole_canvases(descent)
     model, bright = (device.empty(every.n_pixel, np.float32) for _ in range(2))
     inside = _footprints(descent)
-    render(device, every, *drawn, None, None, model)
+    render(device, every, *drawn, None, model)
     light(device, every, *drawn, inside, descent.weight, bright)
     out = device.empty((every.n_source, every.n_band, 6), np.float64)
     share(device, every, *drawn, inside, descent.data, descent.weight, model, bright, out)
@@ -122,9 +122,9 @@ def light_areas(descent: Descent, coefficients: FloatArray) -> DoubleArray:
     device, every = descent.device, descent.every
     descent.put(coefficients, descent.state.coefficients)
     descent.stamp(every, descent.state.coefficients)
-    mean_weight(device, every, descent.weight, descent.tables.profile, descent.inset, descent.full_wbar)
+    mean_weight(device, every, descent.weight, descent.tables.profile, descent.inset, descent.wbar)
     out = device.empty(every.n_source, np.int32)
-    light_area(device, every, descent.stamps, descent.cells, descent.extended, descent.full_wbar, out,
+    light_area(device, every, descent.stamps, descent.cells, descent.extended, descent.wbar, out,
                threshold=constants.SIGNIFICANT_LIGHT**2)
     return descent.fetch(out).astype(np.float64)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deblendrt.cuda.driver.device import DeviceArray
 from deblendrt.engine.compute.decoding import star_core
+from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.model.device_networks import DeviceRuntime
 from deblendrt.engine.solve import constants, curvature
@@ -26,7 +27,10 @@ class Tables:
     ----------
     phi, phi_t, outer, outer_t : float32 (n_psf, ...)
         As in `FoldedBasis`; outer ones None where the basis has no outskirts.
-    gram, missed : tuple of float32 (n_psf, n_band, n_basis, n_basis)
+    halved : float32 (4 n_psf, n_band, n_basis, n_side^2)
+        Every second pixel of the window along both axes, from row and column (0, 0), (0, 1), (1, 0), (1, 1) on;
+        n_side = (window + 1) / 2, zeros where the window has ended.
+    missed : tuple of float32 (n_psf, n_band, n_basis, n_basis)
         Of the basis' own window and of each smaller one, see `Window`.
     insets, used : int32 (n_window,)
         By how much each of these windows is smaller [pixel], and the number of functions in it.
@@ -42,7 +46,7 @@ class Tables:
     phi_t: DeviceArray
     outer: DeviceArray | None
     outer_t: DeviceArray | None
-    gram: tuple[DeviceArray, ...]
+    halved: DeviceArray
     missed: tuple[DeviceArray, ...]
     insets: DeviceArray
     used: DeviceArray
@@ -95,7 +99,7 @@ class DeviceModel:
         n_window = 1 + len(problem.folded.insets)
         tables = Tables(
             **{name: stack(of(name)) for name in ("phi", "phi_t", "outer", "outer_t")},
-            gram=tuple(stack([basis.at(-k).gram for basis in bases]) for k in range(n_window)),
+            halved=self.device.upload(np.concatenate([_halved(basis) for basis in bases])),
             missed=tuple(stack([basis.at(-k).missed for basis in bases]) for k in range(n_window)),
             insets=self.device.upload(np.array([0, *problem.folded.insets], np.int32)),
             used=self.device.upload(np.array([bases[0].at(-k).n_used for k in range(n_window)], np.int32)),
@@ -108,3 +112,13 @@ class DeviceModel:
         """Give memory back that is made anew when needed."""
         self._tables.clear()
         self.runtime.clear()
+
+
+def _halved(basis: FoldedBasis) -> NDArray[np.float32]:
+    """A basis' four tables of every second pixel, see `Tables`."""
+    n_band, n_basis, _ = basis.phi.shape
+    side = (basis.window + 1) // 2
+    image = np.zeros((n_band, n_basis, 2 * side, 2 * side), np.float32)
+    image[:, :, : basis.window, : basis.window] = basis.phi.reshape(n_band, n_basis, basis.window, basis.window)
+    parts = image.reshape(n_band, n_basis, side, 2, side, 2).transpose(3, 5, 0, 1, 2, 4)
+    return np.ascontiguousarray(parts).reshape(4, n_band, n_basis, side**2)

@@ -78,7 +78,7 @@ def likelihood_precisions(descent: Descent, weights: Canvases,
 def _drawn_together(descent: Descent, rows: NDArray[np.int32], largest: int) -> Layout:
     """A layout whose sources are the slots that hold the rows."""
     basis = filled(descent.host.basis[rows], largest, 0)
-    row_tile = row_tiles(basis, np.arange(len(rows)), largest)
+    row_tile = row_tiles(basis, np.arange(len(rows)), largest, int(basis.max()) + 1)
     upload = descent.device.upload
     return dataclasses.replace(descent.every, n_source=largest, basis=upload(basis), row_tile=upload(row_tile))
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from deblendrt.cuda.driver.device import DeviceArray
 from deblendrt.cuda.kernels.pixels.launch import crop
 from deblendrt.engine.compute.cuda import fluxes, measures, precision
-from deblendrt.engine.compute.cuda.descent import ARRAYS, Descent
-from deblendrt.engine.compute.cuda.layouts import make_layout
+from deblendrt.engine.compute.cuda.descent import ARRAYS, PAIR_ARRAYS, Descent
+from deblendrt.engine.compute.cuda.layouts import make_layout, make_pairs
 from deblendrt.engine.compute.cuda.model import DeviceModel
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem, State
 from deblendrt.engine.measure import light_shares, systematic_error
-from deblendrt.engine.solve import further_rounds, objective
+from deblendrt.engine.solve import constants, further_rounds, objective
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.further_rounds import Progress
 
@@ -60,14 +60,14 @@ class DeviceWork:
 
     def render(self, problem: Problem, coefficients: FloatArray) -> objective.Canvases:
         """See `objective.render`."""
-        descent = self._load(problem)
+        descent = self.load(problem)
         descent.put(coefficients, descent.state.coefficients)
         descent.run("draw", lambda: descent.draw(descent.state))
         return descent.canvases(descent.state.model)
 
     def model_image(self, problem: Problem, coefficients: FloatArray) -> DeviceArray:
         """Model image of a problem's only scene, without its border, on the device: float32 (n_band, n_y, n_x)."""
-        descent = self._load(problem)
+        descent = self.load(problem)
         descent.put(coefficients, descent.state.coefficients)
         descent.draw(descent.state)
         n_band, height, width = problem.data[0].shape
@@ -79,7 +79,7 @@ class DeviceWork:
 
     def project(self, problem: Problem, image: objective.Canvases) -> FloatArray:
         """See `objective.project`."""
-        descent = self._load(problem)
+        descent = self.load(problem)
         descent.put_canvases(image, descent.image)
         descent.run("project", lambda: descent.project(descent.every, descent.image, descent.d_coefficients))
         return descent.fetch(descent.d_coefficients)
@@ -87,12 +87,12 @@ class DeviceWork:
     def linear_fluxes(self, problem: Problem, unit: FloatArray, flux: DoubleArray, n_sweep: int,
                       error: float | None) -> tuple[DoubleArray, DoubleArray]:
         """See `photometry.linear_fluxes`."""
-        return fluxes.linear_fluxes(self._load(problem), unit, flux, n_sweep, error)
+        return fluxes.linear_fluxes(self.load(problem), unit, flux, n_sweep, error)
 
     def likelihood_precisions(self, problem: Problem, weights: objective.Canvases,
                               unit: FloatArray) -> Iterator[tuple[NDArray[np.int64], DoubleArray]]:
         """See `uncertainty.likelihood_precisions`."""
-        return precision.likelihood_precisions(self._load(problem), weights, unit)
+        return precision.likelihood_precisions(self.load(problem), weights, unit)
 
     def holds(self, problem: Problem) -> bool:
         """Whether the problem's images are here already."""
@@ -100,20 +100,20 @@ class DeviceWork:
 
     def share(self, problem: Problem, coefficients: FloatArray, flux: DoubleArray) -> light_shares.Sharing:
         """See `light_shares.share`."""
-        return measures.shared(self._load(problem), coefficients, flux)
+        return measures.shared(self.load(problem), coefficients, flux)
 
     def misfit(self, problem: Problem, state: State) -> systematic_error.Misfit:
         """See `systematic_error.misfit`."""
-        return measures.misfits(self._load(problem), state)
+        return measures.misfits(self.load(problem), state)
 
     def core_statistics(self, problem: Problem,
                         state: State) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
         """See `quality.core_statistics`."""
-        return measures.own_pixels(self._load(problem), state)
+        return measures.own_pixels(self.load(problem), state)
 
     def light_area(self, problem: Problem, coefficients: FloatArray) -> DoubleArray:
         """See `start.light_area`."""
-        return measures.light_areas(self._load(problem), coefficients)
+        return measures.light_areas(self.load(problem), coefficients)
 
     def clear(self) -> None:
         """Give buffers back."""
@@ -123,7 +123,7 @@ class DeviceWork:
     def _gauss_newton(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
                       n_iteration: int) -> tuple[Problem, Descent]:
         problem, latent, further = further_rounds.in_rounds(self._descend, problem, latent, floor, n_iteration)
-        descent = self._load(problem)
+        descent = self.load(problem)
         if further:
             descent.start(latent, floor)
             descent.run("evaluate", lambda: descent.evaluate(descent.state))
@@ -132,7 +132,7 @@ class DeviceWork:
     def _descend(self, problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: list[float],
                  damping: DoubleArray | None, curvature: DoubleArray | None) -> tuple[Problem, Progress]:
         """See `solver.descend`."""
-        descent = self._load(problem)
+        descent = self.load(problem)
         descent.start(latent, floor, damping, curvature)
         key = tuple(tempers)
         descent.run(key, lambda: descent.gauss_newton(key))
@@ -144,27 +144,30 @@ class DeviceWork:
 
     def _adam(self, problem: Problem, latent: DoubleArray, floor: DoubleArray,
               n_iteration: int) -> tuple[Problem, Descent]:
-        descent = self._load(problem)
+        descent = self.load(problem)
         descent.start(latent, floor)
         descent.run(("adam", n_iteration), lambda: descent.adam(n_iteration))
         return dataclasses.replace(problem, extent=descent.fetch(descent.extent).astype(np.int8)), descent
 
-    def _load(self, problem: Problem) -> Descent:
+    def load(self, problem: Problem) -> Descent:
         """Buffers of the problem's size that hold it."""
         for key, descent in self._descents.items():
             if descent.holds(problem):
                 self._descents.move_to_end(key)
                 descent.refresh(problem)
                 return descent
-        every, joint = make_layout(problem)
-        sizes = tuple(getattr(layout, name).shape for layout in (every, joint) for name in ARRAYS)
-        key = (sizes, every.n_pixel, every.window, every.margin)
+        every = make_layout(problem)
+        n_psf = sum(1 for _ in problem.folded.groups(len(problem.scene)))
+        pairs = make_pairs(every, n_psf, self.model.bundle.n_latent, constants.MAX_DENSE)
+        sizes = tuple(getattr(part, name).shape for part, names in ((every, ARRAYS), (pairs, PAIR_ARRAYS))
+                      for name in names)
+        key = (sizes, every.n_pixel, every.window, every.margin, pairs.n_slot, pairs.n_element, pairs.n_large > 0)
         if key in self._descents:
             self._descents.move_to_end(key)
         else:
             while len(self._descents) >= KEPT:
                 self._descents.popitem(last=False)
-            self._descents[key] = Descent(self.model, every, joint)
+            self._descents[key] = Descent(self.model, every, pairs)
         descent = self._descents[key]
-        descent.load(problem, every, joint)
+        descent.load(problem, every, pairs)
         return descent

@@ -5,7 +5,7 @@ place. Rows of padding mean nothing.
 
     c[b] = exp(log_flux[b]) sum_m mix[m, b] maps[m]
 
-A step's flux part is relative, d ln(flux). ``push`` and ``pull`` leave sources alone that the layout's
+A step's flux part is relative, d ln(flux). ``pull`` leaves sources alone that the layout's
 `row_tile` lacks. Shapes: maps float32 (n_source, n_component, n_basis), d_maps (n_source, 2 + n_shape, n_component,
 n_basis), mix (n_source, n_component, n_band), d_mix (n_source, n_shape, n_component, n_band), latent and step float64
 (n_source, n_latent), coefficients float32 (n_source, n_band, n_basis) [nJy].
@@ -63,21 +63,10 @@ def combine(latent: DoubleArray, maps: FloatArray, mix: FloatArray, out: FloatAr
     out[...] = np.einsum("nb,nmb,nmk->nbk", _flux(latent, mix), mix, maps)
 
 
-def push(layout: Layout, maps: FloatArray, d_maps: FloatArray, mix: FloatArray, d_mix: FloatArray,
-         coefficients: FloatArray, latent: DoubleArray, step: DoubleArray, out: FloatArray) -> None:
-    """J v: change of the coefficients along a step, into float32 (n_source, n_band, n_basis) [nJy]."""
-    rows = layout.row_tile[layout.row_tile >= 0]
-    n_band = mix.shape[2]
-    along = np.einsum("nd,ndmk->nmk", step[:, n_band:], d_maps)
-    along_mix = np.einsum("ns,nsmb->nmb", step[:, n_band + 2 :], d_mix)
-    change = np.einsum("nmb,nmk->nbk", mix, along) + np.einsum("nmb,nmk->nbk", along_mix, maps)
-    out[rows] = (coefficients * step[:, :n_band, None] + _flux(latent, mix)[:, :, None] * change)[rows]
-
-
 def pull(layout: Layout, maps: FloatArray, d_maps: FloatArray, mix: FloatArray, d_mix: FloatArray,
          coefficients: FloatArray, latent: DoubleArray, d_coefficients: FloatArray, add: DoubleArray | None,
          out: DoubleArray) -> None:
-    """J^T g, the adjoint of `push`, into float64 (n_source, n_latent), plus `add`, alike."""
+    """J^T g, into float64 (n_source, n_latent), plus `add`, alike."""
     rows = layout.row_tile[layout.row_tile >= 0]
     scaled = _flux(latent, mix)[:, :, None] * d_coefficients
     moves = np.einsum("ndmk,nmb,nbk->nd", d_maps, mix, scaled)

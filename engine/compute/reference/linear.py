@@ -1,5 +1,4 @@
-r"""The specification, in NumPy, of the linear algebra of blends: blocks, inverses, conjugate gradients, joint
-fluxes, precisions.
+r"""The specification, in NumPy, of the linear algebra of blends: the joint step, joint fluxes, precisions.
 
 Each function has the name and arguments of its launcher, less the device; arrays are NumPy's, outputs are written in
 place. Rows of padding mean nothing.
@@ -11,7 +10,7 @@ per band and blend, u_i the unit-flux image of source i, r the residual.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,95 +24,229 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 
 
-def damped_inverse(layout: Layout, block: DoubleArray, damping: DoubleArray, n_band: int, out_inverse: DoubleArray,
-                   out_added: DoubleArray, *, ridge: float = 1e-6) -> None:
-    """Damp the blocks of all sources and invert them: `engine.curvature.inverse`.
+def couplings(layout: Layout, images: FloatArray, slot: IntArray, inset: IntArray, weights: FloatArray,
+              pairs: IntArray, out: FloatArray) -> None:
+    """Weighted inner products of all derivative images of one source with all of another.
+
+    The sum takes the canvas' pixels of even row and column, with the weight of the square of four pixels that begins
+    there. Pixels count where both windows are, each cut to the source's extent.
 
     Parameters
     ----------
     layout : Layout
-    block : float64 (n_source, n_latent, n_latent)
-        Symmetric, positive definite.
+    images : float32 (n_slot, n_band, n_column, n_side^2)
+        Derivative images at these pixels, from the first one in the window on; n_side = (window + 1) / 2.
+    slot : int32 (n_source,)
+        Row of each source in `images`.
+    inset : int32 (n_source,) [pixel]
+        By how much each source's window is smaller, on every side.
+    weights : float32 (n_pixel,) [nJy^-2]
+        Flat images.
+    pairs : int32 (n_pair, 2)
+        Sources of one scene; -1 is padding.
+    out : float32 (n_pair, n_band, n_column, n_column)
+        By the columns of the first source, then of the second.
+    """
+    side = (layout.window + 1) // 2
+    for p, (i, j) in enumerate(pairs):
+        if i < 0:
+            continue
+        scene = layout.scene[i]
+        n_y, n_x = layout.canvas_shape[scene]
+        start = layout.canvas_start[scene]
+        canvas = weights[start : start + layout.n_band * n_y * n_x].reshape(layout.n_band, n_y, n_x)
+        even = canvas[:, : n_y // 2 * 2, : n_x // 2 * 2].astype(np.float64)
+        weight = even.reshape(layout.n_band, n_y // 2, 2, n_x // 2, 2).sum((2, 4))
+        drawn = []
+        for k in (i, j):
+            on_canvas = np.zeros((*images.shape[1:3], n_y // 2 + side, n_x // 2 + side))  # beyond the edges, too
+            x, y = (layout.corner[k] + 1) // 2
+            (u0, v0), (u1, v1) = ((layout.corner[k] + edge + 1) // 2
+                                  for edge in (inset[k], layout.window - inset[k]))
+            on_canvas[:, :, y : y + side, x : x + side] = images[slot[k]].reshape(*images.shape[1:3], side, side)
+            inside = np.zeros(on_canvas.shape[2:])
+            inside[v0:v1, u0:u1] = 1
+            drawn.append((on_canvas * inside)[:, :, : n_y // 2, : n_x // 2])
+        out[p] = np.einsum("bcyx,byx,bdyx->bcd", drawn[0], weight, drawn[1])
+
+
+def joint_blocks(layout: Layout, inner: FloatArray, pairs: IntArray, alone: DoubleArray, damping: DoubleArray,
+                 out: DoubleArray, *, flux_damped: float) -> None:
+    """Blocks of the damped Gauss-Newton matrix, see `solve.joint_step`.
+
+    Parameters
+    ----------
+    layout : Layout
+    inner : float32 (n_pair, n_band, n_column, n_column)
+        Of `couplings`.
+    pairs : int32 (n_pair, 2)
+    alone : float64 (n_source, n_latent, n_latent)
+        The prior's curvature and the outskirts' part, which are added to a source's own block.
     damping : float64 (n_blend,)
-    n_band : int
-        So many first latents are fluxes, which are not damped.
-    out_inverse : float64 (n_source, n_latent, n_latent)
-        NaN where the damped block is not positive definite.
-    out_added : float64 (n_source, n_latent)
-        What was added to the diagonal.
+        lambda: an own block's diagonal is multiplied by 1 + lambda.
+    out : float64 (n_pair, n_latent, n_latent)
+        By relative flux, offset and shape.
+    flux_damped : float
+        lambda from which on fluxes are damped.
+    """
+    n_band = layout.n_band
+    band = np.arange(n_band)
+    for p, (i, j) in enumerate(pairs):
+        if i < 0:
+            continue
+        block = np.zeros(out.shape[1:])
+        products = inner[p].astype(np.float64)
+        block[band, band] = products[:, 0, 0]
+        block[:n_band, n_band:] = products[:, 0, 1:]
+        block[n_band:, :n_band] = products[:, 1:, 0].T
+        block[n_band:, n_band:] = products[:, 1:, 1:].sum(0)
+        if i == j:
+            block += alone[i]
+            factor = damping[layout.blend[i]]
+            first = 0 if factor >= flux_damped else n_band
+            latent = np.arange(first, len(block))
+            block[latent, latent] *= 1 + factor
+        out[p] = block
+
+
+def joint_solve(layout: Layout, blocks: DoubleArray, pairs: IntArray, pair_span: IntArray, target: DoubleArray,
+                matrix_start: NDArray[np.int64], matrices: DoubleArray, out: DoubleArray, *, largest: int,
+                ridge: float) -> None:
+    """Solve for the step of every blend of at most `largest` sources.
+
+    Parameters
+    ----------
+    layout : Layout
+    blocks : float64 (n_pair, n_latent, n_latent)
+        Of `joint_blocks`.
+    pairs : int32 (n_pair, 2)
+        The first source is not after the second.
+    pair_span : int32 (n_blend, 2)
+        First pair of each blend, and the first behind its pairs.
+    target : float64 (n_source, n_latent)
+        -dL/dZ.
+    matrix_start : int64 (n_blend,)
+        First element of each blend's matrix in `matrices`, of use for blends of at most `largest` sources.
+    matrices : float64 (n_element,)
+        Scratch.
+    out : float64 (n_source, n_latent)
+    largest : int
+    ridge : float
+        Added to the diagonal of a matrix that was scaled to a diagonal of ones.
+    """
+    n_latent = target.shape[1]
+    for blend, members in _blends(layout):
+        n = len(members)
+        if n > largest:
+            continue
+        matrix = np.zeros((n, n_latent, n, n_latent))
+        for p in range(*pair_span[blend]):
+            i, j = np.searchsorted(members, pairs[p])
+            matrix[j, :, i] = blocks[p].T
+            matrix[i, :, j] = blocks[p]
+        flat = matrix.reshape(n * n_latent, -1)
+        scale = 1 / np.sqrt(flat.diagonal())
+        scaled = flat * scale[:, None] * scale + ridge * np.eye(len(scale))
+        out[members] = (np.linalg.solve(scaled, target[members].ravel() * scale) * scale).reshape(n, n_latent)
+
+
+def block_inverse(layout: Layout, blocks: DoubleArray, own: IntArray, out: DoubleArray, *, largest: int,
+                  ridge: float) -> None:
+    """Invert the own blocks of sources in blends of more than `largest`: `solve.curvature.inverse`.
+
+    Parameters
+    ----------
+    layout : Layout
+    blocks : float64 (n_pair, n_latent, n_latent)
+        Symmetric, positive definite for a source with itself.
+    own : int32 (n_source,)
+        Pair of each source with itself.
+    out : float64 (n_source, n_latent, n_latent)
+        NaN where a block is not positive definite.
+    largest : int
     ridge : float
         Added to the diagonal of a block that was scaled to a diagonal of ones.
     """
-    one = np.eye(block.shape[1])
-    for i in np.flatnonzero(layout.blend >= 0):
-        added = damping[layout.blend[i]] * block[i].diagonal()
-        added[:n_band] = 0.0
-        damped = block[i] + np.diag(added)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            scale = 1 / np.sqrt(damped.diagonal())
-            scaled = damped * scale[:, None] * scale + ridge * one
-        try:
-            root = np.linalg.inv(np.linalg.cholesky(scaled))
-        except np.linalg.LinAlgError:
-            root = np.full_like(one, np.nan)
-        out_inverse[i], out_added[i] = root.T @ root * scale[:, None] * scale, added
+    for _, members in _blends(layout):
+        for i in members if len(members) > largest else ():
+            block = blocks[own[i]]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                scale = 1 / np.sqrt(block.diagonal())
+                scaled = block * scale[:, None] * scale + ridge * np.eye(len(block))
+            try:
+                root = np.linalg.inv(np.linalg.cholesky(scaled))
+            except np.linalg.LinAlgError:
+                root = np.full_like(scaled, np.nan)
+            out[i] = root.T @ root * scale[:, None] * scale
 
 
-def conjugate_start(layout: Layout, inverse: DoubleArray, target: DoubleArray, out_solution: DoubleArray,
-                    out_rest: DoubleArray, out_direction: DoubleArray, out_rz: DoubleArray) -> None:
-    """Where the conjugate gradient starts; a source alone in its blend is solved by its block.
+def joint_conjugate(layout: Layout, blocks: DoubleArray, pairs: IntArray, partner_start: IntArray, partner: IntArray,
+                    inverse: DoubleArray, target: DoubleArray, scratch: Sequence[DoubleArray], out: DoubleArray, *,
+                    largest: int, n_iteration: int) -> None:
+    """Preconditioned conjugate gradients from zero, of blends of more than `largest` sources.
 
     Parameters
     ----------
     layout : Layout
+    blocks : float64 (n_pair, n_latent, n_latent)
+        Of `joint_blocks`.
+    pairs : int32 (n_pair, 2)
+    partner_start : int32 (n_source + 1,)
+        Where the pairs of each place of `Layout.blend_source` begin in `partner`.
+    partner : int32 (n_entry,)
+        Twice the number of the pair; plus one if the source is the pair's second.
     inverse : float64 (n_source, n_latent, n_latent)
-        Preconditioner, symmetric.
+        Of `block_inverse`: the preconditioner.
     target : float64 (n_source, n_latent)
-    out_solution, out_rest, out_direction : float64 (n_source, n_latent)
-        The last two are 0 for a source alone.
-    out_rz : float64 (n_blend,)
-        Of the rest and the preconditioned rest; kept where a blend has no members.
+    scratch : three float64 (n_source, n_latent)
+    out : float64 (n_source, n_latent)
+    largest : int
+    n_iteration : int
+        Always all of them; a blend that has converged stops moving.
     """
     for blend, members in _blends(layout):
-        z = _apply(inverse[members], target[members])
-        if len(members) == 1:
-            out_solution[members], out_rest[members], out_direction[members], out_rz[blend] = z, 0.0, 0.0, 0.0
+        if len(members) <= largest:
             continue
-        out_solution[members], out_rest[members], out_direction[members] = 0.0, target[members], z
-        out_rz[blend] = (target[members] * z).sum()
+        first = layout.blend_start[blend]
+
+        def matrix(v: DoubleArray, members: IntArray = members, first: int = first) -> DoubleArray:
+            image = np.zeros_like(v)
+            for m in range(len(members)):
+                for entry in partner[partner_start[first + m] : partner_start[first + m + 1]]:
+                    pair, second = divmod(int(entry), 2)
+                    other = np.searchsorted(members, pairs[pair, 1 - second])
+                    image[m] += (blocks[pair].T if second else blocks[pair]) @ v[other]
+            return image
+
+        step, rest = np.zeros((len(members), target.shape[1])), target[members].copy()
+        direction = z = _apply(inverse[members], rest)
+        before = (rest * z).sum()
+        for _ in range(n_iteration):
+            image = matrix(direction)
+            alpha = _ratio(before, (direction * image).sum())
+            step += alpha * direction
+            rest -= alpha * image
+            z = _apply(inverse[members], rest)
+            following = (rest * z).sum()
+            direction = z + _ratio(following, before) * direction
+            before = following
+        out[members] = step
 
 
-def conjugate_step(layout: Layout, inverse: DoubleArray, curvature: DoubleArray, added: DoubleArray,
-                   out_pulled: DoubleArray, out_solution: DoubleArray, out_rest: DoubleArray,
-                   out_direction: DoubleArray, out_rz: DoubleArray) -> None:
-    """One iteration of `engine.conjugate.conjugate_gradient`, of blends of more than one source.
+def alike(layout: Layout, latent: DoubleArray, step: DoubleArray, out: DoubleArray) -> None:
+    """Give sources of a blend that are the same in every number the mean of their steps.
 
     Parameters
     ----------
     layout : Layout
-    inverse, curvature : float64 (n_source, n_latent, n_latent)
-        Preconditioner, and the prior's part of the matrix; symmetric.
-    added : float64 (n_source, n_latent)
-        The damping's part, a diagonal.
-    out_pulled : float64 (n_source, n_latent)
-        Likelihood's part of the matrix times the direction. Scratch afterwards: the preconditioned rest.
-    out_solution, out_rest, out_direction : float64 (n_source, n_latent)
-        Updated.
-    out_rz : float64 (n_blend,)
-        Updated.
+    latent, step : float64 (n_source, n_latent)
+    out : float64 (n_source, n_latent)
     """
-    for blend, members in _blends(layout):
-        if len(members) == 1:
-            continue
-        direction, before = out_direction[members], out_rz[blend]
-        image = out_pulled[members] + _apply(curvature[members], direction) + added[members] * direction
-        alpha = _ratio(before, (direction * image).sum())
-        out_solution[members] += alpha * direction
-        out_rest[members] -= alpha * image
-        z = _apply(inverse[members], out_rest[members])
-        out_rz[blend] = (out_rest[members] * z).sum()
-        out_direction[members] = z + _ratio(out_rz[blend], before) * direction
-        out_pulled[members] = z
+    for _, members in _blends(layout):
+        same = ((layout.corner[members][:, None] == layout.corner[members]).all(2)
+                & (latent[members][:, None] == latent[members]).all(2)) | np.eye(len(members), dtype=bool)
+        for m, i in enumerate(members):
+            out[i] = step[members[same[m]]].sum(0) / same[m].sum()
 
 
 def _blends(layout: Layout) -> Iterator[tuple[int, IntArray]]:

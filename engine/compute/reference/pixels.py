@@ -21,7 +21,7 @@ IntArray = NDArray[np.int32]
 
 
 def product(layout: Layout, rows: FloatArray, table: FloatArray, out: FloatArray, *, chosen: IntArray | None = None,
-            accumulate: bool = False) -> None:
+            slot: IntArray | None = None, accumulate: bool = False) -> None:
     """Multiply the rows of each source with the table of its folded basis.
 
     Parameters
@@ -33,17 +33,20 @@ def product(layout: Layout, rows: FloatArray, table: FloatArray, out: FloatArray
     out : float32 (n_source, n_band, n_row, n_column)
     chosen : int32 (n_source,), optional
         Only sources where it is not 0.
+    slot : int32 (n_source,), optional
+        Row of each source in `out`; by default the source's number.
     accumulate : bool
         Add to `out`.
     """
     for i in _drawn(layout):
         if chosen is None or chosen[i]:
             result = rows[i].astype(np.float64) @ table[layout.basis[i]]
-            out[i] = out[i] + result if accumulate else result
+            to = i if slot is None else slot[i]
+            out[to] = out[to] + result if accumulate else result
 
 
 def render(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended: IntArray,
-           background: FloatArray | None, weight: FloatArray | None, out: FloatArray) -> None:
+           background: FloatArray | None, out: FloatArray) -> None:
     """Sum stamps into the images of scenes.
 
     Parameters
@@ -54,8 +57,8 @@ def render(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extende
     cells : float32 (n_source, n_band, n_cell), or None
         Outskirts, of use for extended sources only.
     extended : int32 (n_source,)
-    background, weight : float32 (n_pixel,), or None
-        Added before, multiplied after.
+    background : float32 (n_pixel,), or None
+        Added before.
     out : float32 (n_pixel,)
         Written where the layout has tiles.
     """
@@ -76,8 +79,6 @@ def render(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extende
                         slice(x + margin, x + margin + layout.window))
                 wide[core] += stamps[i].reshape(-1, layout.window, layout.window)
         image += wide[:, margin : margin + image.shape[1], margin : margin + image.shape[2]]
-        if weight is not None:
-            image *= _canvas(layout, weight, s)
         _copy_tiles(layout, s, image, whole)
 
 
@@ -284,8 +285,8 @@ def wide(layout: Layout, through: FloatArray, coefficients: FloatArray, wbar: Do
 
 
 def reach(layout: Layout, extent: IntArray, insets: IntArray, used: IntArray, out_extended: IntArray,
-          out_inset: IntArray, out_n_used: IntArray, out_chosen: IntArray) -> None:
-    """What sources' extents stand for.
+          out_inset: IntArray, out_n_used: IntArray) -> None:
+    """Look up what the extents of sources stand for.
 
     Parameters
     ----------
@@ -296,14 +297,11 @@ def reach(layout: Layout, extent: IntArray, insets: IntArray, used: IntArray, ou
         By how much each window is smaller on every side [pixel], and the number of functions in it; the own first.
     out_extended, out_inset, out_n_used : int32 (n_source,)
         With outskirts; of each source's window.
-    out_chosen : int32 (n_window, n_source)
-        1 in the row of each source's window, else 0.
     """
     window = np.maximum(-extent, 0)
     out_extended[:] = extent > 0
     out_inset[:] = insets[window]
     out_n_used[:] = used[window]
-    out_chosen[:] = window == np.arange(len(insets))[:, None]
 
 
 def trim_basis(layout: Layout, n_used: IntArray, rows: FloatArray, out: FloatArray) -> None:

@@ -19,7 +19,7 @@ IntArray = NDArray[np.int32]
 def prior_terms(layout: Layout, latent: DoubleArray, log_prob: FloatArray, flow_gradient: FloatArray,
                 measured: IntArray, offset0: DoubleArray, star: IntArray, mean_color: DoubleArray,
                 color_sigma: DoubleArray, center_sigma: np.float64, out_log_prior: DoubleArray,
-                out_gradient: DoubleArray, *, slack: float = 0.1) -> None:
+                out_gradient: DoubleArray, *, slack: float) -> None:
     """Log prior of every source, up to constants, and its gradient: `engine.objective.prior`.
 
     Parameters
@@ -67,7 +67,8 @@ def prior_terms(layout: Layout, latent: DoubleArray, log_prob: FloatArray, flow_
 
 
 def secant(layout: Layout, latent: DoubleArray, trial_latent: DoubleArray, prior_gradient: DoubleArray,
-           trial_gradient: DoubleArray, out_curvature: DoubleArray) -> None:
+           trial_gradient: DoubleArray, out_curvature: DoubleArray, *, min_ratio: float, max_ratio: float,
+           min_curvature: float) -> None:
     """BFGS update of the prior's curvature from what its gradient did along a step.
 
     Parameters
@@ -80,11 +81,15 @@ def secant(layout: Layout, latent: DoubleArray, trial_latent: DoubleArray, prior
     out_curvature : float64 (n_source, n_latent, n_latent)
         Symmetric, positive definite; updated, but not where the curvature along the step is negative or out of
         proportion.
+    min_ratio, max_ratio : float
+        Bounds of the new curvature along the step, in units of the old one.
+    min_curvature : float
+        Bound of the old curvature along the step.
     """
     step, change = trial_latent - latent, prior_gradient - trial_gradient
     expected = (out_curvature @ step[:, :, None])[:, :, 0]
     before, after = (step * expected).sum(1), (step * change).sum(1)
-    good = (after > 0.1 * before) & (after < 100 * before) & (before > 1e-10) & (layout.scene >= 0)
+    good = (after > min_ratio * before) & (after < max_ratio * before) & (before > min_curvature) & (layout.scene >= 0)
     for i in np.flatnonzero(good):
         out_curvature[i] += (np.outer(change[i], change[i]) / after[i]
                              - np.outer(expected[i], expected[i]) / before[i])

@@ -59,7 +59,8 @@ def _hold_offset(n_band: int, latent: DoubleArray, offset0: DoubleArray, max_dri
 
 def accept(layout: Layout, loss: DoubleArray, log_prior: DoubleArray, trial_log_prior: DoubleArray,
            downhill: DoubleArray, step: DoubleArray, damping: DoubleArray, out_better: IntArray, out_left: DoubleArray,
-           *, rejected_damping: float, min_damping: float) -> None:
+           *, rejected_damping: float, min_damping: float, max_damping: float, rejected_factor: float,
+           poor_decrease: float, poor_factor: float, good_decrease: float, good_factor: float) -> None:
     """Judge a step, blend by blend, and choose the next damping.
 
     Parameters
@@ -70,14 +71,19 @@ def accept(layout: Layout, loss: DoubleArray, log_prior: DoubleArray, trial_log_
     log_prior, trial_log_prior : float64 (n_source,)
     downhill, step : float64 (n_source, n_latent)
     damping : float64 (n_blend,)
-        Replaced by the next one: up where L fell by less than a quarter of what was expected, down where by more than
-        half. Kept where a blend has no members.
+        Replaced by the next one. Kept where a blend has no members.
     out_better : int32 (n_blend,)
         1 where L fell; 0 where a blend has no members.
     out_left : float64 (n_blend,)
         Decrease of L that was expected; 0 where a blend has no members.
-    rejected_damping, min_damping : float
-        Least damping after a rejected step, and ever.
+    rejected_damping, min_damping, max_damping : float
+        Least damping after a rejected step, least and largest ever.
+    rejected_factor : float
+        Multiplies the damping where L did not fall.
+    poor_decrease, poor_factor : float
+        Where L fell by less than this share of the expected decrease, the factor multiplies the damping.
+    good_decrease, good_factor : float
+        The same where L fell by at least this share.
     """
     for blend in range(layout.n_blend):
         members = layout.blend_source[layout.blend_start[blend] : layout.blend_start[blend + 1]]
@@ -87,12 +93,12 @@ def accept(layout: Layout, loss: DoubleArray, log_prior: DoubleArray, trial_log_
         decrease = loss[blend, 0] - log_prior[members].sum() - (loss[blend, 1] - trial_log_prior[members].sum())
         expected = 0.5 * (downhill[members] * step[members]).sum()
         if not decrease > 0:
-            damping[blend] = max(damping[blend] * 8.0, rejected_damping)
-        elif decrease < 0.25 * expected:
-            damping[blend] *= 4.0
-        elif not decrease < 0.5 * expected:
-            damping[blend] *= 0.25
-        damping[blend] = max(damping[blend], min_damping)
+            damping[blend] = max(damping[blend] * rejected_factor, rejected_damping)
+        elif decrease < poor_decrease * expected:
+            damping[blend] *= poor_factor
+        elif not decrease < good_decrease * expected:
+            damping[blend] *= good_factor
+        damping[blend] = min(max(damping[blend], min_damping), max_damping)
         out_better[blend], out_left[blend] = decrease > 0, expected
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tolerances import ADJOINT, FLOAT32, GRADIENT, OBJECTIVE, relative_error
-from toy_model import N_BAND, ToyModel, add_noise, draw_latent, make_problem, paint
+from toy_model import N_BAND, ToyModel, add_noise, draw_latent, make_problem, paint, pushed_by
 
 from deblendrt.engine.compute.problem import Problem, State
 from deblendrt.engine.deblender import Deblender
@@ -131,14 +131,14 @@ def test_the_gradient_test_can_fail(toy_deblender: Deblender, toy_model: ToyMode
     assert np.linalg.norm(engine_gradient(problem, state, wrong) - expected) > GRADIENT * np.linalg.norm(expected)
 
 
-def test_push_and_pull_are_the_jacobian_and_its_transpose(toy_deblender: Deblender, toy_model: ToyModel) -> None:
+def test_columns_and_pull_are_the_jacobian_and_its_transpose(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     problem, latent = make(toy_deblender, toy_model, robust=False)
     state = objective.evaluate(problem, latent)
     rng = np.random.default_rng(0)
     v = rng.standard_normal(latent.shape)
     g = rng.standard_normal(state.coefficients.shape).astype(np.float32)
-    pushed, pulled = objective.push(state, v), objective.pull(state, g)
-    assert (pushed.dtype, pulled.dtype) == (np.float32, np.float64)
+    pushed, pulled = pushed_by(state, v), objective.pull(state, g)
+    assert pulled.dtype == np.float64
     jacobian = toy_model.jacobian(latent)
     assert relative_error(state.coefficients, toy_model.decode(latent)) < FLOAT32
     for i in range(len(latent)):

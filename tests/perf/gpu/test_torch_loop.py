@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ import torch
 from deblendrt.engine.compute.cuda.streams import DevicePool
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.bundle import load_bundle
-from deblendrt.engine.solve import conjugate_gradient, objective
 from deblendrt.engine.solve import descent as engine_descent
-from deblendrt.engine.solve.curvature import blocks, inverse, mean_weight
+from deblendrt.engine.solve import joint_step, objective
+from deblendrt.engine.solve.curvature import columns, inverse
 from deblendrt.engine.solve.prior import prior_curvature
 from perf.gpu import descent_alone
 from perf.gpu.descent_alone import TEMPERS, Start, make_start, repeated
@@ -40,23 +39,15 @@ def start(toy_deblender: Deblender, toy_model: Any) -> Start:
     return make_start(toy_deblender, list(images), list(centers), VARIANCE)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def same_steps() -> Iterator[None]:
-    """The host takes its steps as a device does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_descent, "newton_step", conjugate_gradient.newton_step)
-        yield
-
-
 @pytest.fixture(scope="module")
 def expected(start: Start) -> tuple[Any, np.ndarray, np.ndarray]:
     """State and objective of the CPU's descent, and what the posterior allows each log flux."""
     problem, state, _ = engine_descent.descend(start.problem, start.latent, start.floor, list(TEMPERS))
     likely = objective.likelihood(problem, state.model)
     weights, _ = objective.weighted_residual(problem, likely, state.model)
-    wbar = mean_weight(problem, weights)
-    block, _ = blocks(problem, state, wbar, np.zeros_like(wbar), prior_curvature(problem))
-    sigma = np.sqrt(inverse(block).diagonal(axis1=1, axis2=2))[:, : problem.n_band]
+    alone = [np.array([i]) for i in range(start.n_source)]
+    near = joint_step.couplings(problem, columns(state), weights, alone)
+    sigma = np.sqrt(inverse(near.block + prior_curvature(problem)).diagonal(axis1=1, axis2=2))[:, : problem.n_band]
     return state, objective.by_scene(problem, likely, state), sigma
 
 

@@ -1,30 +1,23 @@
-// damped_inverse: a block per source, its matrix in shared memory. Lower triangle: Cholesky factor C of the scaled
-// matrix; upper: the inverse of C, transposed. A^-1 = C^-T C^-1: symmetric to the bit.
+// block_inverse: a block per source of a blend of more than `largest` sources, its matrix in shared memory. Lower
+// triangle: Cholesky factor C of the scaled matrix; upper: the inverse of C, transposed. A^-1 = C^-T C^-1: symmetric to
+// the bit.
 #include "kernel.cuh"
 
-extern "C" __global__ void __launch_bounds__(64) damped_inverse(
-    const int* __restrict__ blend, const double* __restrict__ block, const double* __restrict__ damping, int n_band,
-    int n, double ridge, double* __restrict__ inverse, double* __restrict__ added) {
+extern "C" __global__ void __launch_bounds__(64) block_inverse(
+    const int* __restrict__ blend, const int* __restrict__ blend_start, const int* __restrict__ own,
+    const double* __restrict__ blocks, int largest, int n, double ridge, double* __restrict__ inverse) {
     SHARED_MEMORY(double, matrix);
     double* scale = matrix + n * n;
     double* reciprocal = scale + n;  // diagonal of the inverse of C
     const int64 i = blockIdx.x;
-    const int t = threadIdx.x, row = t / 8, column = t % 8;
-    if (blend[i] < 0) return;
-    const double* mine = block + i * n * n;
-    const double factor = damping[blend[i]];
-    for (int l = t; l < n; l += 64) {
-        const double diagonal = mine[l * n + l], more = l < n_band ? 0.0 : factor * diagonal;
-        added[i * n + l] = more;
-        scale[l] = 1.0 / sqrt(diagonal + more);
-        reciprocal[l] = more;  // for now
-    }
+    const int t = threadIdx.x, row = t / 8, column = t % 8, mine = blend[i];
+    if (mine < 0 || blend_start[mine + 1] - blend_start[mine] <= largest) return;
+    const double* block = blocks + (int64)own[i] * n * n;
+    for (int l = t; l < n; l += 64) scale[l] = 1.0 / sqrt(block[l * n + l]);
     __syncthreads();
     for (int r = row; r < n; r += 8)
-        for (int c = column; c < n; c += 8) {
-            const double value = mine[r * n + c];
-            matrix[r * n + c] = (r == c ? value + reciprocal[r] : value) * scale[r] * scale[c] + (r == c ? ridge : 0.0);
-        }
+        for (int c = column; c < n; c += 8)
+            matrix[r * n + c] = block[r * n + c] * scale[r] * scale[c] + (r == c ? ridge : 0.0);
     for (int k = 0; k < n; ++k) {
         __syncthreads();
         const double pivot = matrix[k * n + k];
