@@ -1,4 +1,4 @@
-"""A whole export: parity, determinism, cleanliness, and that each check can fail."""
+"""An export: parity, determinism, graphs without metadata, and checks that can fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow  # torch needs a few seconds a graph, and there ar
 
 @pytest.fixture(scope="session")
 def model() -> checkpoint.TrainedModel:
-    """Small in every direction, every direction of another size, rows that do not fall on 16-byte boundaries."""
+    """A small model. All its axes differ in length, and rows do not begin at 16-byte boundaries."""
     settings = config.load("smoke.toml")
     settings = dataclasses.replace(
         settings, name="small",
@@ -41,7 +41,7 @@ def model() -> checkpoint.TrainedModel:
         flow=dataclasses.replace(settings.flow, n_transform=2, hidden=8),
         encoder=dataclasses.replace(settings.encoder, cutout_size=17))
     model = checkpoint.random_model(settings, 1)
-    model.decoder.head.weight.mul_(20)  # an untrained head hardly sees the layers below it, a trained one does
+    model.decoder.head.weight.mul_(20)  # the output of an untrained head hardly depends on the trunk
     return model
 
 
@@ -60,7 +60,7 @@ def scale_weights(proto: Any, factor: float) -> None:
 
 
 def test_five_bands(model: checkpoint.TrainedModel) -> None:
-    """The number of sources stays symbolic whatever the number of bands is."""
+    """The number of sources stays symbolic for any number of bands."""
     settings = dataclasses.replace(model.config.survey, bands=["g", "r", "i", "z", "y"])
     other = checkpoint.random_model(dataclasses.replace(model.config, survey=settings), 1)
     proto = graphs.export_graph(other, "decode_pullback")
@@ -78,7 +78,7 @@ def test_reads_back(folder: Path, model: checkpoint.TrainedModel) -> None:
     np.testing.assert_array_equal(bundle.shift, model.shift)
     np.testing.assert_allclose(bundle.psf.sum((1, 2)), 1.0, atol=1e-3)
     assert bundle.training["population"]["description"] == model.population["description"]
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]  # no temporary left
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]  # no temporary folder is left
 
 
 def test_a_basis_that_is_not_bilinear_is_refused(model: checkpoint.TrainedModel) -> None:
@@ -131,7 +131,7 @@ def test_graphs_are_clean(folder: Path) -> None:
 
 
 def test_no_sum_depends_on_alignment(folder: Path) -> None:
-    """Sums over trailing axes are products with ones, see `graphs._sum`; what is left sums over inner axes."""
+    """Sums over trailing axes are products with ones, see `graphs._sum`. The other sums are over inner axes."""
     for name in GRAPHS:
         proto = onnx.shape_inference.infer_shapes(onnx.load(folder / f"{name}.onnx"))
         constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}

@@ -1,4 +1,4 @@
-"""The command line and the TensorRT check, as far as they go without exporting."""
+"""The command line and the TensorRT check, without an export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton repository against Triton's own schema. No server is started: there is none to be had from a registry."""
+"""The Triton repository against Triton's schema. No server runs: package registries have none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deblendrt.export import triton  # noqa: E402
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small graph stands for the solver, with a scalar, which Triton does not have."""
+    """A small graph instead of the solver. It has a scalar, which Triton does not have."""
     helper = onnx.helper
     one = [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [2, 3]),
            helper.make_tensor_value_info("valid", onnx.TensorProto.BOOL, [3])]
@@ -53,7 +53,7 @@ def test_nothing_else_is_replaced(tmp_path: Path) -> None:
 
 
 def schema() -> Any:
-    """Triton's `ModelConfig`, from its client's package; of that, the one file that needs protobuf alone."""
+    """Triton's `ModelConfig`, from the one file of its client's package that needs only protobuf."""
     pytest.importorskip("google.protobuf")
     package = importlib.util.find_spec("tritonclient")
     if package is None or package.origin is None:
@@ -91,7 +91,7 @@ def test_schema(repository: Path) -> None:
 
 
 def test_text(repository: Path) -> None:
-    """What can be said without the schema."""
+    """Lines of the configuration, without the schema."""
     text = (repository / "solver" / "config.pbtxt").read_text()
     assert "max_batch_size: 0" in text
     assert "count: 2" in text

@@ -1,4 +1,4 @@
-"""The basis: orthonormal, without a preferred direction, and shifts that are shifts."""
+"""The basis: orthonormal, without a preferred direction, and with generators that shift stamps."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def test_reduce_and_expand(cells: basis.Cells) -> None:
     np.testing.assert_allclose((reduced[::2] ** 2).sum(1), (images[::2] ** 2).sum((1, 2)), rtol=0.01)
     back = cells.expand(reduced)
     np.testing.assert_allclose(back[2], 2, rtol=1e-6)
-    assert np.abs(back[0] - smooth)[1:-1, 1:-1].max() < 0.03  # beyond the outermost centres it is constant
+    assert np.abs(back[0] - smooth)[1:-1, 1:-1].max() < 0.03  # it is constant beyond the outermost centres
     margin = (SIZE - CORE) // 2
     inside = slice(margin, SIZE - margin)
     np.testing.assert_allclose(back[:, inside, inside], images[:, inside, inside], rtol=1e-6)
-    assert np.abs(back[1] - images[1]).max() > 0.5  # the outskirts forget what is finer than a cell
+    assert np.abs(back[1] - images[1]).max() > 0.5  # cells lose details finer than a cell
 
 
 def test_outskirts_hold_the_basis(built: basis.Basis) -> None:
-    """What the bundle stores, core and cells, is the basis to rounding."""
+    """The core and cells of the bundle make the basis again, to rounding."""
     again = outskirts.expand(*outskirts.split(built.phi, CORE, 3), 3)
     assert np.abs(again - built.phi).max() < 1e-6 * np.abs(built.phi).max()
     assert np.abs(outskirts.split(built.phi, CORE, 3)[1]).max() > 0.01 * np.abs(built.phi).max()
@@ -111,7 +111,7 @@ def test_covariance_is_the_sum_over_turned_images(cells: basis.Cells) -> None:
 
 
 def test_closed_under_the_symmetries(built: basis.Basis) -> None:
-    """A turned function lies in the span; a pair that the last function belongs to may be cut in two."""
+    """Turned functions lie in the span of the basis, except for the last function, whose pair may be missing."""
     flat = built.phi.reshape(N_BASIS, -1).astype(np.float64)
     for turn in range(4):
         for mirror in (1, -1):
@@ -121,10 +121,10 @@ def test_closed_under_the_symmetries(built: basis.Basis) -> None:
 
 
 def test_generators_of_known_functions() -> None:
-    """Against the ladder operators of Gauss-Hermite functions."""
+    """Generators against the ladder operators of Gauss-Hermite functions."""
     phi, expected = gauss_hermite()
     np.testing.assert_allclose(basis.shift_generators(phi), expected, atol=2e-4)
-    # without light at the edge a shift keeps the norm: the generators are antisymmetric
+    # without light at the edge, a shift keeps the norm, so the generators are antisymmetric
     np.testing.assert_allclose(expected, -expected.transpose(0, 2, 1), atol=1e-12)
 
 
@@ -142,6 +142,6 @@ def test_generators_move_a_gaussian(offset: tuple[float, float]) -> None:
     moved = encoder_blends.shift_coefficients(centred, shift, np.array([offset], np.float32))[0]
     image = np.tensordot(moved, phi, 1)
     error = np.linalg.norm(image - gaussian(*offset)) / np.linalg.norm(image)
-    assert error < 2e-4  # what the functions above order four would hold
+    assert error < 2e-4  # the light in functions above order four
     wrong = np.linalg.norm(image - gaussian(-offset[0], -offset[1])) / np.linalg.norm(image)
     assert wrong > 0.1

@@ -1,4 +1,4 @@
-"""Training configurations: the shipped ones load, every mistake is named."""
+"""Training configurations: shipped files load, and every mistake is named."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_survey_of_its_own() -> None:
 
 
 def test_optional_keys() -> None:
-    """Checkpoints and configurations from before the lists of Sersic indices mean what they meant."""
+    """Checkpoints and configurations without lists of Sersic indices have indices 4 and 1."""
     values = changed("survey.depth")
     del values["population"]["bulge_sersic"], values["population"]["disk_sersic"]
     assert config.from_dict(values) == config.load("smoke.toml")
@@ -111,7 +111,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"hsc\.toml, lsst\.toml, smoke\.toml"):
         config.load("euclid.toml")
     with pytest.raises(FileNotFoundError):
-        config.load(tmp_path / "lsst.toml")  # a path is not a name
+        config.load(tmp_path / "lsst.toml")  # a path is not the name of a shipped file
     own = tmp_path / "own.toml"
     own.write_text((Path(config.__file__).parent / "configs" / "smoke.toml").read_text().replace('"smoke"', '"own"'))
     assert config.load(own).name == "own"

@@ -23,7 +23,7 @@ from deblendrt.training.simulation import blend_scenes, survey  # noqa: E402
 
 
 def small() -> config.Config:
-    """The smoke configuration, cut to seconds."""
+    """The smoke configuration, reduced to seconds."""
     settings = config.load("smoke.toml")
     return dataclasses.replace(
         settings,
@@ -35,11 +35,11 @@ def small() -> config.Config:
 
 
 class Killed(Exception):
-    """Stands for the signal."""
+    """Stands for the signal that kills a run."""
 
 
 def kill_after_first_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Die right after the VAE's first intermediate checkpoint is on disk."""
+    """Stop right after the VAE's first intermediate checkpoint is written."""
     write = checkpoint.write_atomically
 
     def deadly(path: Path, writer: Any) -> None:
@@ -160,7 +160,7 @@ def test_write_atomically(tmp_path: Path) -> None:
     checkpoint.write_atomically(path, lambda p: np.savez(p, a=np.ones(3)))
     with pytest.raises(RuntimeError, match="half way"):
         checkpoint.write_atomically(path, fail_half_way)
-    with np.load(path) as stored:  # the old file is whole
+    with np.load(path) as stored:  # the old file is complete
         np.testing.assert_array_equal(stored["a"], np.ones(3))
 
 

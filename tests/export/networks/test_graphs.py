@@ -1,4 +1,4 @@
-"""The functions behind the graphs, against torch's own derivatives in float64. Nothing is exported here."""
+"""The functions of the graphs against torch's derivatives in float64, without an export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deblendrt.training import config  # noqa: E402
 from deblendrt.training.networks.decoder import SHIFT_ORDER, Decoder  # noqa: E402
 from deblendrt.training.networks.flow import ShapePrior  # noqa: E402
 
-# float64 against float64 through other operations: some hundred roundings of 2e-16.
+# Other operations in float64: some hundred roundings of 2e-16.
 EXACT = 1e-13
 
 
@@ -26,7 +26,7 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.fixture
 def decoder() -> Decoder:
-    """Random, with generators that do not commute and a network that is far from its start."""
+    """A random decoder. Its generators do not commute, and its weights are far from their initial values."""
     generator = torch.Generator().manual_seed(0)
     decoder = Decoder(n_shape=4, n_component=2, n_band=3, n_basis=9, hidden=16, n_layer=2, shape_radius=2.5)
     decoder = decoder.double().eval().requires_grad_(False)
@@ -61,7 +61,7 @@ def test_jacobian_is_the_derivative(decoder: Decoder, latent: torch.Tensor) -> N
     assert relative(mix, expected_mix) < EXACT
     assert relative(d_maps, map_slope.movedim(-1, 1)[:, 3:]) < EXACT
     assert relative(d_mix, mix_slope.movedim(-1, 1)[:, 5:]) < EXACT
-    assert mix_slope[..., 3:5].abs().max() == 0  # what the factored form leaves out
+    assert mix_slope[..., 3:5].abs().max() == 0  # the factored form leaves it out
 
 
 def test_jacobian_comparison_can_fail(decoder: Decoder, latent: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The solver as one ONNX graph against the engine that it is a transcript of, in Python and in Node."""
+"""The solver as one ONNX graph against the engine, in Python and in Node."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from deblendrt.export.solver.linear_algebra import block_inverse, positive_part,
 from deblendrt.export.solver.solver_graph import SOLVER_INPUTS, SOLVER_OUTPUTS, solver_graph  # noqa: E402
 
 N_SOURCE, SHAPE = 5, (71, 80)
-PSF = cases.psf().astype(np.float32)  # as a FITS file has it: to the engine its last bits are another PSF
+PSF = cases.psf().astype(np.float32)  # float32, as in a FITS file: other last bits are another PSF for the engine
 NODE = Path(__file__).parents[3] / "examples" / "node"
 Arrays = dict[str, NDArray[Any]]
 
@@ -64,7 +64,7 @@ def session_of(model: bytes | str) -> Any:
 
 @pytest.fixture(scope="module")
 def solve(graph_file: Path) -> Callable[..., Arrays]:
-    """(image, variance, centres) to the rows of these centres, and the rest."""
+    """A function from image, variance and centres to the rows of the centres, and the other outputs."""
     session = session_of(str(graph_file))
 
     def run(image: NDArray[Any], variance: NDArray[Any], centers: NDArray[Any]) -> Arrays:
@@ -92,7 +92,7 @@ def scene(seed: int, n: int = N_SOURCE) -> cases.CaseScene:
 
 
 def check_agreement(found: Arrays, expected: DeblendResult) -> None:
-    """Fluxes within `SOLVER_GRAPH` of their errors, and everything else accordingly."""
+    """Compare with the engine: fluxes within `SOLVER_GRAPH` of their errors, other values likewise."""
     assert (np.isfinite(found["flux"]) == np.isfinite(expected.flux)).all()
     assert np.nanmax(np.abs(found["flux"] - expected.flux) / expected.flux_err) < SOLVER_GRAPH
     assert np.nanmax(np.abs(found["map_flux"] - expected.map_flux) / expected.flux_err) < SOLVER_GRAPH
@@ -102,7 +102,7 @@ def check_agreement(found: Arrays, expected: DeblendResult) -> None:
     assert abs(found["objective"][0] - expected.objective[0]) < SOLVER_GRAPH
     assert abs(found["scene_chi2"][0] - expected.scene_chi2[0]) < 0.1
     np.testing.assert_array_equal(found["n_pixel"], expected.n_pixel)
-    # not stationary at the solution, as the objective is: a latent off by SOLVER_GRAPH changes it by z times that
+    # unlike the objective, it is not stationary: an error SOLVER_GRAPH of a latent z changes it by z SOLVER_GRAPH
     np.testing.assert_allclose(found["log_prior"], expected.log_prior, atol=3 * SOLVER_GRAPH)
     np.testing.assert_array_equal(found["flags"], expected.flags)
     np.testing.assert_array_equal(found["blend"], expected.blend)
@@ -118,7 +118,7 @@ def test_same_catalogue_as_the_engine(deblender: Deblender, solve: Callable[...,
 
 
 def test_every_fault_keeps_its_row_and_says_what_it_is(deblender: Deblender, solve: Callable[..., Arrays]) -> None:
-    given = scene(2, 3)  # no light without a centre: the engine would look for it
+    given = scene(2, 3)  # the engine would search for light without a centre
     image, variance = given.image.copy(), given.variance.copy()
     centers = np.concatenate([given.centers, [(-5.0, 20.0), (np.nan, 10.0)]])
     image[:, 20, 30:33] = np.nan
@@ -258,7 +258,7 @@ def test_node(deblender: Deblender, graph_file: Path, tmp_path: Path) -> None:
     assert len(rows) == len(centers)
     np.testing.assert_array_equal([row["flags"] for row in rows], expected.flags)
     assert rows[3]["flag_names"] == ["OFF_IMAGE"]
-    flux = np.array([row["flux"] for row in rows], np.float64)  # null, JSON's word for NaN, becomes NaN
+    flux = np.array([row["flux"] for row in rows], np.float64)  # JSON has null for NaN
     assert np.nanmax(np.abs(flux - expected.flux) / expected.flux_err) < SOLVER_GRAPH
     assert np.isnan(flux[3]).all()
 

@@ -62,11 +62,11 @@ def test_loss() -> None:
     huge = out.clone()
     huge[0, 0] += 1e6
     slope = encoder_loss(huge + torch.tensor([1.0]), mean, sigma, log_flux)
-    assert bool(torch.isfinite(slope))  # linear, not quadratic, in a failure
+    assert bool(torch.isfinite(slope))  # the loss is linear in large errors
 
 
 def make_blends(brightness: float) -> tuple[encoder_blends.EncoderBlends, vae.TrainingSet, survey.Depth]:
-    """EncoderBlends of point-like galaxies, the brightest with `brightness` times 300 sky sigmas."""
+    """Blends of point-like galaxies, the brightest with `brightness` times 300 sky sigmas."""
     settings = config.load("smoke.toml")
     settings = dataclasses.replace(settings, encoder=dataclasses.replace(settings.encoder, cutout_size=SIZE))
     phi, shift = gauss_hermite()
@@ -100,7 +100,7 @@ def test_the_target_is_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     made, data, _ = make_blends(1.0)
     middle, reach = SIZE // 2, 3
     core = made.cutouts[:, 3, middle - reach : middle + reach + 1, middle - reach : middle + reach + 1].sum((1, 2))
-    # whitened by the blend's own noise: undo it
+    # undo the whitening by the blend's noise
     core = core * np.exp(made.psf_summary[:, 6 + 3])
     flux = data.flux.sum(1)[torch.from_numpy(made.rows), 3].numpy()
     assert np.corrcoef(core, flux)[0, 1] > 0.97

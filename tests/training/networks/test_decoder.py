@@ -13,7 +13,7 @@ from deblendrt.training.networks.decoder import Decoder, bound  # noqa: E402
 
 @pytest.fixture
 def decoder() -> Decoder:
-    """Far from its start, on a basis whose shifts are known; float64."""
+    """A float64 decoder far from its initial weights, on a basis whose shifts are known."""
     generator = torch.Generator().manual_seed(0)
     phi, shift = gauss_hermite()
     decoder = Decoder(n_shape=4, n_component=2, n_band=3, n_basis=len(phi), hidden=16, n_layer=2, shape_radius=5.0)
@@ -65,7 +65,7 @@ def test_bound(radius: float) -> None:
         size = confined.norm(dim=1)
         assert float(size.max()) <= radius * (1 + 1e-12)
         assert bool((size >= last - 1e-12).all())
-        torch.testing.assert_close(confined, size[:, None] * direction, rtol=1e-10, atol=1e-12)  # direction kept
+        torch.testing.assert_close(confined, size[:, None] * direction, rtol=1e-10, atol=1e-12)  # the direction is kept
         if r <= 0.9 * radius:
             assert bool((size >= 0.95 * r).all())
         last = size
@@ -81,7 +81,7 @@ def test_a_shift_and_back(decoder: Decoder) -> None:
     back = decoder.shift(there, -offset)
     scale = float(maps.abs().max())
     assert float((there - maps).abs().max()) > 0.01 * scale
-    assert float((back - maps).abs().max()) < 1e-3 * scale  # fifth order, both ways
+    assert float((back - maps).abs().max()) < 1e-3 * scale  # fifth order, there and back
     exact = torch.stack([m @ torch.linalg.matrix_exp(dx * decoder.shift_x + dy * decoder.shift_y).mT
                          for m, (dx, dy) in zip(maps, offset, strict=True)])
     assert float((there - exact).abs().max()) < 1e-3 * scale

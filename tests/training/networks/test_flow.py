@@ -1,4 +1,4 @@
-"""The shape prior: a normalised density, whatever the fluxes."""
+"""The shape prior: a density that is normalised for any fluxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N_BAND = 3
 
 @pytest.fixture
 def prior() -> ShapePrior:
-    """Two shape latents; weights far from their start."""
+    """A prior of two shape latents, with weights far from their initial values."""
     torch.manual_seed(0)
     prior = ShapePrior(n_shape=2, n_band=N_BAND, reference=1, n_transform=3, hidden=16).requires_grad_(False)
     for parameter in prior.parameters():
@@ -40,7 +40,7 @@ def test_it_is_the_change_of_variables(prior: ShapePrior) -> None:
     torch.testing.assert_close(prior(latent), normal + log_slope)
     torch.testing.assert_close(prior(latent), prior.log_prob(latent[:, N_BAND + 2 :], latent[:, :N_BAND]))
     moved = latent.clone()
-    moved[:, N_BAND : N_BAND + 2] += 1  # a position has no say in the shape
+    moved[:, N_BAND : N_BAND + 2] += 1  # the prior of the shape does not depend on the position
     torch.testing.assert_close(prior(moved), prior(latent), rtol=0, atol=0)
 
 
@@ -65,13 +65,13 @@ def test_context(prior: ShapePrior) -> None:
         context = prior.context(torch.tensor([[extreme, 6.0, -extreme]]))
         assert float(context.abs().max()) <= CONTEXT_LIMIT
     shape = torch.randn(10, 2)
-    # absurd colours get the prior of the reddest galaxies known, not an extrapolation
+    # impossible colours have the prior of the reddest galaxies, not an extrapolation
     far, further = (prior.log_prob(shape, torch.tensor([[c, 6.0, -c]]).expand(10, -1)) for c in (60.0, 6000.0))
     torch.testing.assert_close(far, further)
     assert bool(torch.isfinite(far).all())
     inside = torch.tensor([[6.0, 6.0, 6.0]])
     standard = (prior.raw_context(inside) - prior.context_mean) / prior.context_scale
-    torch.testing.assert_close(prior.context(inside), standard, rtol=0.02, atol=0.02)  # hardly touched near the mean
+    torch.testing.assert_close(prior.context(inside), standard, rtol=0.02, atol=0.02)  # hardly changed near the mean
 
 
 def test_training_learns_what_depends_on_the_flux() -> None:
@@ -87,5 +87,5 @@ def test_training_learns_what_depends_on_the_flux() -> None:
     truth = 1 + torch.log(torch.tensor(2 * torch.pi)) + 2 * torch.log(torch.tensor(0.5))  # entropy of the posterior
     assert history[-1] < history[0] - 0.3
     assert history[-1] < float(truth) + 0.2
-    assert history[-1] > float(truth) - 0.3  # a density cannot beat the truth by more than noise
+    assert history[-1] > float(truth) - 0.3  # no density is better than the truth by more than noise
     torch.testing.assert_close(prior.context_mean, prior.raw_context(log_flux).mean(0))

@@ -1,4 +1,4 @@
-"""The VAE on a toy training set: its loss falls, a resumed run is the same run, the misfit is a chi2."""
+"""The VAE on a toy training set: its loss falls, a resumed run gives the same result, the misfit is a chi2."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHI, SHIFT = gauss_hermite()
 
 @pytest.fixture(scope="module")
 def data() -> vae.TrainingSet:
-    """Elliptical Gaussians of two sizes, of the basis' own span."""
+    """Elliptical Gaussians of two sizes, in the span of the basis."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:STAMP, :STAMP] - STAMP // 2
     maps = np.empty((N_GALAXY, 2, len(PHI)), np.float32)
@@ -100,7 +100,7 @@ def test_a_resumed_run_is_the_same_run(data: vae.TrainingSet, grams: Any) -> Non
     history = train(whole, data, grams, 60, on_checkpoint=store, checkpoint_every=25)
     assert len(files) == 2
     for file in files:
-        resumed = new_networks(data, seed=9)  # other initial weights and another generator: all is in the file
+        resumed = new_networks(data, seed=9)  # other weights and another generator: the file has all state
         state = torch.load(io.BytesIO(file), weights_only=True)
         again = train(resumed, data, grams, 60, resume=state)
         assert again == history
@@ -135,7 +135,7 @@ def test_symmetries_are_the_group_of_the_square() -> None:
     assert turns.shape == (8, len(PHI), len(PHI))
     eye = torch.eye(len(PHI))
     torch.testing.assert_close(turns[0], eye, atol=1e-5, rtol=0)
-    for turn in turns:  # this basis is closed
+    for turn in turns:  # the symmetries map this basis to itself
         torch.testing.assert_close(turn @ turn.mT, eye, atol=1e-5, rtol=0)
     distance = torch.cdist(turns.flatten(1), turns.flatten(1))
     assert float((distance + 10 * torch.eye(8)).min()) > 0.5

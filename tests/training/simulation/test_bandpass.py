@@ -1,4 +1,4 @@
-"""Filter curves: from speclite, from GalSim, from files of one's own; every mistake is named."""
+"""Filter curves from speclite, from GalSim and from files; every mistake is named."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_own_files(tmp_path: Path) -> None:
                              surface_brightness_limit=27.0)
     galaxies = population.draw(spec, survey, 50, np.random.default_rng(0))
     assert galaxies.flux.shape == (50, 2)
-    assert (galaxies.flux[:, 0] < 1.3 * galaxies.flux[:, 1]).all()  # hardly a galaxy is bluer than flat
+    assert (galaxies.flux[:, 0] < 1.3 * galaxies.flux[:, 1]).all()  # hardly any galaxy is bluer than a flat spectrum
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

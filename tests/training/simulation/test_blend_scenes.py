@@ -56,7 +56,7 @@ def test_noiseless_scene_is_the_sum_of_its_sources(psf, depth):
 
 
 def test_flux_lands_in_the_image(psf, depth):
-    # 1%: the wings of a de Vaucouleurs profile to 2.4 arcsec, and 0.5% of flux in the PSF's far wings
+    # 1%: wings of a de Vaucouleurs profile beyond 2.4 arcsec, and 0.5% of the flux in the PSF's far wings
     scene = simulate_two(psf, depth, noise=False)
     np.testing.assert_allclose(scene.truth.sum((2, 3)), scene.flux, rtol=0.01)
 
@@ -66,7 +66,7 @@ def test_positions_are_x_y_with_integer_at_the_pixel_centre(psf, depth):
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     for truth, (center_x, center_y) in zip(scene.truth[:, 1].astype(float), scene.centers, strict=True):
         near = truth * (np.hypot(x - center_x, y - center_y) < 8)
-        # a hard edge over pixels moves the centroid by up to a few thousandths
+        # the pixelated edge of the truncation moves the centroid by up to a few thousandths of a pixel
         assert (near * x).sum() / near.sum() == pytest.approx(center_x, abs=0.01)
         assert (near * y).sum() / near.sum() == pytest.approx(center_y, abs=0.01)
 
@@ -126,6 +126,6 @@ def test_natural_population_follows_the_counts():
     settings = config.load("smoke.toml")
     galaxies = blend_scenes.natural_population(settings, 4000, np.random.default_rng(0))
     assert galaxies.magnitude.max() <= population.GOLD_LIMIT
-    # 10^(0.31 m), less the galaxies that the surface brightness limit takes: most within two magnitudes of the limit
+    # 10^(0.31 m) without the galaxies below the surface brightness limit, most within two magnitudes of the limit
     faint = (galaxies.magnitude > population.GOLD_LIMIT - 2).mean()
     assert 0.6 < faint < 0.85

@@ -1,4 +1,4 @@
-"""Component profiles: the Sersic index that a galaxy was given, and half the light inside its half-light radius."""
+"""Components have the Sersic index of their galaxy, and half of their light inside the half-light radius."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_defaults(galaxies: population.Galaxies) -> None:
 
 
 def test_index_changes_the_map(galaxies: population.Galaxies) -> None:
-    """The higher the index, the more light in the central pixel."""
+    """The central pixel has more light for a higher index."""
     peaks = []
     for index in (1.0, 2.0, 4.0, 6.0):
         wide = dataclasses.replace(galaxies, bulge_sersic=np.full(3, index))

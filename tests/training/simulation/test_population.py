@@ -16,7 +16,7 @@ from deblendrt.training.simulation import population
 
 N = 20000
 SETTINGS = config.load("smoke.toml")
-# every galaxy kept, counts only
+# a population that keeps every galaxy, without a uniform share
 OPEN = dataclasses.replace(SETTINGS.population, uniform_fraction=0.0, surface_brightness_limit=99.0)
 
 
@@ -56,14 +56,14 @@ def test_a_share_is_uniform_in_magnitude() -> None:
 
 @pytest.mark.parametrize("magnitude", [21.0, 23.0, 25.0])
 def test_sizes(magnitude: float) -> None:
-    """The median scale length along the major axis is the relation's."""
+    """The median scale length along the major axis follows the relation."""
     sample = at(magnitude)
     q = (1 - sample.disk_ellipticity) / (1 + sample.disk_ellipticity)
     major = sample.disk_half_light_radius / population.EXPONENTIAL_HALF_LIGHT / np.sqrt(q)
     assert np.median(major) == pytest.approx(np.exp(-1.145 - 0.269 * (magnitude - 23)), rel=0.03)
     bulge, disk = sample.bulge_half_light_radius, sample.disk_half_light_radius / population.EXPONENTIAL_HALF_LIGHT
     ratio = np.log(bulge / disk)
-    assert abs(np.median(ratio)) < 0.04  # radii are held above MIN_HALF_LIGHT, which lifts the smallest bulges
+    assert abs(np.median(ratio)) < 0.04  # MIN_HALF_LIGHT raises the smallest bulges
     assert ratio.std() == pytest.approx(0.4, rel=0.05)
 
 
@@ -112,12 +112,12 @@ def test_bulge_fractions(galaxies: population.Galaxies) -> None:
     assert (fraction >= 0).all()
     assert (fraction <= 1).all()
     assert (fraction == 1).mean() == pytest.approx(0.07, abs=0.01)
-    # uniform 25%, and the half-normal's upper part
+    # the uniform 25%, and the upper part of the half-normal distribution
     assert ((fraction > 0.5) & (fraction < 1)).mean() == pytest.approx(0.125, abs=0.012)
 
 
 def test_sersic_indices(galaxies: population.Galaxies) -> None:
-    """Drawn last: lists of one give the same galaxies, lists of several the same but for the indices."""
+    """Longer lists change only the indices, which are drawn last."""
     assert (galaxies.bulge_sersic == 4).all()
     assert (galaxies.disk_sersic == 1).all()
     bulge, disk = [2.0, 4.0, 6.0], [0.5, 1.0]

@@ -55,7 +55,7 @@ def test_unknown_survey_is_named():
 
 
 def test_written_depth():
-    """A depth that the configuration states is taken as it stands, in the order of the bands."""
+    """A depth in the configuration is taken unchanged, in the order of the bands."""
     table = config.DepthTable(psf_fwhm={"i": 0.6, "r": 0.7}, sky_sigma={"r": 1.5, "i": 2.0},
                          counts_per_njy={"i": 80.0, "r": 90.0})
     depth = survey.depth(config.Survey(None, ["r", "i"], "i", 0.168, "", table))
@@ -67,7 +67,7 @@ def test_written_depth():
 
 
 def test_hsc_is_between_the_survey_s_layers():
-    """Deeper than galcheat's HSC, which is the Wide layer, by less than two magnitudes."""
+    """The shipped HSC depth is less than two magnitudes deeper than galcheat's, which is the Wide layer's."""
     written, wide = survey.depth(config.load("hsc.toml").survey), survey.depth(HSC)
     deeper = 2.5 * np.log10(wide.sky_sigma / written.sky_sigma)
     assert np.all((deeper > 0.3) & (deeper < 1.5))
