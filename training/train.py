@@ -26,6 +26,7 @@ from deblendrt.training import basis, checkpoint, config
 from deblendrt.training.networks import vae
 from deblendrt.training.networks.deblending_encoder import train_encoder
 from deblendrt.training.networks.flow import train_flow
+from deblendrt.training.networks.training_set import TrainingSet, project_galaxies
 from deblendrt.training.simulation import population, survey
 
 log = logging.getLogger("deblendrt.train")
@@ -51,7 +52,7 @@ def stage_maps(settings: config.Config, out: Path, n_process: int) -> None:
     phi = _basis(out)[0]
     galaxies = population.draw(settings.population, settings.survey, settings.population.n_galaxy,
                                np.random.default_rng(seed(settings, "population")))
-    data = vae.training_set(galaxies, phi, settings, n_process)
+    data = project_galaxies(galaxies, phi, settings, n_process)
     checkpoint.write_atomically(out / "maps.npz", lambda p: np.savez(p, maps=data.maps.numpy(), flux=data.flux.numpy()))
 
 
@@ -125,10 +126,10 @@ def _basis(out: Path) -> tuple[np.ndarray, np.ndarray]:
         return stored["phi"], stored["shift"]
 
 
-def load_training_set(out: Path) -> vae.TrainingSet:
+def load_training_set(out: Path) -> TrainingSet:
     """The training set of a checkpoint."""
     with np.load(out / "maps.npz", allow_pickle=False) as stored:
-        return vae.TrainingSet(torch.from_numpy(stored["maps"]), torch.from_numpy(stored["flux"]))
+        return TrainingSet(torch.from_numpy(stored["maps"]), torch.from_numpy(stored["flux"]))
 
 
 def sky_sigma(settings: config.Config) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,9 +15,9 @@ from numpy.typing import DTypeLike, NDArray
 from deblendrt.cuda.driver import compile as kernel_compiler
 from deblendrt.cuda.driver.device import Argument, DeviceArray, DeviceError, OutOfDeviceMemory, split_name
 from deblendrt.cuda.driver.driver import MINIMUM_CAPABILITY, Driver
+from deblendrt.cuda.driver.loaded_kernel import LoadedKernel, pack
 from deblendrt.cuda.driver.staging import DISABLE_TIMING, Staging
 
-SHARED_BYTES = 48 * 1024  # byte: of a block, static and dynamic, unless the kernel is told otherwise
 SHORTAGE_HINT = "give less at once, set a smaller memory limit, or free what else is on the GPU (see nvidia-smi)"
 
 Call = Callable[[Any], None]  # queues something on a stream
@@ -59,31 +58,6 @@ def stream_handle(stream: Any) -> int:
             return int(getattr(value, "value", value) or 0)
     raise TypeError(f"stream: expected an integer handle or a stream of CuPy, PyTorch, PyCUDA or cuda.core, "
                     f"got {type(stream).__name__}")
-
-
-def pack(arguments: tuple[Argument, ...]) -> tuple[bytearray, list[int]]:
-    """A kernel's arguments as bytes, each at a multiple of eight, and their sizes; see `Argument`."""
-    content, sizes = bytearray(8 * len(arguments)), []
-    for i, argument in enumerate(arguments):
-        if argument is None or isinstance(argument, DeviceArray):
-            value = struct.pack("<Q", 0 if argument is None else argument.pointer)
-        elif isinstance(argument, bool | np.bool_):
-            raise DeviceError("pass int(flag), not bool")
-        elif isinstance(argument, np.generic):  # before float, of which np.float64 is a subclass
-            value = argument.tobytes()
-        elif isinstance(argument, int):
-            if not -(2**31) <= argument < 2**31:
-                raise DeviceError(f"{argument} is no int32: pass np.int64({argument})")
-            value = struct.pack("<i", argument)
-        elif isinstance(argument, float):
-            value = np.float32(argument).tobytes()
-        else:
-            raise DeviceError(f"a kernel cannot take a {type(argument).__name__}")
-        if len(value) > 8:
-            raise DeviceError(f"a kernel cannot take a {type(argument).__name__}")
-        content[8 * i : 8 * i + len(value)] = value
-        sizes.append(len(value))
-    return content, sizes
 
 
 class CudaDevice:
@@ -136,7 +110,7 @@ class CudaDevice:
         self._freed: deque[tuple[int, int]] = deque()  # by any thread that drops an array; the next allocation frees it
         self._dropped: deque[Any] = deque()  # graphs
         self._recorded: list[Call] | None = None
-        self._functions: dict[str, _Function] = {}
+        self._functions: dict[str, LoadedKernel] = {}
         self._modules: dict[str, Any] = {}
         self._staging: Staging | None = None
         self._stream: Any
@@ -397,14 +371,14 @@ class CudaDevice:
             self.driver("cuEventRecord", self._event, first)
             self.driver("cuStreamWaitEvent", then, self._event, 0)
 
-    def _function(self, kernel: str) -> _Function:
+    def _function(self, kernel: str) -> LoadedKernel:
         if kernel not in self._functions:
             file, name = split_name(kernel)
             with self._current():
                 if file not in self._modules:
                     content = kernel_compiler.cubin(file, self.architecture)
                     self._modules[file] = self._load(file, content)
-                self._functions[kernel] = _Function(self.driver, self._modules[file], file, name)
+                self._functions[kernel] = LoadedKernel(self.driver, self._modules[file], file, name)
         return self._functions[kernel]
 
     def _load(self, file: str, content: bytes) -> Any:
@@ -416,7 +390,7 @@ class CudaDevice:
                               f"compiler is {tool.version if tool else 'missing'}: what a compiler of a later major "
                               "version made, a driver cannot load; update the driver") from None
 
-    def _allow_shared(self, kernel: str, function: _Function, shared: int) -> None:
+    def _allow_shared(self, kernel: str, function: LoadedKernel, shared: int) -> None:
         most = self._shared_most - function.static
         if shared > most:
             raise DeviceError(f"{kernel}: {shared} bytes of shared memory asked for, a block can have {most} here")
@@ -464,30 +438,6 @@ class _Block:
 
     def __del__(self) -> None:
         self.device._freed.append((self.pointer, self.n_byte))
-
-
-class _Function:
-    """A loaded kernel, with the sizes of its parameters and the shared memory that it may use."""
-
-    def __init__(self, driver: Driver, module: Any, file: str, name: str) -> None:
-        missing = f'{file}.cu has no extern "C" __global__ void {name}'
-        self.handle = driver("cuModuleGetFunction", module, name.encode(), what=missing)
-        attribute = driver.api.CUfunction_attribute
-        self.registers = driver("cuFuncGetAttribute", attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, self.handle)
-        self.static = driver("cuFuncGetAttribute", attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, self.handle)
-        self.shared = SHARED_BYTES - self.static
-        self.sizes = self._parameter_sizes(driver)
-
-    def _parameter_sizes(self, driver: Driver) -> list[int] | None:
-        sizes: list[int] = []
-        while True:
-            try:
-                code, *values = driver.api.cuFuncGetParamInfo(self.handle, len(sizes))
-            except (AttributeError, RuntimeError):  # drivers and bindings before CUDA 12.4
-                return None
-            if int(code):
-                return sizes
-            sizes.append(int(values[1]))
 
 
 class _Current:

@@ -19,9 +19,9 @@ from deblendrt.cuda.kernels.networks.launch import (
     network_softmax,
     network_sum,
 )
-from deblendrt.cuda.network.graph import Matmul, Reduce
 from deblendrt.cuda.network.plan import ARENA, CONSTANTS, INPUTS, N_INPUT, N_OUTPUT, OUTPUTS, make_plan
 from deblendrt.cuda.network.program import Program
+from deblendrt.cuda.network.steps import Matmul, Reduce
 from deblendrt.cuda.network.views import View
 
 

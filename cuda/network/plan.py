@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.driver.device import DeviceError
-from deblendrt.cuda.network.graph import Convolution, LoweredGraph, Map, Matmul, Reduce, Step, reads
+from deblendrt.cuda.network.graph import LoweredGraph
 from deblendrt.cuda.network.program import Program, fused
+from deblendrt.cuda.network.steps import Convolution, Map, Matmul, Reduce, Step, reads
 from deblendrt.cuda.network.views import View
 
 ARENA_ALIGNMENT = 64  # elements: 256 bytes

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.cuda.network.graph import Map
+from deblendrt.cuda.network.steps import Map
 from deblendrt.cuda.network.views import MAX_DIM, View, common_axes, merged_axes
 
 FUNCTIONS = ("Load", "Constant", "Store", "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Neg", "Abs", "Sign", "Exp",

@@ -19,8 +19,9 @@ import shim
 import standin
 
 from deblendrt.cuda.driver import compile as kernel_compiler
-from deblendrt.cuda.driver.cuda_device import CudaDevice, open_device, pack, stream_handle
+from deblendrt.cuda.driver.cuda_device import CudaDevice, open_device, stream_handle
 from deblendrt.cuda.driver.device import DeviceArray, DeviceError, OutOfDeviceMemory
+from deblendrt.cuda.driver.loaded_kernel import pack
 from deblendrt.cuda.driver.staging import N_SLOT, SLOT_BYTES
 
 PLANTED = Path(shim.__file__).parent

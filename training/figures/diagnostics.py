@@ -22,6 +22,7 @@ from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.training.checkpoint import TrainedModel
 from deblendrt.training.figures import excess_chi2, population_figure
 from deblendrt.training.networks import vae
+from deblendrt.training.networks.training_set import project_galaxies
 from deblendrt.training.simulation import blend_scenes, population, survey
 
 SAMPLE_SEED = 7_202_117
@@ -67,7 +68,7 @@ def draw_sample(model: TrainedModel, n: int = N_SAMPLE) -> Sample:
     settings = model.config
     rng = np.random.default_rng([settings.seed, SAMPLE_SEED])
     galaxies = population.draw(settings.population, settings.survey, n, rng)
-    data = vae.training_set(galaxies, np.asarray(model.basis, np.float32), settings)
+    data = project_galaxies(galaxies, np.asarray(model.basis, np.float32), settings)
     target, log_flux = data.total(torch.arange(n))
     shape, sigma = vae.posterior(model.galaxy_encoder, data, _sky_sigma(model))
     folded = folding.fold(model.basis, model.nominal_psf, settings.basis.reference_psf_sigma)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute import folding
 from deblendrt.training.checkpoint import TrainedModel
 from deblendrt.training.networks import vae
+from deblendrt.training.networks.training_set import project_galaxies
 from deblendrt.training.simulation import components, population
 
 EXCESS_SEED = 90_113
@@ -72,7 +73,7 @@ def measure(model: TrainedModel, n: int = N_EXCESS) -> dict[str, NDArray[np.floa
     uniform = dataclasses.replace(settings.population, magnitude_min=BINS[0], magnitude_max=BINS[-1],
                                   uniform_fraction=1.0)
     galaxies = population.draw(uniform, settings.survey, n, np.random.default_rng([settings.seed, EXCESS_SEED]))
-    data = vae.training_set(galaxies, np.asarray(model.basis, np.float32), settings)
+    data = project_galaxies(galaxies, np.asarray(model.basis, np.float32), settings)
     target, log_flux = data.total(torch.arange(n))
     sky = torch.tensor(model.sky_sigma, dtype=torch.float32)
     folded = folding.fold(model.basis, model.nominal_psf, settings.basis.reference_psf_sigma)

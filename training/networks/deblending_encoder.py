@@ -19,7 +19,8 @@ from deblendrt.engine.model import outskirts
 from deblendrt.engine.scene import psf
 from deblendrt.training.config import Config
 from deblendrt.training.networks.encoder_blends import EncoderBlends, make_blends
-from deblendrt.training.networks.vae import GalaxyEncoder, TrainingSet, posterior
+from deblendrt.training.networks.training_set import TrainingSet
+from deblendrt.training.networks.vae import GalaxyEncoder, posterior
 from deblendrt.training.simulation import survey
 
 FLUX_SCALE = 10.0  # whitened fluxes are compressed by asinh(x / FLUX_SCALE)

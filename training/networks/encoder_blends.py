@@ -16,7 +16,7 @@ from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.training.config import Config
 from deblendrt.training.networks.decoder import SHIFT_ORDER
-from deblendrt.training.networks.vae import TrainingSet
+from deblendrt.training.networks.training_set import TrainingSet
 from deblendrt.training.simulation import survey
 
 MEAN_NEIGHBOURS = 2.0  # Poisson mean in the cutout and 6 pixels around it: 130 galaxies per arcmin^2

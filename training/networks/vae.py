@@ -12,7 +12,6 @@ them would determine the gradient. Each batch is turned by one of the square's e
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -20,10 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deblendrt.training.config import Config
 from deblendrt.training.networks.decoder import Decoder
-from deblendrt.training.simulation.components import component_coefficients
-from deblendrt.training.simulation.population import Galaxies
+from deblendrt.training.networks.training_set import TrainingSet
 
 N_GRADIENT = 32  # coefficients of the other bands that the encoder sees: enough for a colour gradient
 
@@ -68,48 +65,6 @@ class GalaxyEncoder(nn.Module):
         out = self.net(torch.cat([reference, gradient.flatten(1), (log_snr - 3.0) / 3.0], 1))
         mean, log_variance = out.chunk(2, 1)
         return mean, log_variance.clamp(-18.0, 3.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSet:
-    """Isolated galaxies as coefficients.
-
-    Attributes
-    ----------
-    maps : Tensor, float32 (n, n_component, n_basis)
-        Unit-flux bulge and disk.
-    flux : Tensor, float32 (n, n_component, n_band) [nJy]
-    """
-
-    maps: Tensor
-    flux: Tensor
-
-    def total(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit-flux coefficients (n, n_band, n_basis) and log flux (n, n_band) of some galaxies."""
-        flux = self.flux[rows]
-        total = flux.sum(1)
-        return (flux / total[:, None]).mT @ self.maps[rows], total.log()
-
-
-def training_set(galaxies: Galaxies, phi: NDArray[np.float32], settings: Config, n_process: int = 1) -> TrainingSet:
-    """The training set of galaxies: their components, drawn and projected on the basis.
-
-    Parameters
-    ----------
-    galaxies : Galaxies
-    phi : float32 (n_basis, size, size)
-    settings : Config
-    n_process : int
-        Processes that draw. The result does not depend on their number.
-
-    Returns
-    -------
-    TrainingSet
-    """
-    maps = component_coefficients(galaxies, phi, settings.survey.pixel_scale, settings.basis.reference_psf_sigma,
-                                  n_process)
-    flux = np.stack([galaxies.bulge_flux, galaxies.disk_flux], 1).astype(np.float32)
-    return TrainingSet(torch.from_numpy(maps), torch.from_numpy(flux))
 
 
 def symmetries(phi: NDArray[np.floating]) -> Tensor:

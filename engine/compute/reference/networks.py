@@ -13,9 +13,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from deblendrt.cuda.network.graph import ELEMENTWISE, Convolution, Matmul, Reduce
 from deblendrt.cuda.network.plan import ARENA, CONSTANTS, INPUTS, OUTPUTS, Plan
 from deblendrt.cuda.network.program import Program
+from deblendrt.cuda.network.steps import ELEMENTWISE, Convolution, Matmul, Reduce
 from deblendrt.cuda.network.views import View
 
 Array = NDArray[Any]

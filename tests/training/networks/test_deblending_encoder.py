@@ -17,8 +17,9 @@ from toy_model import gauss_hermite  # noqa: E402
 
 from deblendrt.engine.compute import folding  # noqa: E402
 from deblendrt.training import config  # noqa: E402
-from deblendrt.training.networks import encoder_blends, vae  # noqa: E402
+from deblendrt.training.networks import encoder_blends  # noqa: E402
 from deblendrt.training.networks.deblending_encoder import DeblendingEncoder, encoder_loss  # noqa: E402
+from deblendrt.training.networks.training_set import TrainingSet  # noqa: E402
 from deblendrt.training.simulation import survey  # noqa: E402
 
 SIZE = 15
@@ -65,7 +66,7 @@ def test_loss() -> None:
     assert bool(torch.isfinite(slope))  # the loss is linear in large errors
 
 
-def make_blends(brightness: float) -> tuple[encoder_blends.EncoderBlends, vae.TrainingSet, survey.Depth]:
+def make_blends(brightness: float) -> tuple[encoder_blends.EncoderBlends, TrainingSet, survey.Depth]:
     """Blends of point-like galaxies, the brightest with `brightness` times 300 sky sigmas."""
     settings = config.load("smoke.toml")
     settings = dataclasses.replace(settings, encoder=dataclasses.replace(settings.encoder, cutout_size=SIZE))
@@ -76,7 +77,7 @@ def make_blends(brightness: float) -> tuple[encoder_blends.EncoderBlends, vae.Tr
     maps = np.zeros((50, 2, len(phi)), np.float32)
     maps[:, :, 0] = 1 / phi[0].sum()
     flux = (brightness * depth.sky_sigma * rng.uniform(10, 300, (50, 2, 1))).astype(np.float32)
-    data = vae.TrainingSet(torch.from_numpy(maps), torch.from_numpy(flux))
+    data = TrainingSet(torch.from_numpy(maps), torch.from_numpy(flux))
     made = encoder_blends.make_blends(data, settings, folded, folded.fwhm.astype(np.float32), shift.astype(np.float32),
                                     300, rng)
     return made, data, depth

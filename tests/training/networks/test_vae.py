@@ -15,6 +15,7 @@ from toy_model import STAMP, gauss_hermite  # noqa: E402
 
 from deblendrt.training.networks import vae  # noqa: E402
 from deblendrt.training.networks.decoder import Decoder  # noqa: E402
+from deblendrt.training.networks.training_set import TrainingSet  # noqa: E402
 
 N_GALAXY, N_BAND = 300, 3
 SKY = torch.tensor([1.0, 1.5, 2.0])
@@ -22,7 +23,7 @@ PHI, SHIFT = gauss_hermite()
 
 
 @pytest.fixture(scope="module")
-def data() -> vae.TrainingSet:
+def data() -> TrainingSet:
     """Elliptical Gaussians of two sizes, in the span of the basis."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:STAMP, :STAMP] - STAMP // 2
@@ -37,7 +38,7 @@ def data() -> vae.TrainingSet:
     share = rng.uniform(0.1, 0.9, (N_GALAXY, 1, 1))
     flux = rng.uniform(100, 3000, (N_GALAXY, 1, 1)) * np.concatenate([share, 1 - share], 1) * rng.uniform(
         0.5, 1.5, (N_GALAXY, 2, N_BAND))
-    return vae.TrainingSet(torch.from_numpy(maps), torch.tensor(flux, dtype=torch.float32))
+    return TrainingSet(torch.from_numpy(maps), torch.tensor(flux, dtype=torch.float32))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def grams() -> Any:
     return torch.tensor(np.array([[gram] * N_BAND, [0.9 * gram] * N_BAND]), dtype=torch.float32)
 
 
-def new_networks(data: vae.TrainingSet, seed: int = 0) -> tuple[Decoder, vae.GalaxyEncoder]:
+def new_networks(data: TrainingSet, seed: int = 0) -> tuple[Decoder, vae.GalaxyEncoder]:
     torch.manual_seed(seed)
     decoder = Decoder(n_shape=3, n_component=2, n_band=N_BAND, n_basis=len(PHI), hidden=24, n_layer=2, shape_radius=5.0)
     encoder = vae.GalaxyEncoder(n_shape=3, n_band=N_BAND, n_basis=len(PHI), hidden=24, reference=1)
@@ -55,13 +56,13 @@ def new_networks(data: vae.TrainingSet, seed: int = 0) -> tuple[Decoder, vae.Gal
     return decoder, encoder
 
 
-def train(networks: tuple[Decoder, vae.GalaxyEncoder], data: vae.TrainingSet, grams: Any, n_step: int,
+def train(networks: tuple[Decoder, vae.GalaxyEncoder], data: TrainingSet, grams: Any, n_step: int,
           **options: Any) -> list[dict[str, float]]:
     return vae.train_vae(*networks, data, phi=PHI, grams=grams, sky_sigma=SKY, batch_size=64, n_step=n_step,
                          learning_rate=5e-3, model_error=0.002, generator=torch.Generator().manual_seed(3), **options)
 
 
-def median_chi2(networks: tuple[Decoder, vae.GalaxyEncoder], data: vae.TrainingSet, grams: Any) -> float:
+def median_chi2(networks: tuple[Decoder, vae.GalaxyEncoder], data: TrainingSet, grams: Any) -> float:
     decoder, encoder = networks
     with torch.no_grad():
         target, log_flux = data.total(torch.arange(N_GALAXY))
@@ -70,7 +71,7 @@ def median_chi2(networks: tuple[Decoder, vae.GalaxyEncoder], data: vae.TrainingS
         return float(vae.coefficient_chi2(mix.mT @ maps, target, log_flux, grams[0], SKY).median())
 
 
-def test_the_start_is_the_mean_galaxy(data: vae.TrainingSet) -> None:
+def test_the_start_is_the_mean_galaxy(data: TrainingSet) -> None:
     decoder, _ = new_networks(data)
     torch.testing.assert_close(decoder.unit_map @ decoder.basis_sum, torch.ones(2), rtol=1e-5, atol=0)
     maps, _ = decoder.centred(torch.zeros(1, 3))
@@ -78,7 +79,7 @@ def test_the_start_is_the_mean_galaxy(data: vae.TrainingSet) -> None:
     assert float(relative.max()) < 0.2
 
 
-def test_training_lowers_the_misfit(data: vae.TrainingSet, grams: Any) -> None:
+def test_training_lowers_the_misfit(data: TrainingSet, grams: Any) -> None:
     networks = new_networks(data)
     before = median_chi2(networks, data, grams)
     history = train(networks, data, grams, 401)
@@ -88,7 +89,7 @@ def test_training_lowers_the_misfit(data: vae.TrainingSet, grams: Any) -> None:
     assert [row["step"] for row in history] == [0, 200, 400]
 
 
-def test_a_resumed_run_is_the_same_run(data: vae.TrainingSet, grams: Any) -> None:
+def test_a_resumed_run_is_the_same_run(data: TrainingSet, grams: Any) -> None:
     files = []
 
     def store(state: dict[str, Any]) -> None:
@@ -109,7 +110,7 @@ def test_a_resumed_run_is_the_same_run(data: vae.TrainingSet, grams: Any) -> Non
                 torch.testing.assert_close(b.state_dict()[key], value, rtol=0, atol=0, msg=key)
 
 
-def test_misfit_is_chi2_over_pixels(data: vae.TrainingSet) -> None:
+def test_misfit_is_chi2_over_pixels(data: TrainingSet) -> None:
     target, log_flux = data.total(torch.arange(5))
     other = target.flip(0)
     flat = torch.tensor(PHI.reshape(len(PHI), -1), dtype=torch.float32)
@@ -121,7 +122,7 @@ def test_misfit_is_chi2_over_pixels(data: vae.TrainingSet) -> None:
     assert float(vae.coefficient_chi2(target, target, log_flux, gram, SKY).abs().max()) == 0
 
 
-def test_total(data: vae.TrainingSet) -> None:
+def test_total(data: TrainingSet) -> None:
     rows = torch.tensor([4, 0])
     unit, log_flux = data.total(rows)
     flux = data.flux[rows]
@@ -147,7 +148,7 @@ def test_symmetries_are_the_group_of_the_square() -> None:
     np.testing.assert_allclose(np.tensordot(c @ turns[2].numpy(), PHI, 1), turned, atol=1e-4)
 
 
-def test_fit_shapes_lowers_the_misfit(data: vae.TrainingSet, grams: Any) -> None:
+def test_fit_shapes_lowers_the_misfit(data: TrainingSet, grams: Any) -> None:
     networks = new_networks(data)
     train(networks, data, grams, 200)
     decoder, _ = networks
@@ -166,7 +167,7 @@ def test_fit_shapes_lowers_the_misfit(data: vae.TrainingSet, grams: Any) -> None
     assert not bool(start.any())
 
 
-def test_posterior_does_not_depend_on_its_chunks(data: vae.TrainingSet) -> None:
+def test_posterior_does_not_depend_on_its_chunks(data: TrainingSet) -> None:
     _, encoder = new_networks(data)
     whole, parts = vae.posterior(encoder, data, SKY), vae.posterior(encoder, data, SKY, chunk=64)
     for a, b in zip(whole, parts, strict=True):
