@@ -90,7 +90,7 @@ def test_a_finished_run_does_nothing_more(trained: tuple[Path, Path], caplog: py
     before = {p.name: p.stat().st_mtime_ns for p in straight.iterdir() if p.name != "config.json"}
     with caplog.at_level("INFO", "deblendrt.train"):
         train.train(small(), straight)
-    assert sum("done before" in r.message for r in caplog.records) == len(train.STAGES)
+    assert sum("done before" in r.message for r in caplog.records) == len(train.TRAINING_STAGES)
     assert {p.name: p.stat().st_mtime_ns for p in straight.iterdir() if p.name != "config.json"} == before
     with pytest.raises(ValueError, match="another configuration"):
         train.train(dataclasses.replace(small(), seed=99), straight)
@@ -139,10 +139,11 @@ def test_exported_it_deblends(trained: tuple[Path, Path], tmp_path: Path) -> Non
 
 def test_seeds_differ_by_stage() -> None:
     settings = small()
-    seeds = {train.seed(settings, stage) for stage in train.STAGES}
-    assert len(seeds) == len(train.STAGES)
-    assert seeds == {train.seed(small(), stage) for stage in train.STAGES}
-    assert seeds.isdisjoint({train.seed(dataclasses.replace(settings, seed=2), stage) for stage in train.STAGES})
+    seeds = {train.seed(settings, stage) for stage in train.TRAINING_STAGES}
+    assert len(seeds) == len(train.TRAINING_STAGES)
+    assert seeds == {train.seed(small(), stage) for stage in train.TRAINING_STAGES}
+    other = dataclasses.replace(settings, seed=2)
+    assert seeds.isdisjoint({train.seed(other, stage) for stage in train.TRAINING_STAGES})
 
 
 def test_command_line_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,8 @@ them would determine the gradient. Each batch is turned by one of the square's e
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,8 +129,9 @@ def coefficient_chi2(decoded: Tensor, target: Tensor, log_flux: Tensor, gram: Te
 
 def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, phi: NDArray[np.floating], grams: Tensor,
               sky_sigma: Tensor, batch_size: int, n_step: int, learning_rate: float, model_error: float,
-              generator: torch.Generator, resume: dict[str, object] | None = None,
-              on_checkpoint: object = None, checkpoint_every: int = 2000) -> list[dict[str, float]]:
+              generator: torch.Generator, resume: dict[str, Any] | None = None,
+              on_checkpoint: Callable[[dict[str, Any]], object] | None = None,
+              checkpoint_every: int = 2000) -> list[dict[str, float]]:
     """Train decoder and encoder: maximise the evidence lower bound.
 
     Parameters
@@ -166,13 +169,13 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
     history: list[dict[str, float]] = []
     start = 0
     if resume is not None:
-        start = int(resume["step"])  # type: ignore[call-overload]
-        for p, saved in zip(parameters, resume["parameters"], strict=True):  # type: ignore[call-overload]
+        start = int(resume["step"])
+        for p, saved in zip(parameters, resume["parameters"], strict=True):
             p.data.copy_(saved)
-        average = [a.clone() for a in resume["average"]]  # type: ignore[attr-defined]
-        optimizer.load_state_dict(resume["optimizer"])  # type: ignore[arg-type]
-        generator.set_state(resume["generator"])  # type: ignore[arg-type]
-        history = list(resume["history"])  # type: ignore[call-overload]
+        average = [a.clone() for a in resume["average"]]
+        optimizer.load_state_dict(resume["optimizer"])
+        generator.set_state(resume["generator"])
+        history = list(resume["history"])
     warm_up = max(min(500, n_step // 10), 1)
     progress = tqdm(range(start, n_step), "vae", n_step, initial=start, disable=None)
     for step in progress:
@@ -202,7 +205,7 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
         if step % 200 == 0:
             history.append({"step": step, "chi2": chi2.median().item(), "kl": kl.mean().item(), "loss": loss.item()})
             progress.set_postfix(chi2=f"{history[-1]['chi2']:.2f}", kl=f"{history[-1]['kl']:.2f}")
-        if callable(on_checkpoint) and (step + 1) % checkpoint_every == 0:
+        if on_checkpoint is not None and (step + 1) % checkpoint_every == 0:
             on_checkpoint({"step": step + 1, "parameters": [p.detach().clone() for p in parameters],
                            "average": average, "optimizer": optimizer.state_dict(),
                            "generator": generator.get_state(), "history": history})
