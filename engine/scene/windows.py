@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-CLOSE_PAIR_SEPARATION = 1.0  # pixel: a closer pair lies in a single core of the reference PSF; its fluxes degenerate
+CLOSE_PAIR_SEPARATION = 1.0  # pixel: the fluxes of a pair inside one core of the reference PSF are degenerate
 
 
 def anchor_pixels(centers: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.int64]:

@@ -135,7 +135,7 @@ def _write(arguments: argparse.Namespace, result: DeblendResult, catalog: Catalo
     table = result.to_table()
     if catalog.ids is not None:
         found = np.full(len(table) - len(catalog.ids), -1).astype(catalog.ids.dtype)
-        table.add_column(np.concatenate([catalog.ids, found]), name="catalog_id", index=1)  # -1: found in the image
+        table.add_column(np.concatenate([catalog.ids, found]), name="catalog_id", index=1)  # -1: found in the residual
     if image.wcs is not None:
         sky = np.full((len(table), 2), np.nan)
         sky[result.fitted] = np.column_stack(image.wcs.all_pix2world(*result.position[result.fitted].T, 0))

@@ -66,45 +66,45 @@ def parser() -> argparse.ArgumentParser:
     run.set_defaults(function=_run)
 
     merge = commands.add_parser("merge", parents=[common], help="make one catalogue of the results of all shards",
-                                description="One catalogue of what `deblendrt run --shard` has written, if every input "
-                                "is there once; exit status 1 if not.")
-    merge.add_argument("folder", type=Path, metavar="DIR", help="--out of the shards")
+                                description="Write one catalogue of the results of `deblendrt run --shard`. The exit "
+                                "status is 1 unless every input is there once.")
+    merge.add_argument("folder", type=Path, metavar="DIR", help="the --out of the shards")
     merge.add_argument("--out", type=Path, required=True, metavar="FILE", help="FITS, or .parquet")
-    merge.add_argument("--partial", action="store_true", help="take what is there")
+    merge.add_argument("--partial", action="store_true", help="merge the units that are there")
     merge.add_argument("--overwrite", action="store_true", help="replace the file")
     merge.set_defaults(function=_merge)
 
-    verify = commands.add_parser("verify", parents=[common], help="check a model bundle's hashes and golden results")
+    verify = commands.add_parser("verify", parents=[common], help="check a model bundle's hashes and stored results")
     verify.add_argument("bundle", nargs="?", default="lsst", metavar="BUNDLE", help="bundled name or a folder")
     verify.set_defaults(function=_verify)
 
-    model = commands.add_parser("model", parents=[common], help="say what a model bundle holds")
+    model = commands.add_parser("model", parents=[common], help="describe a model bundle")
     model.add_argument("bundle", nargs="?", default="lsst", metavar="NAME|PATH", help="bundled name or a folder")
     model.set_defaults(function=_model)
 
     build = commands.add_parser(
         "build",
         parents=[common],
-        help="build a model's TensorRT plans ahead of their first use",
+        help="build a model's TensorRT plans before their first use",
         description="Build the TensorRT plans of a model bundle and keep them in the cache (DEBLENDRT_CACHE, else "
         "~/.cache/deblendrt), where a runtime with the same settings on the same kind of GPU finds them.",
     )
     build.add_argument("bundle", nargs="?", default="lsst", metavar="NAME|PATH", help="bundled name or a folder")
     build.add_argument("--package", choices=("auto", "tensorrt", "tensorrt_rtx"), default="auto")
     build.add_argument("--rows", type=_count, default=1024, metavar="N", help="sources at a time (default 1024)")
-    build.add_argument("--precision", choices=("fp32", "tf32"), default="fp32", help="of matrix products")
-    build.add_argument("--capability", type=_capability, metavar="X.Y", help="compute capability of the GPU that "
-                       "the plans are for (default: this machine's); only tensorrt_rtx builds for others")  # fmt: skip
+    build.add_argument("--precision", choices=("fp32", "tf32"), default="fp32", help="precision of matrix products")
+    build.add_argument("--capability", type=_capability, metavar="X.Y", help="compute capability of the "
+                       "plans' GPU (default: this machine's); only tensorrt_rtx builds for others")  # fmt: skip
     build.set_defaults(function=_build)
 
-    check = commands.add_parser("doctor", parents=[common], help="installed packages, providers, devices, models")
+    check = commands.add_parser("doctor", parents=[common], help="report packages, providers, devices and models")
     check.set_defaults(function=_doctor)
 
     alerts = commands.add_parser("alerts", parents=[common], help="deblend an alert stream: Kafka in, Kafka out")
     _add_alerts_arguments(alerts)
     alerts.set_defaults(function=_alerts)
 
-    flags = commands.add_parser("flags", parents=[common], help="names, bits and meaning of the catalogue's flags")
+    flags = commands.add_parser("flags", parents=[common], help="list the catalogue's flags and their meanings")
     flags.set_defaults(function=_flags)
     return root
 
@@ -121,23 +121,23 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     sources.add_argument("--one-based", action="store_true", help="the catalogue counts pixels from 1")
     sources.add_argument("--detect", action="store_true", help="find the sources with SEP instead of a catalogue")
     sources.add_argument("--find-missed", action="store_true", help="add peaks of the residual and fit once more")
-    sources.add_argument("--kind", choices=("galaxy", "star", "auto"), help="of all sources; auto: find out "
-                         "(default: the catalogue's column kind, else galaxy)")  # fmt: skip
+    sources.add_argument("--kind", choices=("galaxy", "star", "auto"), help="kind of all sources; auto: the "
+                         "engine decides (default: the catalogue's column kind, else galaxy)")  # fmt: skip
     sources.add_argument("--star-fraction", type=float, default=0.1, metavar="P", help="prior probability that an auto "
                          "source is a star (default 0.1)")  # fmt: skip
-    sources.add_argument("--threshold", type=float, default=3.0, metavar="SIGMA", help="of --detect (default 3)")
+    sources.add_argument("--threshold", type=float, default=3.0, metavar="SIGMA", help="limit of --detect (default 3)")
 
-    data = run.add_argument_group("what the image file does not say")
+    data = run.add_argument_group("data that the image file lacks")
     data.add_argument("--bands", metavar="ugrizy", help="band names in file order: gri or g,r,i")
     data.add_argument("--zero-point", type=_finite, metavar="MAG", help="AB magnitude of one count")
-    data.add_argument("--pixel-scale", type=_positive, metavar="ARCSEC", help="checked against the model's")
+    data.add_argument("--pixel-scale", type=_positive, metavar="ARCSEC", help="must be the model's within 2%%")
     data.add_argument("--psf", type=Path, metavar="FITS", help="PSF images (band, y, x); default: PSF in the image "
                       "file, else the model's nominal PSF")  # fmt: skip
-    data.add_argument("--bad-bits", type=lambda text: int(text, 0), metavar="BITS", help="mask bits that mean bad")
+    data.add_argument("--bad-bits", type=lambda text: int(text, 0), metavar="BITS", help="mask bits of bad pixels")
 
     fit = run.add_argument_group("fit")
     fit.add_argument("--model", default="lsst", metavar="NAME|PATH", help="model bundle (default lsst)")
-    fit.add_argument("--device", default="cpu", help="cpu (default) or what `deblendrt doctor` lists")
+    fit.add_argument("--device", default="cpu", help="cpu (default), or a device that `deblendrt doctor` lists")
     fit.add_argument("--solver", choices=SOLVERS, default="gauss_newton")
     fit.add_argument("--start", choices=STARTS, default="encoder")
     fit.add_argument("--iterations", type=_count, metavar="N", help="default: the solver's")
@@ -147,20 +147,20 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
         type=_positive,
         default=0.2,
         metavar="PIXEL",
-        help="how far positions may be off (default 0.2)",
+        help="standard deviation of the positions' errors (default 0.2)",
     )
     fit.add_argument("--aperture", type=_positive, default=1.2, metavar="ARCSEC", help="diameter of the aperture of "
                      "aperture_flux (default 1.2)")  # fmt: skip
-    fit.add_argument("--no-robust", action="store_true", help="plain Gaussian likelihood, also of unlisted sources")
+    fit.add_argument("--no-robust", action="store_true", help="plain Gaussian likelihood, without robust weights")
 
     many = run.add_argument_group("many inputs", "results: `deblendrt merge DIR`")
-    many.add_argument("--shard", metavar="i/N", help="do every N-th unit of the inputs, from the i-th (0 to N - 1); "
-                      "start it again after a crash, and it goes on")  # fmt: skip
+    many.add_argument("--shard", metavar="i/N", help="deblend every N-th unit of the inputs, from unit i (0 to "
+                      "N - 1); the same command continues after a crash")  # fmt: skip
     many.add_argument("--cutouts", action="store_true", help="FITS inputs are catalogues of cutouts, see "
                       "`deblendrt.engine.files.cutouts`; Parquet always is")  # fmt: skip
-    many.add_argument("--retry-failed", action="store_true", help="do units with failed inputs again")
-    many.add_argument("--max-kills", type=_count, metavar="N", help="give up an input that was at work when its process"
-                      " was killed N times (default 2)")  # fmt: skip
+    many.add_argument("--retry-failed", action="store_true", help="deblend units with failed inputs again")
+    many.add_argument("--max-kills", type=_count, metavar="N", help="give an input up after N processes were killed "
+                      "while they deblended it (default 2)")  # fmt: skip
 
     output = run.add_argument_group("output")
     output.add_argument("--stamps", action="store_true", help="also write every source's model to DIR/stamps.fits")
@@ -169,21 +169,21 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
 
 
 def _add_alerts_arguments(alerts: argparse.ArgumentParser) -> None:
-    alerts.add_argument("--config", type=Path, metavar="TOML", help="all settings, see docs/embedding/alerts.md; the "
-                        "options below go before it")  # fmt: skip
+    alerts.add_argument("--config", type=Path, metavar="TOML", help="all settings, see docs/embedding/alerts.md;"
+                        " the options below override it")  # fmt: skip
     alerts.add_argument("--brokers", metavar="HOST:PORT,...")
-    alerts.add_argument("--topic", dest="topics", action="append", help="alerts; may be repeated")
-    alerts.add_argument("--out-topic", metavar="TOPIC", help="one record an alert")
-    alerts.add_argument("--dead-letter-topic", metavar="TOPIC", help="messages that are no alerts, with the reason")
+    alerts.add_argument("--topic", dest="topics", action="append", help="topic of alerts; may be repeated")
+    alerts.add_argument("--out-topic", metavar="TOPIC", help="topic of the results, a record per alert")
+    alerts.add_argument("--dead-letter-topic", metavar="TOPIC", help="topic of messages that are no alerts")
     alerts.add_argument("--group", help="consumer group (default deblendrt)")
-    alerts.add_argument("--schema", metavar="AVSC", help="of records without a schema or its number")
-    alerts.add_argument("--catalog", metavar="CAT", help="known sources: ra, dec, and perhaps id, kind")
-    alerts.add_argument("--device", help="cpu (default) or what `deblendrt doctor` lists")
+    alerts.add_argument("--schema", metavar="AVSC", help="schema of records without a schema or its number")
+    alerts.add_argument("--catalog", metavar="CAT", help="table of known sources: ra, dec, optionally id, kind")
+    alerts.add_argument("--device", help="cpu (default), or a device that `deblendrt doctor` lists")
     alerts.add_argument("--threads", type=_count, metavar="N")
-    alerts.add_argument("--max-batch", type=_count, metavar="N", help="alerts solved together (default 32)")
-    alerts.add_argument("--max-wait", type=_finite, metavar="S", help="for others to join an alert (default 0.2)")
-    alerts.add_argument("--http", metavar="HOST:PORT", help="metrics and health (default 127.0.0.1:9464)")
-    alerts.add_argument("--print-schema", action="store_true", help="print the results' Avro schema, and end")
+    alerts.add_argument("--max-batch", type=_count, metavar="N", help="most alerts in a batch (default 32)")
+    alerts.add_argument("--max-wait", type=_finite, metavar="S", help="longest wait for a batch (default 0.2)")
+    alerts.add_argument("--http", metavar="HOST:PORT", help="metrics and health check (default 127.0.0.1:9464)")
+    alerts.add_argument("--print-schema", action="store_true", help="print the Avro schema of the results and exit")
 
 
 def _finite(text: str) -> float:
