@@ -12,7 +12,7 @@ from typing import Any
 from perf.report import RESULTS
 
 
-def page(paths: dict[str, dict[str, Any]]) -> str:
+def markdown(paths: dict[str, dict[str, Any]]) -> str:
     """The page.
 
     Parameters
@@ -66,7 +66,7 @@ def _environment(environment: dict[str, Any]) -> str:
 def main() -> None:
     """Write the page of what is stored."""
     paths = {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / "embedding").glob("*.json"))}
-    (RESULTS / "embedding.md").write_text(page(paths))
+    (RESULTS / "embedding.md").write_text(markdown(paths))
     print(RESULTS / "embedding.md")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from perf.report import RESULTS, machine, markdown_table
 
 
-def page(figures: dict[str, Any]) -> str:
+def markdown(figures: dict[str, Any]) -> str:
     """The page of a campaign.
 
     Parameters
@@ -67,5 +67,5 @@ def write(figures: dict[str, Any], folder: Path = RESULTS) -> Path:
         Of the page.
     """
     (folder / "fuzz.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (folder / "fuzz.md").write_text(page(figures))
+    (folder / "fuzz.md").write_text(markdown(figures))
     return folder / "fuzz.md"

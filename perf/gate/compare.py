@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from perf.gate import cases, measure, schema, verdict
-from perf.gate.measure import Failed, Worker
+from perf.gate.measure import EngineProcess, Failed
 from perf.report import RESULTS, ROOT
 
 RELEASE = RESULTS / "release.json"
 # The other cases start processes: only their times say something.
 QUICK = ("single_stream", "offline", "burst", "crowded", "patch")
-HASHED = ("engine", "cuda")
+ENGINE_FOLDERS = ("engine", "cuda")
 NOT_TIMED: dict[str, Any] = {"wall": [], "cpu": [], "instructions": [], "latency": None, "extra": {}}
 NOT_JUDGED: dict[str, Any] = {"accuracy": {}, "objective": None, "result_sha256": None, "counts": {}, "stages": {},
                               "stages_total": 0.0, "skipped": []}
@@ -65,7 +65,7 @@ def _git(*words: str, at: Path) -> str | None:
 def tree_hash(path: Path) -> str:
     """SHA-256 of the files of an engine."""
     found = hashlib.sha256()
-    for folder in HASHED:
+    for folder in ENGINE_FOLDERS:
         for file in sorted(p for p in (path / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts):
             found.update(str(file.relative_to(path)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()
@@ -114,7 +114,7 @@ def compare(base: str | None, candidate: str, names: Sequence[str], *, slower: f
         if not names:
             raise Failed("the stored record has none of these cases")
     with contextlib.ExitStack() as stack:
-        workers: dict[str, Worker | None] = {}
+        workers: dict[str, EngineProcess | None] = {}
         sources: dict[str, dict[str, Any] | None] = {"base": None}
         for role, name in (("base", base), ("candidate", candidate)):
             workers[role] = None
@@ -122,7 +122,7 @@ def compare(base: str | None, candidate: str, names: Sequence[str], *, slower: f
                 sources[role] = stored[name]["sources"]["candidate"]
             elif name is not None:
                 path, sources[role] = stack.enter_context(tree(name))
-                workers[role] = worker = Worker(path)
+                workers[role] = worker = EngineProcess(path)
                 stack.callback(worker.close)
         hellos = [worker.hello for worker in workers.values() if worker is not None]
         versions = hellos[-1] if hellos else {**stored[candidate]["versions"], "no_instructions": "nothing was run"}
@@ -148,7 +148,7 @@ def compare(base: str | None, candidate: str, names: Sequence[str], *, slower: f
     return schema.check(record)
 
 
-def _case(name: str, size: int, inputs: str | None, found: dict[str, Any], workers: dict[str, Worker | None],
+def _case(name: str, size: int, inputs: str | None, found: dict[str, Any], workers: dict[str, EngineProcess | None],
           pairs: int) -> dict[str, Any]:
     """Measure one case of a record."""
     sides: dict[str, dict[str, Any] | None] = {"base": None, "candidate": None}

@@ -36,7 +36,7 @@ class Failed(Exception):
     """A version does not start, or one of its runs raised an exception."""
 
 
-class Worker:
+class EngineProcess:
     """A process that runs `perf.gate.worker` with one version of the engine.
 
     Parameters
@@ -141,7 +141,7 @@ def interleave(base: Callable[[], dict[str, Any]], candidate: Callable[[], dict[
     return taken
 
 
-def timed(base: Worker | None, candidate: Worker, case: str, size: int, pairs: int,
+def timed(base: EngineProcess | None, candidate: EngineProcess, case: str, size: int, pairs: int,
           ) -> tuple[dict[str, Any] | None, dict[str, Any], dict[str, Any] | None]:
     """Time a case.
 
@@ -152,7 +152,7 @@ def timed(base: Worker | None, candidate: Worker, case: str, size: int, pairs: i
     ratio : dict
         The `Band` of every clock, as a dict; None without a base.
     """
-    def run(worker: Worker) -> Callable[[], dict[str, Any]]:
+    def run(worker: EngineProcess) -> Callable[[], dict[str, Any]]:
         return lambda: worker.ask("time", case, size)
 
     for worker in (base, candidate):

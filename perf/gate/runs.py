@@ -22,7 +22,7 @@ MEMORY_LIMIT = 1.5e9  # byte, given to the engine for patches
 
 
 @dataclasses.dataclass
-class Outcome:
+class RunOutcome:
     """Times and results of a run.
 
     Attributes
@@ -55,7 +55,7 @@ def arguments(scenes: list[CaseScene], case: Case) -> dict[str, Any]:
 
 
 def run(deblender: Any, name: str, size: int, scenes: Iterable[list[CaseScene]] | None = None, *, live: bool = True,
-        keep: bool = False) -> Outcome:
+        keep: bool = False) -> RunOutcome:
     """Run a case.
 
     Parameters
@@ -79,7 +79,7 @@ def run(deblender: Any, name: str, size: int, scenes: Iterable[list[CaseScene]] 
         return _process(name, next(iter(scenes)), case)
     if case.kind == "schedule" and live:
         return _burst(deblender, [scene for together in scenes for scene in together], case)
-    outcome = Outcome()
+    outcome = RunOutcome()
     for together in scenes:
         given = arguments(together, case)
         wall, cpu = time.perf_counter(), time.process_time()
@@ -94,12 +94,12 @@ def run(deblender: Any, name: str, size: int, scenes: Iterable[list[CaseScene]] 
 
 
 def _burst(deblender: Any, scenes: list[CaseScene], case: Case, clock: Callable[[], float] = time.perf_counter,
-           sleep: Callable[[float], None] = time.sleep) -> Outcome:
+           sleep: Callable[[float], None] = time.sleep) -> RunOutcome:
     """Deblend the cutouts that have arrived, a micro-batch at a time; latencies count from the scheduled arrival."""
     due = cases.arrivals(len(scenes))
     given = [arguments([scene], case) for scene in scenes]
     shared = {key: given[0][key] for key in ("psf", "bands")}
-    outcome = Outcome(n_source=sum(scene.n_source for scene in scenes))
+    outcome = RunOutcome(n_source=sum(scene.n_source for scene in scenes))
     start, cpu = clock(), time.process_time()
     first = 0
     while first < len(scenes):
@@ -120,7 +120,7 @@ def _burst(deblender: Any, scenes: list[CaseScene], case: Case, clock: Callable[
     return outcome
 
 
-def _load(deblender: Any, scenes: list[CaseScene], case: Case) -> Outcome:
+def _load(deblender: Any, scenes: list[CaseScene], case: Case) -> RunOutcome:
     """Load the model into this process once more, and make a first call."""
     given = arguments(scenes, case)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -128,11 +128,11 @@ def _load(deblender: Any, scenes: list[CaseScene], case: Case) -> Outcome:
     middle = time.perf_counter()
     loaded.deblend_batch(**given)
     end = time.perf_counter()
-    return Outcome(end - wall, time.process_time() - cpu, scenes[0].n_source, [end - wall],
+    return RunOutcome(end - wall, time.process_time() - cpu, scenes[0].n_source, [end - wall],
                    extra={"load_seconds": middle - wall, "first_call_seconds": end - middle})
 
 
-def _process(name: str, scenes: list[CaseScene], case: Case) -> Outcome:
+def _process(name: str, scenes: list[CaseScene], case: Case) -> RunOutcome:
     """Start `perf.gate.fresh_process`, which loads the engine and deblends a scene."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scene.npz"
@@ -148,4 +148,4 @@ def _process(name: str, scenes: list[CaseScene], case: Case) -> Outcome:
         if not line:
             raise RuntimeError(f"{name}: the new process ended without a result, exit status {child.returncode}")
         said: dict[str, float] = json.loads(line)
-    return Outcome(wall, said.pop("cpu_seconds"), scenes[0].n_source, [wall], extra=said)
+    return RunOutcome(wall, said.pop("cpu_seconds"), scenes[0].n_source, [wall], extra=said)

@@ -25,7 +25,7 @@ SCENES_AT_ONCE = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class DeblenderRun:
     """A deblender with its settings and its number of scenes; slow deblenders get fewer."""
 
     name: str
@@ -35,18 +35,18 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("deblendrt", OWN, {"center_sigma": 0.2}),
-    Entry("deblendrt, centres known", OWN, {"center_sigma": 0.03}),
-    Entry("sep", "sep", {}),
-    Entry("scarlet_lite", "scarlet_lite", {"max_iter": 200, "e_rel": 1e-4}),
-    Entry("scarlet_lite, run long", "scarlet_lite", {"max_iter": 1000, "e_rel": 1e-6}, 50),
-    Entry("scarlet2", "scarlet2", {"max_iter": 1000, "e_rel": 1e-4}, 50),
-    Entry("madness", "madness", {"n_iteration": 200}, 10),
+    DeblenderRun("deblendrt", OWN, {"center_sigma": 0.2}),
+    DeblenderRun("deblendrt, centres known", OWN, {"center_sigma": 0.03}),
+    DeblenderRun("sep", "sep", {}),
+    DeblenderRun("scarlet_lite", "scarlet_lite", {"max_iter": 200, "e_rel": 1e-4}),
+    DeblenderRun("scarlet_lite, run long", "scarlet_lite", {"max_iter": 1000, "e_rel": 1e-6}, 50),
+    DeblenderRun("scarlet2", "scarlet2", {"max_iter": 1000, "e_rel": 1e-4}, 50),
+    DeblenderRun("madness", "madness", {"n_iteration": 200}, 10),
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunk:
+class SceneChunk:
     """Some test scenes, in the form that `measures.image_columns` reads."""
 
     bands: tuple[str, ...]
@@ -67,7 +67,7 @@ class Stamps:
         return self._images[i], (0, 0)
 
 
-def source_columns(models: list[exchange.Model], chunk: Chunk) -> dict[str, FloatArray]:
+def source_columns(models: list[exchange.Model], chunk: SceneChunk) -> dict[str, FloatArray]:
     """Every metric of every source; NaN if the deblender failed."""
     flux, true = np.concatenate([m.flux for m in models]), np.concatenate([s.flux for s in chunk.scenes])
     columns = measures.flux_columns(flux, true, chunk.bands) | measures.image_columns(Stamps(models), chunk)
@@ -79,7 +79,7 @@ def source_columns(models: list[exchange.Model], chunk: Chunk) -> dict[str, Floa
     return columns
 
 
-def _cost(entry: Entry, n_scene: int, models: list[exchange.Model]) -> dict[str, Any]:
+def _cost(entry: DeblenderRun, n_scene: int, models: list[exchange.Model]) -> dict[str, Any]:
     """Times, iterations and failures of an entry."""
     n_source = sum(len(m.flux) for m in models)
     compiling = sum((m.compile_seconds for m in models), exchange.NO_TIME)
@@ -93,8 +93,8 @@ def _cost(entry: Entry, n_scene: int, models: list[exchange.Model]) -> dict[str,
             "n_missed": sum(m.n_missed for m in models)}
 
 
-def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scenes.SceneSet, chunk: int) -> tuple[
-        dict[str, dict[str, FloatArray]], dict[str, Any], dict[str, str]]:
+def run(entries: Sequence[DeblenderRun], deblenders: dict[str, Own | Peer], tests: scenes.SceneSet,
+        chunk: int) -> tuple[dict[str, dict[str, FloatArray]], dict[str, Any], dict[str, str]]:
     """Run all entries in turn on `chunk` scenes at a time.
 
     Returns
@@ -111,7 +111,7 @@ def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scen
     ended: dict[str, str] = {}
     for first in range(0, len(tests), chunk):
         numbers = range(first, min(first + chunk, len(tests)))
-        part = Chunk(tests.bands, [tests[k] for k in numbers])
+        part = SceneChunk(tests.bands, [tests[k] for k in numbers])
         given = [exchange.GivenScene(tests.bands, tests.psf, s.image, s.variance, s.centers) for s in part]
         for entry in entries:
             n = max(0, min(entry.n_scene - first, len(given)))
@@ -124,7 +124,7 @@ def run(entries: Sequence[Entry], deblenders: dict[str, Own | Peer], tests: scen
                 print(f"{entry.deblender} {ended[entry.deblender]}", file=sys.stderr, flush=True)
                 continue
             if not deblenders[entry.deblender].time_only:
-                parts[entry.name].append(source_columns(models, Chunk(tests.bands, part.scenes[:n])))
+                parts[entry.name].append(source_columns(models, SceneChunk(tests.bands, part.scenes[:n])))
             done[entry.name] += [dataclasses.replace(m, image=m.image[:0]) for m in models]  # images are large
         print(f"{numbers.stop} scenes, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     kept = [entry for entry in entries if entry.deblender not in ended]
@@ -197,7 +197,8 @@ def compare(found: dict[str, dict[str, FloatArray]], costs: dict[str, Any], test
 
 
 def run_peers(tests: scenes.SceneSet, folder: Path | None, chunk: int = SCENES_AT_ONCE, *,
-              entries: Sequence[Entry] = ENTRIES, bundle: str = "lsst", sources: Path | None = None) -> dict[str, Any]:
+              entries: Sequence[DeblenderRun] = ENTRIES, bundle: str = "lsst",
+              sources: Path | None = None) -> dict[str, Any]:
     """Run deblendrt and every peer on the same scenes, in turn, `chunk` scenes at a time, each on one thread.
 
     Call it below ``if __name__ == "__main__"``. Peers get the true positions, the variance and the PSF.
@@ -210,7 +211,7 @@ def run_peers(tests: scenes.SceneSet, folder: Path | None, chunk: int = SCENES_A
         The environments, made by `perf.peers.environments`; None for deblendrt alone.
     chunk : int
         Scenes of a turn. deblendrt takes them in one call.
-    entries : sequence of Entry
+    entries : sequence of DeblenderRun
         Deblenders, settings and numbers of scenes. An entry named "deblendrt" must have all scenes.
     bundle : str
         Shipped name or path.

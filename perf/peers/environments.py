@@ -21,8 +21,8 @@ from pathlib import Path
 
 from perf.peers.peer import PEERS, Missing, Peer
 
-SOURCES = {"scarlet_lite": "https://github.com/lsst/scarlet_lite"}
-REVISION = {"scarlet_lite": "w.2025.43"}  # a tag, from which the package takes its version
+REPOSITORIES = {"scarlet_lite": "https://github.com/lsst/scarlet_lite"}
+REPOSITORY_TAGS = {"scarlet_lite": "w.2025.43"}  # a tag, from which the package takes its version
 
 
 def interpreter(folder: Path | None, peer: str) -> Path:
@@ -83,7 +83,8 @@ def _install_peer(peer: str, folder: Path, source: str | None) -> None:
         if source is not None:
             if shutil.which("git") is None:
                 raise Missing("git is not there")
-            _do(["git", "clone", "--quiet", "--branch", REVISION[peer], source, clone], log)  # tags give the version
+            # tags give the version
+            _do(["git", "clone", "--quiet", "--branch", REPOSITORY_TAGS[peer], source, clone], log)
         install(folder / peer, requirements, log, [clone] if source is not None else [])
 
 
@@ -121,12 +122,12 @@ def make(peer: str, folder: Path, source: str | None = None) -> str:
 
 
 def sources(given: list[str]) -> dict[str, str]:
-    """`SOURCES`, changed by texts ``PEER=WHERE``. Raises ValueError for a peer that is not built from source."""
-    found = dict(SOURCES)
+    """`REPOSITORIES`, changed by texts ``PEER=WHERE``. Raises ValueError for a peer that is not built from source."""
+    found = dict(REPOSITORIES)
     for text in given:
         peer, _, where = text.partition("=")
-        if peer not in SOURCES or not where:
-            raise ValueError(f"--source: expected {' or '.join(SOURCES)}, then = and an address or a folder; "
+        if peer not in REPOSITORIES or not where:
+            raise ValueError(f"--source: expected {' or '.join(REPOSITORIES)}, then = and an address or a folder; "
                              f"got {text!r}")
         path = Path(where).expanduser()
         found[peer] = str(path.absolute()) if path.exists() else where

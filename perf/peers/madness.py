@@ -15,7 +15,7 @@ import torch
 
 from perf import metrics
 from perf.peers import exchange
-from perf.peers.madness_model import HALF, N_BAND, N_ITERATION, Decoder, Flow, PaddedScene, descend
+from perf.peers.madness_model import HALF, N_BAND, N_ITERATION, MadnessDecoder, MadnessFlow, PaddedScene, descend
 
 UNIT = 100.0  # nJy: of the decoder's output
 TIME_ONLY = "random weights: time only"
@@ -25,9 +25,10 @@ HOW = ("our own PyTorch version of the published decoder, prior and descent (`pe
 
 
 @functools.lru_cache(maxsize=1)
-def _networks() -> tuple[Decoder, Flow]:
+def _networks() -> tuple[MadnessDecoder, MadnessFlow]:
     torch.manual_seed(0)
-    return Decoder().to(memory_format=torch.channels_last).requires_grad_(False), Flow().requires_grad_(False)
+    decoder = MadnessDecoder().to(memory_format=torch.channels_last)
+    return decoder.requires_grad_(False), MadnessFlow().requires_grad_(False)
 
 
 def deblend(scene: exchange.GivenScene, n_iteration: int = N_ITERATION) -> exchange.Model:

@@ -38,7 +38,7 @@ N_LAYER, N_HIDDEN, TURN = 6, 32, 3
 RATE, RATE_FACTOR, RATE_STEPS, N_ITERATION = 0.075, 0.8, 30, 200
 
 
-class Decoder(nn.Sequential):
+class MadnessDecoder(nn.Sequential):
     """float32 (n_source, N_LATENT) to float32 (n_source, N_BAND, STAMP, STAMP), not negative."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class AutoregressiveLayer(nn.Module):
         return (z - shift) * torch.exp(-log_scale), -log_scale.sum(-1)
 
 
-class Flow(nn.Module):
+class MadnessFlow(nn.Module):
     """The prior of a source's latents: masked autoregressive layers down to a standard normal."""
 
     def __init__(self) -> None:
@@ -139,7 +139,8 @@ class PaddedScene:
         return 0.5 * (self.inverse_variance * (self.image - model) ** 2).sum() - log_prob.sum()
 
 
-def descend(scene: PaddedScene, decoder: Decoder, flow: Flow, n_iteration: int = N_ITERATION) -> tuple[Tensor, Tensor]:
+def descend(scene: PaddedScene, decoder: MadnessDecoder, flow: MadnessFlow,
+            n_iteration: int = N_ITERATION) -> tuple[Tensor, Tensor]:
     """The published descent.
 
     Parameters

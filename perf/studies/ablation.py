@@ -31,13 +31,14 @@ from deblendrt.engine.model.networks import Runtime
 from deblendrt.engine.solve import constants, curvature, descent, objective, start, unlisted
 from perf import metrics, report, scenes, study
 from perf.studies.accuracy import measures
+from perf.studies.accuracy.measures import SHAPE_BAND
+from perf.studies.accuracy.uncertainty import MIN_SNR
 
 FloatArray = NDArray[np.float64]
 
 N_SCENE = 80  # of 200 scenes: they take 12 minutes of one core
 TRIED = report.RESULTS / "ablation_tried.md"  # written by hand
-SHAPE_BAND, PULL_BAND = "r", "i"
-MIN_SNR = 10.0  # of the pulls, as in `perf.studies.accuracy`
+PULL_BAND = measures.REFERENCE_BAND
 # For the decoder's best fit galaxies get this SNR, or at most ten times their own, so that the prior hardly counts.
 # Descents at a far higher SNR do not converge.
 FITTED_SNR, FITTED_GAIN = 300.0, 10.0
@@ -291,7 +292,7 @@ def measure(bundle: str, tests: scenes.SceneSet) -> dict[str, Any]:
             "rows": table, "environment": report.environment()}
 
 
-def page(figures: dict[str, Any]) -> str:
+def markdown(figures: dict[str, Any]) -> str:
     """The page, in markdown."""
     def cell(name: str, value: float) -> str:
         if name == "bias":
@@ -327,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     begin = time.perf_counter()
     figures = measure(args.bundle, scenes.load_scenes(args.cache, args.n_scene))
     figures |= {"command": study.command(parser, args), "seconds": time.perf_counter() - begin}
-    study.store(args.out, "ablation", figures, page(figures))
+    study.store(args.out, "ablation", figures, markdown(figures))
     return 0
 
 

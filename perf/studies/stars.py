@@ -121,7 +121,7 @@ def share(chosen: NDArray[np.bool_], among: NDArray[np.bool_]) -> str:
     return f"{percent(chosen[among].mean())} of {among.sum()}" if among.any() else "-"
 
 
-def page(columns: dict[float, dict[str, NDArray[Any]]]) -> str:
+def markdown(columns: dict[float, dict[str, NDArray[Any]]]) -> str:
     """The tables of the page."""
     words = {width: "right" if width == 1 else f"{100 * (width - 1):.0f}% too wide" for width in columns}
     text = ["# Star or galaxy", __doc__.split("\n\n", 1)[1].strip() if __doc__ else ""]
@@ -178,8 +178,9 @@ def main(argv: list[str] | None = None) -> int:
         columns[width] = measure(deblender, cases, psf)
         print(f"PSF width {width}: {time.process_time() - start:.0f} s of processor time", file=sys.stderr, flush=True)
     env = environment()
-    text = page(columns) + (f"\n\nMade by `{study.command(parser, args)}` in {time.process_time() - start:.0f} s of "
-                            f"processor time; commit {env['commit']}.\n")
+    seconds = time.process_time() - start
+    text = markdown(columns) + (f"\n\nMade by `{study.command(parser, args)}` in {seconds:.0f} s of processor time; "
+                                f"commit {env['commit']}.\n")
     rounded = {str(w): {k: np.round(v.astype(float), 4).tolist() for k, v in c.items()} for w, c in columns.items()}
     study.store(args.out, "stars", {"environment": env, "columns": rounded}, text)
     return 0

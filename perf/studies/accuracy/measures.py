@@ -27,7 +27,7 @@ APERTURE_STAMP = 11  # pixel, holds the aperture
 REFERENCE_STAMP = 101  # pixel, for adaptive moments
 PIXEL_SCALE = scenes.RECIPE["survey"]["pixel_scale"]
 JITTER_SEED = 3
-COLORS = (("g", "r"), ("r", "i"))
+COLOR_BANDS = (("g", "r"), ("r", "i"))
 
 
 def truth_columns(tests: scenes.SceneSet) -> dict[str, Any]:
@@ -226,13 +226,13 @@ NOTES = {
 def _color_pulls(result: Any, flux: FloatArray, snr: FloatArray) -> uncertainty.Pulls:
     """Pulls of g - r and r - i, for sources above the SNR in both bands."""
     columns = []
-    for blue, red in COLORS:
+    for blue, red in COLOR_BANDS:
         a, b = result.bands.index(blue), result.bands.index(red)
         color, error = result.color(blue, red)
         true = -2.5 * np.log10(flux[:, a] / flux[:, b])
         columns.append(uncertainty.pulls((f"{blue}-{red}",), color[:, None], error[:, None], true[:, None],
                                          snr[:, [a, b]].min(1, keepdims=True)).pull)
-    return uncertainty.Pulls(tuple(f"{blue}-{red}" for blue, red in COLORS), np.concatenate(columns, 1))
+    return uncertainty.Pulls(tuple(f"{blue}-{red}" for blue, red in COLOR_BANDS), np.concatenate(columns, 1))
 
 
 def _position_note(before: FloatArray, after: FloatArray, good: NDArray[np.bool_]) -> str:

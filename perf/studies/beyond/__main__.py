@@ -29,7 +29,7 @@ from perf.studies.beyond.departures import DEPARTURES, Departure, Field
 
 FloatArray = NDArray[np.float64]
 BAND = "r"  # of fluxes, pulls and S/N; every case has this band
-SNR_EDGES = (10.0, 50.0, 300.0, np.inf)
+BEYOND_SNR_EDGES = (10.0, 50.0, 300.0, np.inf)
 WRONG = 0.1  # a larger relative flux error counts as wrong
 
 
@@ -97,7 +97,7 @@ def groups(found: dict[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
     snr, alone = found["snr"], found["alone"]
     chosen = {"all": np.ones_like(alone), "alone": alone, "blends": ~alone}
     chosen |= {f"S/N {report.interval(low, high)}": (snr >= low) & (snr < high)
-               for low, high in itertools.pairwise(SNR_EDGES)}
+               for low, high in itertools.pairwise(BEYOND_SNR_EDGES)}
     return {name: summarise(found, keep) for name, keep in chosen.items()}
 
 
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     figures, examples = measure(args.bundle, args.scale)
     figures |= {"command": study.command(parser, args), "cpu_seconds": time.process_time()}
-    study.store(args.out, "beyond", figures, page.page(figures))
+    study.store(args.out, "beyond", figures, page.markdown(figures))
     plots.draw(examples, args.out / "beyond.png")
     return 0
 

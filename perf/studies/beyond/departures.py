@@ -55,7 +55,7 @@ class Field:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class GalaxyLayout:
     """Galaxies of a scene by row of the pool, and their positions; the same in every case."""
 
     number: int
@@ -103,7 +103,7 @@ def sky() -> tuple[population.Galaxies, survey.Psf, survey.Depth]:
     return pool, survey.nominal_psf(depth), depth
 
 
-def layouts(scale: float = 1.0) -> list[Layout]:
+def layouts(scale: float = 1.0) -> list[GalaxyLayout]:
     """Layouts of isolated galaxies, then of blends; `scale` is the fraction of each to use."""
     pool, _, depth = sky()
     rng = np.random.default_rng([SEED, 1])
@@ -118,13 +118,13 @@ def layouts(scale: float = 1.0) -> list[Layout]:
             centers = blend_scenes.blend_positions(n, shape, rng, spread=blend_scenes.BLEND_SPREAD / depth.pixel_scale,
                                                    min_separation=blend_scenes.BLEND_SEPARATION / depth.pixel_scale,
                                                    margin=13.0)
-        found.append(Layout(number, shape, order[used : used + n], centers))
+        found.append(GalaxyLayout(number, shape, order[used : used + n], centers))
         used += n
     return [layout for layout in found
             if (layout.number if layout.number < N_ALONE else (layout.number - N_ALONE) * BLEND_SIZE) < scale * N_ALONE]
 
 
-def make_field(case: Departure, layout: Layout) -> Field:
+def make_field(case: Departure, layout: GalaxyLayout) -> Field:
     """Draw a scene of a case."""
     pool, psf, depth = sky()
     counts, sigma = depth.counts_per_njy[:, None, None], depth.sky_sigma[:, None, None]
@@ -163,7 +163,7 @@ def _draw(parts: Components, center: FloatArray, psf: survey.Psf, shape: tuple[i
     return image
 
 
-def _unlisted(layout: Layout) -> FloatArray:
+def _unlisted(layout: GalaxyLayout) -> FloatArray:
     """Image of an ordinary galaxy 1.5 to 3 arcsec from the scene's first, 0.5 to 3 mag fainter or brighter."""
     pool, psf, depth = sky()
     rng = np.random.default_rng([SEED, 5, layout.number])

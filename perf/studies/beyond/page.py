@@ -44,7 +44,7 @@ def verdict(row: Row, control: Row) -> str:
     return "same" if same else "says so"
 
 
-def page(figures: Mapping[str, Any]) -> str:
+def markdown(figures: Mapping[str, Any]) -> str:
     """The page, in markdown."""
     cases: Mapping[str, Mapping[str, Any]] = figures["cases"]
     band = figures["band"]

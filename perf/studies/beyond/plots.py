@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import SUSPECT, Flag
-from perf.studies.beyond.departures import Field, Layout, sky
+from perf.studies.beyond.departures import Field, GalaxyLayout, sky
 
 SHOWN = ("control", "Sersic n = 0.5", "Sersic n = 6", "clumpy", "ring", "spiral arms", "colour gradient",
          "PSF 3% too narrow", "unlisted neighbour", "cores masked")
 BAND = "i"
 CUT = 45  # pixel
 MAGNITUDES, RADII = (20.0, 21.5), (0.6, 1.2)  # of the galaxy shown; arcsec
-SIGMAS = 6.0  # of the residual's scale
+RESIDUAL_RANGE = 6.0  # of the residual's scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Example:
     caption: str
 
 
-def scene_of(layouts: list[Layout]) -> int:
+def scene_of(layouts: list[GalaxyLayout]) -> int:
     """The first scene of an isolated galaxy that is bright and large enough for its residual to be seen."""
     pool = sky()[0]
     for k, layout in enumerate(layouts):
@@ -93,7 +93,7 @@ def draw(examples: list[Example], path: Path) -> None:
             axis.imshow(np.arcsinh(image / noise), origin="lower", cmap="gray", vmin=-1, vmax=np.arcsinh(scale / noise))
         axis = panels[row + 2, column]
         axis.set_visible(True)
-        shown = axis.imshow(found.residual, origin="lower", cmap="RdBu_r", vmin=-SIGMAS, vmax=SIGMAS)
+        shown = axis.imshow(found.residual, origin="lower", cmap="RdBu_r", vmin=-RESIDUAL_RANGE, vmax=RESIDUAL_RANGE)
         panels[row, column].set_title(found.name, fontsize=10)
         axis.set_xlabel(found.caption, fontsize=8)
     for row, label in enumerate(("data, i", "model", "residual") * 2):

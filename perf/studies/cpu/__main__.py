@@ -38,7 +38,7 @@ from perf.report import ROOT
 from perf.studies.cpu import iterations, page, source_number
 
 TRIED = report.RESULTS / "cpu_tried.md"  # written by hand
-REVISION = 1
+RECORD_REVISION = 1
 STAGE_CASES = ("single_stream", "offline", "crowded", "patch")
 LATENCY_CASES = ("single_stream", "burst")
 START_CASES = ("cold_start", "model_load", "memory")
@@ -70,9 +70,9 @@ class Sizes:
 
     n_scene: int = iterations.N_SCENE
     n_peer_scene: int = scenes.N_SCENE
-    counts: tuple[int, ...] = iterations.COUNTS
+    counts: tuple[int, ...] = iterations.ITERATION_COUNTS
     adam: tuple[int, ...] = iterations.ADAM
-    reference: int = iterations.REFERENCE
+    reference: int = iterations.LONG_RUN
     largest: int = source_number.MAX
     threads_at: int = source_number.THREADS_AT
     pairs: int = 12
@@ -82,7 +82,7 @@ class Sizes:
     latency_size: str = "64"
 
 
-QUICK = Sizes(n_scene=4, n_peer_scene=4, counts=(2, 6, 12), adam=(50,), reference=24, largest=100, threads_at=20,
+QUICK_SIZES = Sizes(n_scene=4, n_peer_scene=4, counts=(2, 6, 12), adam=(50,), reference=24, largest=100, threads_at=20,
               pairs=1, stage_cases=("single_stream",), latency_cases=("burst",), start_cases=("cold_start",),
               latency_size="short")
 
@@ -118,10 +118,11 @@ def parts(sizes: Sizes, base: str | None, environments: Path | None,
 def stored(path: Path) -> dict[str, Any]:
     """Stored figures of earlier runs."""
     if not path.exists():
-        return {"revision": REVISION, "summary": {}, "parts": {}}
+        return {"revision": RECORD_REVISION, "summary": {}, "parts": {}}
     found: dict[str, Any] = json.loads(path.read_text())
-    if found.get("revision") != REVISION:
-        raise ValueError(f"{path.name}: expected revision {REVISION}, got {found.get('revision')!r}; move it away")
+    if found.get("revision") != RECORD_REVISION:
+        raise ValueError(f"{path.name}: expected revision {RECORD_REVISION}, got {found.get('revision')!r}; "
+                         "move it away")
     return found
 
 
@@ -163,7 +164,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=report.RESULTS)
     args = parser.parse_args(argv)
     asked = {"n_scene": args.n_scene, "n_peer_scene": args.n_peer_scene, "largest": args.max, "pairs": args.pairs}
-    sizes = dataclasses.replace(QUICK if args.quick else Sizes(), **{k: v for k, v in asked.items() if v is not None})
+    sizes = dataclasses.replace(QUICK_SIZES if args.quick else Sizes(),
+                                **{k: v for k, v in asked.items() if v is not None})
     args.out.mkdir(parents=True, exist_ok=True)
     path, failed = args.out / "cpu.json", 0
     figures = stored(path)

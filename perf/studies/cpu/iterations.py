@@ -27,17 +27,17 @@ from perf import report, scenes
 from perf.studies.accuracy import measures
 
 FloatArray = NDArray[np.float64]
-COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30)
+ITERATION_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30)
 ADAM = (25, 50, 100, 200)
-REFERENCE = 60
+LONG_RUN = 60
 N_SCENE = 40
 BLENDED = 0.3  # blendedness in r
 WITHIN, GAP = 0.02, 0.1  # limits of the rule: fraction of the long run's error, objective per source
-CLIP = 0.5  # larger errors enter means as this value
+ERROR_CLIP = 0.5  # larger errors enter means as this value
 NEGATIVE = 1e-3  # gaps below minus this count as negative: rounding in float32 reaches 1e-4
 PARTS = ("all", "blended")
 AT_ONCE = 10  # scenes
-Entry = tuple[str, int]  # solver, iterations
+SolverCount = tuple[str, int]  # solver, iterations
 
 
 def errors(flux: FloatArray, truth: FloatArray, bands: Sequence[str], blended: NDArray[np.bool_]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def errors(flux: FloatArray, truth: FloatArray, bands: Sequence[str], blended: N
     -------
     dict
         For ``all`` and ``blended`` sources: their number ``n``, and by band ``<band>`` the median, ``<band>_mean`` the
-        mean of errors clipped at `CLIP`, ``<band>_p90`` the percentile.
+        mean of errors clipped at `ERROR_CLIP`, ``<band>_p90`` the percentile.
     """
     found: dict[str, Any] = {}
     for part, chosen in zip(PARTS, (np.ones(len(flux), bool), blended), strict=True):
@@ -63,7 +63,7 @@ def errors(flux: FloatArray, truth: FloatArray, bands: Sequence[str], blended: N
             error = np.abs(flux[chosen, b] / truth[chosen, b] - 1)
             error = error[np.isfinite(error)]
             found[part][band] = float(np.median(error)) if len(error) else float("nan")
-            found[part][f"{band}_mean"] = float(np.minimum(error, CLIP).mean()) if len(error) else float("nan")
+            found[part][f"{band}_mean"] = float(np.minimum(error, ERROR_CLIP).mean()) if len(error) else float("nan")
             found[part][f"{band}_p90"] = float(np.quantile(error, 0.9)) if len(error) else float("nan")
     return found
 
@@ -81,15 +81,15 @@ def excess(flux: FloatArray, long: FloatArray, truth: FloatArray, bands: Sequenc
     Returns
     -------
     dict
-        For ``all`` and ``blended`` sources and each band: the mean difference of the errors, clipped at `CLIP`, and the
-        standard error of that mean; zeros if there is no source.
+        For ``all`` and ``blended`` sources and each band: the mean difference of the errors, clipped at `ERROR_CLIP`,
+        and the standard error of that mean; zeros if there is no source.
     """
     found: dict[str, Any] = {}
     for part, chosen in zip(PARTS, (np.ones(len(flux), bool), blended), strict=True):
         found[part] = {}
         for band in report.FLUX_BANDS:
             b = list(bands).index(band)
-            new, old = (np.minimum(np.abs(f[chosen, b] / truth[chosen, b] - 1), CLIP) for f in (flux, long))
+            new, old = (np.minimum(np.abs(f[chosen, b] / truth[chosen, b] - 1), ERROR_CLIP) for f in (flux, long))
             difference = (new - old)[np.isfinite(new - old)]
             n = len(difference)
             found[part][band] = [float(difference.mean()), float(difference.std() / np.sqrt(n))] if n else [0.0, 0.0]
@@ -155,8 +155,8 @@ def saturation(rows: Sequence[Mapping[str, Any]], reference: int, parts: Sequenc
     return first
 
 
-def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequence[int] = ADAM,
-            reference: int = REFERENCE, bundle: str = "lsst") -> dict[str, Any]:
+def measure(tests: scenes.SceneSet, counts: Sequence[int] = ITERATION_COUNTS, adam: Sequence[int] = ADAM,
+            reference: int = LONG_RUN, bundle: str = "lsst") -> dict[str, Any]:
     """Run every count, and collect errors, gaps and times.
 
     Parameters
@@ -181,8 +181,8 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
     deblender = Deblender.load(bundle)
     long = ("gauss_newton", reference)
     entries = [*(("gauss_newton", n) for n in sorted({*counts, reference})), *(("adam", n) for n in sorted(adam))]
-    flux: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
-    objective: dict[Entry, list[FloatArray]] = {entry: [] for entry in entries}
+    flux: dict[SolverCount, list[FloatArray]] = {entry: [] for entry in entries}
+    objective: dict[SolverCount, list[FloatArray]] = {entry: [] for entry in entries}
     seconds = dict.fromkeys(entries, 0.0)
     deblend(deblender, tests.given(range(1)), ("gauss_newton", 1))  # makes sessions and folds the PSF
     for first in range(0, len(tests), AT_ONCE):  # a disturbance of the machine then meets all entries
@@ -210,7 +210,7 @@ def measure(tests: scenes.SceneSet, counts: Sequence[int] = COUNTS, adam: Sequen
                            "all and blended": saturation(own, reference)}}
 
 
-def deblend(deblender: Deblender, scenes_given: Mapping[str, Any], entry: Entry, *, robust: bool = True) -> Any:
+def deblend(deblender: Deblender, scenes_given: Mapping[str, Any], entry: SolverCount, *, robust: bool = True) -> Any:
     """The result of some scenes, in one call on one thread."""
     return deblender.deblend_batch(**scenes_given, solver=entry[0], n_iteration=entry[1], robust=robust)
 
@@ -219,7 +219,7 @@ def table(figures: Mapping[str, Any]) -> str:
     """The rows as a markdown table."""
     columns = (("all", ""), ("blended", ""), ("all", "_mean"), ("blended", "_mean"), ("all", "_p90"))
     header = ["solver", "iterations", "ms per source", "median error r, i", "at blendedness > 0.3",
-              f"mean, clipped at {100 * CLIP:g}%", "at blendedness > 0.3", "90th percentile", "gap, median",
+              f"mean, clipped at {100 * ERROR_CLIP:g}%", "at blendedness > 0.3", "90th percentile", "gap, median",
               "gap, 90th percentile", "negative gaps"]
 
     def shown(found: Mapping[str, Any]) -> list[str]:
@@ -247,8 +247,9 @@ def verdict(figures: Mapping[str, Any]) -> str:
 
     found, n_blended = figures["saturation"], figures["rows"][0]["errors"]["blended"]["n"]
     return (f"The smallest count from which on all counts are as good as {figures['reference']} iterations: mean flux "
-            f"errors in r and i, clipped at {100 * CLIP:g}%, are larger by at most {100 * WITHIN:g}% and one standard "
-            f"error of the difference source by source; the median gap of the objective is at most {GAP:g} per source. "
+            f"errors in r and i, clipped at {100 * ERROR_CLIP:g}%, are larger by at most {100 * WITHIN:g}% and one "
+            "standard error of the difference source by source; the median gap of the objective is at most "
+            f"{GAP:g} per source. "
             f"It is {count(found['all'])} over all sources, and {count(found['all and blended'])} if the {n_blended} "
             f"sources at blendedness above {BLENDED:g} must be as good, too. The default is {figures['default']}. At "
             f"any count, blends that still move get up to {sum(constants.FURTHER_ROUNDS):g} times as many iterations "

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from perf import report
+from perf.peers.comparison import OWN
 from perf.studies.cpu import iterations, plots, source_number
 
-OWN = "deblendrt"
 BLENDED = "blendedness_above_0.3"
 LEAST_CONFIDENCE = 0.5  # bands of lower confidence are not shown
 TITLES = {"peers": "Beside other deblenders", "stages": "Where the time goes, before and after",

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-SOLVERS = {"gauss_newton": ("Gauss-Newton", "C0"), "adam": ("Adam", "C1")}
-PARTS = {"all": ("all sources", "o"), "blended": ("blendedness > 0.3", "s")}
-SHAPES = {"many": ("many scenes of 2 to 8 galaxies", "C0", "o"), "one": ("one scene, growing side", "C2", "s")}
+SOLVER_STYLES = {"gauss_newton": ("Gauss-Newton", "C0"), "adam": ("Adam", "C1")}
+PART_STYLES = {"all": ("all sources", "o"), "blended": ("blendedness > 0.3", "s")}
+SHAPE_STYLES = {"many": ("many scenes of 2 to 8 galaxies", "C0", "o"), "one": ("one scene, growing side", "C2", "s")}
 LEAST_GAP = 1e-3  # smaller gaps are drawn as this
 
 
@@ -19,12 +19,12 @@ def draw_iterations(figures: Mapping[str, Any], path: Path) -> None:
     """Flux error and objective gap against processor time per source; numbers are iterations."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for solver, (label, color) in SOLVERS.items():
+    for solver, (label, color) in SOLVER_STYLES.items():
         rows = [row for row in figures["rows"] if row["solver"] == solver]
         if not rows:
             continue
         time = [row["ms_per_source"] for row in rows]
-        for part, (which, marker) in PARTS.items():
+        for part, (which, marker) in PART_STYLES.items():
             error = [100 * row["errors"][part]["r_mean"] for row in rows]
             left.loglog(time, error, color=color, marker=marker, ms=5, label=f"{label}, {which}")
             _number(left, rows, time, error)
@@ -37,7 +37,7 @@ def draw_iterations(figures: Mapping[str, Any], path: Path) -> None:
         _number(right, measured, time, gaps)
     for part, style in (("all", "--"), ("blended", ":")):
         left.axhline(100 * figures["noise_floor"][part]["r_mean"], color="0.5", ls=style, lw=1,
-                     label=f"noise floor, {PARTS[part][0]}")
+                     label=f"noise floor, {PART_STYLES[part][0]}")
     left.set(xlabel="processor time per source [ms], one thread", ylabel="mean |flux error| in r [%]",
              title="errors above 50% count as that")
     right.set(xlabel="processor time per source [ms], one thread",
@@ -73,7 +73,7 @@ def draw_linear(figures: Mapping[str, Any], path: Path) -> None:
     """Processor time and memory against the number of sources."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for shape, (label, color, marker) in SHAPES.items():
+    for shape, (label, color, marker) in SHAPE_STYLES.items():
         points = sorted((p for p in figures["points"] if p["shape"] == shape), key=lambda p: p["n_source"])
         if not points:
             continue

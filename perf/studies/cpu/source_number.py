@@ -28,7 +28,7 @@ SHAPES = ("many", "one")
 SIZES = (10, 100, 1000, 10_000, 100_000)
 DISTINCT = 200  # scenes
 DENSITY = 57.0  # per square arcminute, as in `cases.patch_scene`
-NUMBERS = {"many": 41, "one": 42}  # seeds, different from those of the frozen cases
+SCENE_SEEDS = {"many": 41, "one": 42}  # seeds, different from those of the frozen cases
 MAX, MEMORY_LIMIT, THREADS_AT = 10_000, 2e9, 2000
 REPEAT_BELOW, REPEATS = 200, 3  # smaller sizes run three times: their calls are short
 
@@ -41,14 +41,14 @@ def side_of(n_source: float) -> int:
 def draw(shape: str, n_source: int) -> list[cases.CaseScene]:
     """Scenes of a shape: "many" with at least this number of sources, "one" with about this number."""
     if shape == "one":
-        return [cases.patch_scene(NUMBERS["one"], side_of(n_source))]
+        return [cases.patch_scene(SCENE_SEEDS["one"], side_of(n_source))]
     distinct: list[cases.CaseScene] = []
     scenes: list[cases.CaseScene] = []
     have = 0
     while have < n_source:
         k = len(scenes) % DISTINCT
         if k == len(distinct):
-            distinct.append(cases.blend_scene(NUMBERS["many"], k))
+            distinct.append(cases.blend_scene(SCENE_SEEDS["many"], k))
         scenes.append(distinct[k])
         have += distinct[k].n_source
     return scenes
@@ -80,7 +80,7 @@ def child(asked: Mapping[str, Any]) -> dict[str, Any]:
                              "variance": [s.variance for s in scenes]}
     shared: dict[str, Any] = {"psf": cases.psf(), "bands": "".join(cases.BANDS), "memory_limit": asked["memory_limit"]}
     deblender = Deblender.load()
-    first = cases.blend_scene(NUMBERS["many"], 0)
+    first = cases.blend_scene(SCENE_SEEDS["many"], 0)
     deblender.deblend_batch([first.image], [first.centers], variance=[first.variance], **shared)
     n_source = sum(s.n_source for s in scenes)
     taken: list[tuple[float, float]] = []

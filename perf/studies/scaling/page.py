@@ -10,23 +10,23 @@ from perf.gpu import roofline
 from perf.studies.scaling.simulation import (
     DENSITY_SCATTER,
     LARGEST_BLEND,
+    NUMBER_SOURCES,
     PARETO,
     PATCH_PARTS,
     PIXEL_BYTES,
     RELEASE_HOURS,
     RESULT_BYTES,
-    SOURCES,
     VISIT_INTERVAL,
     Machine,
     Run,
     Workload,
 )
 
-ITERATIONS = 10.5  # mean for a source in 60 test scenes: 8, and more for blends that still move
+MEAN_ITERATIONS = 10.5  # mean for a source in 60 test scenes: 8, and more for blends that still move
 CORES = ((96.0, 6.0, "32 operations a cycle (two 256-bit multiply-adds) at 3 GHz"),
          (192.0, 6.0, "64 operations a cycle (two 512-bit multiply-adds) at 3 GHz"))  # GFLOP/s, GB/s of a core
 GPU = (67.0, 3000.0)  # TFLOP/s in float32 and GB/s of an H100, as in perf/results/gpu.md
-NAMES = {"ms_per_source": "processor time per source, six bands [ms]",
+INPUT_NAMES = {"ms_per_source": "processor time per source, six bands [ms]",
          "ms_per_source_one_band": "processor time per source, one band, alert cutouts in micro-batches [ms]",
          "cold_start_seconds": "start of a process to its first result [s]"}
 
@@ -48,13 +48,15 @@ def floor(bundle_name: str) -> tuple[float, float]:
     byte : float
     """
     rows = list(roofline.stages(load_bundle(bundle_name)))
-    return (ITERATIONS * sum(r.count * r.flop for r in rows), ITERATIONS * sum(r.count * r.byte for r in rows))
+    n = MEAN_ITERATIONS
+    return n * sum(r.count * r.flop for r in rows), n * sum(r.count * r.byte for r in rows)
 
 
 def bound_per_second(bundle_name: str, tflops: float, gbps: float) -> float:
     """Bound on the sources per second of a device, kernel by kernel."""
     rows = list(roofline.stages(load_bundle(bundle_name)))
-    return 1.0 / (ITERATIONS * sum(max(r.count * r.flop / tflops / 1e12, r.count * r.byte / gbps / 1e9) for r in rows))
+    seconds = sum(max(r.count * r.flop / tflops / 1e12, r.count * r.byte / gbps / 1e9) for r in rows)
+    return 1.0 / (MEAN_ITERATIONS * seconds)
 
 
 def markdown(command: str, inputs: Mapping[str, tuple[float, str]], jobs: Sequence[Workload],
@@ -77,9 +79,9 @@ def markdown(command: str, inputs: Mapping[str, tuple[float, str]], jobs: Sequen
     parts = ["# From one core to a survey", f"Made by `{command}`. **Only the figures of one core are measured; "
              "the rest is a model.** No cluster and no GPU has run.",
              "## Inputs", report.markdown_table(["measured on one core", "value", "where from"], [
-                 [NAMES[key], report.number(value), source] for key, (value, source) in inputs.items()]),
+                 [INPUT_NAMES[key], report.number(value), source] for key, (value, source) in inputs.items()]),
              *_assumptions(machine), "Numbers for Rubin, with their sources:",
-             "\n".join(f"- {text}" for text in SOURCES),
+             "\n".join(f"- {text}" for text in NUMBER_SOURCES),
              "## Simulated", *_simulated(jobs, runs), "## Keeping up with the telescope", *_pace(jobs),
              "## Roofline on paper", *_roofline(inputs["ms_per_source"][0], bundle, gflops, jobs),
              "## Not in the model", "Lost nodes and retries, detection and everything else that a pipeline does, "
@@ -142,7 +144,7 @@ def _roofline(ms: float, bundle: str, gflops: float, jobs: Sequence[Workload]) -
                  "–", report.percent(flop / gflops / 1e6 / ms)])
     rate = bound_per_second(bundle, *GPU)
     survey = jobs[-1]
-    return [f"The descent of a source, {ITERATIONS:g} iterations as a device takes them (`perf.gpu.roofline`): "
+    return [f"The descent of a source, {MEAN_ITERATIONS:g} iterations as a device takes them (`perf.gpu.roofline`): "
             f"{flop / 1e9:.2f} GFLOP, {byte / 1e6:.0f} MB if every array of every step goes through memory once (on a "
             "CPU most stay in caches). Start, photometry and errors are not counted; the measured time has them.",
             report.markdown_table(["a core", "GFLOP/s", "arithmetic [ms per source]",

@@ -93,7 +93,7 @@ class Workload:
 
 
 def workloads(ms: float, one_band_ms: float) -> list[Workload]:
-    """The jobs of the page; `SOURCES` gives the origin of their numbers."""
+    """The jobs of the page; `NUMBER_SOURCES` gives the origin of their numbers."""
     patch_bytes = PIXEL_BYTES * SIDE**2
     patch_area = (SIDE * PIXEL_SCALE / 3600) ** 2  # square degrees
     n_patch = round(18_000 / patch_area)
@@ -112,7 +112,7 @@ def workloads(ms: float, one_band_ms: float) -> list[Workload]:
     ]
 
 
-SOURCES = (
+NUMBER_SOURCES = (
     "Field of view 9.6 square degrees, 189 science CCDs of 4k x 4k pixels of 0.2 arcsec, 20 billion galaxies after ten "
     "years: Ivezić et al. 2019 (ApJ 873, 111; arXiv:0805.2366). About 10,000 transients a visit, alerts within 60 s, "
     "18,000 square degrees, over 38 billion stars and galaxies after ten years: Data Products Definition Document "

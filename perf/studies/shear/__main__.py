@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         "regauss_leakage": bias.noiseless_leakage(columns, SHEAR),
         "seconds": float(columns["seconds"][:, 0, 0].sum()), "environment": report.environment()}
     figures["command"] = study.command(parser, args)
-    study.store(args.out, "shear", _named(figures), page.page(figures))
+    study.store(args.out, "shear", _named(figures), page.markdown(figures))
     page.draw(figures["biases"], args.out / "shear.png")
     return 0
 

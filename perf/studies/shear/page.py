@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from perf.report import machine, markdown_table, percent
 from perf.studies.shear.bias import MAGNITUDE_EDGES, MIN_RESOLUTION, SEPARATION_EDGES, Figure
 
-SOURCES = {"isolated": "isolated", "brighter": "blend, the brighter", "fainter": "blend, the fainter"}
+SHEAR_SOURCES = {"isolated": "isolated", "brighter": "blend, the brighter", "fainter": "blend, the fainter"}
 WHAT = {"model": "model", "model, PSF removed": "model, PSF removed", "regauss": "regauss, image as it is",
         "regauss, neighbours subtracted": "regauss, neighbours subtracted",
         "regauss, redistributed": "regauss, redistributed image"}
@@ -30,7 +30,7 @@ def figure(found: Figure | None, scale: float = 1e3) -> str:
     return f"{scale * found.value:+.1f} ± {scale * found.error:.1f}"
 
 
-def page(figures: Mapping[str, Any]) -> str:
+def markdown(figures: Mapping[str, Any]) -> str:
     """The markdown page.
 
     Parameters
@@ -65,7 +65,7 @@ def page(figures: Mapping[str, Any]) -> str:
         "blend less the isolated galaxy, resolved):",
         _changes(biases),
         "Resolved galaxies by magnitude of the source, and in blends by separation:",
-        *(_groups(biases, who, title) for who, title in SOURCES.items()),
+        *(_groups(biases, who, title) for who, title in SHEAR_SOURCES.items()),
         "## Where the model's bias comes from",
         *_explanation(biases),
         "## Additive bias c [0.001, in units of shear]",
@@ -96,15 +96,15 @@ ADVICE = """\
 def _cases(biases: Mapping[str, Any], group: str, what: Sequence[str] = tuple(WHAT)) -> str:
     """m of a group of galaxies: a row for each measurement, a column for each source."""
     rows = [[WHAT[name], *(figure(biases[f"{who}: {name}"]["m"][group]) if f"{who}: {name}" in biases else "–"
-                           for who in SOURCES)] for name in what]
-    rows[1:1] = [[label, *(figure(biases[f"{who}: model"][name][group]) for who in SOURCES)]
+                           for who in SHEAR_SOURCES)] for name in what]
+    rows[1:1] = [[label, *(figure(biases[f"{who}: model"][name][group]) for who in SHEAR_SOURCES)]
                  for name, label in CORRECTED.items()]
-    return markdown_table(["measurement", *SOURCES.values()], rows)
+    return markdown_table(["measurement", *SHEAR_SOURCES.values()], rows)
 
 
 def _failed(biases: Mapping[str, Any]) -> str:
     """Fractions of failed measurements, as text."""
-    found = [(biases[f"{who}: {name}"]["fraction_failed"], f"{label} ({title})") for who, title in SOURCES.items()
+    found = [(biases[f"{who}: {name}"]["fraction_failed"], f"{label} ({title})") for who, title in SHEAR_SOURCES.items()
              for name, label in WHAT.items() if f"{who}: {name}" in biases]
     return ", ".join(f"{label} {percent(fraction)}" for fraction, label in found if fraction) or "none"
 
@@ -130,7 +130,7 @@ def _changes(biases: Mapping[str, Any]) -> str:
 
 
 def _explanation(biases: Mapping[str, Any]) -> list[str]:
-    titles = {"isolated, no noise": "isolated, image without noise", **SOURCES}
+    titles = {"isolated, no noise": "isolated, image without noise", **SHEAR_SOURCES}
     groups = ("resolved", "all sizes")
     rows = [[title, *(figure(biases[f"{who}: model"][key][group])
                       for key in ("m", "shrinkage", *CORRECTED) for group in groups)]
@@ -153,7 +153,7 @@ def _explanation(biases: Mapping[str, Any]) -> list[str]:
 
 def _additive(biases: Mapping[str, Any], psf_shear: float) -> str:
     rows = []
-    for who, title in SOURCES.items():
+    for who, title in SHEAR_SOURCES.items():
         for what, label in WHAT.items():
             found = biases.get(f"{who}: {what}")
             if found:
@@ -173,7 +173,7 @@ def draw(biases: Mapping[str, Any], path: Path) -> None:
         PNG.
     """
     canvas = Canvas(figsize=(13, 4.6), layout="constrained")
-    for axis, (who, title) in zip(canvas.subplots(1, 3, sharey=True), SOURCES.items(), strict=True):
+    for axis, (who, title) in zip(canvas.subplots(1, 3, sharey=True), SHEAR_SOURCES.items(), strict=True):
         series = [(what, label, biases[f"{who}: {what}"]["m"]) for what, label in WHAT.items()
                   if f"{who}: {what}" in biases]
         series.insert(1, ("m_self_calibrated", CORRECTED["m_self_calibrated"],

@@ -67,7 +67,7 @@ class TestMadness:
         return madness_model
 
     def test_decoder_is_of_the_published_size(self, torch, model):
-        decoder = model.Decoder()
+        decoder = model.MadnessDecoder()
         stamps = decoder(torch.randn(3, model.N_LATENT))
         assert stamps.shape == (3, 6, 45, 45)
         assert (stamps >= 0).all()
@@ -76,7 +76,7 @@ class TestMadness:
                            (64, 6, 3, 3)]
 
     def test_log_prob_is_that_of_the_numeric_jacobian(self, torch, model):
-        flow = model.Flow().double()
+        flow = model.MadnessFlow().double()
         z = torch.randn(4, model.N_LATENT, dtype=torch.float64)
         step = 1e-5
         for one, log_prob in zip(z, flow.log_prob(z), strict=True):
@@ -106,7 +106,7 @@ class TestMadness:
         assert model.PaddedScene(image, torch.ones_like(image), centers).objective(stamps, torch.zeros(2)).item() == 0
 
     def test_descent_lowers_the_objective(self, torch, model):
-        decoder, flow = model.Decoder().requires_grad_(False), model.Flow().requires_grad_(False)
+        decoder, flow = model.MadnessDecoder().requires_grad_(False), model.MadnessFlow().requires_grad_(False)
         centers = np.array([[22.0, 22.0], [30.0, 25.0]])
         stamps = decoder(3 * torch.randn(2, model.N_LATENT)).numpy()
         corners = centers.astype(int) - model.HALF

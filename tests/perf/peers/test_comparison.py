@@ -195,7 +195,7 @@ def compared(monkeypatch, **fakes):
     fakes = {name: Fake(tests, *arguments) for name, arguments in fakes.items()}
     monkeypatch.setattr(comparison, "start", lambda *_: (dict(fakes), {
         name: {"version": f.version, "how": f.how, "time_only": f.time_only} for name, f in fakes.items()}))
-    entries = [comparison.Entry(name, name, {"e_rel": 1e-4}, 4 if name == "scarlet2" else 200) for name in fakes]
+    entries = [comparison.DeblenderRun(name, name, {"e_rel": 1e-4}, 4 if name == "scarlet2" else 200) for name in fakes]
     return comparison.run_peers(tests, None, 2, entries=entries), fakes
 
 

@@ -116,7 +116,7 @@ def test_it_runs_from_pixels_to_page_and_goes_on_where_it_stopped(tmp_path: Path
     figures = json.loads((tmp_path / "shear.json").read_text())
     assert figures["biases"]["isolated: model"]["m"]["all sizes"]["n"] == shear.N_QUICK
     assert abs(figures["biases"]["isolated: model"]["m"]["all sizes"]["value"]) < 0.3
-    assert all(title in text for title in page.SOURCES.values())
+    assert all(title in text for title in page.SHEAR_SOURCES.values())
     assert (tmp_path / "shear.png").stat().st_size > 5_000
     assert shear.main(arguments) == 0
     assert columns.stat().st_mtime_ns == written

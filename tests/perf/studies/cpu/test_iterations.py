@@ -33,7 +33,7 @@ def test_errors_leave_out_sources_without_a_flux():
     assert found["blended"]["r"] == pytest.approx(0.05)
     assert found["all"]["i_p90"] == pytest.approx(0.4)
     assert found["all"]["i_mean"] == pytest.approx(0.5 / 3)
-    assert iterations.errors(9 * truth, truth, ("r", "i"), np.ones(4, bool))["all"]["r_mean"] == iterations.CLIP
+    assert iterations.errors(9 * truth, truth, ("r", "i"), np.ones(4, bool))["all"]["r_mean"] == iterations.ERROR_CLIP
     assert np.isnan(iterations.errors(flux, truth, ("r", "i"), np.zeros(4, bool))["blended"]["r"])
 
 
