@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from deblendrt.cuda.driver import compile as kernel_compiler
+from deblendrt.cuda.driver import kernel_compiler
 from deblendrt.cuda.driver.device import Argument, DeviceArray, DeviceError, OutOfDeviceMemory, split_name
 from deblendrt.cuda.driver.driver import MINIMUM_CAPABILITY, Driver
 from deblendrt.cuda.driver.loaded_kernel import LoadedKernel, pack
@@ -29,7 +29,7 @@ def open_device(ordinal: int = 0, stream: Any = None) -> CudaDevice:
     Parameters
     ----------
     ordinal : int
-        Number of the GPU, of those that CUDA_VISIBLE_DEVICES leaves.
+        Number of the GPU among the GPUs of CUDA_VISIBLE_DEVICES.
     stream : object, optional
         The caller's stream for all work: anything that `stream_handle` takes. By default the device has its own stream.
 
@@ -299,7 +299,7 @@ class CudaDevice:
 
     def __del__(self) -> None:
         if getattr(self, "_open", False) and not sys.is_finalizing():
-            with contextlib.suppress(DeviceError):  # the process has no one to tell
+            with contextlib.suppress(DeviceError):  # no caller could handle it
                 self.close()
 
     def _attribute(self, name: str) -> int:

@@ -205,7 +205,7 @@ def _from_interface(device: Any, array: Any, name: str) -> DeviceArray:
 
 
 def _contiguous(shape: tuple[int, ...], strides: Any, dtype: np.dtype[Any], name: str) -> None:
-    """Raise ValueError unless strides [byte] are those of a C-contiguous array."""
+    """Raise ValueError unless strides [byte] belong to a C-contiguous array."""
     if strides is None or 0 in shape:
         return
     step = dtype.itemsize

@@ -1,7 +1,7 @@
 """Runs a bundle's ONNX graphs on a `Device`, in float32 and without a library. Rows are independent of each other.
 
-The module `graph` reads a graph, and `plan` determines the launches and the places of the numbers. The kernels are
-``network_*.cu``. `deblendrt.engine.compute.reference.networks` runs the same plan with NumPy.
+The module `lowered_graph` reads a graph, and `plan` determines the launches and the places of the numbers. The kernels
+are ``network_*.cu``. `deblendrt.engine.compute.reference.networks` runs the same plan with NumPy.
 """
 
 from __future__ import annotations

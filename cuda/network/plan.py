@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.driver.device import DeviceError
-from deblendrt.cuda.network.graph import LoweredGraph
+from deblendrt.cuda.network.lowered_graph import LoweredGraph
 from deblendrt.cuda.network.program import Program, fused
 from deblendrt.cuda.network.steps import Convolution, Map, Matmul, Reduce, Step, reads
 from deblendrt.cuda.network.views import View

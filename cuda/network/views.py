@@ -139,7 +139,7 @@ def merged_axes(axes: tuple[int, ...], views: Sequence[View]) -> tuple[tuple[int
     -------
     shape : tuple of int
     list of View
-        Of that shape.
+        The views under that shape.
     """
     split = []
     for view in views:

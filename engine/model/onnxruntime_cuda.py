@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 
 from deblendrt.cuda.driver.device import Device, DeviceArray, DeviceError
-from deblendrt.cuda.network.graph import import_onnx
+from deblendrt.cuda.network.lowered_graph import import_onnx
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.device_networks import DeviceRuntime
 

@@ -130,7 +130,7 @@ def build_plan(content: bytes, package: str, n_row: tuple[int, int, int], precis
 def plan_path(bundle: Bundle, name: str, package: str, capability: tuple[int, int], n_row: int,
               precision: str) -> Path:
     """Return the path of a plan: a file per bundle, graph, TensorRT version, GPU architecture, shape and precision."""
-    from deblendrt.cuda.driver.compile import cache_folder
+    from deblendrt.cuda.driver.kernel_compiler import cache_folder
 
     version = str(importlib.import_module(package).__version__)
     key = {"bundle": bundle.sha256, "graph": bundle.files[f"{name}.onnx"], "package": package, "version": version,
@@ -148,7 +148,7 @@ def cached_plan(bundle: Bundle, name: str, package: str, capability: tuple[int, 
     DeviceError
         The plan cannot be built, or the cache is not writable.
     """
-    from deblendrt.cuda.driver.compile import store
+    from deblendrt.cuda.driver.kernel_compiler import store
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")

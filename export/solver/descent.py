@@ -1,7 +1,7 @@
 """The descent in a graph: `deblendrt.engine.solve.descent.gauss_newton` and `deblendrt.engine.solve.curvature` for one
 scene.
 
-One loop runs all iterations, with those of the further rounds. Blends that do not move any more keep their latents. The
+One loop runs all iterations, including the further rounds. Blends that do not move any more keep their latents. The
 loop ends when no blend moves.
 """
 

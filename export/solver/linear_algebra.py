@@ -47,7 +47,7 @@ def symmetric_inverse(b: Builder, matrix: Value, n: int) -> Value:
     return -b.loop(n, [matrix], sweep)[0]
 
 
-def block_inverse(b: Builder, matrix: Value, n: int, size: int) -> Value:
+def inverse_by_blocks(b: Builder, matrix: Value, n: int, size: int) -> Value:
     """Inverse of one symmetric positive definite matrix, swept by blocks.
 
     Parameters

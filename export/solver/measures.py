@@ -17,7 +17,7 @@ from deblendrt.export.solver.descent import DescentGraph
 from deblendrt.export.solver.drawing import Groups
 from deblendrt.export.solver.graph_builder import Value
 from deblendrt.export.solver.joint_step import by_latent
-from deblendrt.export.solver.linear_algebra import block_inverse, diagonal, eye, positive_part, symmetric_inverse
+from deblendrt.export.solver.linear_algebra import diagonal, eye, inverse_by_blocks, positive_part, symmetric_inverse
 from deblendrt.export.solver.objective import BlendValues, ObjectiveGraph, PointValues, total
 from deblendrt.export.solver.start import linear_fluxes
 
@@ -112,7 +112,7 @@ def laplace(o: ObjectiveGraph, descent: DescentGraph, blends: BlendValues, point
     flat = precision.reshape(size, size)
     scale = 1.0 / b.sqrt(diagonal(b, flat, size))
     scaled = flat * scale[:, None] * scale[None] + uncertainty.COVARIANCE_RIDGE * eye(b, size)
-    covariance = block_inverse(b, scaled, n, n_latent) * scale[:, None] * scale[None]
+    covariance = inverse_by_blocks(b, scaled, n, n_latent) * scale[:, None] * scale[None]
     return covariance, (covariance.reshape(n, n_latent, n, n_latent) * units).sum(2)
 
 

@@ -2,8 +2,8 @@
 
 The graph takes one scene of a fixed size with a fixed number of places for sources. It returns the catalogue and the
 model image. It needs ONNX Runtime only: no Python, no bundle and no other file, since the PSF and the folded basis are
-in the graph. Iterations, blends, windows and errors are those of `deblendrt.engine`, and both agree to a small fraction
-of the errors. All sources are galaxies, and unlisted sources are not searched.
+in the graph. Iterations, blends, windows and errors are the engine's, and both agree to a small fraction of the errors.
+All sources are galaxies, and unlisted sources are not searched.
 """
 
 from __future__ import annotations

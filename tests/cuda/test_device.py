@@ -18,7 +18,7 @@ import pytest
 import shim
 import standin
 
-from deblendrt.cuda.driver import compile as kernel_compiler
+from deblendrt.cuda.driver import kernel_compiler
 from deblendrt.cuda.driver.cuda_device import CudaDevice, open_device, stream_handle
 from deblendrt.cuda.driver.device import DeviceArray, DeviceError, OutOfDeviceMemory
 from deblendrt.cuda.driver.loaded_kernel import pack

@@ -30,7 +30,7 @@ def device() -> shim.ShimDevice:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaDevice]:
     """A `CudaDevice`."""
     if ON_STAND_IN:
-        from deblendrt.cuda.driver import compile as kernel_compiler
+        from deblendrt.cuda.driver import kernel_compiler
 
         monkeypatch.setattr(kernel_compiler, "compiler", lambda: None)
         monkeypatch.setattr(kernel_compiler, "prepare", lambda architecture: None)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from deblendrt.cuda.driver.compile import HEADERS, SOURCE, kernel_path
 from deblendrt.cuda.driver.device import Argument, DeviceArray, DeviceError, OutOfDeviceMemory, split_name
+from deblendrt.cuda.driver.kernel_compiler import HEADERS, SOURCE, kernel_path
 
 HERE = Path(__file__).parent
 FLAGS = {

@@ -64,7 +64,7 @@ def make_blends(data: TrainingSet, settings: Config, folded: FoldedBasis, fwhm: 
     folded : FoldedBasis
         The basis folded with the PSF.
     fwhm : float32 (n_band,) [pixel]
-        Of the PSF.
+        FWHM of the PSF.
     shift : float32 (2, n_basis, n_basis)
     n : int
     rng : numpy.random.Generator

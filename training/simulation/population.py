@@ -10,7 +10,7 @@ The relations and their sources:
 - disk scale length along the major axis: :math:`p(r) \propto r\,e^{-(r/a)^{4/3}}`, whose median is 1.1355 a, with the
   median :math:`\ln(r_d/\mathrm{arcsec}) = -1.145 - 0.269\,(i_{814} - 23)` (Miller et al. 2013, MNRAS 429, 2858,
   appendix B).
-  Radii below are those of the circle of the same area.
+  Radii below are of the circle of the same area.
 - bulge size: a half-light radius equal to the disk scale length (same appendix), times a log-normal scatter of 0.4
   (ours: wider than any one survey's relation).
 - ellipticity: the disk and bulge distributions of the same appendix. Bulge and disk share the position angle (ours).
@@ -216,7 +216,7 @@ def _draw_unselected(config: Population, survey: Survey, n: int, rng: np.random.
     scatter[:, survey.reference_index] = 1.0
     bulge = _component_flux(rng.uniform(0, 1, n), redshift, survey)
     disk = _component_flux(rng.uniform(1, 3, n), redshift, survey)
-    # last, and without a random number for a list of one index: so other indices leave the rest of the galaxies as is
+    # last, and without a random number for a list of one index, so that the lists change nothing else of the galaxies
     bulge_n, disk_n = (rng.choice(indices, n) if len(indices) > 1 else np.full(n, indices[0])
                        for indices in (config.bulge_sersic, config.disk_sersic))
     return Galaxies(magnitude, redshift, fraction, bulge_radius, disk_radius, bulge_e, disk_e, angle,

@@ -72,7 +72,7 @@ def _gpus() -> Iterator[str]:
 
 def _cuda() -> Iterator[str]:
     """Yield whether device="cuda" works. nvidia-smi does not tell this."""
-    from deblendrt.cuda.driver import compile as kernel_compiler
+    from deblendrt.cuda.driver import kernel_compiler
     from deblendrt.cuda.driver.cuda_device import open_device
     from deblendrt.cuda.driver.device import DeviceError
 

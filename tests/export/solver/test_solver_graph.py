@@ -29,7 +29,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from deblendrt.export import cli  # noqa: E402
 from deblendrt.export.solver.drawing import DrawingGraph  # noqa: E402
 from deblendrt.export.solver.graph_builder import Builder, Value  # noqa: E402
-from deblendrt.export.solver.linear_algebra import block_inverse, positive_part, symmetric_inverse  # noqa: E402
+from deblendrt.export.solver.linear_algebra import inverse_by_blocks, positive_part, symmetric_inverse  # noqa: E402
 from deblendrt.export.solver.solver_graph import SOLVER_INPUTS, SOLVER_OUTPUTS, solver_graph  # noqa: E402
 
 N_SOURCE, SHAPE = 5, (71, 80)
@@ -203,7 +203,7 @@ def test_linear_algebra() -> None:
     matrix = root @ root.transpose(0, 2, 1) + 0.01 * np.eye(6)
     expected = np.linalg.inv(matrix)
     assert relative_error(computed(lambda b, x: symmetric_inverse(b, x, 6), matrix), expected) < 1e-10
-    assert relative_error(computed(lambda b, x: block_inverse(b, x, 3, 2), matrix[0]), expected[0]) < 1e-10
+    assert relative_error(computed(lambda b, x: inverse_by_blocks(b, x, 3, 2), matrix[0]), expected[0]) < 1e-10
     symmetric = root + root.transpose(0, 2, 1)
     values, vectors = np.linalg.eigh(symmetric)
     positive = (vectors * np.maximum(values, 0)[:, None]) @ vectors.transpose(0, 2, 1)

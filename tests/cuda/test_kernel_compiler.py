@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import shim
 
-from deblendrt.cuda.driver import compile as kernel_compiler
+from deblendrt.cuda.driver import kernel_compiler
 from deblendrt.cuda.driver.device import DeviceError
 
 PLANTED = Path(shim.__file__).parent
