@@ -1,6 +1,7 @@
 """Tables that the program holds, as parts of pages. A page takes one in by a line
 
-    <!-- table: flags -->       the flags of `deblendrt.engine.scene.flags`
+    <!-- table: flags -->           the flags of `deblendrt.engine.scene.flags`
+    <!-- table: quantities -->      the quantities of `deblendrt.engine.result.fields`
 """
 
 from __future__ import annotations
@@ -26,9 +27,21 @@ def flags() -> str:
     return "\n".join(rows)
 
 
+def quantities() -> str:
+    """Return name, type, shape, unit and meaning of every reported quantity."""
+    from deblendrt.engine.result.fields import QUANTITIES
+
+    rows = ["| `result.` | type | shape | unit | meaning |", "|---|---|---|---|---|"]
+    for q in QUANTITIES.values():
+        shape = ", ".join(q.axes) + ("," if len(q.axes) == 1 else "")
+        text = f"{q.meaning}; {q.note}" if q.note else q.meaning
+        rows.append(f"| `{q.name}` | {q.dtype} | ({shape}) | {q.unit.replace('2', '²')} | {text} |")
+    return "\n".join(rows)
+
+
 def fill_in(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace the markers of a page by their tables."""
-    makers = {"flags": flags}
+    makers = {"flags": flags, "quantities": quantities}
     source[0] = MARKER.sub(lambda marker: makers[marker[1]](), source[0])
 
 

@@ -20,11 +20,10 @@ from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.manifest import BundleError
+from deblendrt.engine.result.fields import QUANTITIES, entries
 from deblendrt.engine.result.one_scene import scene_result
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.result.tables import entries
 from deblendrt.engine.scene.arguments import band_names
-from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.scene.psf_field import CellPsf
 
 PER_SCENE = ("variance", "mask", "psf", "kind", "background")
@@ -236,9 +235,9 @@ def columns(outcomes: Sequence[Outcome], empty: DeblendResult) -> dict[str, NDAr
         "error": np.array(error, object)[number], "blend": _joined(blend)}
     for entry in entries(empty.bands):
         if entry.column not in _OF_THE_BATCH:
-            values = [getattr(result, entry.field) for result in (*results, empty)]
-            values = values if entry.component is None else [value[:, entry.component] for value in values]
-            found[entry.column] = np.concatenate([*values, _unfitted(entry.column, values[-1].dtype)])[index]
+            values = [entry.values(result) for result in (*results, empty)]
+            nothing = np.array([QUANTITIES[entry.field].unfitted], values[-1].dtype)
+            found[entry.column] = np.concatenate([*values, nothing])[index]
     for axis, name in enumerate(("x_input", "y_input")):
         given = [o.centers[:, axis] if len(o.centers) else np.array([np.nan]) for o in outcomes]
         found[name] = np.where(index == unfitted, np.concatenate([np.zeros(0), *given]), found[name])
@@ -253,8 +252,3 @@ def _within(blend: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
-
-
-def _unfitted(name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The value of a column where there is no fit."""
-    return np.array([int(Flag.NO_DATA) if name == "flags" else np.nan if dtype.kind == "f" else 0], dtype)

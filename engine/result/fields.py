@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine.scene.flags import Flag
+
 Float64: TypeAlias = NDArray[np.float64]
 Float32: TypeAlias = NDArray[np.float32]
 Int64: TypeAlias = NDArray[np.int64]
@@ -175,7 +177,7 @@ class Quantities:
                                      note="NaN where there is no pixel")
     log_prior: Float64 = quantity("log density of the shape under the prior", "n_source", note="NaN for a star")
     flags: Int64 = quantity("bits: see `deblendrt flags`", "n_source", alert="flags",
-                            note="`deblendrt.engine.scene.flags.Flag`")
+                            unfitted=Flag.NO_DATA, note="`deblendrt.engine.scene.flags.Flag`")
 
     latent: Float32 = quantity("ln flux per band, offset from the anchor, shape", "n_source, n_latent",
                                note="of the MAP solution; fluxes in nJy, offset x, y in pixels")

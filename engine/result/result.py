@@ -34,6 +34,8 @@ class DeblendResult(FittedScenes):
 
     Attributes
     ----------
+    flux, flux_err, ... : array
+        The quantities of `deblendrt.engine.result.fields`.
     bands : tuple of str
         The model's bands, the order of every band axis.
     source_start : int64 (n_scene + 1,)

@@ -1,4 +1,4 @@
-"""Chunks: scenes that are solved at once share a PSF, and their number follows from the threads and the memory."""
+"""Chunks: scenes that are solved at once. They share a PSF; their number follows from the threads and the memory."""
 
 from __future__ import annotations
 

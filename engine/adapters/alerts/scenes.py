@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from deblendrt.cuda.driver.device import DeviceError
 from deblendrt.engine.adapters.alerts.packets import Alert, CutoutImage, read_cutout
+from deblendrt.engine.result.fields import QUANTITIES
 from deblendrt.engine.scene.arguments import check_pixel_scale
 from deblendrt.engine.units import AB_ZERO_POINT
 
@@ -224,15 +225,13 @@ def _record(result: DeblendResult, k: int, cutout: Cutout, name: str) -> dict[st
     sky = np.full(position.shape, np.nan) if cutout.stamp.plane is None else cutout.stamp.plane.to_sky(position)
     columns: dict[str, Any] = {
         "origin": cutout.origins + ["found"] * n_found, "catalogId": cutout.ids + [None] * n_found,
-        "star": result.star[rows], "starProbability": result.star_probability[rows], "ra": sky[:, 0], "dec": sky[:, 1],
-        "x": position[:, 0], "y": position[:, 1], "xErr": result.position_err[rows, 0],
-        "yErr": result.position_err[rows, 1], "flux": result.flux[rows, b], "fluxErr": result.flux_err[rows, b],
-        "fluxSysErr": result.flux_sys_err[rows, b], "redistributedFlux": result.redistributed_flux[rows, b],
-        "redistributedFluxErr": result.redistributed_flux_err[rows, b], "ellipticity1": result.ellipticity[rows, 0],
-        "ellipticity2": result.ellipticity[rows, 1], "blendedness": result.blendedness[rows, b],
-        "reducedChi2": result.reduced_chi2[rows], "flags": result.flags[rows]}
-    values = [v if isinstance(v, list) else v.tolist() for v in columns.values()]
-    sources = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+        "ra": sky[:, 0], "dec": sky[:, 1]}
+    for q in QUANTITIES.values():  # deblended_alert.avsc names the same
+        for i, column in enumerate(q.alert):
+            values = getattr(result, q.name)[rows]
+            columns[column] = values if values.ndim == 1 else values[:, b if q.by_band else i]
+    lists = [v if isinstance(v, list) else v.tolist() for v in columns.values()]
+    sources = [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
     n_y, n_x = cutout.image.shape
     return {**blank(cutout.alert, name, "deblended", None), "notes": list(cutout.notes), "width": n_x, "height": n_y,
             "model": f"{result.model_name} {result.model_version} {result.model_sha256}",

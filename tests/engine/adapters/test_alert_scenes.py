@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from astropy.table import Table
 
 from deblendrt.engine.adapters.alerts.packets import Alert, Schemas, parse_alert
-from deblendrt.engine.adapters.alerts.scenes import AlertDeblender, Cutout, RecordWriter
+from deblendrt.engine.adapters.alerts.scenes import SCHEMA, AlertDeblender, Cutout, RecordWriter
 from deblendrt.engine.adapters.alerts.settings import AlertSettings, read_settings
 from deblendrt.engine.adapters.alerts.sky_catalog import SkyCatalog
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.result.fields import QUANTITIES
 from deblendrt.engine.scene.flags import Flag
 from perf.embedding import alert_samples as samples
 
@@ -154,3 +156,13 @@ def test_one_refused_cutout_spoils_no_other(deblender: Deblender, monkeypatch: p
     assert [r["status"] for r in records] == ["deblended", "failed"]
     assert records[1]["reason"] == "ValueError: no"
     assert worker.n_engine_error == 2
+
+
+def test_the_schema_has_the_quantities_of_the_table() -> None:
+    """Names and types of a source in the schema are those that `engine.result.fields` gives to alert records."""
+    (sources,) = (field for field in json.loads(SCHEMA.read_text())["fields"] if field["name"] == "sources")
+    written = {field["name"]: field["type"] for field in sources["type"]["items"]["fields"]}
+    kinds = {"f": "double", "i": "long", "b": "boolean"}
+    listed = {name: kinds[q.dtype.kind] for q in QUANTITIES.values() for name in q.alert}
+    own = {"origin": "string", "catalogId": ["null", "string"], "ra": "double", "dec": "double"}
+    assert written == listed | own
