@@ -1,6 +1,6 @@
 """Environments ``FOLDER/NAME`` for software that pins other versions than ours. An existing environment is kept.
 
-The file ``NAME.txt`` of this folder lists the packages to install. The engine is run from this clone.
+A file ``NAME.txt`` lists the packages to install. The engine is run from this clone.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from perf.peers.peer import Missing
 from perf.report import ROOT
 
 
-def make(folder: Path, name: str, further: Sequence[str] = ()) -> Path:
+def make(folder: Path, requirements: Path, further: Sequence[str] = ()) -> Path:
     """The interpreter of an environment, which is made if it does not exist.
 
     Parameters
     ----------
     folder : Path
-    name : str
-        Name of the file that lists its packages.
+    requirements : Path
+        The file that lists its packages; its stem is the name of the environment.
     further : sequence of str
         More arguments of pip: folders of clones of packages that no registry has. The file lists their build tools.
 
@@ -35,13 +35,13 @@ def make(folder: Path, name: str, further: Sequence[str] = ()) -> Path:
     Missing
         pip failed; the message is its last line.
     """
-    python = folder.absolute() / name / "bin" / "python"
+    home = folder / requirements.stem
+    python = home.absolute() / "bin" / "python"
     if python.exists():
         return python
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        install(folder / name, Path(__file__).with_name(f"{name}.txt"), folder / f"{name}.log",
-                ["--no-build-isolation", *further] if further else [])
+        install(home, requirements, home.with_suffix(".log"), ["--no-build-isolation", *further] if further else [])
     except Missing:
         python.unlink(missing_ok=True)  # half an environment would pass for a whole one
         raise
@@ -55,7 +55,7 @@ def run(python: Path, module: str, request: dict[str, Any]) -> dict[str, Any]:
     ----------
     python : Path
     module : str
-        Such as "perf.embedding.btk_judge".
+        Such as "perf.embedding.btk.judge".
     request : dict
 
     Returns

@@ -2,7 +2,7 @@
 
     python -m perf.peers.environments FOLDER
 
-An environment holds the packages of ``PEER.txt`` beside this file. scarlet_lite is not on PyPI. It is cloned and built,
+An environment holds the packages of ``requirements/PEER.txt``. scarlet_lite is not on PyPI. It is cloned and built,
 which needs git and a C++ compiler; ``--source scarlet_lite=WHERE`` clones from another address or a folder. An
 environment that exists and works is kept. If an environment cannot be made, ``FOLDER/PEER.missing`` and the page of
 `perf.peers` say why, and ``FOLDER/PEER.log`` has all messages.
@@ -77,7 +77,7 @@ def install(home: Path, requirements: Path, log: Path, further: Sequence[str] = 
 
 
 def _install_peer(peer: str, folder: Path, source: str | None) -> None:
-    log, requirements = folder / f"{peer}.log", Path(__file__).with_name(f"{peer}.txt")
+    log, requirements = folder / f"{peer}.log", Path(__file__).parent / "requirements" / f"{peer}.txt"
     log.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as clone:
         if source is not None:

@@ -1,4 +1,4 @@
-"""The adapter with lsst.images itself, if it is installed (Python 3.12 or newer, perf/embedding/lsst_images.txt)."""
+"""The adapter with lsst.images, if it is installed (Python 3.12 or newer, perf/embedding/rubin/lsst_images.txt)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ lsst_images = pytest.importorskip("lsst.images", reason="lsst.images is not inst
 
 
 def test_cell_coadds_come_and_go() -> None:
-    from perf.embedding.lsst_images import BANDS, XY0, coadds
+    from perf.embedding.rubin.lsst_images import BANDS, XY0, coadds
 
     scene = read_image("examples/lsst_blend.fits")
     centers = np.asarray(scene.centers)

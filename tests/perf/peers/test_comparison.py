@@ -132,7 +132,7 @@ def test_an_environment_that_can_not_be_made_says_why_from_then_on(monkeypatch, 
 def test_every_peer_has_an_adapter_and_its_requirements():
     for name in peer.PEERS:
         assert (Path(peer.__file__).parent / f"{name}.py").exists()
-        assert (Path(peer.__file__).parent / f"{name}.txt").exists()
+        assert (Path(peer.__file__).parent / "requirements" / f"{name}.txt").exists()
     assert {entry.deblender for entry in comparison.ENTRIES} == {comparison.OWN, *peer.PEERS}
     assert set(page.COLORS) == {entry.name for entry in comparison.ENTRIES} | {page.FLOOR}
 

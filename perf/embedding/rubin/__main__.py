@@ -144,7 +144,7 @@ def real_components(args: argparse.Namespace, deblender: Deblender, scene: Any) 
             python = args.environment.absolute() / "scarlet_lite" / "bin" / "python"
             if not python.exists():
                 raise Missing(f"{args.environment} has none: python -m perf.peers.environments")
-            found = own_environment.run(python, "perf.embedding.scarlet_reader", {
+            found = own_environment.run(python, "perf.embedding.rubin.scarlet_reader", {
                 **written, "meas_extensions_scarlet": str(args.meas.absolute()) if args.meas else ""})
             figures["scarlet_lite"] = found
             for key in ("json", "zip"):
@@ -159,7 +159,7 @@ def real_components(args: argparse.Namespace, deblender: Deblender, scene: Any) 
         try:
             if args.images_python is None:
                 raise Missing("no --images-python was given")
-            found = own_environment.run(args.images_python.absolute(), "perf.embedding.lsst_images",
+            found = own_environment.run(args.images_python.absolute(), "perf.embedding.rubin.lsst_images",
                                         {"example": str(EXAMPLE)})
             broken += found.pop("faults")
             figures["lsst_images"] = {key: value for key, value in found.items() if key != "ids"}

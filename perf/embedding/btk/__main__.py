@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     request = {"catalog": str(args.catalog.absolute()), "n_blend": args.n_blend, "max_number": 6, "max_mag": 25.3,
                "seed": 7}
     try:
-        python = own_environment.make(args.environment, "btk", args.further)
-        answer = own_environment.run(python, "perf.embedding.btk_judge", request)
+        python = own_environment.make(args.environment, Path(__file__).with_name("btk.txt"), args.further)
+        answer = own_environment.run(python, "perf.embedding.btk.judge", request)
     except Missing as why:
         print(f"BTK does not run: {why}", file=sys.stderr)
         return 1
