@@ -36,8 +36,7 @@ from deblendrt.engine.scene.patches import Part
 from deblendrt.engine.scene.psf import psf_key
 from deblendrt.engine.scene.scene import Scene, make_scenes, with_sources, with_stars
 from deblendrt.engine.scene.settings import Settings, checked_settings
-from deblendrt.engine.solve import descent, unlisted
-from deblendrt.engine.solve.constants import CENTER_SIGMA, ITERATIONS
+from deblendrt.engine.solve import constants, descent, unlisted
 from deblendrt.engine.solve.start import build_problem, start_latents
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ class Deblender:
                       bands: Any = None, kind: Any = None, background: Any = None, zero_point: Any = None,
                       pixel_scale: Any = None,
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
-                      robust: bool = True, center_sigma: float = CENTER_SIGMA, aperture_diameter: float = 1.2,
+                      robust: bool = True, center_sigma: float = constants.CENTER_SIGMA, aperture_diameter: float = 1.2,
                       find_missed: bool = False, star_fraction: float = 0.1, n_threads: int = 1,
                       memory_limit: float | None = None) -> DeblendResult:
         """Separate the sources of one scene or of many.
@@ -240,7 +239,7 @@ class Deblender:
             A mistake in the arguments; the message names the argument, what was expected and what came.
         """
         settings = checked_settings(solver, n_iteration, start, robust, center_sigma, aperture_diameter, star_fraction,
-                                    n_threads, memory_limit, iterations=ITERATIONS)
+                                    n_threads, memory_limit, iterations=constants.ITERATIONS)
         cutouts, variance, mask, psf, background = (
             self._on_host(name, value) for name, value in (
                 ("cutouts", cutouts), ("variance", variance), ("mask", mask), ("psf", psf), ("background", background)))
@@ -420,11 +419,11 @@ class Deblender:
         again = Rows.empty([scene for scene, _ in more], self.bundle, self.fold, settings)
         self._solve_chunk(again, list(range(len(more))), settings, more[0][1], search=False)
         for k, (i, found) in enumerate(peaks.items()):
-            if again.objective[k] < rows.objective[i] - unlisted.GAIN * len(found):
+            if again.objective[k] < rows.objective[i] - constants.UNLISTED_GAIN * len(found):
                 rows.forget_blends(i)
                 rows.adopt_scenes([i], again, [k])
                 self._flag_near(rows, i, again.center[again.sources(k)][-len(found):])
 
     def _flag_near(self, rows: Rows, i_scene: int, places: NDArray[np.float64]) -> None:
         """Flag the sources of a scene that are near peaks of the residual."""
-        rows.flag_near(i_scene, places, unlisted.NEAR, self.bundle.pixel_scale, Flag.NEAR_RESIDUAL_PEAK)
+        rows.flag_near(i_scene, places, constants.PEAK_NEAR, self.bundle.pixel_scale, Flag.NEAR_RESIDUAL_PEAK)

@@ -15,8 +15,9 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from deblendrt.engine.files.fits_check import FITS_BLOCK
+
 STALE = 3600.0  # s: unfinished files of killed processes, not of living ones
-FITS_BLOCK = 2880  # bytes: data of a FITS file are padded to multiples of it
 
 
 def append_image(file: BinaryIO | gzip.GzipFile, name: str, shape: tuple[int, ...],

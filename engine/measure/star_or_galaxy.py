@@ -59,13 +59,13 @@ from deblendrt.engine.solve.start import build_problem, start_latents
 if TYPE_CHECKING:
     from deblendrt.engine.compute.cuda.streams import SharedDevice
 
-MODEL_ERROR, NEIGHBOUR_ERROR = 0.02, 0.1  # e, e'
+KIND_MODEL_ERROR, NEIGHBOUR_ERROR = 0.02, 0.1  # e, e'
 PSF_ERRORS = ((0.01, 0.02), (0.01, 0.01))  # of each band and common to all: d, h
 RADIUS = 1.6  # mean FWHM
 CONVINCING = 3.0
 CERTAIN = 30.0  # ln(Z_star / Z_galaxy) where it is not
 N_ITERATION = 4  # of each fit
-CHUNK = drawing.TILE  # sources at a time
+SOURCES_AT_ONCE = drawing.TILE
 
 
 def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Runtime, bundle: Bundle,
@@ -94,7 +94,7 @@ def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Run
     chunks: list[NDArray[np.int64]] = []
     for k in np.unique(result.folded_index[rows]):
         same = np.flatnonzero(result.folded_index[rows] == k)
-        chunks += [same[i : i + CHUNK] for i in range(0, len(same), CHUNK)]
+        chunks += [same[i : i + SOURCES_AT_ONCE] for i in range(0, len(same), SOURCES_AT_ONCE)]
 
     model = functools.lru_cache(maxsize=2)(result.model)  # the chunks of a scene follow each other
 
@@ -167,7 +167,7 @@ def scenes_alone(result: FittedScenes, rows: NDArray[np.int64], model: Callable[
         own = drawing.stamps(result.coefficients[[i]], folded)[0][:, inside, inside]
         others = canvases.window_of(model(int(result.scene_index[i])), x, y, size) - own
         image, w = scene.window(x, y, size)
-        w = w / (1 + w * ((np.float32(MODEL_ERROR) * own) ** 2 + (np.float32(NEIGHBOUR_ERROR) * others) ** 2))
+        w = w / (1 + w * ((np.float32(KIND_MODEL_ERROR) * own) ** 2 + (np.float32(NEIGHBOUR_ERROR) * others) ** 2))
         w[:, distance > RADIUS * folded.fwhm.mean()] = 0
         scenes.append(dataclasses.replace(
             scene, images=ReadyImages(np.where(w > 0, image - others, np.float32(0)), w), centers=center,

@@ -24,7 +24,7 @@ from deblendrt.engine.scene.psf import psf_fwhm
 from deblendrt.engine.scene.psf_field import PsfField
 from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.scene.settings import Settings
-from deblendrt.engine.solve import residual_peaks
+from deblendrt.engine.solve import constants, unlisted
 
 EVERYWHERE: Area = (slice(None), slice(None))
 
@@ -178,7 +178,7 @@ class FittedScenes(Quantities):
         return np.where(inverse_variance > 0, image - model, np.float32(0))
 
     def residual_peaks(self, i_scene: int, threshold: float | None = None) -> NDArray[np.float64]:
-        """Peaks of the residual, where the list may lack a source; see `deblendrt.engine.solve.residual_peaks`.
+        """Peaks of the residual, where the list may lack a source; see `deblendrt.engine.solve.unlisted`.
 
         Parameters
         ----------
@@ -196,9 +196,9 @@ class FittedScenes(Quantities):
         used = np.unique(self.folded_index[rows]).tolist()
         fwhm = np.mean([[psf_fwhm(band) for band in self.folded.images[k]] for k in used], 0) if used else (
             self.folded.fold(None if isinstance(scene.psf, PsfField) else scene.psf).fwhm)
-        return residual_peaks.residual_peaks(
+        return unlisted.residual_peaks(
             *scene.images.arrays(), self.model(i_scene), fwhm, self.position[rows],
-            residual_peaks.PEAK_THRESHOLD if threshold is None else threshold)
+            constants.PEAK_THRESHOLD if threshold is None else threshold)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -60,6 +60,15 @@ START_SWEEPS = 1  # of the joint linear solve: neighbours are subtracted again a
 FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
 SIGNIFICANT_LIGHT = 1.0  # sigma of all bands together, per pixel: a source's light counts for the blends from here on
 
+# Unlisted sources. Significances are signal to noise of all bands together.
+PEAK_THRESHOLD = 7.0  # white noise in six bands exceeds it once in 1e8 pixels; correlated noise does more often
+UNLISTED_THRESHOLD = 10.0  # of peaks to be fitted: fainter sources harm little, and the start has many fainter misfits
+UNLISTED_GAIN = 25.0  # decrease of L that each fitted peak must bring; a peak that was no source raised L by 15
+PEAK_REACH = 2.0  # PSF FWHM: the brightest model light within it counts as uncertain at the start
+BLINDING_PEAK = 3000.0  # a more significant peak within reach of a listed source is not fitted: its misfit harms more
+PEAK_NEAR = 3.0  # arcsec: sources nearer to a peak are flagged
+STAR_SIGNIFICANCE, STAR_CONCENTRATION = 100.0, 0.8  # of peaks fitted as stars: stars have 0.9, small galaxies 0.7
+
 # Joint linear fluxes.
 FINAL_SWEEPS = 2  # after the descent, from the MAP fluxes
 # Of the unit diagonal, on the step: coincident sources keep the ratio of their fluxes instead of amplifying rounding

@@ -18,7 +18,7 @@ blends.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ from deblendrt.engine.compute import canvases
 from deblendrt.engine.compute.matmul import matmul
 from deblendrt.engine.compute.problem import Canvases, Problem
 from deblendrt.engine.solve import constants
-from deblendrt.engine.solve.conjugate_gradient import conjugate_gradient
 from deblendrt.engine.solve.curvature import apply_blocks, by_latent, inverse
 from deblendrt.engine.units import DoubleArray, FloatArray
 
@@ -137,6 +136,47 @@ def _conjugate(rows: NDArray[np.int64], group: NDArray[np.int64], diagonal: Doub
 
     inverted = inverse(diagonal[rows])
     return conjugate_gradient(matrix, lambda r: apply_blocks(inverted, r), target[rows], group, constants.N_CONJUGATE)
+
+
+def conjugate_gradient(matrix: Callable[[DoubleArray], DoubleArray], precondition: Callable[[DoubleArray], DoubleArray],
+                       target: DoubleArray, group: NDArray[np.int64], n_iteration: int) -> DoubleArray:
+    """Solve by preconditioned conjugate gradients from zero; every group of rows has scalars of its own.
+
+    Parameters
+    ----------
+    matrix, precondition : callable
+        float64 (n, m) to float64 (n, m), symmetric and positive definite.
+    target : float64 (n, m)
+    group : int64 (n,)
+    n_iteration : int
+        All iterations are taken; a group that has converged stops moving.
+
+    Returns
+    -------
+    float64 (n, m)
+    """
+    def dot(a: DoubleArray, b: DoubleArray) -> DoubleArray:
+        return np.bincount(group, weights=(a * b).sum(1)).astype(float)
+
+    def ratio(a: DoubleArray, b: DoubleArray) -> DoubleArray:
+        safe = b > 0
+        return np.where(safe, a / np.where(safe, b, 1.0), 0.0)[group][:, None]
+
+    solution = np.zeros_like(target)
+    rest = target.copy()
+    z = precondition(rest)
+    direction = z
+    rz = dot(rest, z)
+    for _ in range(n_iteration):
+        image = matrix(direction)
+        alpha = ratio(rz, dot(direction, image))
+        solution += alpha * direction
+        rest -= alpha * image
+        z = precondition(rest)
+        following = dot(rest, z)
+        direction = z + ratio(following, rz) * direction
+        rz = following
+    return solution
 
 
 def couplings(problem: Problem, columns: FloatArray, weights: Canvases,

@@ -16,7 +16,7 @@ from deblendrt.engine.compute.cuda.layouts import make_pairs
 from deblendrt.engine.compute.problem import DoubleArray
 from deblendrt.engine.compute.reference import linear as reference
 from deblendrt.engine.solve import curvature, descent
-from deblendrt.engine.solve.conjugate_gradient import conjugate_gradient
+from deblendrt.engine.solve.joint_step import conjugate_gradient
 
 SIZES = [3, 1, 0, 4, 1, 7, 2]
 LARGEST = 3  # of the sizes above, two are larger

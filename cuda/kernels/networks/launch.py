@@ -8,7 +8,7 @@ import numpy as np
 
 from deblendrt.cuda.driver.device import Device, DeviceArray, blocks_for
 
-THREADS, LANES = 128, 4  # as in network_map.cu
+MAP_THREADS, LANES = 128, 4  # as in network_map.cu
 ENOUGH_BLOCKS = 264  # two for each multiprocessor of an H100: fewer large tiles would leave it idle
 
 
@@ -27,8 +27,8 @@ def network_map(device: Device, program: DeviceArray, n_element: int, n_register
     spaces : sequence of float32, ten
         What the program's views lie in: the arena, the constants, four inputs, four outputs.
     """
-    device.launch("network_map", blocks_for(n_element, THREADS * LANES), (THREADS,), program, np.uint32(n_element),
-                  *spaces, shared=4 * n_register * LANES * THREADS)
+    device.launch("network_map", blocks_for(n_element, MAP_THREADS * LANES), (MAP_THREADS,), program,
+                  np.uint32(n_element), *spaces, shared=4 * n_register * LANES * MAP_THREADS)
 
 
 def network_matmul(device: Device, shape: tuple[int, int, int, int], a: DeviceArray, a_strides: Sequence[int],

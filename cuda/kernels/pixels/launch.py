@@ -9,7 +9,7 @@ import numpy as np
 from deblendrt.cuda.driver.device import Device, DeviceArray, blocks_for
 from deblendrt.cuda.layout import PIXEL_TILE, ROW_TILE, Layout
 
-TILE_COLUMNS, THREADS = 128, 128  # as in gemm.cuh
+TILE_COLUMNS, GEMM_THREADS = 128, 128  # as in gemm.cuh
 N_PART = 8  # 64 sources of 6 bands make 48 blocks, 1024 sources 768: a GPU holds some 400 at a time
 STEP = 16  # pixel: TILE_INNER of gemm.cuh, of which a run is a multiple
 
@@ -26,7 +26,7 @@ def product(device: Device, layout: Layout, rows: DeviceArray, table: DeviceArra
     _, n_band, n_row, n_inner = rows.shape
     n_column = table.shape[-1]
     grid = (-(-n_column // TILE_COLUMNS), layout.row_tile.size // ROW_TILE, n_band * n_row)
-    device.launch("product", grid, (THREADS,), layout.row_tile, layout.basis, chosen, slot, rows, table, n_band,
+    device.launch("product", grid, (GEMM_THREADS,), layout.row_tile, layout.basis, chosen, slot, rows, table, n_band,
                   n_row, n_inner, n_column, int(accumulate), out)
 
 
@@ -58,8 +58,8 @@ def project(device: Device, layout: Layout, image: DeviceArray, phi_t: DeviceArr
     target = scratch if n_part > 1 else out
     places = (layout.scene, layout.corner, layout.canvas_start, layout.canvas_shape)
     grid = (-(-n_basis // TILE_COLUMNS), layout.row_tile.size // ROW_TILE, n_band * n_part)
-    device.launch("project", grid, (THREADS,), layout.row_tile, layout.basis, *places, inset, image, phi_t, n_source,
-                  n_band, n_basis, layout.window, length, target)
+    device.launch("project", grid, (GEMM_THREADS,), layout.row_tile, layout.basis, *places, inset, image, phi_t,
+                  n_source, n_band, n_basis, layout.window, length, target)
     if n_part > 1:
         device.launch("project:add_parts", (layout.row_tile.size,), (256,), layout.row_tile, scratch, n_source,
                       n_band * n_basis, n_part, out)

@@ -9,7 +9,7 @@ import numpy as np
 from deblendrt.cuda.driver.device import Argument, Device, DeviceArray, blocks_for
 from deblendrt.cuda.layout import Layout
 
-AT_ONCE = 8  # arrays per launch: as many as a state has
+ARRAYS_AT_ONCE = 8  # arrays per launch: as many as a state has
 
 
 def move(device: Device, layout: Layout, latent: DeviceArray, step: DeviceArray, floor: DeviceArray,
@@ -55,13 +55,13 @@ def choose(device: Device, layout: Layout, better: DeviceArray, sources: Sequenc
     Specification: `reference.steps.choose`.
     """
     pairs = list(zip(sources, targets, strict=True))
-    for start in range(0, len(pairs), AT_ONCE):
+    for start in range(0, len(pairs), ARRAYS_AT_ONCE):
         arguments: list[Argument] = []
-        for source, target in pairs[start : start + AT_ONCE]:
+        for source, target in pairs[start : start + ARRAYS_AT_ONCE]:
             if source.shape != target.shape or source.dtype != target.dtype or len(source) != layout.n_source:
                 raise ValueError(f"choose: {source.shape} {source.dtype} to {target.shape} {target.dtype}")
             arguments += [source, target, _words(source, target)]
-        missing = AT_ONCE - len(arguments) // 3
+        missing = ARRAYS_AT_ONCE - len(arguments) // 3
         device.launch("choose", (layout.n_source,), (128,), layout.blend, better, *arguments,
                       *[None, None, 0] * missing)
 

@@ -57,8 +57,8 @@ ACCEPT_RULE = {"rejected_damping": constants.REJECTED_DAMPING, "min_damping": co
                "good_decrease": constants.GOOD_DECREASE, "good_factor": constants.GOOD_FACTOR}
 SECANT_BOUNDS = {"min_ratio": constants.MIN_SECANT_RATIO, "max_ratio": constants.MAX_SECANT_RATIO,
                  "min_curvature": constants.MIN_SECANT_CURVATURE}
-ARRAYS, PAIR_ARRAYS = (tuple(f.name for f in dataclasses.fields(kind) if f.type == "Any")
-                       for kind in (Layout, SourcePairs))
+LAYOUT_ARRAYS, PAIR_ARRAYS = (tuple(f.name for f in dataclasses.fields(kind) if f.type == "Any")
+                              for kind in (Layout, SourcePairs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Descent:
         upload = self.device.upload
         before, self._problem = self._problem, None
         self.tables, self.host = self.model.tables(problem), every
-        for here, on_device, names in ((every, self.every, ARRAYS), (pairs, self.pairs, PAIR_ARRAYS)):
+        for here, on_device, names in ((every, self.every, LAYOUT_ARRAYS), (pairs, self.pairs, PAIR_ARRAYS)):
             for name in names:
                 upload(getattr(here, name), getattr(on_device, name))
         for image in (self.weights, self.residual, self.image, self.state.model, self.trial.model):

@@ -16,7 +16,7 @@ from deblendrt.engine.compute.cuda.layouts import filled, padded, row_tiles
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray
 from deblendrt.engine.measure.uncertainty import by_latent
 
-AT_ONCE = 256  # sources whose derivative images are held: 1.3 MB each, 2 with outskirts
+HELD_PRECISIONS = 256  # sources whose derivative images are held: 1.3 MB each, 2 with outskirts
 
 
 def likelihood_precisions(descent: Descent, weights: Canvases,
@@ -43,7 +43,7 @@ def likelihood_precisions(descent: Descent, weights: Canvases,
     inset, n_used = (device.download(a) for a in (descent.tables.insets, descent.tables.used))
     pairs, pair_start = source_pairs(host, extended)
     start = host.blend_start[: problem.n_blend + 1]
-    largest = max(AT_ONCE, int(np.diff(start).max(initial=1)))
+    largest = max(HELD_PRECISIONS, int(np.diff(start).max(initial=1)))
     columns = device.empty((largest, n_band, n_column, n_basis), np.float32)
     stamps = device.empty((largest, n_band, n_column, every.n_window_pixel), np.float32)
     cells = device.empty((largest, n_band, n_column, every.n_cell), np.float32) if every.n_cell else None

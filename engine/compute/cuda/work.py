@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deblendrt.cuda.driver.device import DeviceArray
 from deblendrt.cuda.kernels.pixels.launch import crop
 from deblendrt.engine.compute.cuda import fluxes, measures, precision
-from deblendrt.engine.compute.cuda.descent import ARRAYS, PAIR_ARRAYS, Descent
+from deblendrt.engine.compute.cuda.descent import LAYOUT_ARRAYS, PAIR_ARRAYS, Descent
 from deblendrt.engine.compute.cuda.layouts import make_layout, make_pairs
 from deblendrt.engine.compute.cuda.model import DeviceModel
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem, State
@@ -159,7 +159,7 @@ class DeviceWork:
         every = make_layout(problem)
         n_psf = sum(1 for _ in problem.folded.groups(len(problem.scene)))
         pairs = make_pairs(every, n_psf, self.model.bundle.n_latent, constants.MAX_DENSE)
-        sizes = tuple(getattr(part, name).shape for part, names in ((every, ARRAYS), (pairs, PAIR_ARRAYS))
+        sizes = tuple(getattr(part, name).shape for part, names in ((every, LAYOUT_ARRAYS), (pairs, PAIR_ARRAYS))
                       for name in names)
         key = (sizes, every.n_pixel, every.window, every.margin, pairs.n_slot, pairs.n_element, pairs.n_large > 0)
         if key in self._descents:

@@ -13,13 +13,13 @@ from toy_model import N_BAND, N_SHAPE, ToyModel, add_noise, draw_latent, make_pr
 from deblendrt.engine.compute.problem import Problem, State
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.solve import (
-    conjugate_gradient,
     constants,
     curvature,
     descent,
     objective,
 )
 from deblendrt.engine.solve.adam import adam as run_adam
+from deblendrt.engine.solve.joint_step import conjugate_gradient
 from deblendrt.engine.solve.prior import prior_curvature, secant
 
 ANCHORS = np.array([[14, 20], [19, 23], [38, 8], [42, 40], [44, 33]])  # two blends of two and a source alone
@@ -101,12 +101,12 @@ def test_conjugate_gradient_is_exact_after_as_many_iterations_as_unknowns(blocks
     target = np.random.default_rng(1).standard_normal((len(GROUP), 4)) * 10.0 ** np.arange(-2, 4)[:, None]
     precondition = systems.precondition if blocks else np.copy
     for n_iteration in (12, 40):  # the groups of 8 and 4 unknowns have converged
-        result = conjugate_gradient.conjugate_gradient(systems.apply, precondition, target, GROUP, n_iteration)
+        result = conjugate_gradient(systems.apply, precondition, target, GROUP, n_iteration)
         expected = systems.solve(target)
         for rows in systems.rows:
             assert relative_error(result[rows], expected[rows]) < 1e-7
     if blocks:  # a row alone is solved by its block at once
-        first = conjugate_gradient.conjugate_gradient(systems.apply, precondition, target, GROUP, 1)
+        first = conjugate_gradient(systems.apply, precondition, target, GROUP, 1)
         np.testing.assert_allclose(first[3], systems.solve(target)[3], rtol=1e-10)
 
 
@@ -116,11 +116,11 @@ def test_groups_do_not_influence_each_other() -> None:
     others.matrix[0] = systems.matrix[0]
     changed = np.where((GROUP == 0)[:, None], target, -1e3 * target)
     for n_iteration in (1, 3, 12):
-        a = conjugate_gradient.conjugate_gradient(systems.apply, systems.precondition, target, GROUP, n_iteration)
-        b = conjugate_gradient.conjugate_gradient(others.apply, others.precondition, changed, GROUP, n_iteration)
+        a = conjugate_gradient(systems.apply, systems.precondition, target, GROUP, n_iteration)
+        b = conjugate_gradient(others.apply, others.precondition, changed, GROUP, n_iteration)
         np.testing.assert_array_equal(a[GROUP == 0], b[GROUP == 0])
     still = np.where((GROUP == 0)[:, None], target, 0.0)  # a zero target gives zero, not NaN
-    result = conjugate_gradient.conjugate_gradient(systems.apply, systems.precondition, still, GROUP, 12)
+    result = conjugate_gradient(systems.apply, systems.precondition, still, GROUP, 12)
     assert not result[GROUP != 0].any()
 
 

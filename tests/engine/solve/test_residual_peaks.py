@@ -10,7 +10,7 @@ from toy_scenes import VARIANCE, make_scene
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.scene.flags import Flag
-from deblendrt.engine.solve.residual_peaks import residual_peaks
+from deblendrt.engine.solve.unlisted import residual_peaks
 
 SHAPE = (90, 100)
 ANCHORS = [[20, 20], [26, 24], [60, 30], [75, 70], [30, 65], [52, 50], [85, 15], [10, 78]]
