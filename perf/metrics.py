@@ -273,10 +273,6 @@ def pull_width(flux: AnyFloat, error: AnyFloat, true_flux: AnyFloat) -> list[flo
     Parameters
     ----------
     flux, error, true_flux : float (n_source, n_band)
-
-    Returns
-    -------
-    list of float
     """
     pull = np.abs((np.asarray(flux, np.float64) - true_flux) / error)
     return [float(1.4826 * np.median(p[np.isfinite(p)])) if np.isfinite(p).any() else float("nan") for p in pull.T]

@@ -8,13 +8,11 @@ result; between machines it may differ, because the last bits of a Fourier trans
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
 import multiprocessing
 import os
-import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -183,20 +181,3 @@ def load_scenes(cache: Path | None = None, n_scene: int = N_SCENE, n_process: in
                 _add(archive, name, value)
         partial.replace(path)
     return SceneSet(path)
-
-
-def main() -> None:
-    """Make the cache and print its hash."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cache", type=Path, default=None)
-    parser.add_argument("--n-scene", type=int, default=N_SCENE)
-    arguments = parser.parse_args()
-    start = time.perf_counter()
-    scenes = load_scenes(arguments.cache, arguments.n_scene)
-    n_source = sum(len(scenes.field("centers", k)) for k in range(len(scenes)))
-    print(f"{scenes.path}: {len(scenes)} scenes, {n_source} galaxies, {time.perf_counter() - start:.1f} s")
-    print(f"sha256 {scenes.sha256}")
-
-
-if __name__ == "__main__":
-    main()

@@ -148,16 +148,7 @@ def read_records(state: Path) -> list[dict[str, Any]]:
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the records of each target, for all code and for the present code.
-
-    Parameters
-    ----------
-    records : list of dict
-
-    Returns
-    -------
-    dict
-    """
+    """Add up the records of each target, for all code and for the present code."""
     rows: dict[str, Any] = {}
     for name, target in {t.name: t for t in targets.ALL}.items():
         mine = [r for r in records if r["target"] == name]

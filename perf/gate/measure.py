@@ -110,15 +110,6 @@ class Band:
 
 def band(ratios: Iterable[float], confidence: float = CONFIDENCE) -> Band:
     """The narrowest interval of order statistics with at least the confidence; else the range of all ratios.
-
-    Parameters
-    ----------
-    ratios : iterable of float
-    confidence : float
-
-    Returns
-    -------
-    Band
     """
     ordered = sorted(ratios)
     n = len(ordered)

@@ -99,10 +99,6 @@ def known_profiles(tests: scenes.SceneSet, profiles: Callable[[int, Any], NDArra
     tests : SceneSet
     profiles : callable
         Scene number and scene to images of unit total flux, float (n_source, n_band, n_y, n_x).
-
-    Returns
-    -------
-    Fluxes
     """
     fluxes, errors, cosines = [], [], []
     r = tests.bands.index(SHAPE_BAND)

@@ -32,8 +32,6 @@ REFERENCE = 3  # i
 DENSITIES = (50, 100, 150)  # arcmin^-2
 SIDE, STAMP = 300, 101  # pixel, of a field and of a galaxy drawn into it
 
-Images = list[NDArray[np.float32]]
-Truth = tuple[Images, Images, list[NDArray[np.float64]], NDArray[np.float64]]
 
 
 class Disturbances:

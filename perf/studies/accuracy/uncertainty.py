@@ -69,10 +69,6 @@ def pulls(labels: tuple[str, ...], measured: FloatArray, error: FloatArray, true
     labels : tuple of str (n_label,)
     measured, error, true : float64 (n_source, n_label)
     snr : float64 (n_source, n_label) or (n_source, 1)
-
-    Returns
-    -------
-    Pulls
     """
     return Pulls(labels, np.where(snr > MIN_SNR, (measured - true) / error, np.nan))
 

@@ -40,13 +40,7 @@ def duration(seconds: float) -> str:
 
 
 def floor(bundle_name: str) -> tuple[float, float]:
-    """Operations and bytes of the descent of a source, as `perf.gpu.roofline` counts its kernels.
-
-    Returns
-    -------
-    flop : float
-    byte : float
-    """
+    """Operations and bytes of the descent of a source, as `perf.gpu.roofline` counts its kernels."""
     rows = list(roofline.stages(load_bundle(bundle_name)))
     n = MEAN_ITERATIONS
     return n * sum(r.count * r.flop for r in rows), n * sum(r.count * r.byte for r in rows)
