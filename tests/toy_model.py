@@ -72,7 +72,7 @@ def gaussian_psf(fwhm: float, size: int = 25) -> Array:
 
 
 class ToyModel:
-    """The definition, in float64. Methods and shapes as those of `deblendrt.engine.model.networks.Runtime`."""
+    """The definition, in float64, with the methods and shapes of `deblendrt.engine.model.networks.Runtime`."""
 
     def __init__(self, seed: int = 0, *, wide: bool = False) -> None:
         rng = np.random.default_rng(seed)
@@ -259,7 +259,7 @@ class ToyModel:
 
 
 class _Graph:
-    """Writes ONNX nodes one call at a time; arrays become constants, float64 ones float32."""
+    """Writes ONNX nodes one call at a time; arrays become constants, float64 arrays in float32."""
 
     def __init__(self, name: str, model: ToyModel) -> None:
         self.graph = GRAPHS[name]

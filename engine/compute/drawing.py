@@ -174,7 +174,7 @@ def placed(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
     corner : int64 (n_source, 2) [pixel]
         (x, y) of each window's first pixel on its canvas.
     extent : int8 (n_source,)
-        How far each source is drawn.
+        Window in which each source is drawn, see the module.
     shape : list of tuple of int
         Shape of each source's canvas, (..., n_y, n_x).
     border : int [pixel]
@@ -201,7 +201,7 @@ def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
     corner : int64 (n_source, 2) [pixel]
         (x, y) of each window's first pixel on its canvas.
     extent : int8 (n_source,)
-        How far each source is drawn.
+        Window in which each source is drawn, see the module.
     canvas : list of float32 (n_band, n_y, n_x)
         One per scene; added to in place.
     scene : int64 (n_source,)

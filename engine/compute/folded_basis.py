@@ -36,7 +36,7 @@ class Window:
     inset : int [pixel]
         Pixels between its edge and the edge of the basis' own window.
     n_used : int
-        Number of functions in use, the first ones.
+        Number of functions in use: the first n_used.
     whole : Window, optional
         The window with more bands that this window is part of: its tables serve.
     bands : tuple of int

@@ -28,7 +28,7 @@ class Settings:
 def checked_settings(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,
                      aperture_diameter: float, star_fraction: float, n_threads: int, memory_limit: float | None, *,
                      iterations: Mapping[str, int]) -> Settings:
-    """Check the options of a call. They are those of `Deblender.deblend_batch`, and:
+    """Check the options of `Deblender.deblend_batch`.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """The numbers of the solver, each with its unit and its reason.
 
-Code below the solver, the exporter and the kernels of a GPU take these numbers as arguments. No number has a copy.
+Code below the solver and the kernels of a GPU take these numbers as arguments; the exporter imports them. No number has
+a copy.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ ITERATIONS = {"gauss_newton": 8, "adam": 200}
 # The likelihood, see `objective`.
 CLIP = 4.0  # sigma: residuals beyond it lose weight
 MODEL_ERROR = 0.05  # e: relative error of a model that never counts as a misfit
-START_ERROR = 0.5  # e while the shapes are those of the start
+START_ERROR = 0.5  # e of the models of the start, whose shapes are rough
 
 # Tempering: tau falls from the first value to the last one, and is 0 after this share of the iterations.
 FIRST_TEMPER, LAST_TEMPER, TEMPERED_SHARE = 0.1, 2e-3, 0.6
@@ -45,7 +46,7 @@ MOVING_DECREASE, FURTHER_ROUNDS = 0.3, (0.5, 0.5, 1.0, 1.0, 2.0)
 # The joint step of a blend.
 MAX_DENSE = 10  # sources of a blend that one dense system solves; LAPACK splits larger ones over threads: other bits
 N_CONJUGATE = 20  # iterations of conjugate gradients for larger blends
-JOINT_RIDGE = 1e-5  # of the unit diagonal: blocks are summed in float32
+JOINT_RIDGE = 1e-5  # on the unit diagonal: blocks are summed in float32
 BLOCK_RIDGE = 1e-6  # the same, for the block of a single source
 
 # Windows.
@@ -53,10 +54,11 @@ MAX_UNDRAWN = 0.3  # signal to noise of the light outside the window; pulls besi
 RIM = 5  # pixel: the edge of a window where the weight of the outskirts is taken
 
 # The start.
-ENCODINGS = 3  # of all sources; from the second on, without the light of the others as the last one found it
-ENCODER_COVERAGE = 0.8  # known share of a cutout's pixels, or of those opposite; below it the prior's mean shape serves
+ENCODINGS = 3  # of all sources; each but the first without the others' light, as the last encoding found it
+# Share of a cutout's pixels that must be known, or their opposites; below it the shape starts at the prior's mean.
+ENCODER_COVERAGE = 0.8
 MAX_HOLE = 5  # pixel: holes of a cutout are filled from their rims so far
-START_SWEEPS = 1  # of the joint linear solve: neighbours are subtracted again at the next encoding
+START_SWEEPS = 1  # sweeps of joint linear fluxes: neighbours are subtracted again at the next encoding
 FLOOR_SIGMA = 0.05  # log fluxes are held above this many standard deviations of the linear flux
 SIGNIFICANT_LIGHT = 1.0  # sigma of all bands together, per pixel: a source's light counts for the blends from here on
 
@@ -70,9 +72,9 @@ PEAK_NEAR = 3.0  # arcsec: sources nearer to a peak are flagged
 STAR_SIGNIFICANCE, STAR_CONCENTRATION = 100.0, 0.8  # of peaks fitted as stars: stars have 0.9, small galaxies 0.7
 
 # Joint linear fluxes.
-FINAL_SWEEPS = 2  # after the descent, from the MAP fluxes
-# Of the unit diagonal, on the step: coincident sources keep the ratio of their fluxes instead of amplifying rounding
-# errors. The ridge biases nothing on which the sweeps have converged.
+FINAL_SWEEPS = 2  # sweeps after the descent, from the MAP fluxes
+# A ridge on the unit diagonal: coincident sources keep the ratio of their fluxes instead of amplifying rounding errors.
+# It acts on steps, so it does not bias fluxes on which the sweeps have converged.
 FLUX_RIDGE = 1e-4
 
 # Adam as published (Biswas et al. 2025): the rate falls by a factor after a number of iterations.

@@ -14,7 +14,7 @@ J is the derivative of the coefficients by the latents, Phi the folded basis, P 
 estimate) and D the diagonal of the matrix. Fluxes step linearly, F <- F (1 + d). lambda grows where L falls by less
 than expected (`damped`). A rejected step spends an iteration.
 
-Some blends still move after these iterations, mostly those of bright galaxies. They go on without the others
+Some blends still move after these iterations, mostly blends of bright galaxies. They go on without the others
 (`further_rounds`), with the damping and the curvature that they have reached.
 
 The other solver is `adam`.

@@ -6,9 +6,9 @@ pixel.
 
 Peaks in the residual of the start are fitted as further sources. They stay if they lower the objective. Models are
 rough at the start: half of the brightest light within `constants.PEAK_REACH` counts as noise. With complete lists of
-simulated blends three scenes in two hundred have a peak. Of galaxies that were deleted from the lists, those 3 arcsec
-from listed sources are all found, 85% of those between 2 and 3 arcsec, half of those between 1 and 2. The others show
-in the residual of the fit. Sources near any peak are flagged.
+simulated blends three scenes in two hundred have a peak. Galaxies that were deleted from the lists are all found at 3
+arcsec from listed sources, 85% between 2 and 3 arcsec, half between 1 and 2. The others show in the residual of the
+fit. Sources near any peak are flagged.
 
 Peaks are found by a matched filter (`residual_peaks`). With r the residual, W the weights and g_b a Gaussian of the
 PSF's width in band b, a point source at p has the signal to noise

@@ -65,7 +65,7 @@ def test_galaxies_against_hsm(kind: str, radius: float) -> None:
 
 
 def galaxy_coefficients(model: ToyModel, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients near those of a Gaussian, and the basis."""
+    """Coefficients of a galaxy that is nearly Gaussian, and the basis."""
     rng = np.random.default_rng(4)
     basis = model.phi.reshape(-1, STAMP, STAMP)
     moments = random_moments(n, rng, (1.4, 2.0))

@@ -1,4 +1,4 @@
-"""Residual peaks: unlisted sources are found, noise is not."""
+"""Peaks of the residual: unlisted sources are found, noise is not."""
 
 from __future__ import annotations
 
