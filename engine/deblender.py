@@ -1,7 +1,7 @@
 """The deblender: load a model once, then give it batches of scenes.
 
 Scenes that share a PSF are grouped and cut into chunks of a bounded number of sources; a chunk is solved on one
-thread. Nothing of a source's result depends on the chunk it is in.
+thread. A source's result does not depend on the chunk that the source is in.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Deblender:
             The caller's CUDA stream to work on, alone: its handle, or an object of CuPy, torch or PyCUDA that has one.
             Default: streams of our own.
         runtime : {"kernels", "onnxruntime", "tensorrt"}
-            What runs the model's graphs on a GPU: the engine's own kernels, ONNX Runtime's CUDA provider, or TensorRT.
+            Runs the model's graphs on a GPU: the engine's own kernels, ONNX Runtime's CUDA provider, or TensorRT.
 
         Returns
         -------
@@ -138,7 +138,7 @@ class Deblender:
         self.deblend_batch(image, [(size // 2, size // 2)], variance=sigma**2, n_iteration=1)
 
     def device(self, memory_limit: float | None = None) -> SharedDevice | None:
-        """What problems compute on instead of NumPy; None on the CPU."""
+        """Return a share of the device that problems compute on; None on the CPU."""
         return None if self.pool is None else self.pool.share(memory_limit)
 
     def fold(self, images: NDArray[np.float64] | None) -> FoldedBasis:
@@ -176,10 +176,10 @@ class Deblender:
 
         Parameters
         ----------
-        cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of the former
+        cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of images
             Images [nJy unless Quantities or `zero_point`], of any sizes; NaN pixels are dropped. With a GPU, arrays of
             CuPy, torch or PyCUDA that lie there will do, here and below.
-        centers : float (n_source, 2) [pixel], or a sequence of such, nested like `cutouts`
+        centers : float (n_source, 2) [pixel], or a sequence of such arrays, nested like `cutouts`
             (x, y), 0-based, integer = pixel centre.
         variance : float, optional
             Total variance, in squared image units: a number, (n_band,), or like a cutout. Default: the sky's,
@@ -193,8 +193,8 @@ class Deblender:
             Names of the cutouts' bands. Default: all the model's. Bands that are absent are filled in by the prior.
         kind : str, or sequence of str (n_source,), optional
             "galaxy", "star" (a point source) or "auto", for all sources or for each, nested like `centers`. Default:
-            galaxies. Of "auto" sources both models are fitted and compared, see `star_probability` of the result:
-            stars are those above 0.5. Takes about twice the time, three times where all scenes have stars.
+            galaxies. For "auto" sources both models are fitted and compared, see `star_probability` of the result:
+            sources above 0.5 are stars. Takes about twice the time, three times where all scenes have stars.
         background : float, optional
             Subtracted from the image.
         zero_point : float, optional [AB mag of one image unit]
@@ -258,7 +258,7 @@ class Deblender:
         return DeblendResult.of_rows(rows)
 
     def _on_host(self, name: str, value: Any) -> Any:
-        """An argument whose arrays, if they lie on the GPU, are copied to the host, where scenes are checked."""
+        """Copy the arrays of an argument from the GPU to the host, where scenes are checked."""
         if isinstance(value, list | tuple):
             return [self._on_host(name, part) for part in value]
         if not interop.is_on_device(value):
@@ -400,7 +400,8 @@ class Deblender:
             scenes, folded, self.runtime, self.bundle, center_sigma=settings.center_sigma, robust=settings.robust,
             part=part, device=self.device(settings.memory_limit))
         problem, latent, floor = start_latents(problem, settings.start)
-        # some source of hundreds starts badly enough to leave a peak: every part of a patch would be solved twice
+        # Not in parts of a patch: among hundreds of sources one starts badly enough to leave a peak, so that every part
+        # would be solved twice.
         search = search and settings.robust and (part is None or bool(part.own.all()))
         found = unlisted.peaks(scenes, problem, latent) if search else []
         solution = descent.solve(problem, latent, floor, settings.solver, settings.n_iteration)

@@ -1,9 +1,9 @@
-"""Inputs of a pipeline, some of which are bad, to rows: every input has one for each of its sources, whatever it holds.
+"""Rows of a pipeline's inputs: every input has a row for each of its sources, even an input that fails.
 
-An input is a scene as a mapping: `image` and `centers`, and what else `Deblender.deblend_batch` takes for one scene.
-All good scenes of a list are deblended in few calls; a call that the engine refuses is made half by half, so that a bad
-input's reason is its own and its neighbours never notice. A failed input keeps its rows, with NaN results, the flag
-NO_DATA and the reason in the column `error`.
+An input is a scene as a mapping: `image` and `centers`, and the other arguments of `Deblender.deblend_batch` for one
+scene. All good scenes of a list are deblended in few calls. A call that the engine refuses is made again half by half,
+so that a bad input gets its own reason and affects no other input. A failed input keeps its rows, with NaN results, the
+flag NO_DATA and the reason in the column `error`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from deblendrt.engine.scene.psf_field import CellPsf
 PER_SCENE = ("variance", "mask", "psf", "kind", "background")
 PER_CALL = ("bands", "zero_point", "pixel_scale")
 SCENE_KEYS = ("image", "centers", *PER_SCENE, *PER_CALL, "id")
-# Not the input's fault: whoever runs the cluster has to hear of it, and a second try elsewhere may succeed.
+# Errors that no input causes: the cluster's operator has to hear of them, and a second try elsewhere may succeed.
 NOT_THE_INPUT = (MemoryError, DeviceError, BundleError, ImportError)
 _OF_THE_BATCH = ("id", "scene", "blend")  # columns that depend on what else is in a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one input.
+    """The outcome of one input: its result, or the reason why it failed.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class FailedInput:
-    """In place of a result: an input that could not be deblended.
+    """An input that could not be deblended, in place of its result.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class FailedInput:
 
 
 def deblend_inputs(deblender: Deblender, inputs: Iterable[Any], options: Mapping[str, Any]) -> list[Outcome]:
-    """Deblend scenes, of which any may be bad.
+    """Deblend scenes, any of which may be bad.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def deblend_inputs(deblender: Deblender, inputs: Iterable[Any], options: Mapping
     inputs : iterable
         Mappings with keys of `SCENE_KEYS`; None, an exception or anything else stands for an input that failed earlier.
     options : mapping
-        Of `Deblender.deblend_batch`, for all scenes; what a scene says itself goes before.
+        Of `Deblender.deblend_batch`, for all scenes; a scene's own keys take precedence.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def deblend_inputs(deblender: Deblender, inputs: Iterable[Any], options: Mapping
     Raises
     ------
     DeviceError, MemoryError, BundleError, ImportError
-        What is no input's fault.
+        Errors that no input causes.
     """
     outcomes: dict[int, Outcome] = {}
     groups: dict[tuple[Any, ...], list[int]] = {}
@@ -143,7 +143,7 @@ def _solve(deblender: Deblender, scenes: list[tuple[int, dict[str, Any]]],
 
 
 def _scene(given: Any, bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A scene whose arrays cannot be mistaken for a whole batch's when several are handed over together."""
+    """Return a scene with arrays of full rank, which no call takes for the arrays of a whole batch."""
     if not isinstance(given, Mapping):
         raise ValueError("no image" if given is None else
                          f"a scene: expected a mapping with {', '.join(SCENE_KEYS)}, got {type(given).__name__}")
@@ -181,7 +181,7 @@ def _id(given: Any) -> str:
 
 
 def failed(given: Any, error: BaseException) -> Outcome:
-    """The outcome of an input, whatever it is, that could not be deblended; of a ValueError the text is the reason."""
+    """Return the outcome of an input that could not be deblended; the text of a ValueError is the reason."""
     try:
         centers = np.array(given["centers"], np.float64)
         centers = centers if centers.ndim == 2 and centers.shape[1] == 2 else np.zeros((0, 2))
@@ -196,7 +196,7 @@ def failed(given: Any, error: BaseException) -> Outcome:
 
 
 def columns(outcomes: Sequence[Outcome], empty: DeblendResult) -> dict[str, NDArray[Any]]:
-    """Rows of some inputs, as columns.
+    """Return the rows of some inputs, as columns.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def columns(outcomes: Sequence[Outcome], empty: DeblendResult) -> dict[str, NDAr
 
 
 def _within(blend: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers of a scene's blends from 0: they follow one another, for they count their first members."""
+    """Number a scene's blends from 0; within a scene the numbers are consecutive."""
     fitted = blend >= 0
     return np.where(fitted, blend - blend[fitted].min(initial=np.iinfo(np.int64).max), -1)
 

@@ -1,4 +1,4 @@
-"""Quality of a fit: chi2 of every source's own pixels, enclosed light, flags."""
+"""The quality of a fit: chi2 of every source's own pixels, enclosed light, flags."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deblendrt.engine.units import to_magnitude
 
 CORE_RADIUS = 7.0  # pixel: chi2 of a source is taken over the pixels it owns within this radius
 POOR_FIT_SIGMA, POOR_FIT_RATIO = 5.0, 1.2  # chi2 / n beyond 1 + 5 sqrt(2 / n), and beyond 1.2
-MISFIT_SIGMA = 5.0  # of a misfit in proportion to the source's light, far smaller under bright galaxies
+MISFIT_SIGMA = 5.0  # significance of residuals in proportion to the source's light; sensitive in bright galaxies
 CONVERGED = 0.5  # expected decrease of the objective: no parameter is then off by more than its error
 UNMODELLED_PIXELS = 8  # core pixels that lost more than half of their weight
 

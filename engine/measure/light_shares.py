@@ -1,26 +1,26 @@
-r"""How sources share the light of a scene: redistributed fluxes, blendedness, overlap.
+r"""Shares of the light of a scene: redistributed fluxes, blendedness, overlap.
 
-With m_i the model image of source i and m = sum_i m_i, its share of a pixel's light is
+With m_i the model image of source i and m = sum_i m_i, the source's share of a pixel's light is
 
-    r_i[b, p] = max(m_i, 0) / sum_j max(m_j, 0)                 (0 where nobody has light)
+    r_i[b, p] = max(m_i, 0) / sum_j max(m_j, 0)                 (0 where no source has light)
 
-and its redistributed image takes that share of what the models leave unexplained,
+and its redistributed image takes this share of the light that the models leave unexplained,
 
     m_i + r_i (y - m)           in the scene's footprint, where the pixel has weight
     m_i                         elsewhere
 
-which is r_i y where no model is negative. Wherever somebody has light, the redistributed images of a footprint sum to
-the data. The redistributed flux is total, as the model's: F_i + sum_p r_i (y - m). Its error is the pixels' noise in
-that sum, sqrt(sum_p r_i^2 / w); that of the shares, and of the model's light outside the footprint, is not in it. Light
-that no listed source explains goes to whoever is there.
+which is r_i y where no model is negative. Where some source has light, the redistributed images of a footprint sum to
+the data. The redistributed flux is a total flux, as the model's: F_i + sum_p r_i (y - m). Its error is the pixels'
+noise in this sum, sqrt(sum_p r_i^2 / w). Errors of the shares, and of the model's light outside the footprint, are not
+included. Light that no listed source explains goes to the sources that are there.
 
-The footprint of a source is where its light is significant, all bands together: sum_b wbar_b m_i^2 >= 1 with wbar_b the
-mean weight under the source, so that masks make no holes; a faint source has at least the core where its light is half
-of its peak. The scene's is the union of its sources'.
+The footprint of a source is the area where its light is significant, all bands together: sum_b wbar_b m_i^2 >= 1. Here
+wbar_b is the mean weight under the source, so that masks make no holes. A faint source has at least the core where its
+light is half of its peak. The footprint of a scene is the union of its sources' footprints.
 
 Blendedness (Bosch et al. 2018, PASJ 70, S5) is 1 - sum_p m_i^2 / sum_p m_i m over the source's window. Overlap is the
-neighbours' light m - m_i in the source's footprint, its sum and its largest pixel, as in Rubin's deblender. These are
-of the models alone, and so of the whole window, on the image or not.
+neighbours' light m - m_i in the source's footprint, its sum and its largest pixel, as in Rubin's deblender. Blendedness
+and overlap follow from the models alone, in the whole window, on the image or off it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CORE = 0.5  # of the peak: sources of a total signal to noise below 6 have no si
 
 @dataclasses.dataclass(frozen=True)
 class Sharing:
-    """What `share` measures.
+    """The measurements of `share`.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ def share(problem: Problem, coefficients: FloatArray, flux: DoubleArray) -> Shar
     ----------
     problem : Problem
     coefficients : float32 (n_source, n_band, n_basis) [nJy]
-        Of the model images: those with the MAP fluxes.
+        Of the model images, which have the MAP fluxes.
     flux : float64 (n_source, n_band) [nJy]
         Total fluxes of the model images.
 

@@ -1,36 +1,38 @@
-r"""Star or galaxy: both models of a source fitted, their evidences compared.
+r"""Star or galaxy: both models are fitted to a source, and their evidences are compared.
 
-A source of kind "auto" is fitted as a galaxy first, among all others. What the others' models leave of the image around
-it is then fitted by a star, and by the galaxy again from where it stopped. For both kinds k,
+A source of kind "auto" is fitted as a galaxy first, among all others. Then the others' models are subtracted from the
+image around it. A star is fitted to the rest, and so is the galaxy again, from its first fit. For both kinds k,
 
     P(star) = f Z_star / (f Z_star + (1 - f) Z_galaxy),      f = star_fraction,
     ln Z_k = -L_k + 1/2 g' A^-1 g - 1/2 ln det A + n_k/2 ln 2 pi
 
-the Laplace approximation of the integral of exp(-L) over all parameters, with L the objective and g its downhill
-gradient where the fit stopped, one Newton step short of the minimum, and A the posterior precision of `uncertainty`.
-Fluxes have the same improper prior (flat) in both kinds, positions the same Gaussian one, so both cancel, and n_k
-counts what does not: the shape latents of a galaxy, whose density under the flow is normalised, and nothing of a star.
+This is the Laplace approximation of the integral of exp(-L) over all parameters. L is the objective and g its downhill
+gradient where the fit stopped, one Newton step short of the minimum. A is the posterior precision of `uncertainty`. In
+both kinds, fluxes have the same flat (improper) prior and positions the same Gaussian prior, so both priors cancel. n_k
+is the number of other parameters: the shape latents of a galaxy, whose density under the flow is normalised; 0 for a
+star.
 
-Neither model is exact. Model errors of the same size for both kinds are part of the noise, or the S/N of bright sources
-would make the wrong reason certain:
+Neither model is exact. Model errors of the same size for both kinds count as noise. Without them, the high S/N of a
+bright source would make a wrong answer look certain:
 
-- Every pixel has the weight w / (1 + w (e m)^2 + w (e' n)^2), m the source's model and n that of all others: the
-  decoder's error, and neighbours that were fitted as the wrong kind (with e' = e the mean -ln P(truth) of sources in
-  simulated blends was 1.2 instead of 0.6).
-- The PSF of band b is wider than given by a factor 1 + d_b, and a mixture of widths, which has heavier wings. To first
-  order that adds d_b t_b + h_b t'_b to the model, t the derivative of the star's image by ln(width) and t' the second
-  one. d and h are Gaussian around zero, with an error of each band and one common to all (`PSF_ERRORS`), and join the
-  parameters, in g and A, for both kinds with the star's t. Without d two thirds of the stars brighter than i = 23
-  (23 of 34, alone) were called galaxies with a PSF 3% too wide.
+- Every pixel has the weight w / (1 + w (e m)^2 + w (e' n)^2), with m the source's model and n the model of all others.
+  e is the decoder's error; e' allows for neighbours that were fitted as the wrong kind. With e' = e, the mean
+  -ln P(truth) of sources in simulated blends was 1.2 instead of 0.6.
+- The PSF of band b may be wider than given, by a factor 1 + d_b, and it may have heavier wings, as a mixture of widths
+  has. To first order this adds d_b t_b + h_b t'_b to the model, where t is the first derivative of the star's image by
+  ln(width) and t' the second. d and h are Gaussian around zero, with an error of each band and an error common to all
+  (`PSF_ERRORS`). They join the parameters in g and A; both kinds use the star's t. Without d, and with a PSF 3% too
+  wide, two thirds of the stars brighter than i = 23 (23 of 34, alone) were called galaxies.
 - Pixels count within `RADIUS` PSF widths (FWHM) of the centre: farther out lie a PSF's wings and neighbours' misfit.
-  Without this and h the unlisted star of a DC2 coadd (S/N 33,000), whose PSF image has other wings, was a galaxy.
-- A shape that no galaxy of the population has, less probable than 99.9% of them, can be anything, as the decoder never
-  saw it, and may follow the wrong PSF image of a bright star better than the star does. Such a galaxy is one only if it
-  leaves less than a third of the star's objective. (That DC2 star: 1 / 1.7.)
+  Without this limit and without h, the unlisted star of a DC2 coadd (S/N 33,000) was called a galaxy: the given PSF
+  image has other wings than the star.
+- The decoder never saw shapes that are less probable than 99.9% of the population. With such a shape it may follow the
+  image of a bright star better than the star model with a wrong PSF image does. A source with such a shape is called a
+  galaxy only if the galaxy leaves less than a third of the star's objective. (The DC2 star above: 1 / 1.7.)
 
-The likelihood is the robust one of `objective`, with those weights. Of g, the part of the fluxes is the likelihood's:
-they are linear, and a source at the floor of its ln(flux) would be pulled there by a slope of the flow that is none in
-flux.
+The likelihood is the robust likelihood of `objective`, with these weights. The flux components of g come from the
+likelihood alone. The model is linear in the fluxes, and a source at the floor of its ln(flux) would otherwise be pulled
+by a slope of the flow that belongs to ln(flux), not to flux.
 """
 
 from __future__ import annotations
@@ -62,8 +64,8 @@ if TYPE_CHECKING:
 KIND_MODEL_ERROR, NEIGHBOUR_ERROR = 0.02, 0.1  # e, e'
 PSF_ERRORS = ((0.01, 0.02), (0.01, 0.01))  # of each band and common to all: d, h
 RADIUS = 1.6  # mean FWHM
-CONVINCING = 3.0
-CERTAIN = 30.0  # ln(Z_star / Z_galaxy) where it is not
+CONVINCING = 3.0  # least ratio of the objectives, star over galaxy, for a galaxy of an impossible shape
+CERTAIN = 30.0  # ln(Z_star / Z_galaxy) of sources that are called stars for this reason
 N_ITERATION = 4  # of each fit
 SOURCES_AT_ONCE = drawing.TILE
 
@@ -81,7 +83,7 @@ def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Run
     runtime : Runtime
     bundle : Bundle
     device : SharedDevice, optional
-        What computes instead of NumPy.
+        Computes instead of NumPy.
     center_sigma : float [pixel]
     star_fraction : float
         Prior probability of a star.
@@ -140,7 +142,7 @@ def log_evidence_ratio(result: FittedScenes, rows: NDArray[np.int64], model: Cal
 
 
 def scenes_alone(result: FittedScenes, rows: NDArray[np.int64], model: Callable[[int], FloatArray]) -> list[Scene]:
-    """What the models of all others leave around each source, its weights with model errors.
+    """Cut out each source without the models of all others; its weights include model errors.
 
     Parameters
     ----------
@@ -153,7 +155,7 @@ def scenes_alone(result: FittedScenes, rows: NDArray[np.int64], model: Callable[
     Returns
     -------
     list of Scene
-        Of one source each, with weight within `RADIUS`.
+        One source each, with weight within `RADIUS`.
     """
     scenes: list[Scene] = []
     for i in rows.tolist():

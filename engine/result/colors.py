@@ -1,7 +1,7 @@
-"""How a scene becomes a colour image.
+"""Colour images of scenes.
 
-Colours are those of Lupton et al. (2004, PASP 116, 133): an arcsinh stretch of the mean of three bands that keeps
-their ratios. The stretch comes from the scene's noise and the bands' balance from its total model colour.
+Colours follow Lupton et al. (2004, PASP 116, 133): an arcsinh stretch of the mean of three bands, which keeps the
+ratios of the bands. The stretch comes from the scene's noise, the balance of the bands from its total model colour.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLOR_CONTRAST = 0.75  # 0: bands as in nJy (all galaxies red); 1: the scene's m
 
 @dataclasses.dataclass(frozen=True)
 class Palette:
-    """How a scene becomes colours.
+    """The bands, balance and stretch that turn a scene into colours.
 
     Attributes
     ----------

@@ -45,13 +45,13 @@ class Quantity:
     unfitted : bool, int or float
         Value for a source that was not fitted. The quantities that `solved` excludes have their own from the input.
     solved : bool
-        The solution of a scene sets it. The other quantities follow from the input.
+        The solution of a scene sets it. The other quantities follow from the input, or from the batch.
     file : str
-        Table of the result file with the quantity: "CATALOG", "FIT" or "SCENES".
+        Table of the result file that has it: "CATALOG", "FIT" or "SCENES". `DeblendResult.to_table` has the numbers of
+        CATALOG; arrays (latent, flux_cov) are in the file alone.
     columns : tuple of (str, str)
-        Names and meanings of the catalogue's columns, one a component. A quantity by band has one name, to which
-        "_<band>" is added. Quantities of the catalogue's result file alone (arrays as columns) and of the other tables
-        have columns there, and none in `DeblendResult.to_table`.
+        Names and meanings of the columns of its table, one a component. A quantity by band has one name, to which
+        "_<band>" is added.
     rubin : tuple of str
         Names in Rubin's words, one a component; a quantity by band has one name, which "<band>_" precedes.
     alert : tuple of str
@@ -172,7 +172,7 @@ class Quantities:
         "standard deviation of ellipticity", "n_source, 2",
         columns={"e1_err": "standard deviation of e1", "e2_err": "standard deviation of e2"})
     chi2: Float64 = quantity("over the source's own core pixels, all bands", "n_source")
-    n_pixel: Int64 = quantity("number of those pixels", "n_source")
+    n_pixel: Int64 = quantity("number of the pixels of chi2", "n_source")
     reduced_chi2: Float64 = quantity("chi2 / n_pixel", "n_source", rubin="deblend_chi2", alert="reducedChi2",
                                      note="NaN where there is no pixel")
     log_prior: Float64 = quantity("log density of the shape under the prior", "n_source", note="NaN for a star")
@@ -193,7 +193,8 @@ class Quantities:
     folded_index: Int64 = quantity("which of `folded` it has: its PSF", "n_source", solved=False, file="FIT",
                                    columns={"psf": "which image of PSF"})
     scene_chi2: Float64 = quantity("over all pixels with weight, all bands", "n_scene", file="SCENES", columns="chi2")
-    scene_n_pixel: Int64 = quantity("number of those pixels", "n_scene", solved=False, file="SCENES", columns="n_pixel")
+    scene_n_pixel: Int64 = quantity("number of the pixels of chi2", "n_scene", solved=False, file="SCENES",
+                                    columns="n_pixel")
     objective: Float64 = quantity("the objective's value at the solution", "n_scene", file="SCENES")
 
 
@@ -253,7 +254,7 @@ def components(q: Quantity) -> Iterator[Entry]:
 
 
 def file_columns(table: str) -> list[Entry]:
-    """Columns of a table of the result file; of CATALOG those that the catalogue lacks: arrays.
+    """Columns of a table of the result file; of CATALOG the arrays, which the catalogue itself lacks.
 
     Parameters
     ----------

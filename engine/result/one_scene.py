@@ -1,4 +1,4 @@
-"""One scene's part of a result of many, as if the scene had been deblended alone."""
+"""The result of a single scene, cut out of the result of many scenes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deblendrt.engine.result.result import DeblendResult
 
 def scene_result(result: DeblendResult, i_scene: int,
                  fold: Callable[[NDArray[np.float64] | None], FoldedBasis] | None = None) -> DeblendResult:
-    """The result of one scene of several.
+    """Return the result of one scene of several, as if the scene had been deblended alone.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def scene_result(result: DeblendResult, i_scene: int,
     i_scene : int
         Negative counts from the end.
     fold : callable, optional
-        What folds PSFs for it; default: what folds them for the whole, often the whole's engine.
+        Folds PSF images for it. Default: the whole result's own function, which often holds on to an engine.
 
     Returns
     -------

@@ -169,7 +169,7 @@ class DeblendResult(FittedScenes):
         Parameters
         ----------
         style : {"deblendrt", "rubin"}
-            Whose words the columns are named in.
+            The words that name the columns.
 
         Returns
         -------
@@ -185,7 +185,7 @@ class DeblendResult(FittedScenes):
 
         Notes
         -----
-        Rubin's words are those of the child records of lsst.meas.extensions.scarlet, bands as prefixes: id, parent
+        Rubin's words name the child records of lsst.meas.extensions.scarlet, with bands as prefixes: id, parent
         (the blend), x, y, deblend_nChild, ..., <band>_deblend_flux, <band>_deblend_blendedness, .... A blend has no
         record of its own: its number counts from 0, where Rubin's parent 0 means none. Left out, because a column of
         that name would mean something else: deblend_scarletFlux (`map_flux` is next to it), deblend_peak_instFlux,

@@ -1,7 +1,7 @@
 """A result as one FITS file: written, read back whole, or a scene or a blend of it alone.
 
     CATALOG            table, one row per source: `to_table`, and the vectors latent and flux_cov
-    FIT                table, one row per source: what else the model images need
+    FIT                table, one row per source: further quantities that the model images need
     SCENES             table, one row per scene
     BLENDS             table, one row per blend
     BLEND_ROW          rows of all blends' members, one blend after the other
@@ -204,7 +204,7 @@ def read_catalog(path: str | Path) -> Table:
 
 def read_result(path: str | Path, *, blend: int | None = None, scene: int | None = None,
                 model: str | Path | LoadedModel | None = None) -> dict[str, Any]:
-    """Read what a result is made of, by field; see `deblendrt.engine.DeblendResult.read`."""
+    """Read the fields of a result; see `deblendrt.engine.DeblendResult.read`."""
     if blend is not None and scene is not None:
         raise ValueError(f"blend, scene: expected one of them at most, got {blend} and {scene}")
     if Path(path).suffix == ".parquet":
@@ -241,7 +241,7 @@ def _units(file: fits.HDUList) -> Units:
 
 
 def _check_counts(path: str | Path, hdus: Units) -> None:
-    """Refuse a file whose tables do not agree on what there is, before memory is taken for it."""
+    """Refuse a file whose tables contradict each other, before memory is taken for it."""
     def check(fine: Any, what: str) -> None:
         if not np.all(fine):
             raise ValueError(f"path: {path} is damaged: {what}")
@@ -285,7 +285,7 @@ def _check_counts(path: str | Path, hdus: Units) -> None:
 
 
 def _check_columns(path: str | Path, hdu: Any) -> None:
-    """Tables of results have no columns of variable length, which would become objects."""
+    """Refuse a table with columns of variable length, which would become objects: results have none."""
     if hdu.is_image or any(column.format.lstrip("01")[:1] in ("P", "Q") for column in hdu.columns):
         raise ValueError(f"path: {path} is damaged: {hdu.name[:20]} is no table, or has columns of variable length")
 
@@ -336,7 +336,7 @@ def _values(column: NDArray[Any], rows: Rows | tuple[slice, ...]) -> NDArray[Any
 
 def _select(hdus: Units, blend: int | None, scene: int | None,
             ) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows]:
-    """Scenes, blends and rows that are asked for."""
+    """Numbers of the scenes and blends, and the rows, that are asked for."""
     count = _values(hdus["SCENES"].data["n_source"], slice(None))
     of_blend = _values(hdus["BLENDS"].data["scene"], slice(None))
     if blend is not None:
@@ -375,7 +375,7 @@ def _scenes(hdus: Units, chosen: NDArray[np.int64], start: NDArray[np.int64], ce
 
 
 def _psf_image(hdus: Units, k: int) -> NDArray[np.float64]:
-    """One of the PSF images, as it was given."""
+    """Return one of the PSF images without its padding."""
     images = hdus["PSF"].data[k]
     cut = (images.shape[-1] - int(hdus["PSF_SIZE"].data[k])) // 2
     inside = slice(cut, images.shape[-1] - cut)
@@ -394,7 +394,7 @@ def _covariances(hdus: Units, blends: NDArray[np.int64], n_band: int) -> list[ND
 
 def _folding(path: str | Path, header: fits.Header, model: str | Path | LoadedModel | None,
              ) -> Callable[[NDArray[np.float64] | None], FoldedBasis]:
-    """How to fold the basis that the result was made with."""
+    """Return a function that folds the basis of the bundle that the result was made with."""
     wanted = f"{header['BUNDLE']} {header['MODELVER']} (SHA-256 {header['MODELSHA'][:12]})"
     if model is None or isinstance(model, str | Path):
         try:

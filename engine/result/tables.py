@@ -49,8 +49,8 @@ def metadata(result: FittedScenes) -> dict[str, Any]:
 def rubin_table(result: FittedScenes) -> Table:
     """Catalogue in Rubin's words, see `deblendrt.engine.DeblendResult.to_table`.
 
-    Names and meanings are those of the child records of lsst.meas.extensions.scarlet, its per-band catalogues joined
-    with the band as prefix. Where a meaning differs, the column's description says how.
+    Names and meanings follow the child records of lsst.meas.extensions.scarlet. Its catalogues by band are joined, with
+    the band as prefix. A column's description says where its meaning differs.
     """
     blend, flags, fitted = result.blend, result.flags, result.fitted
     in_blend = np.asarray(blend >= 0)

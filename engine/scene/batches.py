@@ -15,10 +15,10 @@ from deblendrt.engine.scene.scene import Scene
 
 CHUNK = 512  # sources solved together
 LEAST_CHUNK = 48  # fewer are not divided among threads
-CHUNK_PIXELS = 1_500_000  # of scenes solved together, which are at most as large as a part of a patch
+CHUNK_PIXELS = 1_500_000  # pixels of scenes solved together, about the size of a large part of a patch
 BYTES_PER_PIXEL, BYTES_PER_SOURCE = 50.0, 1.0e5  # per band, measured with the LSST model
-# Bytes of a folded basis over those of its functions in the window: smaller windows, outskirts, every second pixel, and
-# packed copies of all. Measured: 175 MB for each new PSF of the LSST model.
+# Bytes of a folded basis with all its tables (smaller windows, outskirts, every second pixel, packed copies), over the
+# bytes of its functions in the window. Measured: 175 MB for each new PSF of the LSST model.
 FOLDED_TABLES = 16.0
 
 

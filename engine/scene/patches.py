@@ -1,12 +1,12 @@
-"""Large images in parts: a coadd patch is one scene to the caller, and solved a part at a time.
+"""Parts of large images: a coadd patch is one scene to the caller, and is solved a part at a time.
 
 An image above `LARGEST` pixels on a side is cut into rectangles of some `SIDE` pixels. A part is a rectangle with a
-border of `BORDER` pixels: it solves all sources that lie in it, so that those of the rectangle have their neighbours,
-and answers for the rectangle's own. Parts do not know each other, so that memory is bounded and their order and number
-at a time do not matter; they are cut the same way whatever the memory, so results do not depend on it.
+border of `BORDER` pixels. All sources in the part are solved, so that the rectangle's sources have their neighbours;
+the results of the rectangle's own sources are kept. Parts do not know each other, so memory is bounded, and results do
+not depend on the order or number of parts at a time. Parts do not depend on the memory, so results do not either.
 
-What that costs: the sources of borders are solved twice (a quarter of the sources at 100 per arcmin^2 or any other
-density, it is the ratio of areas). And what it leaves out: a blend that is cut has no covariance across the cut.
+The sources of borders are solved twice: a quarter of the sources, the ratio of the areas. A blend that is cut has no
+covariance across the cut.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Part:
     rows : int64 (n_source,)
         Its sources among the whole scene's.
     own : bool (n_source,)
-        Those it answers for.
+        Sources of its rectangle, whose results are kept.
     area : tuple of slice
         (y, x) of the rectangle in the part's image.
     """
@@ -49,7 +49,7 @@ class Part:
 
 
 def divide(scene: Scene) -> list[Part]:
-    """The parts of a scene; none if it is solved whole. A scene whose PSF varies is one part at least.
+    """Cut a scene into parts; none if it is solved whole. A scene whose PSF varies has at least one part.
 
     Parameters
     ----------

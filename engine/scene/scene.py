@@ -128,10 +128,10 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
 
     Parameters
     ----------
-    cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of the former
+    cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of images
         One scene, or several of any sizes. With a single band, (n_y, n_x) stands for (1, n_y, n_x). nJy unless an
         astropy Quantity or with `zero_point`. NaN and infinite pixels are dropped.
-    centers : float (n_source, 2) [pixel], or a sequence of such, nested like `cutouts`
+    centers : float (n_source, 2) [pixel], or a sequence of such arrays, nested like `cutouts`
         (x, y), 0-based, integer = pixel centre.
     bundle_bands : sequence of str
         The model's bands.
@@ -231,7 +231,7 @@ def with_sources(scene: Scene, centers: NDArray[np.float64], window_half: int) -
     Returns
     -------
     Scene
-        The same one if there are none.
+        The same object if there are no further sources.
     """
     if not len(centers):
         return scene
@@ -244,7 +244,7 @@ def with_sources(scene: Scene, centers: NDArray[np.float64], window_half: int) -
 
 
 def with_stars(scene: Scene, star: NDArray[np.bool_]) -> Scene:
-    """The scene with these point sources, bool (n_source,); the same one if they are those that it has."""
+    """Return the scene with these point sources, bool (n_source,); the same object if nothing changes."""
     return scene if (star == scene.star).all() else dataclasses.replace(scene, star=star)
 
 

@@ -1,6 +1,6 @@
-"""From alerts to scenes of the engine, and from its results to records.
+"""Alerts as scenes of the engine, and results as records.
 
-Alerts of one call share their band; what an alert comes out as does not depend on the others of its batch.
+Alerts of one call share their band. An alert's record does not depend on the other alerts of its batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from deblendrt.engine.result.result import DeblendResult
 
 SCHEMA = Path(__file__).with_name("deblended_alert.avsc")
-SYNC = b"deblendrt alerts"  # of containers; random ones would make copies of a record differ
+SYNC = b"deblendrt alerts"  # marker of containers; random markers would make copies of a record differ
 
 log = logging.getLogger("deblendrt.alerts")
 
@@ -181,13 +181,13 @@ class AlertDeblender:
         return pixels[chosen], [origins[i] for i in chosen], [ids[i] for i in chosen], [kinds[i] for i in chosen]
 
     def _has(self, cutout: Cutout) -> tuple[bool, bool, bool]:
-        """Whether the engine is to be given a variance, a mask and a PSF: of one call, to all cutouts or to none."""
+        """Whether the engine gets a variance, a mask and a PSF; within a call, all cutouts have them or none."""
         stamp = cutout.stamp
         return cutout.variance is not None, stamp.mask is not None, (
             self.settings.psf == "cutout" and stamp.psf is not None)
 
     def _solve(self, cutouts: list[Cutout]) -> list[dict[str, Any]]:
-        """Records of cutouts of one group; one that the engine refuses spoils no other."""
+        """Records of cutouts of one group; a cutout that the engine refuses spoils no other cutout."""
         settings, first = self.settings, cutouts[0].alert
         has_variance, has_mask, has_psf = self._has(cutouts[0])
         try:
@@ -261,7 +261,7 @@ class RecordWriter:
         self._container = schema_id is None
 
     def write(self, record: dict[str, Any]) -> bytes:
-        """The bytes of a record; of equal records the same."""
+        """Return the bytes of a record; equal records have equal bytes."""
         buffer = io.BytesIO()
         self._write(buffer, self._schema, record)
         body = buffer.getvalue()
