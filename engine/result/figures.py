@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.files.output import in_place_of
+from deblendrt.engine.files.atomic_write import in_place_of
 from deblendrt.engine.result.colors import Palette, band_noise, palette, reference_band
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.units import to_magnitude

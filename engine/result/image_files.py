@@ -9,7 +9,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from deblendrt.engine.files.output import append_image, in_place_of
+from deblendrt.engine.files.atomic_write import append_image, in_place_of
 from deblendrt.engine.result.result import DeblendResult
 
 

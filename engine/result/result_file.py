@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute.folded_bases import FoldedBases
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.folding import fold_bundle
+from deblendrt.engine.files.atomic_write import append_image, in_place_of
 from deblendrt.engine.files.fits import MAX_PSF
 from deblendrt.engine.files.fits_check import open_fits
-from deblendrt.engine.files.output import append_image, in_place_of
 from deblendrt.engine.model.bundle import SHIPPED, Bundle, BundleError, load_bundle
 from deblendrt.engine.result.fields import QUANTITIES, Entry, entries, file_columns
 from deblendrt.engine.result.rows import FittedScenes, checked_index

@@ -9,8 +9,8 @@ import numpy as np
 from astropy.table import Column, Table
 from numpy.typing import ArrayLike
 
+from deblendrt.engine.files.atomic_write import in_place_of
 from deblendrt.engine.files.installation import package_version
-from deblendrt.engine.files.output import in_place_of
 from deblendrt.engine.result.fields import QUANTITIES, Entry, entries
 from deblendrt.engine.result.rows import FittedScenes
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.folding import fold_bundle
-from deblendrt.engine.files.output import in_place_of
+from deblendrt.engine.files.atomic_write import in_place_of
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 from deblendrt.engine.scene.blends import MAX_BLEND

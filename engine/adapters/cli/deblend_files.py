@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from astropy import units as u
 
-from deblendrt.engine.files import fits, fits_header, output
+from deblendrt.engine.files import atomic_write, fits, fits_header
 from deblendrt.engine.files.catalogues import Catalog, read_source_list
 from deblendrt.engine.result.image_files import write_images, write_stamps
 from deblendrt.engine.result.result_file import tables
@@ -140,7 +140,7 @@ def _write(arguments: argparse.Namespace, result: DeblendResult, catalog: Catalo
         sky = np.full((len(table), 2), np.nan)
         sky[result.fitted] = np.column_stack(image.wcs.all_pix2world(*result.position[result.fitted].T, 0))
         table["ra"], table["dec"] = sky.T * u.deg
-    with output.in_place_of(arguments.out / CATALOG) as partial:
+    with atomic_write.in_place_of(arguments.out / CATALOG) as partial:
         tables(result, table).writeto(partial, overwrite=True)
     write_images(arguments.out / IMAGES, result, wcs=image.wcs)
     if arguments.stamps:

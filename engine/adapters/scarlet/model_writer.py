@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.adapters.scarlet.model_reader import ScarletModel, read_model
 from deblendrt.engine.compute import canvases, drawing
 from deblendrt.engine.compute.folding import fold_bundle
-from deblendrt.engine.files.output import in_place_of
+from deblendrt.engine.files.atomic_write import in_place_of
 from deblendrt.engine.measure.light_shares import footprint
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 from deblendrt.engine.units import AB_ZERO_POINT

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deblendrt.engine.files import output
+from deblendrt.engine.files import atomic_write
 
 CRASH_MARKS = "in_progress"  # folder of the marks
 MAX_KILLS = 2  # a single kill may have been sent by anybody
@@ -105,7 +105,7 @@ def crash_reason(n: int, n_input: int) -> str:
 
 def _write(path: Path, count: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with output.in_place_of(path) as partial:
+    with atomic_write.in_place_of(path) as partial:
         partial.write_text(f"{count}\n")
 
 

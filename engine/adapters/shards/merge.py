@@ -21,7 +21,7 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 
 from deblendrt.engine.adapters.shards.run_shard import RUN_FILE, SHARD_REVISION, SHARDS
-from deblendrt.engine.files import output
+from deblendrt.engine.files import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def merge(folder: str | Path, target: str | Path, *, partial: bool = False, over
         raise ValueError(f"{folder}: the manifests' units do not cover the {run['n_input']} inputs once")
     counts = np.zeros(3, np.int64)
     for name in (target.name, _beside(target).name):
-        output.remove_stale(target.parent, name)
+        atomic_write.remove_stale(target.parent, name)
     write = _write_parquet if target.suffix == ".parquet" else _write_fits
     write(target, _tables(folder, [units[k] for k in sorted(units)], counts))
     n_input, n_row, n_failed = counts.tolist()
@@ -131,7 +131,7 @@ def _write_fits(target: Path, parts: Iterator[tuple[Table, Table]]) -> None:
     tables = [vstack([part[k] for part in every], metadata_conflicts="silent") if every else Table() for k in (0, 1)]
     hdus = [fits.PrimaryHDU(), *(fits.BinTableHDU(table, name=name)
                                  for table, name in zip(tables, ("CATALOG", "INPUTS"), strict=True))]
-    with output.in_place_of(target) as partial:
+    with atomic_write.in_place_of(target) as partial:
         fits.HDUList(hdus).writeto(partial, overwrite=True)
 
 
@@ -141,7 +141,7 @@ def _write_parquet(target: Path, parts: Iterator[tuple[Table, Table]]) -> None:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError('catalogues in Parquet need pyarrow: pip install "deblendrt[parquet]"') from error
-    with output.in_place_of(_beside(target)) as partial_inputs, output.in_place_of(target) as partial:
+    with atomic_write.in_place_of(_beside(target)) as partial_inputs, atomic_write.in_place_of(target) as partial:
         writers: list[Any] = []
         try:
             for tables in parts:

@@ -32,7 +32,7 @@ from deblendrt.engine.adapters.input_rows import NOT_THE_INPUT, Outcome, deblend
 from deblendrt.engine.adapters.shards import crash_marks
 from deblendrt.engine.adapters.shards.work_units import UNITS, Unit, read_unit, unit_tables, write_unit
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.files import output
+from deblendrt.engine.files import atomic_write
 from deblendrt.engine.files.cutouts import CutoutCatalog
 from deblendrt.engine.files.installation import package_version
 
@@ -232,7 +232,7 @@ def _claim(out: Path, run: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with output.in_place_of(path) as partial:
+    with atomic_write.in_place_of(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -247,9 +247,9 @@ def _finish(out: Path, run: dict[str, Any], number: int, n_shard: int, mine: lis
     for k, mark in crash_marks.marks(out):
         if k in numbers:
             mark.unlink(missing_ok=True)
-    output.remove_stale(out, RUN_FILE)
+    atomic_write.remove_stale(out, RUN_FILE)
     for folder in {out / SHARDS, out / crash_marks.CRASH_MARKS, *(unit.file(out).parent for unit in mine)}:
-        output.remove_stale(folder)
+        atomic_write.remove_stale(folder)
 
 
 def _sha256(path: Path) -> str:

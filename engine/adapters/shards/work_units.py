@@ -14,7 +14,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 from deblendrt.engine.adapters.input_rows import Outcome, columns
-from deblendrt.engine.files import output
+from deblendrt.engine.files import atomic_write
 from deblendrt.engine.files.fits_check import FITS_BLOCK
 from deblendrt.engine.result.result import DeblendResult
 
@@ -131,7 +131,7 @@ def write_unit(file: Path, fingerprint: str, unit: Unit, catalog: Table, inputs:
     fits.HDUList(hdus).writeto(written)
     hdus[0].header[DIGEST] = _digest(written.getvalue())
     file.parent.mkdir(parents=True, exist_ok=True)
-    with output.in_place_of(file) as partial, open(partial, "wb") as opened:
+    with atomic_write.in_place_of(file) as partial, open(partial, "wb") as opened:
         fits.HDUList(hdus).writeto(opened)
         opened.flush()
         os.fsync(opened.fileno())  # before the file gets its name: a crash must not leave a name without data

@@ -25,7 +25,7 @@ from deblendrt.engine.adapters.input_rows import Outcome
 from deblendrt.engine.adapters.shards import run_shard
 from deblendrt.engine.adapters.shards.merge import merge
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.files import output
+from deblendrt.engine.files import atomic_write
 from deblendrt.engine.files.cutouts import CutoutCatalog
 
 N = 7
@@ -133,7 +133,7 @@ def test_leftovers_of_killed_processes_are_removed(model: Path, cutouts: Path, t
     living = out / "units/000/.000002.fits.77.partial"
     others = out / ".mine.77.partial"
     merging = tmp_path / ".all.fits.77.partial"
-    long_ago = time.time() - 2 * output.STALE
+    long_ago = time.time() - 2 * atomic_write.STALE_SECONDS
     for path in (*left, living, others, merging):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

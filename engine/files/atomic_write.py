@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: they are written beside their place, then renamed."""
+"""Writing of files that appear whole or not at all: a file is written under a temporary name and then renamed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.files.fits_check import FITS_BLOCK
 
-STALE = 3600.0  # s: unfinished files of killed processes, not of living ones
+STALE_SECONDS = 3600.0  # an unfinished file that is older belongs to a killed process
 
 
 def append_image(file: BinaryIO | gzip.GzipFile, name: str, shape: tuple[int, ...],
                  pieces: Iterable[NDArray[np.float32]], cards: Mapping[str, Any]) -> None:
-    """Append an image extension to an open FITS file, piece by piece: an HDU would hold all of its data.
+    """Append an image extension to an open FITS file piece by piece. An HDU of astropy would hold all data in memory.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ def append_image(file: BinaryIO | gzip.GzipFile, name: str, shape: tuple[int, ..
     name : str
     shape : tuple of int
     pieces : iterable of float32
-        Together the image, in its order.
+        The pixels of the image, in order.
     cards : mapping
-        Keys of the header; values, or (value, comment).
+        Key to value, or to (value, comment), of the header.
     """
     header = fits.ImageHDU(np.broadcast_to(np.float32(0), shape), name=name).header
     header.update(cards)
@@ -43,10 +43,10 @@ def append_image(file: BinaryIO | gzip.GzipFile, name: str, shape: tuple[int, ..
 
 @contextlib.contextmanager
 def in_place_of(path: str | Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` if the block ends well.
+    """Yield a temporary path to write to, which is renamed to `path` if the ``with`` statement raises nothing.
 
-    Its name holds 64 random bits: on a file system that machines or containers share, numbers of processes are not one
-    process's own. A process that is killed leaves the file behind; see `remove_stale`.
+    The temporary name holds 64 random bits, because process numbers are not unique on a file system that machines or
+    containers share. A killed process leaves the temporary file behind; see `remove_stale`.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
@@ -58,15 +58,15 @@ def in_place_of(path: str | Path) -> Iterator[Path]:
 
 
 def remove_stale(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left half-written in a folder: nobody has written to it for an hour.
+    """Remove the temporary files that killed processes left in a folder: files not written for `STALE_SECONDS`.
 
     Parameters
     ----------
     folder : Path
     name : str, optional
-        Of the file that was to be; default: of any.
+        Name of the final file; default: any.
     """
     for partial in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
-        with contextlib.suppress(FileNotFoundError):  # it has its name now, or another process was first
-            if time.time() - partial.stat().st_mtime > STALE:
+        with contextlib.suppress(FileNotFoundError):  # it was renamed, or another process removed it
+            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
                 partial.unlink()
