@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deblendrt.engine.compute.device_protocol import ComputeDevice
 from deblendrt.engine.compute.folded_bases import AnyBasis
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.networks import FactoredJacobian, Runtime
 from deblendrt.engine.scene.blends import Partition
 from deblendrt.engine.units import DoubleArray, FloatArray
-
-if TYPE_CHECKING:
-    from deblendrt.engine.compute.cuda.streams import SharedDevice
-    from deblendrt.engine.compute.cuda.work import DeviceWork
 
 Canvases = list[FloatArray]
 
@@ -65,7 +62,7 @@ class Problem:
         Rows and columns of the canvas that a scene's objective and chi2 count.
     background : list of float32 (n_band, n_y, n_x) [nJy], optional
         Model image of sources that are not in the problem.
-    device : SharedDevice or DeviceWork, optional
+    device : ComputeDevice, optional
         It computes instead of NumPy.
     bands : int64 (n_used,), optional
         Bands of the model that images, weights, profiles and `folded` hold; see `where_measured`. Default: all bands.
@@ -93,7 +90,7 @@ class Problem:
     own: NDArray[np.bool_]
     area: list[tuple[slice, slice]]
     background: Canvases | None = None
-    device: SharedDevice | DeviceWork | None = None
+    device: ComputeDevice | None = None
     bands: NDArray[np.int64] | None = None
 
     @property

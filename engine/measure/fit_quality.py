@@ -78,7 +78,10 @@ def core_statistics(problem: Problem, solution: Solution) -> tuple[DoubleArray, 
         Pixels where the robust bound took more than half of the weight in some band.
     """
     if problem.device is not None:
-        return problem.device.core_statistics(problem, solution.state)
+        from deblendrt.engine.measure import device_measures
+
+        with problem.device.loaded(problem) as buffers:
+            return device_measures.own_pixels(buffers, solution.state, CORE_RADIUS)
     chi2, n_pixel, n_lost = [], [], []
     for s in range(len(problem.data)):
         here = np.flatnonzero(problem.scene == s)

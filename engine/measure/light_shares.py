@@ -77,7 +77,10 @@ def share(problem: Problem, coefficients: FloatArray, flux: DoubleArray) -> Shar
     Sharing
     """
     if problem.device is not None:
-        return problem.device.share(problem, coefficients, flux)
+        from deblendrt.engine.measure import device_measures
+
+        with problem.device.loaded(problem) as buffers:
+            return Sharing(*device_measures.shared(buffers, coefficients, flux, CORE))
     model, light = _model_and_light(problem, coefficients)
     result = Sharing(*(np.empty((len(coefficients), problem.n_band)) for _ in dataclasses.fields(Sharing)))
     for i, (s, placed) in enumerate(zip(problem.scene, _placed(problem, coefficients), strict=True)):

@@ -41,12 +41,12 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import canvases, drawing
+from deblendrt.engine.compute.device_protocol import ComputeDevice
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.measure import uncertainty
 from deblendrt.engine.model.bundle import Bundle
@@ -58,9 +58,6 @@ from deblendrt.engine.solve import descent
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.start import build_problem, start_latents
 
-if TYPE_CHECKING:
-    from deblendrt.engine.compute.cuda.streams import SharedDevice
-
 KIND_MODEL_ERROR, NEIGHBOUR_ERROR = 0.02, 0.1  # e, e'
 PSF_ERRORS = ((0.01, 0.02), (0.01, 0.01))  # of each band and common to all: d, h
 RADIUS = 1.6  # mean FWHM
@@ -71,7 +68,7 @@ SOURCES_AT_ONCE = drawing.TILE
 
 
 def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Runtime, bundle: Bundle,
-                     device: SharedDevice | None, *,
+                     device: ComputeDevice | None, *,
                      center_sigma: float, star_fraction: float, n_threads: int) -> DoubleArray:
     """Probability of each source to be a star.
 
@@ -82,7 +79,7 @@ def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Run
         Sources that were fitted as galaxies, ascending.
     runtime : Runtime
     bundle : Bundle
-    device : SharedDevice, optional
+    device : ComputeDevice, optional
         Computes instead of NumPy.
     center_sigma : float [pixel]
     star_fraction : float
@@ -112,7 +109,7 @@ def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Run
 
 
 def log_evidence_ratio(result: FittedScenes, rows: NDArray[np.int64], model: Callable[[int], FloatArray],
-                       runtime: Runtime, bundle: Bundle, device: SharedDevice | None,
+                       runtime: Runtime, bundle: Bundle, device: ComputeDevice | None,
                        center_sigma: float) -> DoubleArray:
     """ln(Z_star / Z_galaxy) of sources that share a folded basis, float64 (n_row,)."""
     n_band = len(result.bands)

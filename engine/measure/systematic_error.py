@@ -81,7 +81,11 @@ def misfit(problem: Problem, solution: Solution) -> Misfit:
     """
     state, folded, n_band = solution.state, problem.folded, problem.n_band
     if problem.device is not None:
-        return problem.device.misfit(problem, state)
+        from deblendrt.engine.measure import device_measures
+
+        with problem.device.loaded(problem) as buffers:
+            return summary(*device_measures.misfits(buffers, state, MISFIT_HALF, SQUARE, RING_EDGES,
+                                                     light_shares.CORE))
     half = min(MISFIT_HALF, folded.half) // SQUARE * SQUARE
     grid = np.arange(-half, half)
     shape = [problem.data[s].shape for s in problem.scene]

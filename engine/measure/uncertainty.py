@@ -127,7 +127,11 @@ def likelihood_precisions(problem: Problem, solution: Solution,
                           unit: FloatArray) -> Iterator[tuple[NDArray[np.int64], DoubleArray]]:
     """Yield the sources of every blend and D' W D of the blend, see `likelihood_precision`."""
     if problem.device is not None:
-        yield from problem.device.likelihood_precisions(problem, solution.weights, unit)
+        from deblendrt.engine.measure import device_precision
+
+        with problem.device.loaded(problem) as buffers:
+            precisions = list(device_precision.likelihood_precisions(buffers, solution.weights, unit))
+        yield from precisions
         return
     measured = where_measured(problem)
     weights = solution.weights if measured.bands is None else [w[measured.bands] for w in solution.weights]

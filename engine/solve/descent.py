@@ -82,7 +82,14 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
     Solution
     """
     if problem.device is not None:
-        return problem.device.solve(problem, latent, floor, solver, n_iteration)
+        from deblendrt.engine.solve import device_descent
+
+        with problem.device.loaded(problem) as buffers:
+            extent, state, downhill, weights, residual = device_descent.solve(buffers, latent, floor, solver,
+                                                                              n_iteration)
+        problem = dataclasses.replace(problem, extent=extent)
+        likely = objective.likelihood(problem, state.model)
+        return Solution(problem, state, downhill, weights, residual, objective.by_scene(problem, likely, state))
     run: dict[str, Callable[..., tuple[Problem, State]]] = {"gauss_newton": gauss_newton, "adam": adam}
     measured, state = run[solver](where_measured(problem), latent, floor, n_iteration)
     problem = dataclasses.replace(problem, extent=measured.extent)

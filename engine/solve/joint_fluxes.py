@@ -96,7 +96,11 @@ def linear_fluxes(problem: Problem, unit: FloatArray, flux: DoubleArray, *, n_sw
         Marginal standard deviation; infinite where a band has no weight.
     """
     if problem.device is not None:
-        return problem.device.linear_fluxes(problem, unit, flux, n_sweep, error)
+        from deblendrt.engine.compute.cuda import fluxes
+
+        with problem.device.loaded(problem) as buffers:
+            return fluxes.linear_fluxes(buffers, unit, flux, n_sweep, error, clip=constants.CLIP,
+                                        ridge=constants.FLUX_RIDGE)
     problem = where_measured(problem)
     sigma = np.full(flux.shape, np.inf)
     matrices: list[tuple[NDArray[np.int64], DoubleArray]] = []

@@ -61,7 +61,9 @@ def evaluate(problem: Problem, latent: DoubleArray) -> State:
 def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64] | None = None) -> Canvases:
     """Draw the model images of all scenes, or of some; no outskirts in the canvases' borders, which have no weight."""
     if problem.device is not None:
-        return problem.device.render(problem, coefficients)
+        with problem.device.loaded(problem) as buffers:
+            drawn: Canvases = buffers.render(coefficients)
+            return drawn
     chosen = range(len(problem.data)) if scenes is None else scenes.tolist()
     canvas = [np.zeros_like(problem.data[s]) for s in chosen] if problem.background is None else [
         problem.background[s].copy() for s in chosen]
@@ -78,7 +80,8 @@ def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64]
 def project(problem: Problem, image: Canvases) -> FloatArray:
     """Inner products of images with the folded basis at every source, float32 (n_source, n_band, n_basis)."""
     if problem.device is not None:
-        return problem.device.project(problem, image)
+        with problem.device.loaded(problem) as buffers:
+            return np.asarray(buffers.inner_products(image))
     return problem.spread(drawing.project(image, problem.folded, problem.corner, problem.extent, problem.scene,
                                       problem.folded.half))
 

@@ -7,12 +7,12 @@ each time without the light of the other sources as the last encoding found them
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import decoding, drawing
+from deblendrt.engine.compute.device_protocol import ComputeDevice
 from deblendrt.engine.compute.folded_bases import AnyBasis
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.model.bundle import Bundle
@@ -26,15 +26,10 @@ from deblendrt.engine.solve.curvature import extents, mean_weight
 from deblendrt.engine.solve.prior import missing_color
 from deblendrt.engine.units import DoubleArray, FloatArray
 
-if TYPE_CHECKING:
-    from deblendrt.engine.compute.cuda.streams import SharedDevice
-    from deblendrt.engine.compute.cuda.work import DeviceWork
-
-
 
 def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
                   robust: bool, part: Part | None = None,
-                  device: SharedDevice | DeviceWork | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
+                  device: ComputeDevice | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
     """Make the problem of some scenes: the sources that can be fitted, on padded canvases.
 
     Parameters
@@ -50,7 +45,7 @@ def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundl
     robust : bool
     part : Part, optional
         The part of a larger image that the only scene is.
-    device : SharedDevice or DeviceWork, optional
+    device : ComputeDevice, optional
         It computes instead of NumPy.
 
     Returns
@@ -156,7 +151,10 @@ def light_area(problem: Problem, coefficients: FloatArray) -> DoubleArray:
     float64 (n_source,) [pixel^2]
     """
     if problem.device is not None:
-        return problem.device.light_area(problem, coefficients)
+        from deblendrt.engine.compute.cuda import fluxes
+
+        with problem.device.loaded(problem) as buffers:
+            return fluxes.light_areas(buffers, coefficients, constants.SIGNIFICANT_LIGHT)
     weight = mean_weight(problem, problem.weight)
     area = np.empty(len(coefficients))
     noise = np.sqrt(weight).astype(np.float32)[:, :, None, None]

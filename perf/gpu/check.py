@@ -34,8 +34,7 @@ import numpy as np
 from deblendrt.cuda.driver.cuda_device import CudaDevice, open_device
 from deblendrt.cuda.driver.device import Argument, Device
 from deblendrt.engine.compute.cuda.model import DeviceModel
-from deblendrt.engine.compute.cuda.streams import DevicePool
-from deblendrt.engine.compute.cuda.work import DeviceWork
+from deblendrt.engine.compute.cuda.streams import DevicePool, DeviceStream
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.cuda_kernels import CudaRuntime
 from deblendrt.engine.result.result import DeblendResult
@@ -183,7 +182,7 @@ def timed(deblender: Deblender) -> Iterator[Timed]:
     assert deblender.pool is not None
     with deblender.pool.stream() as work:
         watch: Any = Timed(work.device)
-        slow = DeviceWork(DeviceModel(CudaRuntime(deblender.bundle, watch)))
+        slow = DeviceStream(DeviceModel(CudaRuntime(deblender.bundle, watch)))
     kept, deblender.pool = deblender.pool, DevicePool([slow])
     try:
         yield watch

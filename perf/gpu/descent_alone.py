@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from deblendrt.engine.compute.cuda.descent import Descent
-from deblendrt.engine.compute.cuda.work import DeviceWork
+from deblendrt.engine.compute.cuda.buffers import Buffers
+from deblendrt.engine.compute.cuda.streams import DeviceStream
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import DoubleArray, Problem
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.scene.scene import make_scenes
-from deblendrt.engine.solve import constants, objective
+from deblendrt.engine.solve import constants, device_descent, objective
 from deblendrt.engine.solve.start import build_problem, start_latents
 from perf.gpu.drawn_scenes import DrawnScenes
 
@@ -107,36 +107,38 @@ def repeated(start: Start, n_source: int) -> Start:
     return Start(problem, start.latent[rows], start.floor[rows])
 
 
-def ours(work: DeviceWork, start: Start, n_repeat: int) -> tuple[Descent, dict[str, Any]]:
+def ours(stream: DeviceStream, start: Start, n_repeat: int) -> tuple[Buffers, dict[str, Any]]:
     """Time our engine's descent.
 
     Parameters
     ----------
-    work : DeviceWork
-        A stream.
+    stream : DeviceStream
     start : Start
     n_repeat : int
 
     Returns
     -------
-    descent : Descent
+    buffers : Buffers
         As the last run left it.
     figures : dict
     """
-    work.clear()
-    descent = work.load(start.problem)
+    stream.clear()
+    with stream.loaded(start.problem) as buffers:
+        joint = buffers.joint(constants.MAX_DENSE, constants.RIM)
 
-    def prepare() -> None:
-        descent.start(start.latent, start.floor)
+        def prepare() -> None:
+            device_descent.start(buffers, start.latent, start.floor)
 
-    seconds = median_seconds(lambda: descent.run(TEMPERS, lambda: descent.gauss_newton(TEMPERS)),
-                             work.device.synchronize, n_repeat, prepare)
+        def descend() -> None:
+            buffers.run(TEMPERS, lambda: device_descent.queue_gauss_newton(buffers, joint, TEMPERS), joint)
+
+        seconds = median_seconds(descend, stream.device.synchronize, n_repeat, prepare)
     figures: dict[str, Any] = {"engine": "deblendrt", "n_source": start.n_source, "seconds": seconds,
                                "sources_per_second": start.n_source / seconds}
-    used = getattr(work.device, "used", None)
+    used = getattr(stream.device, "used", None)
     if used is not None:
         figures["peak_gb"] = used / 1e9  # nothing is freed on the way
-    return descent, figures
+    return buffers, figures
 
 
 def torchs(start: Start, variant: str, n_repeat: int, device: str = "cuda") -> tuple[Any, dict[str, Any]]:

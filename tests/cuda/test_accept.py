@@ -10,9 +10,9 @@ from shim import ShimDevice
 
 from deblendrt.cuda.kernels.steps.launch import accept
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine.compute.cuda.descent import ACCEPT_RULE
 from deblendrt.engine.compute.reference import steps as reference_steps
 from deblendrt.engine.solve import descent
+from deblendrt.engine.solve.device_descent import ACCEPT_RULE
 
 SIZES = [1, 3, 0, 64, 2, 1, 33, 0]
 

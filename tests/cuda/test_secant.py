@@ -10,9 +10,9 @@ from shim import ShimDevice
 
 from deblendrt.cuda.kernels.prior.launch import secant
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine.compute.cuda.descent import SECANT_BOUNDS
 from deblendrt.engine.compute.reference import prior as reference_prior
 from deblendrt.engine.solve import curvature, prior
+from deblendrt.engine.solve.device_descent import SECANT_BOUNDS
 
 
 def draw(layout: Layout, n_latent: int, seed: int = 0) -> list[np.ndarray]:

@@ -82,6 +82,12 @@ class SourcePairs:
         return dataclasses.replace(self, **{k: move(v) for k, v in arrays.items() if not isinstance(v, int)})
 
 
+def arrays_of(part: Layout | SourcePairs) -> dict[str, Any]:
+    """Arrays of a layout or of pairs, by name."""
+    values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return {name: value for name, value in values.items() if not isinstance(value, int)}
+
+
 def make_pairs(layout: Layout, n_psf: int, n_latent: int, largest: int) -> SourcePairs:
     """Find the pairs of sources of every blend.
 

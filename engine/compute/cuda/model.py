@@ -14,7 +14,6 @@ from deblendrt.engine.compute.decoding import star_core
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.model.device_networks import DeviceRuntime
-from deblendrt.engine.solve import constants, curvature
 
 KEPT_TABLES = 8  # sets of folded bases on the device, some 50 MB for each PSF
 
@@ -36,8 +35,6 @@ class Tables:
         By how much each of these windows is smaller [pixel], and the number of functions in it.
     profile : float32 (n_psf, n_band, n_pixel)
         See `Problem`.
-    rim : float32 (n_psf, n_band, n_pixel)
-        One over the number of pixels in the window's rim there, see `curvature.rim_weight`.
     key : tuple
         Of the folded bases.
     """
@@ -51,7 +48,6 @@ class Tables:
     insets: DeviceArray
     used: DeviceArray
     profile: DeviceArray
-    rim: DeviceArray
     key: tuple[Any, ...]
 
 
@@ -93,9 +89,6 @@ class DeviceModel:
         def of(name: str) -> list[NDArray[Any]]:
             return [getattr(basis, name) for basis in bases]
 
-        rim = np.zeros((problem.n_band, problem.folded.window, problem.folded.window))
-        rim[:] = 1 / curvature.rim_size(problem.folded.window)
-        rim[:, constants.RIM : -constants.RIM, constants.RIM : -constants.RIM] = 0
         n_window = 1 + len(problem.folded.insets)
         tables = Tables(
             **{name: stack(of(name)) for name in ("phi", "phi_t", "outer", "outer_t")},
@@ -104,7 +97,7 @@ class DeviceModel:
             insets=self.device.upload(np.array([0, *problem.folded.insets], np.int32)),
             used=self.device.upload(np.array([bases[0].at(-k).n_used for k in range(n_window)], np.int32)),
             profile=stack([p.reshape(problem.n_band, -1) for p in problem.profile]),
-            rim=stack([rim.reshape(problem.n_band, -1)] * len(bases)), key=key)
+            key=key)
         self._tables[key] = tables, bases  # the bases stay alive, so that no other has their id
         return tables
 

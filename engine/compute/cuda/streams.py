@@ -7,7 +7,7 @@ that holds its images, if that is free.
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.cuda.driver.device import Device, OutOfDeviceMemory
+from deblendrt.cuda.driver.device import Device, DeviceArray, OutOfDeviceMemory
+from deblendrt.cuda.kernels.pixels.launch import crop
+from deblendrt.engine.compute.cuda.buffers import Buffers
+from deblendrt.engine.compute.cuda.layouts import arrays_of, make_layout
 from deblendrt.engine.compute.cuda.model import DeviceModel
-from deblendrt.engine.compute.cuda.work import DeviceWork
-from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem, State
-from deblendrt.engine.measure.light_shares import Sharing
-from deblendrt.engine.measure.systematic_error import Misfit
+from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.cuda_kernels import CudaRuntime
 from deblendrt.engine.model.device_networks import DeviceRuntime
 from deblendrt.engine.model.networks import Float32Array, GraphRuntime
-from deblendrt.engine.solve.descent import Solution
 
 STREAMS = 3  # one computes, one is fed, one is read
+KEPT = 4  # sets of buffers of a stream
 
 
 def device_runtime(name: str) -> Callable[[Bundle, Device], DeviceRuntime]:
@@ -47,20 +47,83 @@ def device_runtime(name: str) -> Callable[[Bundle, Device], DeviceRuntime]:
     raise ValueError(f"runtime: expected 'kernels', 'onnxruntime' or 'tensorrt', got {name!r}")
 
 
+class DeviceStream:
+    """A stream of a device with the model and sets of buffers: the `Problem.device` of its owner. One thread at a time.
+
+    What is already on the device stays there as long as the images of the problems are the same.
+
+    Parameters
+    ----------
+    model : DeviceModel
+
+    Attributes
+    ----------
+    model : DeviceModel
+    device : Device
+    runtime : DeviceRuntime
+    """
+
+    def __init__(self, model: DeviceModel) -> None:
+        self.model, self.device, self.runtime = model, model.device, model.runtime
+        self._buffers: collections.OrderedDict[Any, Buffers] = collections.OrderedDict()
+
+    def holds(self, problem: Problem) -> bool:
+        """Whether the problem's images are here already."""
+        return any(buffers.holds(problem) for buffers in self._buffers.values())
+
+    @contextmanager
+    def loaded(self, problem: Problem) -> Iterator[Buffers]:
+        """Buffers of the problem's size that hold it."""
+        yield self._load(problem)
+
+    def model_image(self, problem: Problem, coefficients: NDArray[np.float32]) -> DeviceArray:
+        """Model image of a problem's only scene, without its border, on the device: float32 (n_band, n_y, n_x)."""
+        buffers = self._load(problem)
+        buffers.put(coefficients, buffers.state.coefficients)
+        buffers.draw(buffers.state)
+        n_band, height, width = problem.data[0].shape
+        half = problem.folded.half
+        canvas = buffers.state.model.rows(0, problem.data[0].size).reshape(n_band, height, width)
+        image = self.device.empty((n_band, height - 2 * half, width - 2 * half), np.float32)
+        crop(self.device, canvas, half, image)
+        return image
+
+    def clear(self) -> None:
+        """Give buffers back."""
+        self._buffers.clear()
+        self.model.clear()
+
+    def _load(self, problem: Problem) -> Buffers:
+        for key, buffers in self._buffers.items():
+            if buffers.holds(problem):
+                self._buffers.move_to_end(key)
+                buffers.refresh(problem)
+                return buffers
+        every = make_layout(problem)
+        key = (*(array.shape for array in arrays_of(every).values()), every.n_pixel, every.window, every.margin)
+        if key in self._buffers:
+            self._buffers.move_to_end(key)
+        else:
+            while len(self._buffers) >= KEPT:
+                self._buffers.popitem(last=False)
+            self._buffers[key] = Buffers(self.model, every, self)
+        self._buffers[key].load(problem, every)
+        return self._buffers[key]
+
+
 class DevicePool:
     """The streams of a device. Thread-safe.
 
     Parameters
     ----------
-    works : iterable of DeviceWork
-        One for each stream.
+    streams : iterable of DeviceStream
     name : str
-        Of the device, as for `Deblender.load`.
+        Name of the device, as for `Deblender.load`.
     """
 
-    def __init__(self, works: Iterable[DeviceWork], name: str = "cuda") -> None:
+    def __init__(self, streams: Iterable[DeviceStream], name: str = "cuda") -> None:
         self.name = name
-        self._free = list(works)
+        self._free = list(streams)
         self._given_back = threading.Condition()
         self.n_stream = len(self._free)
 
@@ -79,10 +142,10 @@ class DevicePool:
         runtime : callable
             What runs the bundle's graphs on a stream.
         """
-        return cls([DeviceWork(DeviceModel(runtime(bundle, open_device()))) for _ in range(n_stream)], name)
+        return cls([DeviceStream(DeviceModel(runtime(bundle, open_device()))) for _ in range(n_stream)], name)
 
     @contextmanager
-    def stream(self, memory_limit: float | None = None, problem: Problem | None = None) -> Iterator[DeviceWork]:
+    def stream(self, memory_limit: float | None = None, problem: Problem | None = None) -> Iterator[DeviceStream]:
         """A stream for the calling thread alone; waits for one.
 
         Parameters
@@ -95,17 +158,17 @@ class DevicePool:
         """
         with self._given_back:
             self._given_back.wait_for(lambda: self._free)
-            holding = [k for k, work in enumerate(self._free) if problem is not None and work.holds(problem)]
-            work = self._free.pop(holding[0] if holding else 0)
+            holding = [k for k, stream in enumerate(self._free) if problem is not None and stream.holds(problem)]
+            stream = self._free.pop(holding[0] if holding else 0)
         try:
-            with work.device.limit(None if memory_limit is None else memory_limit / self.n_stream):
-                yield work
+            with stream.device.limit(None if memory_limit is None else memory_limit / self.n_stream):
+                yield stream
         except OutOfDeviceMemory:
-            work.clear()
+            stream.clear()
             raise
         finally:
             with self._given_back:
-                self._free.append(work)
+                self._free.append(stream)
                 self._given_back.notify()
 
     def share(self, memory_limit: float | None = None) -> SharedDevice:
@@ -120,12 +183,12 @@ class DevicePool:
     def clear(self) -> None:
         """Give back the buffers of streams that nobody uses."""
         with self._given_back:
-            for work in self._free:
-                work.clear()
+            for stream in self._free:
+                stream.clear()
 
 
 class SharedDevice:
-    """`Problem.device` of problems that several threads solve: each call takes a stream of a pool.
+    """`Problem.device` of problems that several threads solve: each loading takes a stream of a pool.
 
     Parameters
     ----------
@@ -142,65 +205,20 @@ class SharedDevice:
         self._stream = functools.partial(pool.stream, memory_limit)
         self.runtime = SharedRuntime(self._stream)
 
-    def solve(self, problem: Problem, latent: DoubleArray, floor: DoubleArray, name: str, n_iteration: int) -> Solution:
-        """See `solver.solve`."""
-        with self._stream(problem) as work:  # whose own calls must not wait for a stream
-            alone = dataclasses.replace(problem, device=work, runtime=work.runtime)
-            solution = work.solve(alone, latent, floor, name, n_iteration)
-        problem = dataclasses.replace(solution.problem, device=self, runtime=self.runtime)
-        return dataclasses.replace(solution, problem=problem)
-
-    def render(self, problem: Problem, coefficients: FloatArray) -> Canvases:
-        """See `objective.render`."""
-        with self._stream(problem) as work:
-            return work.render(problem, coefficients)
-
-    def project(self, problem: Problem, image: Canvases) -> FloatArray:
-        """See `objective.project`."""
-        with self._stream(problem) as work:
-            return work.project(problem, image)
-
-    def linear_fluxes(self, problem: Problem, unit: FloatArray, flux: DoubleArray, n_sweep: int,
-                      error: float | None) -> tuple[DoubleArray, DoubleArray]:
-        """See `photometry.linear_fluxes`."""
-        with self._stream(problem) as work:
-            return work.linear_fluxes(problem, unit, flux, n_sweep, error)
-
-    def likelihood_precisions(self, problem: Problem, weights: Canvases,
-                              unit: FloatArray) -> list[tuple[NDArray[np.int64], DoubleArray]]:
-        """See `uncertainty.likelihood_precisions`."""
-        with self._stream(problem) as work:
-            return list(work.likelihood_precisions(problem, weights, unit))
-
-    def light_area(self, problem: Problem, coefficients: FloatArray) -> DoubleArray:
-        """See `start.light_area`."""
-        with self._stream(problem) as work:
-            return work.light_area(problem, coefficients)
-
-    def share(self, problem: Problem, coefficients: FloatArray, flux: DoubleArray) -> Sharing:
-        """See `sharing.share`."""
-        with self._stream(problem) as work:
-            return work.share(problem, coefficients, flux)
-
-    def misfit(self, problem: Problem, state: State) -> Misfit:
-        """See `systematics.misfit`."""
-        with self._stream(problem) as work:
-            return work.misfit(problem, state)
-
-    def core_statistics(self, problem: Problem,
-                        state: State) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
-        """See `quality.core_statistics`."""
-        with self._stream(problem) as work:
-            return work.core_statistics(problem, state)
+    @contextmanager
+    def loaded(self, problem: Problem) -> Iterator[Buffers]:
+        """Buffers that hold a problem, on a stream that is taken until the context ends."""
+        with self._stream(problem) as stream, stream.loaded(problem) as buffers:
+            yield buffers
 
 
 class SharedRuntime(GraphRuntime):
     """The `Runtime` on any stream of a pool."""
 
-    def __init__(self, stream: Callable[[], AbstractContextManager[DeviceWork]]) -> None:
+    def __init__(self, stream: Callable[[], AbstractContextManager[DeviceStream]]) -> None:
         self._stream = stream
 
     def run(self, name: str, *inputs: NDArray[Any]) -> list[Float32Array]:
         """See `GraphRuntime`."""
-        with self._stream() as work:
-            return work.runtime.run(name, *inputs)
+        with self._stream() as stream:
+            return stream.runtime.run(name, *inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,11 @@ from toy_scenes import FIELDS, VARIANCE, make_scene
 
 from deblendrt.cuda.driver.device import DeviceError, OutOfDeviceMemory
 from deblendrt.engine.compute.cuda.streams import DevicePool, device_runtime
-from deblendrt.engine.compute.cuda.work import DeviceWork
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene import batches
 from deblendrt.engine.scene.psf_field import CellPsf
-from deblendrt.engine.solve import constants, descent
+from deblendrt.engine.solve import constants, descent, device_descent
 
 OFF = {"default": 5e-3, "hard": 2e-2}
 """In units of the error. The last bits of a float32 image move the fluxes of the nearest pairs: the CPU engine's own by
@@ -71,8 +71,9 @@ def test_sources_that_are_the_same(toy_deblender: Deblender, batch: Any) -> None
     problem, latent, floor = make_problem(toy_deblender, image, np.concatenate([centers, centers[:1]]))
     latent[-1], floor[-1] = latent[0], floor[0]
     _, state, progress = descent.descend(problem, latent, floor, [0.1, 0.01, 0.0])
-    with DevicePool.open(toy_deblender.bundle, ShimDevice, 1).stream() as work:
-        _, found = work._descend(problem, latent, floor, [0.1, 0.01, 0.0], None, None)
+    with DevicePool.open(toy_deblender.bundle, ShimDevice, 1).stream() as stream:
+        on_device = dataclasses.replace(problem, device=stream, runtime=stream.runtime)
+        _, found = device_descent.descend(on_device, latent, floor, [0.1, 0.01, 0.0], None, None)
     for result in (state.latent, found.latent):
         np.testing.assert_array_equal(result[0], result[-1])
     np.testing.assert_allclose(found.latent, state.latent, atol=2e-3)
@@ -166,9 +167,9 @@ def test_out_of_memory_halves_the_batch(on_device: Callable[..., Deblender], toy
     with pytest.raises(OutOfDeviceMemory, match=r"scene \d+ is too large for the device"):
         run(memory_limit=limit)
     n_scene = []
-    solve = DeviceWork.solve
-    monkeypatch.setattr(DeviceWork, "solve", lambda self, problem, *rest: (
-        n_scene.append(len(problem.data)), solve(self, problem, *rest))[1])
+    solve = device_descent.solve
+    monkeypatch.setattr(device_descent, "solve", lambda buffers, *rest: (
+        n_scene.append(len(buffers.problem.data)), solve(buffers, *rest))[1])
     for _ in range(12):  # up to what one scene takes, less than all of them do
         try:
             limited = run(memory_limit=limit)

@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from deblendrt.cuda.kernels.linear.launch import precision, source_pairs
 from deblendrt.cuda.kernels.pixels.launch import product, trim_basis, trim_stamps
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine.compute.cuda.descent import Descent
+from deblendrt.engine.compute.cuda.buffers import Buffers
 from deblendrt.engine.compute.cuda.layouts import filled, padded, row_tiles
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray
-from deblendrt.engine.measure.uncertainty import by_latent
+from deblendrt.engine.solve.curvature import by_latent
 
 HELD_PRECISIONS = 256  # sources whose derivative images are held: 1.3 MB each, 2 with outskirts
 
 
-def likelihood_precisions(descent: Descent, weights: Canvases,
+def likelihood_precisions(buffers: Buffers, weights: Canvases,
                           unit: FloatArray) -> Iterator[tuple[NDArray[np.int64], DoubleArray]]:
-    """See `uncertainty.likelihood_precisions`; of the problem that a descent holds.
+    """See `uncertainty.likelihood_precisions`; of the problem that buffers hold.
 
     Parameters
     ----------
-    descent : Descent
+    buffers : Buffers
     weights : list of float32 (n_band, n_y, n_x)
     unit : float32 (n_source, n_band, n_column, n_basis)
 
@@ -34,13 +34,13 @@ def likelihood_precisions(descent: Descent, weights: Canvases,
     rows : int64 (n_member,)
     precision : float64 (n_member, n_latent, n_member, n_latent)
     """
-    device, problem, every, host = descent.device, descent.problem, descent.every, descent.host
+    device, problem, every, host = buffers.device, buffers.problem, buffers.every, buffers.host
     n_band, n_column, n_basis = unit.shape[1:]
-    on_weights = descent.image
-    descent.put_canvases(weights, on_weights)
+    on_weights = buffers.image
+    buffers.put_canvases(weights, on_weights)
     extended = filled(problem.extended, every.n_source, 0)
     extent = np.minimum(problem.extent, 0)
-    inset, n_used = (device.download(a) for a in (descent.tables.insets, descent.tables.used))
+    inset, n_used = (device.download(a) for a in (buffers.tables.insets, buffers.tables.used))
     pairs, pair_start = source_pairs(host, extended)
     start = host.blend_start[: problem.n_blend + 1]
     largest = max(HELD_PRECISIONS, int(np.diff(start).max(initial=1)))
@@ -57,15 +57,15 @@ def likelihood_precisions(descent: Descent, weights: Canvases,
         device.upload(held, columns)
         slot = np.zeros(every.n_source, np.int32)
         slot[rows] = np.arange(len(rows))
-        drawn = _drawn_together(descent, rows, largest)
+        drawn = _drawn_together(buffers, rows, largest)
         wide = filled(extended[rows], largest, 0)
         trim_basis(device, drawn, device.upload(filled(n_used[-extent[rows]], largest, n_basis)), columns, columns)
-        product(device, drawn, columns, descent.tables.phi, stamps)
+        product(device, drawn, columns, buffers.tables.phi, stamps)
         trim_stamps(device, drawn, device.upload(filled(inset[-extent[rows]], largest, 0)), stamps)
-        if cells is not None and descent.tables.outer is not None and wide.any():
-            product(device, drawn, columns, descent.tables.outer, cells, chosen=device.upload(wide))
+        if cells is not None and buffers.tables.outer is not None and wide.any():
+            product(device, drawn, columns, buffers.tables.outer, cells, chosen=device.upload(wide))
         out = device.empty((padded(len(mine)), n_band, n_column, n_column), np.float64)
-        precision(device, every, stamps, cells, descent.extended, device.upload(slot), on_weights,
+        precision(device, every, stamps, cells, buffers.extended, device.upload(slot), on_weights,
                   device.upload(filled(mine, padded(len(mine)), -1)), out)
         inner = by_latent(device.download(out)[: len(mine)])
         for blend in range(first, last):
@@ -75,12 +75,12 @@ def likelihood_precisions(descent: Descent, weights: Canvases,
         first = last
 
 
-def _drawn_together(descent: Descent, rows: NDArray[np.int32], largest: int) -> Layout:
+def _drawn_together(buffers: Buffers, rows: NDArray[np.int32], largest: int) -> Layout:
     """A layout whose sources are the slots that hold the rows."""
-    basis = filled(descent.host.basis[rows], largest, 0)
+    basis = filled(buffers.host.basis[rows], largest, 0)
     row_tile = row_tiles(basis, np.arange(len(rows)), largest, int(basis.max()) + 1)
-    upload = descent.device.upload
-    return dataclasses.replace(descent.every, n_source=largest, basis=upload(basis), row_tile=upload(row_tile))
+    upload = buffers.device.upload
+    return dataclasses.replace(buffers.every, n_source=largest, basis=upload(basis), row_tile=upload(row_tile))
 
 
 def _assembled(members: NDArray[np.int64], pairs: NDArray[np.int32], blocks: DoubleArray) -> DoubleArray:
