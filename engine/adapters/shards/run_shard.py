@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from deblendrt.engine.adapters.cli import deblend_files
+from deblendrt.engine.adapters import image_inputs
 from deblendrt.engine.adapters.input_rows import NOT_THE_INPUT, Outcome, deblend_inputs, failed
 from deblendrt.engine.adapters.shards import crash_marks
 from deblendrt.engine.adapters.shards.work_units import UNITS, Unit, read_unit, unit_tables, write_unit
@@ -113,7 +113,7 @@ def run_shard(arguments: argparse.Namespace) -> None:
     paths = list_inputs(arguments.image)
     units = split_into_units(paths, arguments.cutouts)
     deblender = Deblender.load(arguments.model, device=arguments.device)
-    options = deblend_files.options(arguments)
+    options = image_inputs.options(arguments)
     run = _describe(arguments, options, paths, units, deblender)
     _claim(out, run)
     mine = [unit for unit in units if unit.number % n_shard == number]
@@ -188,7 +188,7 @@ def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
     if arguments.catalog is not None:
         one.catalog = Path(str(arguments.catalog).format(stem=unit.path.name.split(".")[0], folder=unit.path.parent))
     try:
-        image, catalog, _ = deblend_files.read_inputs(one)
+        image, catalog, _ = image_inputs.read_inputs(one)
     except NOT_THE_INPUT:
         raise
     except Exception as error:  # astropy raises any class for a damaged file

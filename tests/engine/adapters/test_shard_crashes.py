@@ -15,7 +15,8 @@ from astropy.io import fits
 from astropy.table import Table
 from toy_model import BANDS
 
-from deblendrt.engine.adapters.cli import deblend_files, main
+from deblendrt.engine.adapters import image_inputs
+from deblendrt.engine.adapters.cli import main
 from deblendrt.engine.adapters.shards import crash_marks
 from deblendrt.engine.adapters.shards.merge import merge
 from deblendrt.engine.deblender import Deblender
@@ -50,10 +51,11 @@ def errors(tmp_path: Path) -> list[str]:
 
 def start(command: list[str], at_killer: str) -> subprocess.Popen[str]:
     """Start a process that runs the statement `at_killer` when it reads the input that kills."""
-    script = ("import os, sys, time\nfrom deblendrt.engine.adapters.cli import deblend_files, main\n"
-              "read = deblend_files.read_inputs\n"
+    script = ("import os, sys, time\nfrom deblendrt.engine.adapters import image_inputs\n"
+              "from deblendrt.engine.adapters.cli import main\n"
+              "read = image_inputs.read_inputs\n"
               f"def reading(arguments):\n    if arguments.image.name == 'im{KILLER}.fits':\n        {at_killer}\n"
-              "    return read(arguments)\ndeblend_files.read_inputs = reading\nsys.exit(main.main(sys.argv[1:]))")
+              "    return read(arguments)\nimage_inputs.read_inputs = reading\nsys.exit(main.main(sys.argv[1:]))")
     return subprocess.Popen([sys.executable, "-c", script, *command], stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
@@ -103,7 +105,7 @@ def test_a_stop_that_is_asked_for_does_not_count(command: Command, tmp_path: Pat
 def test_processes_that_can_still_speak(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                         error: BaseException, counts: bool) -> None:
     """An exception or a signal to stop is no input's fault. MemoryError is, because it comes back at every start."""
-    original = deblend_files.read_inputs
+    original = image_inputs.read_inputs
 
     def read(arguments):
         if arguments.image.name == f"im{KILLER}.fits":
@@ -111,7 +113,7 @@ def test_processes_that_can_still_speak(command: Command, tmp_path: Path, monkey
         return original(arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(deblend_files, "read_inputs", read)
+        patch.setattr(image_inputs, "read_inputs", read)
         for n in range(1, 4):
             assert main.main(command("--max-kills", "3")) != 0
             assert crash_marks.n_kill(crash_marks.mark(tmp_path / "out", KILLER)) == (n if counts else 0)
@@ -123,7 +125,7 @@ def test_processes_that_can_still_speak(command: Command, tmp_path: Path, monkey
 def test_retries_end_whatever_restarts_them(command: Command, tmp_path: Path,
                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue that repeats a command with --retry-failed gives each input two tries in all, not two at every start."""
-    killers, original, tries = {"im0.fits", "im2.fits"}, deblend_files.read_inputs, []
+    killers, original, tries = {"im0.fits", "im2.fits"}, image_inputs.read_inputs, []
 
     def read(arguments):
         tries.append(arguments.image.name)
@@ -131,7 +133,7 @@ def test_retries_end_whatever_restarts_them(command: Command, tmp_path: Path,
             raise MemoryError
         return original(arguments)
 
-    monkeypatch.setattr(deblend_files, "read_inputs", read)
+    monkeypatch.setattr(image_inputs, "read_inputs", read)
     for status in (1, 1, 1, 1, 0):
         assert main.main(command("--retry-failed")) == status
     assert (tries.count("im0.fits"), tries.count("im1.fits"), tries.count("im2.fits")) == (2, 1, 2)
