@@ -1,7 +1,7 @@
-"""Are the built site's links whole? ``python docs/check_links.py OUT``
+"""Check the links of the built site: ``python docs/check_links.py OUT``.
 
-Every link and anchor between the pages has to lead somewhere, and nothing that a page needs to be shown (scripts,
-styles, images) may come from elsewhere: the site is to be read without a network. Links to other sites are not
+Every link and anchor between the pages has to lead somewhere. Scripts, styles and images may not come from another
+site, since the pages must be readable without a network. Links to other sites are not
 followed.
 """
 
@@ -16,13 +16,13 @@ NEEDED = {"script": "src", "link": "href", "img": "src", "source": "src", "ifram
 
 
 class Page(HTMLParser):
-    """What a page offers and asks for.
+    """The anchors, links and loaded files of a page.
 
     Attributes
     ----------
     anchors : set of str
     links, needed : list of str
-        Where links lead; what the page loads.
+        Targets of links; files that the page loads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,12 +43,12 @@ class Page(HTMLParser):
 
 
 def problems(folder: Path) -> list[str]:
-    """One line for each link that leads nowhere and each thing that would be loaded from elsewhere.
+    """Return a line for each link that leads nowhere and each file that would be loaded from another site.
 
     Parameters
     ----------
     folder : Path
-        Of the built HTML.
+        The built HTML.
     """
     folder = folder.resolve()
     pages = {path: Page(path) for path in sorted(folder.rglob("*.html"))}
@@ -70,7 +70,7 @@ def problems(folder: Path) -> list[str]:
 
 
 def main() -> int:
-    """Print what is wrong; the exit status says whether anything is."""
+    """Print the problems, and return 1 if there are any."""
     if len(sys.argv) != 2:
         print("usage: python docs/check_links.py OUT", file=sys.stderr)
         return 2

@@ -32,13 +32,13 @@ PAGE_NAME = re.compile(r"(?<!\[)`perf/results/(\w+)\.md`")
 
 
 def pages() -> dict[str, str]:
-    """Markdown of every result page by name; parts of pages, which have no title of their own, are none."""
+    """Return the Markdown of every result page by name. Files without a title are parts of pages, and left out."""
     texts = {path.stem: path.read_text() for path in sorted(RESULTS.glob("*.md"))}
     return {name: text for name, text in texts.items() if text.startswith("# ")}
 
 
 def write_pages(app: Sphinx, _config: Any) -> None:
-    """Write ``generated/NAME.md``, those that have changed only, and remove those whose source is gone."""
+    """Write the pages ``generated/NAME.md`` that have changed, and remove pages whose source is gone."""
     folder = Path(app.srcdir) / "generated"
     folder.mkdir(exist_ok=True)
     texts = pages()
@@ -52,18 +52,18 @@ def write_pages(app: Sphinx, _config: Any) -> None:
 
 
 def as_page(text: str, texts: dict[str, str]) -> str:
-    """A result's Markdown with paths that are right from ``generated/``, and links to the pages that it names."""
+    """Return a result's Markdown with paths relative to ``generated/``, and links to the pages that it names."""
     images = os.path.relpath(RESULTS, Path(__file__).parent / "generated")
     text = re.sub(r"(!\[[^\]]*\]\()(?!\w+:)([^)/]+)\)", rf"\g<1>{images}/\g<2>)", text)
     return PAGE_NAME.sub(lambda m: f"[{m[0]}]({m[1]}.md)" if m[1] in texts else m[0], text)
 
 
 def listed(group: str) -> str:
-    """A group's pages, each with its title and its first sentences, and a toctree of them."""
+    """Return the pages of a group, each with its title and its first sentences, and their toctree."""
     texts = pages()
     named = {name for names in GROUPS.values() for name in names}
     names = [name for name in GROUPS[group] if name in texts]
-    if group == "performance":  # what no group claims is listed somewhere
+    if group == "performance":  # pages of no group are listed here
         names += sorted(set(texts) - named)
     if not names:
         return ""
@@ -77,14 +77,14 @@ def listed(group: str) -> str:
 
 
 def first_section(name: str) -> str:
-    """The first section of a result page, without its heading."""
+    """Return the first section of a result page, without its heading."""
     text = as_page(pages()[name], pages()).replace("../../perf", "../perf")
     sections = re.split(r"^## .*$", text, flags=re.MULTILINE)
     return re.sub(r"\]\((\w+)\.md\)", r"](/generated/\1.md)", sections[1].strip())
 
 
 def faults() -> str:
-    """For each path, a table of the faults that its demonstration injected, and of what was lost."""
+    """Return for each path a table of the faults that its demonstration injected, and of the losses."""
     sections = []
     for path in sorted((RESULTS / "embedding").glob("*.json")):
         rows = [f"### {path.stem}", "", "| fault | inputs | lost | repeated | |", "|---|---:|---:|---:|---|"]

@@ -28,13 +28,14 @@ def flags() -> str:
 
 
 def quantities() -> str:
-    """Return name, type, shape, unit and meaning of every reported quantity."""
+    """Return name, type, shape, unit and meaning of every reported quantity, with links to modules."""
     from deblendrt.engine.result.fields import QUANTITIES
 
     rows = ["| `result.` | type | shape | unit | meaning |", "|---|---|---|---|---|"]
     for q in QUANTITIES.values():
         shape = ", ".join(q.axes) + ("," if len(q.axes) == 1 else "")
         text = f"{q.meaning}; {q.note}" if q.note else q.meaning
+        text = re.sub(r"`(deblendrt\.[\w.]+)`", r"{py:obj}`~\1`", text)
         rows.append(f"| `{q.name}` | {q.dtype} | ({shape}) | {q.unit.replace('2', '²')} | {text} |")
     return "\n".join(rows)
 
