@@ -1,4 +1,4 @@
-"""Where the scenes and sources of a batch lie in memory: what every operation on pixels needs to know.
+"""The geometry of a batch: places of scenes, sources and blends in memory.
 
 Images of all scenes lie behind one another in one flat buffer, each (n_band, height, width): a *canvas*. Sums are
 gathers over sorted lists, never atomics, so that bits do not depend on what else is in the batch. Everything may be
@@ -47,7 +47,7 @@ class Layout:
         Scene, y, x of the first pixel of squares that cover the canvases where there are data: canvases have borders
         without weight, which images of the model leave out. Scene -1: padding.
     tile_start : (n_pixel_tile + 1,)
-        Where each tile's part of `tile_source` begins.
+        First entry of each tile in `tile_source`.
     tile_source : (n_entry,)
         Sources whose full window touches the tile, ascending.
     blend : (n_source,)

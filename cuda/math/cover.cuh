@@ -1,4 +1,4 @@
-// What a source covers of its canvas: its window, or its full window if it has outskirts, cut at the canvas' edges.
+// The pixels that a source covers: its window, or its full window if it has outskirts, cut at the canvas' edges.
 #pragma once
 #include "stamp.cuh"
 

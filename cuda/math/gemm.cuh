@@ -25,13 +25,13 @@ __device__ __forceinline__ void write_four(const float* from, float* to) {
 
 // `rows(k, first, next)` loads rows first, first + LOAD_STEP, .. at inner index k, 0 from n_inner on. `table` points to
 // the thread's column; the inner index steps by `stride`. `store(m, value)` takes what row m has in the thread's column.
-// Where rows or columns are outside, anything may be loaded and is not to be stored.
+// Rows and columns outside may load any number; `store` must drop their results.
 template <typename Rows, typename Store>
 __device__ __forceinline__ void gemm(GemmShared& shared, int n_inner, const Rows& rows,
                                      const float* __restrict__ table, int stride, const Store& store) {
     const int t = threadIdx.x, lane = t % 32, warp = t / 32;
     // A warp has 32 rows by 64 columns, a thread 4 rows by 4 columns of each quarter of them: the 8 lanes that a 16-byte
-    // read serves at a time find neighbours in the table and one and the same in the rows.
+    // read serves at a time find neighbours in the table, and the same entries in the rows.
     const int down = warp / 2 * 32 + lane / 8 * 4, across = warp % 2 * 64 + lane % 8 * 4;
     const int load_inner = t % TILE_INNER, load_row = t / TILE_INNER;
     float sum[8][8], next_row[LOAD_ROWS], next_entry[TILE_INNER];

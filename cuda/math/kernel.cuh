@@ -1,4 +1,4 @@
-// What every kernel includes: one name for what the GPU's compiler and the tests' shim spell differently.
+// Included by every kernel: names for things that the GPU's compiler and the tests' shim spell differently.
 #pragma once
 
 #ifdef DEBLENDRT_SHIM

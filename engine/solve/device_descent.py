@@ -80,7 +80,7 @@ def solve(buffers: Buffers, latent: DoubleArray, floor: DoubleArray, solver: str
 
 def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: list[float],
             damping: DoubleArray | None, curvature: DoubleArray | None) -> tuple[Problem, Progress]:
-    """See `descent.descend`; the problem is on a stream."""
+    """Take one step for each tau, see `descent.descend`; the problem is on a stream."""
     assert problem.device is not None
     with problem.device.loaded(problem) as buffers:
         joint = buffers.joint(constants.MAX_DENSE, constants.RIM)
@@ -94,7 +94,7 @@ def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: 
 
 
 def finish(buffers: Buffers) -> tuple[State, DoubleArray, Canvases, Canvases]:
-    """Return the state, the way downhill, the robust weights and the weighted residual."""
+    """Return the state, minus the gradient of L, the robust weights and the weighted residual."""
     buffers.run("finish", lambda: weigh(buffers, 0.0, constants.MODEL_ERROR))
     return (buffers.host_state(), buffers.fetch(buffers.downhill), buffers.canvases(buffers.weights),
             buffers.canvases(buffers.residual))
@@ -102,7 +102,7 @@ def finish(buffers: Buffers) -> tuple[State, DoubleArray, Canvases, Canvases]:
 
 def start(buffers: Buffers, latent: DoubleArray, floor: DoubleArray, damping: DoubleArray | None = None,
           curvature: DoubleArray | None = None) -> None:
-    """Upload where a descent starts; damping and curvature by source if it goes on from an earlier one."""
+    """Upload the start of a descent; damping and curvature by source if the descent goes on from an earlier one."""
     buffers.put(latent, buffers.state.latent)
     buffers.put(floor, buffers.floor)
     curvature = prior_curvature(buffers.problem) if curvature is None else curvature
@@ -164,7 +164,7 @@ def queue_adam(buffers: Buffers, n_iteration: int) -> None:
 
 
 def evaluate(buffers: Buffers, state: DeviceState) -> None:
-    """Queue `objective.evaluate` of a state's latents."""
+    """Queue the evaluation of a state's latents, see `objective.evaluate`."""
     model, problem = buffers.model, buffers.problem
     narrow(buffers.device, state.latent, buffers.latent32)
     jacobian = dict(zip(("maps", "d_maps", "mix", "d_mix"), state.jacobian, strict=True))
@@ -182,7 +182,7 @@ def evaluate(buffers: Buffers, state: DeviceState) -> None:
 
 
 def weigh(buffers: Buffers, tau: float, error: float) -> None:
-    """Queue the robust weights, the weighted residual, and the way downhill."""
+    """Queue the robust weights, the weighted residual, and minus the gradient of L."""
     state = buffers.state
     residual(buffers.device, buffers.every, buffers.data, buffers.weight, state.model, tau, error, constants.CLIP,
              int(buffers.problem.robust), buffers.weights, buffers.residual)
@@ -192,7 +192,7 @@ def weigh(buffers: Buffers, tau: float, error: float) -> None:
 
 
 def extend(buffers: Buffers, target: DeviceArray) -> None:
-    """Queue `curvature.extents` of the state."""
+    """Queue the extents that the state's light needs, see `curvature.extents`."""
     n, n_band, n_basis = buffers.state.coefficients.shape
     lines = buffers.state.coefficients.reshape(n, n_band, 1, n_basis)
     through = buffers.changed.reshape(n, n_band, 1, n_basis)
@@ -204,7 +204,7 @@ def extend(buffers: Buffers, target: DeviceArray) -> None:
 
 
 def newton_step(buffers: Buffers, joint: JointBuffers) -> None:
-    """Queue `descent.newton_step`."""
+    """Queue the joint step of all blends, see `joint_step`."""
     device, state, every, pairs = buffers.device, buffers.state, buffers.every, joint.on_device
     columns(device, *state.jacobian, state.coefficients, state.latent, joint.columns)
     alone = buffers.curvature

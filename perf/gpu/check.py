@@ -101,7 +101,7 @@ class Timed:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were made on."""
+    """Machine and versions behind the figures."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -202,7 +202,7 @@ def kernels(deblender: Deblender, scenes: DrawnScenes, n_source: int) -> list[di
 
 
 def host(deblender: Deblender, scenes: DrawnScenes, n_source: int) -> str:
-    """Where one thread of the host spends its time in a batch, waiting for the device included: a profile."""
+    """Profile one thread of the host in a batch, waiting for the device included."""
     images, centers, _ = batch(scenes, n_source)
     deblender.deblend_batch(images, centers, variance=scenes.variance)
     profile = cProfile.Profile()
@@ -231,7 +231,7 @@ def throughput(deblender: Deblender, scenes: DrawnScenes, sizes: list[int], limi
 
 
 def latency(deblender: Deblender, scenes: DrawnScenes) -> dict[str, float]:
-    """Of one scene at a time, milliseconds."""
+    """Time of single scenes, milliseconds."""
     times = []
     for k in range(N_LATENCY):
         i = k % len(scenes.centers)

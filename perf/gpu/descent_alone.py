@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, bool]] = {"eager": {}, "graph": {"recorded": True}
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a descent begins.
+    """The start of a descent.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ def torchs(start: Start, variant: str, n_repeat: int, device: str = "cuda") -> t
     Returns
     -------
     place : torch_loop.Place
-        Where it ended.
+        End of the descent.
     figures : dict
     """
     import torch

@@ -1,4 +1,4 @@
-"""What perf.gpu.check has found so far, as gpu.json and gpu.md."""
+"""The findings of perf.gpu.check so far, as gpu.json and gpu.md."""
 
 from __future__ import annotations
 

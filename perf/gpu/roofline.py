@@ -1,8 +1,8 @@
-"""What the descent must compute and move, counted from the sizes of a bundle: the floor of its time on a GPU.
+"""Operations and bytes of a descent, counted from the sizes of a bundle: the floor of its time on a GPU.
 
     python -m perf.gpu.roofline --bundle lsst --tflops 67 --gbps 3000
 
-Counts the least that the algorithm of `engine/compute/cuda/descent.py` can do with its kernels as they are cut: every
+Counts the least that the algorithm of `engine/solve/device_descent.py` can do with its kernels as they are cut: every
 array that a kernel reads or writes once, two operations for a multiply-add. No measurement is in it.
 """
 
@@ -50,7 +50,7 @@ def stages(bundle: Bundle, *, scene_side: int = 101, per_scene: float = 4.8, ble
     n_pair : float
         Pairs of sources whose windows overlap, per source, each source with itself among them.
     network_flop : float
-        Of `decode_jacobian` and `log_prior` together, per source.
+        Operations of `decode_jacobian` and `log_prior` together, per source.
     """
     n_band, n_basis, n_shape = bundle.n_band, bundle.n_basis, bundle.n_shape
     n_component, n_latent = bundle.n_component, bundle.n_latent

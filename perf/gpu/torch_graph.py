@@ -49,7 +49,7 @@ class TorchGraph:
     Parameters
     ----------
     content : bytes
-        Of an ONNX file.
+        An ONNX file.
     n_row : int
     device : str or torch.device
 

@@ -49,7 +49,7 @@ class Loaded:
     n_parity : list of int
         Sources of each table.
     shape : (int, int) [pixel]
-        Of a canvas.
+        Size of a canvas.
     quarter : int64 (n_source * n_half)
         Squares of four pixels that images of every second pixel lie on.
     first, second, own : int64
@@ -68,7 +68,7 @@ class Loaded:
     floor : float64 (n_source, n_band)
     offset0 : float64 (n_source, 2)
     curvature : float64 (n_source, n_latent, n_latent)
-        Of the prior, to start with.
+        Curvature of the prior at the start.
     center_sigma : float
     robust : bool
     """
@@ -117,7 +117,7 @@ class State(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a descent is: the state, damping and expected decrease per blend, curvature of the prior."""
+    """Progress of a descent: the state, damping and expected decrease per blend, curvature of the prior."""
 
     state: State
     damping: Tensor

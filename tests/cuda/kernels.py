@@ -24,14 +24,14 @@ def both(kernel: Callable[..., None], reference: Callable[..., None], layout: La
     kernel, reference : callable
         (device, layout, *arguments, **options), and the same without the device.
     layout : Layout
-        Of NumPy arrays, as are all arguments, lists of arrays among them.
+        All arrays are NumPy's, those of the arguments too.
     outputs : tuple of int
         Which of the arguments are written to. They are not touched: copies are.
 
     Returns
     -------
     list of (result, expected)
-        Of the kernel and of the reference, for each output.
+        Results of the kernel and of the reference, for each output.
     """
     expected = copied(arguments)
     reference(layout, *expected, **options)

@@ -29,7 +29,7 @@ def random_layout(seed: int, scenes: Sequence[tuple[int, int, int]], *, n_band: 
     Returns
     -------
     Layout
-        Of NumPy arrays.
+        Its arrays are NumPy's.
     """
     full = window + 2 * margin
     scene, corner, basis, blend, blend_scene, pixels, tiles, touched = ([] for _ in range(8))

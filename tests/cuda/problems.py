@@ -64,7 +64,7 @@ def unit_coefficients(problem: Problem, latent: np.ndarray) -> np.ndarray:
 
 
 def normal_arguments(problem: Problem, layout: Layout, unit: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What `normal` takes, as the CPU draws it: stamps, cells, extended, weights, pairs; two pairs of padding."""
+    """Arguments of `normal` as the CPU draws them: stamps, cells, extended, weights, pairs; two pairs of padding."""
     stamps = drawing.product(unit, problem.folded.phi)
     cells = drawing.product(unit, problem.folded.outer) if layout.n_cell else None
     extended = pad(problem.extended.astype(np.int32))

@@ -57,7 +57,7 @@ class System:
                 if (self.layout.blend == b).any()]
 
     def inverse(self) -> np.ndarray:
-        """Of the own blocks, symmetric to the bit, in large blends; NaN elsewhere."""
+        """Inverses of own blocks in large blends, symmetric to the bit; NaN elsewhere."""
         out = np.full((self.layout.n_source, self.n_latent, self.n_latent), np.nan)
         reference.block_inverse(self.layout, self.blocks, self.pairs.own, out, largest=LARGEST, ridge=1e-6)
         return 0.5 * (out + out.transpose(0, 2, 1))

@@ -171,7 +171,7 @@ def test_light_area(drawn: Drawn) -> None:
 
 
 def test_footprint_is_the_engines(drawn: Drawn) -> None:
-    """Of sources without outskirts."""
+    """Sources without outskirts."""
     layout, inside = drawn.layout, footprints_of(drawn)
     for i in np.flatnonzero(drawn.rows & (drawn.extended == 0)):
         (x, y), s = layout.corner[i], layout.scene[i]

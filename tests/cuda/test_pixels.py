@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
     @property
     def inset(self) -> np.ndarray:
-        """Of each source's window."""
+        """Inset of each source's window."""
         inset = np.array([0, *self.problem.folded.insets], np.int32)
         return self.padded(inset[-np.minimum(self.problem.extent, 0)])
 

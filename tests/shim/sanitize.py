@@ -72,7 +72,7 @@ def start(mode: str, arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
     ----------
     mode : {"address", "thread"}
     arguments : sequence
-        Of the interpreter.
+        Arguments of the interpreter.
 
     Returns
     -------

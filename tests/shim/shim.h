@@ -101,7 +101,7 @@ inline void launch(dim3 grid, dim3 block, size_t shared, const std::function<voi
     if (shared > 227 * 1024) fail("more shared memory than a block can have");
     grid_size = grid;
     block_size = block;
-    // exactly as large as asked for, so that a sanitizer sees who goes beyond
+    // exactly as large as asked for, so that a sanitizer sees every access beyond
     std::unique_ptr<unsigned char, decltype(&std::free)> memory(
         static_cast<unsigned char*>(std::aligned_alloc(64, (shared + 63) / 64 * 64 + 64)), &std::free);
     shared_memory = memory.get();

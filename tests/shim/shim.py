@@ -44,7 +44,7 @@ def build(file: str, mode: str = "fibers", folder: Path = SOURCE) -> Path:
         Without .cu.
     mode : {"fibers", "address", "thread"}
     folder : Path
-        Where the file lies.
+        Folder of the file.
 
     Returns
     -------
@@ -104,7 +104,7 @@ class ShimDevice:
     reverse : bool
         Run blocks in reverse order.
     folder : Path
-        Where the kernels lie.
+        Folder of the kernels.
 
     Attributes
     ----------

@@ -37,5 +37,5 @@ def folder() -> tuple[Path | None, str | None]:
 
 
 def cubin(file: str, architecture: str, source: Path = shim.SOURCE) -> bytes:
-    """What the stand-in loads as a cubin of a kernel file: the path of its shim."""
+    """The stand-in's cubin of a kernel file: the path of its shim."""
     return os.fsencode(shim.build(file, "fibers", source)) + b"\0"

@@ -51,7 +51,7 @@ def columns(device: Device, maps: DeviceArray, d_maps: DeviceArray, mix: DeviceA
 def stars(device: Device, layout: Layout, latent: DeviceArray, star: DeviceArray, core: DeviceArray, sums: DeviceArray,
           psf_sigma: np.float64, out_maps: DeviceArray, out_d_maps: DeviceArray, out_mix: DeviceArray,
           out_d_mix: DeviceArray) -> None:
-    """Coefficients of point sources and their derivatives, over those of galaxies.
+    """Overwrite galaxies' coefficients and derivatives with those of point sources.
 
     Moves 8 bytes a source, and of a star the n_basis side^2 + n_basis doubles of the basis, which stay in the cache,
     and the (3 + n_shape) n_component (n_basis + n_band) floats of its rows, less those of two offsets by band.

@@ -10,7 +10,7 @@ from deblendrt.cuda.layout import Layout
 
 BLOCKS_TILE = 32  # coefficients, as in blocks.cu
 IntArray = NDArray[np.int32]
-SHARED = 48 * 1024  # byte: what a block has without asking
+SHARED = 48 * 1024  # byte: shared memory that a block has by default
 INNER_PIXELS = 64  # as in inner_products.cuh
 
 
@@ -111,16 +111,16 @@ def source_pairs(layout: Layout, extended: IntArray) -> tuple[IntArray, IntArray
     Parameters
     ----------
     layout : Layout
-        Of NumPy arrays.
+        Its arrays are NumPy's.
     extended : int32 (n_source,)
-        Sources whose full window counts; ones throughout serve whatever becomes extended later.
+        1 for sources whose full window counts.
 
     Returns
     -------
     pairs : int32 (n_pair, 2)
         By blend, then by first source; the first is not after the second.
     pair_start : int32 (n_blend + 1,)
-        Where the pairs of each blend begin.
+        First pair of each blend.
     """
     start = np.asarray(layout.blend_start, np.int64)
     place = np.arange(start[-1])  # in blend_source

@@ -23,9 +23,9 @@ def network_map(device: Device, program: DeviceArray, n_element: int, n_register
         `Program.encoded`.
     n_element : int
     n_register : int
-        Of the program.
+        Steps of the program.
     spaces : sequence of float32, ten
-        What the program's views lie in: the arena, the constants, four inputs, four outputs.
+        Memory of the program's views: the arena, the constants, four inputs, four outputs.
     """
     device.launch("network_map", blocks_for(n_element, MAP_THREADS * LANES), (MAP_THREADS,), program,
                   np.uint32(n_element), *spaces, shared=4 * n_register * LANES * MAP_THREADS)

@@ -26,7 +26,7 @@ struct Place {
     bool zero;
 };
 
-// Where an element stands in an operand; a table's -1 says: nowhere, it is zero.
+// Place of an element in an operand; -1 in a table means that the element is zero.
 __device__ __forceinline__ Place place(const int* __restrict__ program, const int* __restrict__ operand, const unsigned (&at)[AXES]) {
     int64 position = operand[1];
 #pragma unroll

@@ -133,7 +133,7 @@ def crop(device: Device, canvas: DeviceArray, border: int, out: DeviceArray) -> 
 
 def reach(device: Device, layout: Layout, extent: DeviceArray, insets: DeviceArray, used: DeviceArray,
           out_extended: DeviceArray, out_inset: DeviceArray, out_n_used: DeviceArray) -> None:
-    """Look up what the extents of sources stand for: 16 bytes a source.
+    """Look up the windows of the sources' extents: 16 bytes a source.
 
     Specification: `reference.pixels.reach`.
     """

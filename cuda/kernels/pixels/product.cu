@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) product(
     if (tile[0] < 0) return;  // no sources here
     const int band = blockIdx.z / n_row, r = blockIdx.z % n_row, column = blockIdx.x * TILE_COLUMNS + threadIdx.x;
     if (threadIdx.x < TILE_ROWS) {
-        const int m = threadIdx.x, i = tile[m] < 0 ? tile[0] : tile[m];  // padding repeats a row, for nobody
+        const int m = threadIdx.x, i = tile[m] < 0 ? tile[0] : tile[m];  // padding repeats a row; its result is dropped
         const int64 row = ((int64)i * n_band + band) * n_row + r;
         from[m] = row * n_inner;
         const int64 target = slot ? row + ((int64)slot[i] - i) * n_band * n_row : row;

@@ -17,7 +17,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) project(
     const int band = blockIdx.z % n_band, run = blockIdx.z / n_band, column = blockIdx.x * TILE_COLUMNS + threadIdx.x;
     const int first_pixel = run * length, n_inner = min(length, window * window - first_pixel);
     if (threadIdx.x < TILE_ROWS) {
-        const int m = threadIdx.x, i = tile[m] < 0 ? tile[0] : tile[m];  // padding repeats a window, for nobody
+        const int m = threadIdx.x, i = tile[m] < 0 ? tile[0] : tile[m];  // padding repeats a window; its result is dropped
         const int s = scene[i], height = canvas_shape[2 * s];
         width[m] = canvas_shape[2 * s + 1];
         cut[m] = inset[i];

@@ -1,7 +1,7 @@
 // How far sources are drawn: windows smaller than the basis' own, with the first functions of the basis only.
 #include "kernel.cuh"
 
-// What an extent stands for, a thread per source: 1 outskirts, 0 the window, -k the k-th smaller one.
+// Look up the window of an extent, a thread per source: 1 outskirts, 0 the window, -k the k-th smaller window.
 extern "C" __global__ void reach(const int* __restrict__ extent, const int* __restrict__ insets,
                                  const int* __restrict__ used, int n_source, int* __restrict__ extended,
                                  int* __restrict__ inset, int* __restrict__ n_used) {
@@ -13,7 +13,7 @@ extern "C" __global__ void reach(const int* __restrict__ extent, const int* __re
     n_used[i] = used[window];
 }
 
-// Coefficients without those of functions that are not used, a block per source; `out` may be `rows`.
+// Copy coefficients, with zeros for functions that are not used, a block per source; `out` may be `rows`.
 extern "C" __global__ void __launch_bounds__(128) trim_basis(const int* __restrict__ n_used, const float* rows,
                                                              int n_row, int n_basis, float* out) {
     const int64 start = (int64)blockIdx.x * n_row * n_basis;

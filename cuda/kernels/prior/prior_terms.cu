@@ -10,7 +10,7 @@ extern "C" __global__ void __launch_bounds__(128) prior_terms(
     SHARED_MEMORY(double, every);
     const int lane = threadIdx.x, n_row = n_latent + n_band;
     const int64 i = (int64)blockIdx.x * blockDim.y + threadIdx.y;
-    double* mine = every + threadIdx.y * n_row;  // latents, and behind them who is measured: 1 or 0
+    double* mine = every + threadIdx.y * n_row;  // latents, then for each band whether it is measured: 1 or 0
     const bool real = i < n_source && scene[i] >= 0;
     if (real) {
         for (int l = lane; l < n_latent; l += 32) mine[l] = latent[i * n_latent + l];

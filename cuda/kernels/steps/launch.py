@@ -99,6 +99,6 @@ def narrow(device: Device, values: DeviceArray, out: DeviceArray) -> None:
     device : Device
     values : float64
     out : float32
-        Of the same shape.
+        Same shape as `values`.
     """
     device.launch("narrow", blocks_for(values.size), (256,), values, out, np.int64(values.size))

@@ -24,7 +24,7 @@ KEPT_JOINT = 2  # sets of buffers for the joint step
 
 @dataclasses.dataclass(frozen=True)
 class DeviceState:
-    """`problem.State` on a device: every field an array of it, padded."""
+    """`problem.State` on a device: every field is an array of the device, padded."""
 
     latent: DeviceArray
     maps: DeviceArray
@@ -43,7 +43,7 @@ class DeviceState:
 
     @property
     def by_source(self) -> tuple[DeviceArray, ...]:
-        """All but the model image, which is a scene's."""
+        """The arrays that have a row for each source."""
         return (self.latent, *self.jacobian, self.coefficients, self.log_prior, self.prior_gradient)
 
 
@@ -54,15 +54,15 @@ class Buffers:
     ----------
     model : DeviceModel
     every : Layout
-        Of NumPy arrays; it states the sizes.
+        Its arrays are NumPy's; they state the sizes.
     stream : DeviceStream
-        Whose buffers these are.
+        Owner of the buffers.
 
     Attributes
     ----------
     model, device, stream
     every, host : Layout
-        On the device, and of NumPy arrays.
+        Arrays on the device, and NumPy's.
     tables : Tables
     state, trial : DeviceState
     """
@@ -89,7 +89,7 @@ class Buffers:
         self.weights, self.residual, self.image = (empty(n_pixel, f32) for _ in range(3))
         self.offset0, self.floor = empty((n, 2), f64), empty((n, n_band), f64)
         self.star, self.smallest, self.extent, self.wanted = (empty(n, i32) for _ in range(4))
-        self.extended, self.inset, self.n_used = (empty(n, i32) for _ in range(3))  # by extent
+        self.extended, self.inset, self.n_used = (empty(n, i32) for _ in range(3))  # windows that the extents stand for
         self.measured = empty((n, n_band), i32)
         self.wbar = empty((n, n_band), f64)
         self.curvature, self.first_curvature = (empty((n, n_latent, n_latent), f64) for _ in range(2))
@@ -121,7 +121,7 @@ class Buffers:
         return self._problem
 
     def holds(self, problem: Problem) -> bool:
-        """Whether the images, places and blends of a problem are here already."""
+        """Whether the images, places and blends of a problem are on the device already."""
         mine = self._problem
         return mine is not None and all(getattr(mine, name) is getattr(problem, name) for name in (
             "data", "weight", "background", "partition", "scene", "blend", "corner", "folded"))
@@ -144,7 +144,7 @@ class Buffers:
         self.refresh(problem)
 
     def refresh(self, problem: Problem) -> None:
-        """Upload what may differ between problems of the same images."""
+        """Upload the arrays that may differ between problems of the same images."""
         self._problem = problem
         for values, target in ((problem.offset0, self.offset0), (problem.star, self.star),
                                (problem.extent, self.extent), (problem.smallest, self.smallest),
@@ -153,11 +153,11 @@ class Buffers:
         self.reach()
 
     def put(self, values: NDArray[Any], target: DeviceArray, filling: Any = 0) -> None:
-        """Upload rows by source, and a constant behind them."""
+        """Upload rows by source, with a constant behind them."""
         self.device.upload(filled(values, len(target), filling, target.dtype), target)
 
     def put_canvases(self, canvases: Canvases, target: DeviceArray) -> None:
-        """Upload canvases behind one another, and zeros."""
+        """Upload canvases behind one another, with zeros behind them."""
         image = np.zeros(target.shape, np.float32)
         start = 0
         for canvas in canvases:
@@ -226,7 +226,7 @@ class Buffers:
         trim_basis(self.device, self.every, self.n_used, out, out)
 
     def reach(self) -> None:
-        """Queue what the extents of sources stand for."""
+        """Queue the look-up of the windows that extents stand for."""
         reach(self.device, self.every, self.extent, self.tables.insets, self.tables.used, self.extended, self.inset,
               self.n_used)
 
@@ -238,11 +238,11 @@ class Buffers:
         Parameters
         ----------
         key : hashable
-            Of the work, apart from the problem's sizes and tables.
+            Identifies the work, apart from the problem's sizes and tables.
         work : callable
             Queues kernels and copies on the device.
         joint : JointBuffers, optional
-            Of the work, if it uses them.
+            Buffers that the work uses, beside these.
         """
         key = (key, self.tables.key, self.problem.robust, self.problem.center_sigma, joint and joint.key)
         if key not in self._recordings or not self.model.runtime.recordable:
@@ -254,19 +254,19 @@ class Buffers:
         recording.replay()
 
     def fetch(self, array: DeviceArray) -> NDArray[Any]:
-        """Rows of the problem's sources of an array by source."""
+        """Download the rows of the problem's sources."""
         n = len(self.problem.scene)
         return self.device.download(array.rows(0, n))
 
     def canvases(self, array: DeviceArray) -> list[NDArray[np.float32]]:
-        """A flat image as a list of canvases."""
+        """Download a flat image as a list of canvases."""
         shapes = [d.shape for d in self.problem.data]
         ends = np.cumsum([0, *[int(np.prod(shape)) for shape in shapes]])
         image = self.device.download(array.rows(0, int(ends[-1])))
         return [image[a:b].reshape(shape) for a, b, shape in zip(ends[:-1], ends[1:], shapes, strict=True)]
 
     def host_state(self) -> State:
-        """The state, downloaded."""
+        """Download the state."""
         state = self.state
         jacobian = FactoredJacobian(*(self.fetch(a) for a in state.jacobian))
         return State(self.fetch(state.latent), jacobian, self.fetch(state.coefficients), self.canvases(state.model),

@@ -19,9 +19,9 @@ class JointBuffers:
     model : DeviceModel
     every : Layout
     pairs : SourcePairs
-        Of NumPy arrays; they state the sizes.
+        Its arrays are NumPy's; they state the sizes.
     key : tuple
-        Of the sizes.
+        Identifies the sizes.
     """
 
     def __init__(self, model: DeviceModel, every: Layout, pairs: SourcePairs, key: Any) -> None:

@@ -23,7 +23,7 @@ HELD = 256  # sources whose derivative images are held at once: 280 kB each of 5
 
 
 def padded(n: int) -> int:
-    """The next size that buffers are made for: of at least `LEAST`, with three leading bits and zeros."""
+    """Return the next size that buffers are made for: at least `LEAST`, three leading bits and zeros."""
     if n <= LEAST:
         return LEAST
     step = 1 << max(int(n - 1).bit_length() - 4, 0)
@@ -94,7 +94,7 @@ def make_pairs(layout: Layout, n_psf: int, n_latent: int, largest: int) -> Sourc
     Parameters
     ----------
     layout : Layout
-        Of NumPy arrays.
+        Its arrays are NumPy's.
     n_psf : int
         Folded bases.
     n_latent : int
@@ -104,7 +104,7 @@ def make_pairs(layout: Layout, n_psf: int, n_latent: int, largest: int) -> Sourc
     Returns
     -------
     SourcePairs
-        Of NumPy arrays.
+        Its arrays are NumPy's.
     """
     n_source, start = layout.n_source, np.asarray(layout.blend_start, np.int64)
     size = np.diff(start)
@@ -147,7 +147,7 @@ def make_pairs(layout: Layout, n_psf: int, n_latent: int, largest: int) -> Sourc
 
 
 def make_layout(problem: Problem) -> Layout:
-    """Where everything of a problem lies.
+    """Make the layout of a problem.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def make_layout(problem: Problem) -> Layout:
     Returns
     -------
     Layout
-        Of NumPy arrays, padded.
+        Its arrays are NumPy's, padded.
     """
     n, n_scene = len(problem.scene), len(problem.data)
     n_source, n_blend = padded(n), padded(problem.n_blend)
@@ -188,14 +188,17 @@ def make_layout(problem: Problem) -> Layout:
 
 
 def filled(values: NDArray[Any], length: int, value: Any, dtype: Any = np.int32) -> NDArray[Any]:
-    """Values, and a constant behind them."""
+    """Return values with a constant behind them, up to a length."""
     result = np.full((length, *values.shape[1:]), value, dtype)
     result[: len(values)] = values
     return result
 
 
 def row_tiles(table: NDArray[np.int32], rows: NDArray[np.int64], n_source: int, n_table: int) -> NDArray[np.int32]:
-    """Rows in tiles of one table each; as many tiles as any choice of `n_source` sources can need."""
+    """Cut rows into tiles of one table each, int32 (n_tile, ROW_TILE).
+
+    The number of tiles serves any choice of `n_source` sources.
+    """
     number = table[rows]
     tiles = np.full((-(-n_source // ROW_TILE) + n_table - 1, ROW_TILE), -1, np.int32)
     filled = 0
@@ -209,7 +212,7 @@ def row_tiles(table: NDArray[np.int32], rows: NDArray[np.int64], n_source: int, 
 
 def pixel_tiles(problem: Problem, rows: NDArray[np.int64], margin: NDArray[np.int64],
                 border: int) -> dict[str, NDArray[np.int32]]:
-    """The squares that images are summed in, and the sources that touch each.
+    """Cut canvases into the squares that images are summed in, and list the sources that touch each.
 
     Parameters
     ----------
@@ -217,9 +220,9 @@ def pixel_tiles(problem: Problem, rows: NDArray[np.int64], margin: NDArray[np.in
     rows : int64 (n_row,)
         Sources that are drawn.
     margin : int64 (n_row,) [pixel]
-        By how much each source's light exceeds its window.
+        Distance that each source's light reaches beyond its window.
     border : int [pixel]
-        Of every canvas, that no square covers.
+        Edge of every canvas that no square covers.
 
     Returns
     -------

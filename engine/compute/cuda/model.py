@@ -30,13 +30,13 @@ class Tables:
         Every second pixel of the window along both axes, from row and column (0, 0), (0, 1), (1, 0), (1, 1) on;
         n_side = (window + 1) / 2, zeros where the window has ended.
     missed : tuple of float32 (n_psf, n_band, n_basis, n_basis)
-        Of the basis' own window and of each smaller one, see `Window`.
+        One for the basis' own window and for each smaller window, see `Window`.
     insets, used : int32 (n_window,)
         By how much each of these windows is smaller [pixel], and the number of functions in it.
     profile : float32 (n_psf, n_band, n_pixel)
         See `Problem`.
     key : tuple
-        Of the folded bases.
+        Identities of the folded bases.
     """
 
     phi: DeviceArray
@@ -57,7 +57,7 @@ class DeviceModel:
     Parameters
     ----------
     runtime : DeviceRuntime
-        Of the bundle, on the device.
+        Networks of the bundle, on the device.
 
     Attributes
     ----------
@@ -96,13 +96,12 @@ class DeviceModel:
             missed=tuple(stack([basis.at(-k).missed for basis in bases]) for k in range(n_window)),
             insets=self.device.upload(np.array([0, *problem.folded.insets], np.int32)),
             used=self.device.upload(np.array([bases[0].at(-k).n_used for k in range(n_window)], np.int32)),
-            profile=stack([p.reshape(problem.n_band, -1) for p in problem.profile]),
-            key=key)
-        self._tables[key] = tables, bases  # the bases stay alive, so that no other has their id
+            profile=stack([p.reshape(problem.n_band, -1) for p in problem.profile]), key=key)
+        self._tables[key] = tables, bases  # living bases keep their ids
         return tables
 
     def clear(self) -> None:
-        """Give memory back that is made anew when needed."""
+        """Give back the memory of tables and networks; later calls make them again."""
         self._tables.clear()
         self.runtime.clear()
 

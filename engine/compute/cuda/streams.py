@@ -1,8 +1,7 @@
 """Streams of a device, shared by the threads that deblend.
 
-A thread takes a stream for one piece of work and gives it back: while one stream computes, another is fed, copies hide
-behind kernels, and as many threads as there are cores do what is left to the host. A piece of work goes to the stream
-that holds its images, if that is free.
+A thread takes a stream for one piece of work and gives it back. While one stream computes, another stream is fed, and
+copies hide behind kernels. A piece of work goes to the stream that holds its images, if that stream is free.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ KEPT = 4  # sets of buffers of a stream
 
 
 def device_runtime(name: str) -> Callable[[Bundle, Device], DeviceRuntime]:
-    """What runs graphs on a device, by its name; ValueError for an unknown one."""
+    """Return the class that runs graphs on a device, by its name; ValueError for an unknown name."""
     if name == "kernels":
         return CudaRuntime
     if name == "onnxruntime":
@@ -50,7 +49,7 @@ def device_runtime(name: str) -> Callable[[Bundle, Device], DeviceRuntime]:
 class DeviceStream:
     """A stream of a device with the model and sets of buffers: the `Problem.device` of its owner. One thread at a time.
 
-    What is already on the device stays there as long as the images of the problems are the same.
+    Images stay on the device as long as the problems have the same ones.
 
     Parameters
     ----------
@@ -89,7 +88,7 @@ class DeviceStream:
         return image
 
     def clear(self) -> None:
-        """Give buffers back."""
+        """Give the memory of buffers and tables back."""
         self._buffers.clear()
         self.model.clear()
 
@@ -140,7 +139,7 @@ class DevicePool:
         n_stream : int
         name : str
         runtime : callable
-            What runs the bundle's graphs on a stream.
+            Makes the networks of a bundle on a stream.
         """
         return cls([DeviceStream(DeviceModel(runtime(bundle, open_device()))) for _ in range(n_stream)], name)
 
@@ -151,10 +150,10 @@ class DevicePool:
         Parameters
         ----------
         memory_limit : float, optional [byte]
-            Of the device's memory, all streams together: OutOfDeviceMemory beyond it, and the stream's buffers are
-            given back.
+            Limit of the device's memory, all streams together. A stream that needs more raises OutOfDeviceMemory and
+            gives its buffers back.
         problem : Problem, optional
-            What it is for.
+            The problem that the stream is for; a stream that holds its images is preferred.
         """
         with self._given_back:
             self._given_back.wait_for(lambda: self._free)
@@ -181,7 +180,7 @@ class DevicePool:
         return SharedDevice(self, memory_limit)
 
     def clear(self) -> None:
-        """Give back the buffers of streams that nobody uses."""
+        """Give back the buffers of idle streams."""
         with self._given_back:
             for stream in self._free:
                 stream.clear()
@@ -198,7 +197,7 @@ class SharedDevice:
     Attributes
     ----------
     runtime : Runtime
-        For the host's arrays.
+        Networks on the device, for arrays on the host.
     """
 
     def __init__(self, pool: DevicePool, memory_limit: float | None = None) -> None:
@@ -213,7 +212,7 @@ class SharedDevice:
 
 
 class SharedRuntime(GraphRuntime):
-    """The `Runtime` on any stream of a pool."""
+    """The `Runtime` of a pool: each run takes a stream."""
 
     def __init__(self, stream: Callable[[], AbstractContextManager[DeviceStream]]) -> None:
         self._stream = stream

@@ -26,7 +26,7 @@ IntArray = NDArray[np.int32]
 def stars(layout: Layout, latent: DoubleArray, star: IntArray, core: DoubleArray, sums: DoubleArray,
           psf_sigma: np.float64, out_maps: FloatArray, out_d_maps: FloatArray, out_mix: FloatArray,
           out_d_mix: FloatArray) -> None:
-    """Overwrite the rows of stars with those of the reference PSF at its offset: `engine.decoding.decode_jacobian`.
+    """Overwrite the rows of stars with the reference PSF at its offset: `compute.decoding.decode_jacobian`.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ def stars(layout: Layout, latent: DoubleArray, star: IntArray, core: DoubleArray
     core : float64 (n_basis, side, side)
         Basis where the reference PSF has light, its middle the anchor pixel; side is odd.
     sums : float64 (n_basis,)
-        Of the whole functions.
+        Sums of the whole functions.
     psf_sigma : float64 [pixel]
-        Of the Gaussian that the reference PSF is.
+        Sigma of the Gaussian reference PSF.
     out_maps : float32 (n_source, n_component, n_basis)
         Every component is the star.
     out_d_maps : float32 (n_source, 2 + n_shape, n_component, n_basis)

@@ -78,7 +78,7 @@ def joint_blocks(layout: Layout, inner: FloatArray, pairs: IntArray, alone: Doub
     ----------
     layout : Layout
     inner : float32 (n_pair, n_band, n_column, n_column)
-        Of `couplings`.
+        Result of `couplings`.
     pairs : int32 (n_pair, 2)
     alone : float64 (n_source, n_latent, n_latent)
         The prior's curvature and the outskirts' part, which are added to a source's own block.
@@ -118,7 +118,7 @@ def joint_solve(layout: Layout, blocks: DoubleArray, pairs: IntArray, pair_span:
     ----------
     layout : Layout
     blocks : float64 (n_pair, n_latent, n_latent)
-        Of `joint_blocks`.
+        Result of `joint_blocks`.
     pairs : int32 (n_pair, 2)
         The first source is not after the second.
     pair_span : int32 (n_blend, 2)
@@ -189,14 +189,14 @@ def joint_conjugate(layout: Layout, blocks: DoubleArray, pairs: IntArray, partne
     ----------
     layout : Layout
     blocks : float64 (n_pair, n_latent, n_latent)
-        Of `joint_blocks`.
+        Result of `joint_blocks`.
     pairs : int32 (n_pair, 2)
     partner_start : int32 (n_source + 1,)
-        Where the pairs of each place of `Layout.blend_source` begin in `partner`.
+        First entry in `partner` of each place of `Layout.blend_source`.
     partner : int32 (n_entry,)
         Twice the number of the pair; plus one if the source is the pair's second.
     inverse : float64 (n_source, n_latent, n_latent)
-        Of `block_inverse`: the preconditioner.
+        Result of `block_inverse`: the preconditioner.
     target : float64 (n_source, n_latent)
     scratch : three float64 (n_source, n_latent)
     out : float64 (n_source, n_latent)
@@ -271,10 +271,10 @@ def blocks(columns: FloatArray, through: FloatArray, wbar: DoubleArray, curvatur
     Parameters
     ----------
     columns, through : float32 (n_source, n_band, n_column, n_basis) [nJy]
-        Of `columns`, and these times the Gram matrix.
+        Result of `columns`, and the same times the Gram matrix.
     wbar : float64 (n_source, n_band) [nJy^-2]
     curvature : float64 (n_source, n_latent, n_latent)
-        Of the prior.
+        Curvature of the prior.
     out : float64 (n_source, n_latent, n_latent)
     """
     n_band = wbar.shape[1]
@@ -302,7 +302,7 @@ def normal(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extende
     weights : float32 (n_pixel,)
         Flat images.
     pairs : int32 (n_pair, 2)
-        Sources of one scene, as of `normal.source_pairs`; -1 is padding.
+        Sources of one scene, as `source_pairs` lists them; -1 is padding.
     out : float64 (n_pair, n_band)
     """
     for p, (i, j) in enumerate(pairs):
@@ -324,9 +324,9 @@ def flux_solve(layout: Layout, values: DoubleArray, pairs: IntArray, pair_start:
     ----------
     layout : Layout
     values : float64 (n_pair, n_band)
-        Of `normal`.
+        Result of `normal`.
     pairs, pair_start : int32 (n_pair, 2), (n_blend + 1,)
-        Of `normal.source_pairs`.
+        Result of `source_pairs`.
     target : float64 (n_source, n_band)
         sum_p w u r.
     out_flux : float64 (n_source, n_band) [nJy]

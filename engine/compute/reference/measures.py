@@ -48,7 +48,7 @@ def footprint(layout: Layout, stamps: FloatArray, cells: FloatArray | None, exte
     ----------
     layout : Layout
     stamps, cells, extended
-        Of the models [nJy].
+        Model images [nJy].
     weight : float32 (n_pixel,) [nJy^-2]
     out : int32 (n_source, n_word)
         `footprint.n_word`; words of no pixel are left alone.
@@ -105,7 +105,7 @@ def light(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended
 
 def share(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended: IntArray, footprints: IntArray,
           data: FloatArray, weight: FloatArray, model: FloatArray, light: FloatArray, out: DoubleArray) -> None:
-    """What sources share of the light of a scene, see engine/measure/light_shares.py.
+    """Share the light of a scene among its sources, see engine/measure/light_shares.py.
 
     Parameters
     ----------
@@ -141,11 +141,11 @@ def misfit(layout: Layout, stamps: FloatArray, latent: DoubleArray, data: FloatA
         The offset [pixel] stands behind the fluxes.
     data, weight, model : float32 (n_pixel,)
     edges : float64 (n_edge,) [pixel]
-        Of the rings.
+        Edges of the rings.
     out : float64 (n_source, 4)
         sum v^2 and sum (u^2 - v) over squares, the same over rings.
     half : int [pixel]
-        Of the square around the central pixel that is looked at, [-half, half); the window holds it.
+        The square [-half, half) around the central pixel is looked at; the window holds it.
     square : int [pixel]
         Side of the squares, divides 2 half.
     """
@@ -194,11 +194,11 @@ def core_statistics(layout: Layout, number: IntArray, centre: DoubleArray, owner
     ----------
     layout : Layout
     number : int32 (n_source,)
-        Of each source in its scene, as the owners are numbered.
+        Number of each source in its scene, as the owners are numbered.
     centre : float64 (n_source, 2) [pixel]
         (x, y) on the canvas.
     owner : int32 (n_pixel / n_band,)
-        Of each pixel, canvas after canvas; -1: nobody.
+        Owner of each pixel, canvas after canvas; -1: none.
     data, weight, weights, model : float32 (n_pixel,)
         The third are the robust weights.
     out : float64 (n_source, 3)
@@ -229,7 +229,7 @@ def light_area(layout: Layout, stamps: FloatArray, cells: FloatArray | None, ext
         Mean weight under the source.
     out : int32 (n_source,)
     threshold : float
-        Of the squared signal to noise of a pixel, all bands together.
+        Bound on the squared signal to noise of a pixel, all bands together.
     """
     full = layout.full_window
     alone = dataclasses.replace(layout, corner=np.full_like(layout.corner, layout.margin))  # nothing sticks out

@@ -23,7 +23,7 @@ _BINARY = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min")
 
 
 def network_map(program: Program, views: list[Array]) -> None:
-    """Run a program on whole arrays: `views` are those of the program, written where it stores."""
+    """Run a program on whole arrays; its stores write to `views`."""
     register: dict[int, Any] = {}
     for function, to, a, b in program.instructions:
         if function == "Load":
@@ -77,14 +77,14 @@ def run(plan: Plan, inputs: Mapping[str, Array], dtype: Any = np.float64) -> dic
     ----------
     plan : Plan
     inputs : mapping of str to float
-        Of the shapes in `plan.inputs`.
+        Shapes as in `plan.inputs`.
     dtype : dtype
-        Of all numbers on the way.
+        Type of all numbers on the way.
 
     Returns
     -------
     dict of str to array
-        Of the shapes in `plan.outputs`.
+        Shapes as in `plan.outputs`.
     """
     flat = {ARENA: np.full(plan.arena_size, np.nan, dtype), CONSTANTS: plan.constants.astype(dtype)}
     flat |= {INPUTS + i: np.array(inputs[name], dtype).ravel() for i, name in enumerate(plan.inputs)}

@@ -180,7 +180,7 @@ def mean_weight(layout: Layout, weights: FloatArray, profile: FloatArray, inset:
     layout : Layout
     weights : float32 (n_pixel,)
     profile : float32 (n_psf, n_band, n_window_pixel)
-        Of sum one in the whole window.
+        Sum one in the whole window.
     inset : int32 (n_source,) [pixel]
         By how much sources' windows are smaller on every side.
     out : float64 (n_source, n_band)
@@ -263,7 +263,7 @@ def wide(layout: Layout, through: FloatArray, coefficients: FloatArray, wbar: Do
     ----------
     layout : Layout
     through : float32 (n_source, n_band, n_basis) [nJy]
-        Coefficients times the Gram matrices of what the window misses of the full window.
+        Coefficients times the Gram matrices of the light that the window misses.
     coefficients : float32 (n_source, n_band, n_basis) [nJy]
     wbar : float64 (n_source, n_band) [nJy^-2]
         Mean inverse variance under each source.
@@ -286,7 +286,7 @@ def wide(layout: Layout, through: FloatArray, coefficients: FloatArray, wbar: Do
 
 def reach(layout: Layout, extent: IntArray, insets: IntArray, used: IntArray, out_extended: IntArray,
           out_inset: IntArray, out_n_used: IntArray) -> None:
-    """Look up what the extents of sources stand for.
+    """Look up the windows of the sources' extents.
 
     Parameters
     ----------
@@ -318,7 +318,7 @@ def trim_basis(layout: Layout, n_used: IntArray, rows: FloatArray, out: FloatArr
 
 
 def trim_stamps(layout: Layout, inset: IntArray, out_stamps: FloatArray) -> None:
-    """Set what is outside of smaller windows to 0.
+    """Set pixels outside of smaller windows to 0.
 
     Parameters
     ----------

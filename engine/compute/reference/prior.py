@@ -20,16 +20,16 @@ def prior_terms(layout: Layout, latent: DoubleArray, log_prob: FloatArray, flow_
                 measured: IntArray, offset0: DoubleArray, star: IntArray, mean_color: DoubleArray,
                 color_sigma: DoubleArray, center_sigma: np.float64, out_log_prior: DoubleArray,
                 out_gradient: DoubleArray, *, slack: float) -> None:
-    """Log prior of every source, up to constants, and its gradient: `engine.objective.prior`.
+    """Log prior of every source, up to constants, and its gradient: `solve.prior.prior_terms`.
 
     Parameters
     ----------
     layout : Layout
     latent : float64 (n_source, n_latent)
     log_prob : float32 (n_source,)
-        Of the shapes of galaxies, from the flow.
+        Log probability of the shapes of galaxies, from the flow.
     flow_gradient : float32 (n_source, n_latent)
-        Of `log_prob` by the latents.
+        Gradient of `log_prob` by the latents.
     measured : int32 (n_source, n_band)
         Whether the source has any weight in the band.
     offset0 : float64 (n_source, 2) [pixel]
@@ -37,7 +37,7 @@ def prior_terms(layout: Layout, latent: DoubleArray, log_prob: FloatArray, flow_
     star : int32 (n_source,)
         Whose shapes are idle, under N(0, 1), whatever the flow says.
     mean_color, color_sigma : float64 (n_band,) [ln nJy]
-        Of the population, for bands that are not measured.
+        Mean and scatter of the population's colours, for bands without weight.
     center_sigma : float64 [pixel]
     out_log_prior : float64 (n_source,)
     out_gradient : float64 (n_source, n_latent)
@@ -69,7 +69,7 @@ def prior_terms(layout: Layout, latent: DoubleArray, log_prob: FloatArray, flow_
 def secant(layout: Layout, latent: DoubleArray, trial_latent: DoubleArray, prior_gradient: DoubleArray,
            trial_gradient: DoubleArray, out_curvature: DoubleArray, *, min_ratio: float, max_ratio: float,
            min_curvature: float) -> None:
-    """BFGS update of the prior's curvature from what its gradient did along a step.
+    """BFGS update of the prior's curvature from the change of its gradient along a step.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def secant(layout: Layout, latent: DoubleArray, trial_latent: DoubleArray, prior
     latent, trial_latent : float64 (n_source, n_latent)
         Before the step, and after it.
     prior_gradient, trial_gradient : float64 (n_source, n_latent)
-        Of log p, there.
+        Gradients of log p at these latents.
     out_curvature : float64 (n_source, n_latent, n_latent)
         Symmetric, positive definite; updated, but not where the curvature along the step is negative or out of
         proportion.

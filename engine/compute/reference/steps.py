@@ -67,7 +67,7 @@ def accept(layout: Layout, loss: DoubleArray, log_prior: DoubleArray, trial_log_
     ----------
     layout : Layout
     loss : float64 (n_blend, 2)
-        Of the pixels of each blend: before the step, and after it.
+        Loss of the pixels of each blend, before the step and after it.
     log_prior, trial_log_prior : float64 (n_source,)
     downhill, step : float64 (n_source, n_latent)
     damping : float64 (n_blend,)
@@ -81,9 +81,9 @@ def accept(layout: Layout, loss: DoubleArray, log_prior: DoubleArray, trial_log_
     rejected_factor : float
         Multiplies the damping where L did not fall.
     poor_decrease, poor_factor : float
-        Where L fell by less than this share of the expected decrease, the factor multiplies the damping.
+        The factor multiplies the damping if L fell by less than this share of the expected decrease.
     good_decrease, good_factor : float
-        The same where L fell by at least this share.
+        The same if L fell by at least this share.
     """
     for blend in range(layout.n_blend):
         members = layout.blend_source[layout.blend_start[blend] : layout.blend_start[blend + 1]]

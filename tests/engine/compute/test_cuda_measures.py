@@ -1,4 +1,4 @@
-"""What is measured source by source after a fit: on a device, here the shim, as on the CPU."""
+"""Measures of single sources on a device, here the shim, against those of the CPU."""
 
 from __future__ import annotations
 
