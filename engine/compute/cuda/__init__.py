@@ -1,1 +1,1 @@
-"""Operations and the descent on a GPU."""
+"""Memory and streams of a device; joint fluxes and areas of light on it."""
