@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from deblendrt.cuda.driver import dlpack
+
 
 class DeviceError(RuntimeError):
     """The device cannot do what was asked. The message says what is missing and what to do about it."""
@@ -76,21 +78,15 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        from deblendrt.cuda.driver import interop
-
         return {"version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False),
-                "strides": None, "stream": interop.interface_stream(self)}
+                "strides": None, "stream": dlpack.interface_stream(self)}
 
     def __dlpack__(self, *, stream: int | None = None, max_version: tuple[int, int] | None = None,
                    dl_device: tuple[int, int] | None = None, copy: bool | None = None) -> Any:
-        from deblendrt.cuda.driver import interop
-
-        return interop.to_dlpack(self, stream, dl_device, copy)  # takers of all versions accept version 1
+        return dlpack.to_dlpack(self, stream, dl_device, copy)  # takers of all versions accept version 1
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        from deblendrt.cuda.driver import interop
-
-        return interop.dlpack_device(self)
+        return dlpack.dlpack_device(self)
 
 
 Argument = DeviceArray | None | int | float | np.generic

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import shim
 
-from deblendrt.cuda.driver import interop
+from deblendrt.cuda.driver import dlpack, interop
 from deblendrt.cuda.driver.cuda_device import CudaDevice, open_device
 from deblendrt.cuda.driver.device import DeviceArray, DeviceError
 
@@ -75,7 +75,7 @@ def test_memory_lives_as_long_as_its_taker(device: shim.ShimDevice) -> None:
     del capsule
     gc.collect()
     assert device.used == 0
-    assert not interop._given
+    assert not dlpack.given
 
 
 def test_an_adopted_array_lives_as_long_as_it_is_used(device: shim.ShimDevice) -> None:
