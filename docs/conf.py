@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # the extensions in this folder
+sys.path.insert(0, str(HERE / "extensions"))
 
 _pyproject = tomllib.loads((HERE.parent / "pyproject.toml").read_text())
 project = _pyproject["project"]["name"]
@@ -30,7 +30,7 @@ autodoc_mock_imports = [name for name in ("torch", "zuko", "galsim", "galcheat",
                         if importlib.util.find_spec(name) is None]
 numpydoc_show_class_members = False  # autodoc lists the members
 numpydoc_class_members_toctree = False
-autosummary_context = {  # for templates/autosummary/module.rst: a folder is a page, its modules are sections
+autosummary_context = {  # for extensions/templates/autosummary/module.rst: a folder is a page, its modules are sections
     "packages": _pyproject["tool"]["setuptools"]["packages"],
     "public_modules": [  # their classes are on the pages of the public interface
         "deblendrt.engine.deblender", "deblendrt.engine.result.result", "deblendrt.engine.scene.psf_field"],
@@ -52,8 +52,8 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
-templates_path = ["templates"]
-exclude_patterns = ["templates"]
+templates_path = ["extensions/templates"]
+exclude_patterns = ["extensions"]
 
 
 def keep_plain_text(_app, what, _name, _obj, _options, lines):  # type: ignore[no-untyped-def]

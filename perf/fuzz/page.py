@@ -39,7 +39,7 @@ def markdown(figures: dict[str, Any]) -> str:
         f"{figures['n_input']:,} inputs in {figures['seconds'] / 3600:.1f} hours of one core, "
         f"{figures['n_input_present_code']:,} of them with the readers' modules as they are now. Made "
         "by `python -m perf.fuzz --page` from the records of `python -m perf.fuzz`. The promises are in "
-        "`docs/security.md`.",
+        "`docs/developing/security.md`.",
         f"Each input is a valid file with a few mutations. It is read in a process whose address space may grow by "
         f"{figures['memory_limit'] / 2**30:.0f} GiB. It must be accepted, or refused with a ValueError, an OSError or "
         "a subclass. Failures are any other exception, a process that dies, more than "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "docs" / "check_links.py"
+PATH = Path(__file__).parents[2] / "docs" / "extensions" / "check_links.py"
 
 
 @pytest.fixture(scope="module")

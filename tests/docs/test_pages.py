@@ -14,7 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_every_flag_has_a_row() -> None:
     pytest.importorskip("sphinx")
-    table = runpy.run_path(str(DOCS / "tables.py"))["flags"]()
+    table = runpy.run_path(str(DOCS / "extensions" / "tables.py"))["flags"]()
     for flag in Flag:
         assert f"| {flag.bit_length() - 1} | `{flag.name}` | {DESCRIPTIONS[flag]} |" in table
 

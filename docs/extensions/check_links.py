@@ -1,4 +1,4 @@
-"""Check the links of the built site: ``python docs/check_links.py OUT``.
+"""Check the links of the built site: ``python docs/extensions/check_links.py OUT``.
 
 Every link and anchor between the pages has to lead somewhere. Scripts, styles and images may not come from another
 site, since the pages must be readable without a network. Links to other sites are not
@@ -72,7 +72,7 @@ def problems(folder: Path) -> list[str]:
 def main() -> int:
     """Print the problems, and return 1 if there are any."""
     if len(sys.argv) != 2:
-        print("usage: python docs/check_links.py OUT", file=sys.stderr)
+        print("usage: python docs/extensions/check_links.py OUT", file=sys.stderr)
         return 2
     lines = problems(Path(sys.argv[1]))
     print("\n".join(lines) or "every link leads somewhere")

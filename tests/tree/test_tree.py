@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MOST = 14  # entries of a folder
 ENGINE = {"__init__.py", "adapters", "bundles", "compute", "deblender.py", "files", "measure", "model", "native",
           "py.typed", "result", "scene", "solve", "units.py"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("engine", "cuda", "export", "training")
 
 # Names that may have several definitions, each with its reason.

@@ -19,7 +19,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "perf" / "results"
 GROUPS = {
     "accuracy": ("accuracy", "peers", "beyond", "stars", "shear", "robustness", "real", "ablation"),
@@ -53,7 +53,7 @@ def write_pages(app: Sphinx, _config: Any) -> None:
 
 def as_page(text: str, texts: dict[str, str]) -> str:
     """Return a result's Markdown with paths relative to ``generated/``, and links to the pages that it names."""
-    images = os.path.relpath(RESULTS, Path(__file__).parent / "generated")
+    images = os.path.relpath(RESULTS, ROOT / "docs" / "generated")
     text = re.sub(r"(!\[[^\]]*\]\()(?!\w+:)([^)/]+)\)", rf"\g<1>{images}/\g<2>)", text)
     return PAGE_NAME.sub(lambda m: f"[{m[0]}]({m[1]}.md)" if m[1] in texts else m[0], text)
 
