@@ -17,7 +17,7 @@ KERNELS = {path.stem for path in shim.SOURCE.rglob("*.cu")}
 # Not of kernels; or, as of whole networks, whose kernels others test on less, too long.
 LEFT_OUT = {"test_kernel_compiler.py", "test_device.py", "test_interop.py", "test_sanitizers.py",
             "test_network_bundles.py"}
-TESTS = [path for path in sorted(HERE.glob("test_*.py")) if path.name not in LEFT_OUT]
+TESTS = [path for path in sorted(HERE.rglob("test_*.py")) if path.name not in LEFT_OUT]
 PLANTED = """
 import sys
 from pathlib import Path
