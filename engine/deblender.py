@@ -1,7 +1,7 @@
 """The deblender: load a model once, then give it batches of scenes.
 
-Scenes that share a PSF are grouped and cut into chunks of a bounded number of sources; a chunk is solved on one
-thread. A source's result does not depend on the chunk that the source is in.
+Scenes that share a PSF are grouped and cut into chunks of a bounded number of sources. One thread solves a chunk. A
+source's result does not depend on the chunk that the source is in.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from deblendrt.engine.solve.start import build_problem, start_latents
 if TYPE_CHECKING:
     from deblendrt.engine.compute.cuda.streams import DevicePool, SharedDevice
 
-FOLDED_CACHE = 16  # folded bases kept, 175 MB each at 6 bands of 63 x 63 pixels once they have drawn, 100 MB at one
+FOLDED_CACHE = 16  # folded bases kept; each takes 100 MB, 175 MB after its first use, at 6 bands of 63 x 63 pixels
 
 
 class Deblender:
     """A loaded model.
 
-    Thread-safe: `deblend_batch` may be called from several threads; results do not depend on how.
+    Thread-safe: several threads may call `deblend_batch`; results do not depend on that.
 
     Parameters
     ----------
     bundle : Bundle
     runtime : Runtime
     pool : DevicePool, optional
-        Streams of a device that the descents run on; on the CPU if there is none.
+        Streams of the GPU that computes. Default: the CPU computes.
     """
 
     def __init__(self, bundle: Bundle, runtime: Runtime, pool: DevicePool | None = None) -> None:
@@ -82,10 +82,11 @@ class Deblender:
         device : str
             "cpu", "cuda" (the first GPU) or "cuda:1" (the second).
         stream : optional
-            The caller's CUDA stream to work on, alone: its handle, or an object of CuPy, torch or PyCUDA that has one.
-            Default: streams of our own.
+            The caller's CUDA stream, which then does all work: its handle, or a stream of CuPy, torch or PyCUDA.
+            Default: the deblender opens its own streams.
         runtime : {"kernels", "onnxruntime", "tensorrt"}
-            Runs the model's graphs on a GPU: the engine's own kernels, ONNX Runtime's CUDA provider, or TensorRT.
+            Software that runs the model's graphs on a GPU: the engine's own kernels, ONNX Runtime's CUDA provider, or
+            TensorRT.
 
         Returns
         -------
@@ -96,8 +97,8 @@ class Deblender:
         ValueError
             Unknown device.
         DeviceError
-            No usable GPU, driver or compiler: the message says what is missing and the command that mends it. Never
-            falls back to the CPU.
+            No usable GPU, driver or compiler. The message says what is missing, and the command that mends it. A
+            deblender for a GPU never falls back to the CPU.
         BundleError
             The bundle is damaged, incomplete or of a newer format.
         """
@@ -118,7 +119,7 @@ class Deblender:
 
     @property
     def window(self) -> int:
-        """Side of a source's window [pixel]; the few that are extended have a larger one."""
+        """Side of a source's window [pixel]; the few extended sources have a larger window."""
         return window_side(self.bundle)
 
     def warmup(self, n_sources: int = drawing.TILE) -> None:
@@ -127,8 +128,8 @@ class Deblender:
         Parameters
         ----------
         n_sources : int
-            Makes no difference yet: the CPU engine needs one tile whatever it is, and a GPU's buffers are made for a
-            padded size when a batch of that size first comes.
+            Checked, but without effect: the CPU engine works in tiles of one size, and a GPU's buffers of a padded size
+            are made when a batch of that size first comes.
         """
         if n_sources < 1:
             raise ValueError(f"n_sources: expected at least 1, got {n_sources}")
@@ -142,11 +143,12 @@ class Deblender:
         return None if self.pool is None else self.pool.share(memory_limit)
 
     def fold(self, images: NDArray[np.float64] | None) -> FoldedBasis:
-        """The basis folded with PSF images (None: the nominal ones), from a cache.
+        """Return the basis folded with PSF images, from a cache.
 
         Parameters
         ----------
         images : float64 (n_band, q, q), optional
+            Default: the model's nominal PSFs.
 
         Returns
         -------
@@ -177,61 +179,62 @@ class Deblender:
         Parameters
         ----------
         cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of images
-            Images [nJy unless Quantities or `zero_point`], of any sizes; NaN pixels are dropped. With a GPU, arrays of
-            CuPy, torch or PyCUDA that lie there will do, here and below.
+            Images of any sizes [nJy; or Quantities; or counts with `zero_point`]. NaN pixels are dropped. With a GPU,
+            this argument and those below may be arrays of CuPy, torch or PyCUDA in its memory.
         centers : float (n_source, 2) [pixel], or a sequence of such arrays, nested like `cutouts`
             (x, y), 0-based, integer = pixel centre.
         variance : float, optional
-            Total variance, in squared image units: a number, (n_band,), or like a cutout. Default: the sky's,
-            estimated from the image and flagged.
+            Total variance, in squared image units: a number, (n_band,), or like a cutout. Default: the variance of the
+            sky, estimated from the image; the sources are flagged.
         mask : bool (n_y, n_x) or (n_band, n_y, n_x), optional
             True means bad.
         psf : float (n_band, q, q), `CellPsf` or callable, optional
             Effective PSF images, for all scenes or one per scene; where the PSF varies over an image, one set of images
-            per cell, or a callable (x, y) -> images. Default: the model's nominal ones.
+            per cell, or a callable (x, y) -> images. Default: the model's nominal PSFs.
         bands : str or sequence of str, optional
-            Names of the cutouts' bands. Default: all the model's. Bands that are absent are filled in by the prior.
+            Names of the cutouts' bands. Default: all bands of the model. The prior fills in absent bands.
         kind : str, or sequence of str (n_source,), optional
             "galaxy", "star" (a point source) or "auto", for all sources or for each, nested like `centers`. Default:
-            galaxies. For "auto" sources both models are fitted and compared, see `star_probability` of the result:
-            sources above 0.5 are stars. Takes about twice the time, three times where all scenes have stars.
+            galaxies. "auto" sources are fitted as both kinds, and a `star_probability` above 0.5 makes a source a star.
+            This takes about twice the time, three times if all scenes have stars.
         background : float, optional
             Subtracted from the image.
         zero_point : float, optional [AB mag of one image unit]
-            The image is in counts.
+            Zero point of an image in counts.
         pixel_scale : float or Quantity, optional [arcsec]
-            Checked against the model's.
+            Pixel scale of the images, checked against the model's.
         solver : {"gauss_newton", "adam"}
         n_iteration : int, optional
-            Always run in full. Default 12 (Gauss-Newton) or 200 (Adam). Blends that Gauss-Newton leaves moving get at
-            most twice as many again.
+            Number of iterations of all blends. Default: 8 (Gauss-Newton) or 200 (Adam). Blends that still move after
+            Gauss-Newton's iterations get more, at most five times this number.
         start : {"encoder", "linear"}
-            Shapes from the deblending encoder, or at the prior's mean (as the encoder's are where much of the cutout
-            is masked on both sides of the centre); fluxes by a joint linear solve in both cases.
+            First shapes: those of the deblending encoder, or the prior's mean. The prior's mean also serves where
+            much of the encoder's cutout is masked on both sides of the centre. The first fluxes come from a joint
+            linear solve.
         robust : bool
-            Bound the influence of flux that no listed source explains, and fit bright unlisted sources along, which
-            stay out of the result (not in images solved in parts: `find_missed` serves there); False gives the plain
-            chi-square of the listed ones.
+            True bounds the influence of flux that no listed source explains, and fits bright unlisted sources too.
+            They stay out of the result. In images that are solved in parts they are not fitted: use `find_missed`
+            there. False gives the plain chi-square with the listed sources alone.
         center_sigma : float [pixel]
             Standard deviation of the prior on a source's position around the given centre, per axis.
         aperture_diameter : float [arcsec]
-            Of the result's `aperture_flux`.
+            Diameter of the circle for the result's `aperture_flux`.
         find_missed : bool
-            Look for peaks in the residual, add them, their kind "auto", and solve once more. They come after the listed
-            sources of their scene, with the flag FOUND. Takes twice the time where there are any.
+            Look for peaks in the residual, add them as sources of kind "auto", and solve once more. Found sources
+            follow the listed sources of their scene and have the flag FOUND. Scenes with such peaks take twice the
+            time.
         star_fraction : float
             Prior probability that an "auto" source is a star, between 0 and 1.
         n_threads : int
-            Chunks solved at a time. Results do not depend on it.
+            Number of chunks that are solved at a time. Results do not depend on it.
         memory_limit : float, optional [byte]
-            Of the memory at work, beside the images and the result; on a GPU, of its memory. Fewer sources are solved
-            at a time. Results do not depend on it.
+            Limit of the memory at work, beside the images and the result; with a GPU, of the GPU's memory. A small
+            limit lets fewer sources be solved at a time. Results do not depend on it.
 
         Returns
         -------
         DeblendResult
-            One row per source, in the caller's order, whatever happened to it; see its `flags`. (With `find_missed`,
-            the found ones follow the listed ones of each scene.)
+            One row per source, in the caller's order. Every source has a row; `flags` tell what went wrong.
 
         Raises
         ------
@@ -269,12 +272,12 @@ class Deblender:
             return device.device.download(interop.adopt_array(device.device, value, name=name))
 
     def model_on_device(self, result: DeblendResult, i_scene: int) -> DeviceArray:
-        """Model image of a scene, drawn on the GPU and left there.
+        """Draw the model image of a scene on the GPU, and leave it there.
 
         Parameters
         ----------
         result : DeblendResult
-            Of this deblender.
+            A result of this deblender.
         i_scene : int
 
         Returns
@@ -302,7 +305,7 @@ class Deblender:
             return device.model_image(problem, result.coefficients[rows])
 
     def _with_kinds(self, rows: Rows, settings: Settings, flag: int = 0) -> Rows:
-        """Find the kinds of the "auto" sources with a flag, and solve the scenes with stars among them again."""
+        """Find the kinds of the "auto" sources that have `flag`, and solve scenes with new stars again."""
         auto = np.concatenate([np.zeros(0, bool), *[s.auto for s in rows.scenes]]) & rows.fitted
         chosen = np.flatnonzero(auto & ((rows.flags & flag) == flag))
         if not len(chosen):
@@ -317,7 +320,7 @@ class Deblender:
         return rows
 
     def solve_scenes(self, scenes: list[Scene], settings: Settings, before: Rows | None = None) -> Rows:
-        """Solve checked scenes, except the scenes that `before` has; `deblend_batch` is the public way in."""
+        """Solve checked scenes. Rows of scenes that `before` has solved already are copied."""
         rows = Rows.empty(scenes, self.bundle, self.fold, settings)
         same = [i for i, scene in enumerate(scenes) if before is not None and before.scenes[i] is scene]
         if before is not None:
@@ -332,7 +335,7 @@ class Deblender:
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
         def run(chunk: Chunk) -> NDArray[np.float64]:
-            """Solve a chunk; returns chi2 and objective of a part."""
+            """Solve a chunk. Return chi2 and objective if the chunk is a part of a scene, else zeros."""
             if chunk.part is None:
                 self._solve_chunk(rows, chunk.members, settings)
                 return np.zeros(2)
@@ -352,19 +355,19 @@ class Deblender:
         return rows
 
     def _memory(self, limit: float | None) -> Memory:
-        """The memory that solving takes on the host, and its limit."""
+        """Return what `divide` must know of the memory that solving takes on the host, and the limit."""
         if limit is None:
             return Memory(len(self.bundle.bands), 0, 0)
         folded = self.fold(None)
         return Memory(len(self.bundle.bands), 2 * folded.half, folded.phi.nbytes, limit)
 
     def _in_halves(self, run: Callable[[Chunk], NDArray[np.float64]], chunk: Chunk) -> NDArray[np.float64]:
-        """Run a chunk, half by half where the device's memory does not hold the whole."""
+        """Run a chunk. Run its halves if the device's memory does not hold the whole."""
         try:
             return run(chunk)
         except OutOfDeviceMemory as error:
             assert self.pool is not None
-            self.pool.clear()  # what earlier chunks left may be in the way
+            self.pool.clear()  # buffers of earlier chunks may fill the memory
             too_large = str(error)  # the error itself holds on to the memory that it failed with
         middle = len(chunk.members) // 2
         if middle:
@@ -379,9 +382,9 @@ class Deblender:
 
     def _solve_chunk(self, rows: Rows, members: list[int], settings: Settings, part: Part | None = None,
                      search: bool = True) -> None:
-        """Solve some scenes, or the one part that they are, and write their rows.
+        """Solve some scenes, or the only scene that is a `part` of an image, and write their rows.
 
-        With `search`, sources that the lists lack are fitted along.
+        With `search`, bright unlisted sources are fitted too.
         """
         members = [i for i in members if (rows.scenes[i].flags & NOT_FITTED == 0).any()]
         if not members:
@@ -400,8 +403,8 @@ class Deblender:
             scenes, folded, self.runtime, self.bundle, center_sigma=settings.center_sigma, robust=settings.robust,
             part=part, device=self.device(settings.memory_limit))
         problem, latent, floor = start_latents(problem, settings.start)
-        # Not in parts of a patch: among hundreds of sources one starts badly enough to leave a peak, so that every part
-        # would be solved twice.
+        # No search in parts of a patch: among hundreds of sources one starts so badly that it leaves a peak, and every
+        # part would be solved twice.
         search = search and settings.robust and (part is None or bool(part.own.all()))
         found = unlisted.peaks(scenes, problem, latent) if search else []
         solution = descent.solve(problem, latent, floor, settings.solver, settings.n_iteration)
@@ -415,7 +418,7 @@ class Deblender:
 
     def _with_unlisted(self, rows: Rows, peaks: dict[int, NDArray[np.float64]], part: Part | None,
                        settings: Settings) -> None:
-        """Solve scenes once more with the sources that their lists lack; take what explains the image better."""
+        """Solve scenes once more with their unlisted sources. Keep the new rows where the objective falls enough."""
         more = [unlisted.with_peaks(rows.scenes[i], found, self.window // 2, part) for i, found in peaks.items()]
         again = Rows.empty([scene for scene, _ in more], self.bundle, self.fold, settings)
         self._solve_chunk(again, list(range(len(more))), settings, more[0][1], search=False)

@@ -29,7 +29,7 @@ def to_magnitude(flux: Any) -> Any:
 
 
 def to_flux(magnitude: Any) -> Any:
-    """Fluxes of AB magnitudes. The flux of an image's zero point is the flux of one unit of the image.
+    """Fluxes of AB magnitudes. An image's zero point as magnitude gives the flux of one unit of the image.
 
     Parameters
     ----------

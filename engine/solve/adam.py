@@ -15,7 +15,7 @@ from deblendrt.engine.units import DoubleArray
 
 
 def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> tuple[Problem, State]:
-    """Adam with the published step sizes; parameters as in `descent.solve`."""
+    """Run Adam with the published step sizes; parameters as in `descent.solve`."""
     n_band = problem.n_band
     first, second = np.zeros_like(latent), np.zeros_like(latent)
     for iteration in range(n_iteration):
@@ -38,7 +38,7 @@ def adam(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration:
 
 
 def adam_rates(iteration: int) -> tuple[float, tuple[float, float], tuple[float, float]]:
-    """Rate, 1 - beta and 1 - beta^(t + 1) of the two running means, at iteration t from 0."""
+    """Return the rate, and for the two running means 1 - beta and 1 - beta^(t + 1), at iteration t from 0."""
     rate = constants.ADAM_RATE * constants.ADAM_RATE_FACTOR ** (iteration // constants.ADAM_RATE_EVERY)
     first_beta, second_beta = constants.ADAM_BETA
     return rate, constants.ADAM_SHARE, (1 - first_beta ** (iteration + 1), 1 - second_beta ** (iteration + 1))

@@ -17,7 +17,7 @@ from deblendrt.engine.units import DoubleArray, FloatArray
 
 
 def outskirts(problem: Problem, rows: FloatArray, rim: DoubleArray) -> DoubleArray:
-    """Curvature that the outskirts of extended sources add to their blocks.
+    """Compute the curvature that the outskirts of extended sources add to their blocks.
 
     Parameters
     ----------
@@ -25,6 +25,7 @@ def outskirts(problem: Problem, rows: FloatArray, rim: DoubleArray) -> DoubleArr
     rows : float32 (n_source, n_used, n_column, n_basis)
         See `columns`.
     rim : float64 (n_source, n_used) [nJy^-2]
+        See `rim_weight`.
 
     Returns
     -------
@@ -51,7 +52,10 @@ def _products(by_band: FloatArray, rows: FloatArray, gram: DoubleArray, weight: 
 
 
 def by_latent(inner: DoubleArray) -> DoubleArray:
-    """Sum products of columns over bands to products of latents: each band has a flux, all share offset and shape.
+    """Turn products of columns, band by band, into products of latents.
+
+    The flux column of a band belongs to that band's flux. Offset and shape are common to all bands: their products are
+    summed over bands.
 
     Parameters
     ----------
@@ -73,7 +77,7 @@ def by_latent(inner: DoubleArray) -> DoubleArray:
 
 
 def columns(state: State) -> FloatArray:
-    """Derivatives of every band's coefficients by relative flux, offset and shape.
+    """Compute the derivatives of every band's coefficients by relative flux, offset and shape.
 
     Returns
     -------
@@ -93,7 +97,7 @@ def columns(state: State) -> FloatArray:
 
 
 def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
-    """Mean weights under sources, float64 (n_source, n_used): the square of the mean galaxy's image counts pixels."""
+    """Compute mean weights under sources, float64 (n_source, n_used), averaged with `problem.profile`."""
     result = np.empty((len(problem.scene), problem.folded.n_band))
     inset = np.array([0, *problem.folded.insets])[-np.minimum(problem.extent, 0)].tolist()
     corner, scene = problem.corner.tolist(), problem.scene.tolist()
@@ -107,7 +111,7 @@ def mean_weight(problem: Problem, weights: Canvases) -> DoubleArray:
 
 
 def rim_weight(problem: Problem, weights: Canvases) -> DoubleArray:
-    """Mean weights in the rims of extended sources' windows, float64 (n_source, n_used); they serve the outskirts."""
+    """Compute mean weights in the rims of extended sources' windows, for their outskirts; (n_source, n_used)."""
     window = problem.folded.window
     core = slice(constants.RIM, window - constants.RIM)
     result = np.zeros((len(problem.scene), problem.folded.n_band))
@@ -124,9 +128,9 @@ def rim_size(window: int) -> int:
 
 
 def extents(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
-    """Choose the smallest window that leaves light of signal to noise `constants.MAX_UNDRAWN` at most undrawn.
+    """Choose for each source the smallest window that leaves little light undrawn.
 
-    The signal to noise is that of all bands together.
+    The undrawn light has a signal to noise, all bands together, of at most `constants.MAX_UNDRAWN`.
 
     Returns
     -------
@@ -144,12 +148,12 @@ def extents(problem: Problem, coefficients: FloatArray) -> NDArray[np.int8]:
 
 
 def apply_blocks(block: DoubleArray, v: DoubleArray) -> DoubleArray:
-    """Product of each source's block with its vector, float64 (n_source, m)."""
+    """Multiply each source's block with its vector; float64 (n_source, m)."""
     return (block @ v[:, :, None])[:, :, 0]
 
 
 def inverse(block: DoubleArray) -> DoubleArray:
-    """Inverses of symmetric positive blocks, scaled to unit diagonal and with a ridge."""
+    """Invert symmetric positive blocks, with a ridge on the blocks scaled to unit diagonal."""
     scale = 1 / np.sqrt(block.diagonal(axis1=1, axis2=2))
     scaled = block * scale[:, :, None] * scale[:, None, :]
     scaled += constants.BLOCK_RIDGE * np.eye(block.shape[1])

@@ -4,7 +4,7 @@ Gauss-Newton is the default. An iteration (`descend`) takes these steps for all 
 
     weigh      robust weights W, weighted residual W (y - m), L of every blend     `objective.weigh`
     project    inner products of the weighted residual with the folded basis       `objective.project`
-    pull       the way downhill, -dL/dZ                                            `objective.pull`
+    pull       minus the gradient of L by the latents, -dL/dZ                      `objective.pull`
     step       (J' Phi W Phi' J + P + lambda D) step = -dL/dZ                      `newton_step`
     move       the step, shortened to its limits: the trial                        `move`
     draw       the trial's model image, prior and derivatives                      `objective.evaluate`
@@ -12,7 +12,7 @@ Gauss-Newton is the default. An iteration (`descend`) takes these steps for all 
 
 J is the derivative of the coefficients by the latents, Phi the folded basis, P the curvature of the prior (a secant
 estimate) and D the diagonal of the matrix. Fluxes step linearly, F <- F (1 + d). lambda grows where L falls by less
-than expected (`damped`). A rejected step spends an iteration.
+than expected (`damped`). A rejected step counts as an iteration.
 
 Some blends still move after these iterations, mostly blends of bright galaxies. They go on without the others
 (`further_rounds`), with the damping and the curvature that they have reached.
@@ -41,12 +41,12 @@ from deblendrt.engine.units import DoubleArray
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """The point where a solver stopped.
+    """The state where a solver stopped.
 
     Attributes
     ----------
     problem : Problem
-        The problem as solved: `extent` may have changed on the way.
+        The problem with the windows (`extent`) that the solver chose.
     state : State
     downhill : float64 (n_source, n_latent)
         Minus the gradient of L, its flux part relative.
@@ -75,7 +75,7 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
         Log fluxes are held above it.
     solver : {"gauss_newton", "adam"}
     n_iteration : int
-        Iterations of all blends. Gauss-Newton goes on with the blends that still move.
+        Iterations of all blends. Gauss-Newton adds iterations for blends that still move.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def solve(problem: Problem, latent: DoubleArray, floor: DoubleArray, solver: str
 
 
 def gauss_newton(problem: Problem, latent: DoubleArray, floor: DoubleArray, n_iteration: int) -> tuple[Problem, State]:
-    """Damped Gauss-Newton, the further rounds included; parameters as in `solve`."""
+    """Run damped Gauss-Newton with its further rounds; parameters as in `solve`."""
     state: State | None = None
 
     def run(*arguments: Any) -> tuple[Problem, Progress]:
@@ -127,7 +127,7 @@ def descend(problem: Problem, latent: DoubleArray, floor: DoubleArray, tempers: 
     tempers : list of float
         tau of every iteration, see `objective.temper`; falls to 0.
     first_damping : float64 (n_source,), optional
-        lambda at the start, equal in a blend.
+        lambda at the start, equal for all sources of a blend.
     curvature : float64 (n_source, n_latent, n_latent), optional
         Curvature of the prior at the start; default `prior_curvature`.
 
@@ -195,7 +195,7 @@ def newton_step(problem: Problem, state: State, weights: Canvases, downhill: Dou
 
 
 def _alike(source: DoubleArray, step: DoubleArray) -> DoubleArray:
-    """Mean step of sources that agree in every number: rounding errors would drive them apart."""
+    """Give identical sources of a blend the mean of their steps: rounding errors would drive them apart."""
     _, number, count = np.unique(source, axis=0, return_inverse=True, return_counts=True)
     if (count == 1).all():
         return step
@@ -205,7 +205,7 @@ def _alike(source: DoubleArray, step: DoubleArray) -> DoubleArray:
 
 
 def move(problem: Problem, latent: DoubleArray, step: DoubleArray, floor: DoubleArray) -> DoubleArray:
-    """Latents after a step that is shortened to its limits; the flux part of the step is relative and linear."""
+    """Return the latents after a step, shortened to its limits. The flux part of the step is relative and linear."""
     n_band = problem.n_band
     moved = latent.copy()
     factor = np.clip(1 + step[:, :n_band], constants.MIN_FLUX_FACTOR, constants.MAX_FLUX_FACTOR)
@@ -220,7 +220,7 @@ def move(problem: Problem, latent: DoubleArray, step: DoubleArray, floor: Double
 
 
 def damped(damping: DoubleArray, decrease: DoubleArray, expected: DoubleArray) -> DoubleArray:
-    """Damping of the next iteration, from the decrease of L and the decrease that the step promised.
+    """Choose the next damping from the decrease of L and the decrease that the step promised.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ def damped(damping: DoubleArray, decrease: DoubleArray, expected: DoubleArray) -
 
 
 def accept(problem: Problem, better: NDArray[np.bool_], trial: State, state: State) -> State:
-    """State with the trial's values for the sources of better blends.
+    """Replace the state by the trial for the sources of blends whose L fell.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
-"""The descent of `descent` and `adam` on a device: the same iterations as a fixed sequence of kernels.
+"""The solvers of `descent` and `adam` on a device: the same iterations as a fixed sequence of kernels.
 
-Nothing is read back within a descent. A kernel that copies undoes rejected steps, so that all iterations of a batch are
-one recording (a CUDA graph), kept with its buffers for batches of the same padded size.
+The host reads nothing back within a descent. Whether a step is accepted is decided on the device: the kernel `choose`
+copies the trial's rows of the blends whose L fell. All iterations of a batch are therefore one recording (a CUDA
+graph). Buffers keep their recordings for batches of the same padded size.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def solve(buffers: Buffers, latent: DoubleArray, floor: DoubleArray, solver: str
     weights, residual : list of float32 (n_band, n_y, n_x)
     """
     stream = buffers.stream
-    # calls within the solver use the stream that is already theirs
+    # the caller owns a stream already: the problem must not wait for another one
     problem = dataclasses.replace(buffers.problem, device=stream, runtime=stream.runtime)
     if solver == "gauss_newton":
         problem, latent, further = in_rounds(descend, problem, latent, floor, n_iteration)
@@ -102,7 +103,7 @@ def finish(buffers: Buffers) -> tuple[State, DoubleArray, Canvases, Canvases]:
 
 def start(buffers: Buffers, latent: DoubleArray, floor: DoubleArray, damping: DoubleArray | None = None,
           curvature: DoubleArray | None = None) -> None:
-    """Upload the start of a descent; damping and curvature by source if the descent goes on from an earlier one."""
+    """Upload the start of a descent. Damping and curvature, by source, come from an earlier round, if any."""
     buffers.put(latent, buffers.state.latent)
     buffers.put(floor, buffers.floor)
     curvature = prior_curvature(buffers.problem) if curvature is None else curvature

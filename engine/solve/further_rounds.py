@@ -1,7 +1,7 @@
 """Further iterations of the blends that still move after the first ones.
 
-All blends take the same number of iterations first. The blends that still expect L to fall, or whose light has outgrown
-its windows, then go on alone, round by round. So the latency of the others stays bounded.
+All blends take the same number of iterations first. Then some blends go on alone, round by round: blends whose last
+step promised a decrease of L, and blends whose light has outgrown its windows. The other blends cost no more time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deblendrt.engine.units import DoubleArray
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The point that a round of a descent has reached, and what the next round needs of it.
+    """The latents that a round of a descent has reached, and what the next round starts with.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ def in_rounds(run: Callable[..., tuple[Problem, Progress]], problem: Problem, la
         extent[rows] = wider
         moving = np.zeros(problem.n_blend, bool)
         moving[problem.blend[rows[going[part.blend]]]] = True
-        # sources of other blends keep their windows: their bits must not depend on who goes on
+        # sources of other blends keep their windows: their bits must not depend on the blends that go on
         problem = dataclasses.replace(problem, extent=extent.copy())
         part, rows = some_blends(problem, latent, moving)
         part, progress = run(part, latent[rows], floor[rows], [0.0] * max(int(share * n_iteration), 1), damping[rows],

@@ -4,8 +4,8 @@ With u_i[b] the unit-flux image of source i in band b and r = y - m the residual
 
     A_ij = sum_p w u_i u_j,    (A dF)_i = sum_p w u_i r,    F <- F + dF,    covariance A^-1
 
-in every band. Fluxes are signed, and unbiased given the shapes. Each blend is solved against the present fluxes of the
-others, so that a few sweeps make the fluxes joint over a scene.
+in every band. Fluxes are signed, and unbiased given the shapes. A sweep solves each blend with the present fluxes of
+the other blends subtracted. A few sweeps make the fluxes joint over a scene.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deblendrt.engine.units import DoubleArray, FloatArray
 
 
 def blend_rows(problem: Problem) -> Iterator[list[NDArray[np.int64]]]:
-    """Yield the rows of every blend, several blends at a time, so that they fill a tile of products."""
+    """Yield lists of blends, each blend as the rows of its sources; a list fills a tile of products."""
     order = np.argsort(problem.blend, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(problem.blend, minlength=problem.n_blend))[:-1])
     chunk: list[NDArray[np.int64]] = []
@@ -82,7 +82,7 @@ def linear_fluxes(problem: Problem, unit: FloatArray, flux: DoubleArray, *, n_sw
     unit : float32 (n_source, n_band, n_basis)
         Coefficients at unit flux.
     flux : float64 (n_source, n_band) [nJy]
-        Fluxes at the start; zeros serve.
+        Fluxes at the start; may be zeros.
     n_sweep : int
     error : float, optional
         Relative error of the model of the given fluxes: the weights are robust around that model. Default: the weights

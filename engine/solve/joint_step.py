@@ -1,18 +1,19 @@
 r"""The damped Gauss-Newton step of whole blends, neighbours' couplings included.
 
-With D_i the derivatives of the model image by source i's relative fluxes, offset and shape, and W the weights,
+All sources of a blend are solved for at once. With A_i the derivatives of the model image by source i's relative
+fluxes, offset and shape, W the weights, P the curvature of the prior, and D the diagonal of H + P,
 
-    H_ij = sum_p D_i[p]' W[p] D_j[p],     (H + P + lambda D) step = -dL/dZ
+    H_ij = sum_p A_i[p]' W[p] A_j[p],     (H + P + lambda D) step = -dL/dZ
 
-over all sources of a blend at once, P the prior's curvature, D the diagonal. Fluxes are not damped at first, D is 0 for
-them: the model is linear in the fluxes, and damped fluxes delay the shapes. They are damped once steps are rejected
-again and again. Coincident sources need that: their fluxes are nearly free against each other.
+Fluxes are not damped at first, D is 0 for them: the model is linear in the fluxes, and damped fluxes delay the shapes.
+They are damped after the second rejected step in a row (`constants.FLUX_DAMPED`). Coincident sources need that: their
+fluxes are nearly free against each other.
 
 The sum takes every second pixel along both axes, with the weight of four pixels. Light behind a PSF is smooth: with a
 PSF of 3.5 pixels (FWHM) the sum is right to 0.3%, more than a step needs. The gradient takes every pixel.
 
-A dense system solves blends of up to `constants.MAX_DENSE` sources. Conjugate gradients on the blocks solve larger
-blends.
+Blends of up to `constants.MAX_DENSE` sources are solved as one dense system, larger blends by conjugate gradients on
+the blocks.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def joint_step(problem: Problem, columns: FloatArray, weights: Canvases, downhil
     downhill : float64 (n_source, n_latent)
         -dL/dZ, its flux part relative.
     alone : float64 (n_source, n_latent, n_latent)
-        The part of the diagonal blocks that is no sum over pixels of windows: the prior's curvature, outskirts.
+        Parts of the diagonal blocks that are no sums over pixels of windows: the prior's curvature and the outskirts.
     damping : float64 (n_source,)
         lambda.
 
@@ -95,7 +96,7 @@ def joint_step(problem: Problem, columns: FloatArray, weights: Canvases, downhil
 
 
 def _dense(blends: NDArray[np.int64], diagonal: DoubleArray, apart: Couplings, target: DoubleArray) -> DoubleArray:
-    """Steps of blends of n sources each, (n_blend, n, n_latent)."""
+    """Solve blends of n sources each for their steps, (n_blend, n, n_latent)."""
     n_blend, n = blends.shape
     n_latent = target.shape[1]
     blend, place = np.full(len(target), -1), np.zeros(len(target), np.int64)
@@ -118,7 +119,7 @@ def _dense(blends: NDArray[np.int64], diagonal: DoubleArray, apart: Couplings, t
 
 def _conjugate(rows: NDArray[np.int64], group: NDArray[np.int64], diagonal: DoubleArray, apart: Couplings,
                target: DoubleArray) -> DoubleArray:
-    """Steps of the sources of large blends, (n_row, n_latent), preconditioned with their own blocks."""
+    """Solve large blends for their steps, (n_row, n_latent); the sources' own blocks are the preconditioner."""
     here = np.isin(apart.first, rows)
     number = np.zeros(len(target), np.int64)
     number[rows] = np.arange(len(rows))
@@ -211,7 +212,7 @@ def couplings(problem: Problem, columns: FloatArray, weights: Canvases,
 
 def inner_products(members: NDArray[np.int64], drawn: dict[int, canvases.Placed],
                    weight: FloatArray) -> Iterator[tuple[int, int, FloatArray]]:
-    """Weighted products of the images of all pairs of sources that overlap, and of every source with itself.
+    """Yield weighted inner products of the images of overlapping sources, and of every source with itself.
 
     Parameters
     ----------
@@ -224,7 +225,7 @@ def inner_products(members: NDArray[np.int64], drawn: dict[int, canvases.Placed]
     Yields
     ------
     i, j : int
-        Sources, in the order given.
+        Sources; j is not before i in `members`.
     product : float32 (n_used, n_column, n_column)
     """
     stamps = [drawn[i] for i in members.tolist()]
@@ -253,7 +254,7 @@ def _chunks(blends: list[NDArray[np.int64]]) -> Iterator[list[NDArray[np.int64]]
 
 
 def _summed(weight: FloatArray) -> FloatArray:
-    """Sums over squares of four pixels; the last one of an odd number of rows or columns has no weight."""
+    """Sum over squares of 2 x 2 pixels. The last row or column is left out if their number is odd."""
     n_y, n_x = (size // 2 * 2 for size in weight.shape[1:])
     rows = weight[:, 0:n_y:2, :n_x] + weight[:, 1:n_y:2, :n_x]
     return rows[:, :, ::2] + rows[:, :, 1::2]

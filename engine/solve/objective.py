@@ -9,13 +9,13 @@ source can explain. With t the residual and m the model, both in units of the no
     rho(t^2) = t^2 / 2                      where |t| < c
              = c^2 (1/2 + ln(|t| / c))      beyond,         c = 4 sqrt(1 + (e m)^2),    e = 5%
 
-The weight of a pixel falls as (c / t)^2 where even a model that is wrong by 5% does not explain the residual. e is
-larger early in a descent, when the model is wrong everywhere.
+The weight of a pixel falls as (c / t)^2 where even a model error of 5% does not explain the residual. e is larger early
+in a descent, when the model is wrong everywhere.
 
-A descent may also temper the likelihood: weights w / (1 + (tau m)^2) make a relative model error tau part of the noise.
-A bright galaxy then pulls no more than a galaxy of signal to noise 1 / tau per pixel, and the prior can hold it while
-its shape is far off. tau falls to 0 (`temper`). c and tau are held fixed while a step is judged: the loss depends on
-the residual alone.
+A descent also tempers the likelihood at first: the weights w / (1 + (tau m)^2) count a relative model error tau as
+noise. A bright galaxy then pulls no more than a galaxy of signal to noise 1 / tau per pixel, and the prior can hold it
+while its shape is far off. tau falls to 0 (`temper`). c and tau are held fixed while a step is judged, so that the loss
+depends on the residual alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from deblendrt.engine.units import DoubleArray, FloatArray
 
 
 def mix_coefficients(log_flux: NDArray[np.floating], maps: FloatArray, mix: FloatArray) -> FloatArray:
-    """Coefficients exp(log_flux[b]) sum_m mix[m, b] maps[m], float32 (n_source, n_band, n_basis)."""
+    """Compute exp(log_flux[b]) sum_m mix[m, b] maps[m], float32 (n_source, n_band, n_basis)."""
     flux = np.exp(log_flux).astype(np.float32)
     return np.einsum("nb,nmb,nmk->nbk", flux, mix, maps, optimize=False).astype(np.float32)
 
@@ -59,7 +59,7 @@ def evaluate(problem: Problem, latent: DoubleArray) -> State:
 
 
 def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64] | None = None) -> Canvases:
-    """Draw the model images of all scenes, or of some; no outskirts in the canvases' borders, which have no weight."""
+    """Draw the model images of all scenes, or of some. The canvases' borders have no weight and get no outskirts."""
     if problem.device is not None:
         with problem.device.loaded(problem) as buffers:
             drawn: Canvases = buffers.render(coefficients)
@@ -78,7 +78,7 @@ def render(problem: Problem, coefficients: FloatArray, scenes: NDArray[np.int64]
 
 
 def project(problem: Problem, image: Canvases) -> FloatArray:
-    """Inner products of images with the folded basis at every source, float32 (n_source, n_band, n_basis)."""
+    """Compute the inner products of images with every source's folded basis, float32 (n_source, n_band, n_basis)."""
     if problem.device is not None:
         with problem.device.loaded(problem) as buffers:
             return np.asarray(buffers.inner_products(image))
@@ -113,7 +113,7 @@ def likelihood(problem: Problem, model: Canvases, *, temper: float = 0.0,
     temper : float
         tau.
     error : float
-        e; `temper` serves if that is larger.
+        e is the larger of `error` and `temper`.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def temper(iteration: int, n_iteration: int) -> float:
 
 
 def robust_weight(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatArray | None) -> FloatArray:
-    """Weights w min(1, c^2 / t^2): with them a quadratic loss has the gradient of rho."""
+    """Compute the weights w min(1, c^2 / t^2), with which a quadratic loss has the gradient of rho."""
     robust = weight.copy()
     for w, (_, t2, c2, beyond) in zip(robust, _excess(data, weight, model, bound), strict=True):
         w[np.divmod(beyond, w.shape[1])] *= c2 / t2[beyond]
@@ -257,13 +257,13 @@ def _loss(data: FloatArray, weight: FloatArray, model: FloatArray, bound: FloatA
 
 
 def weighted_residual(problem: Problem, likely: Likelihood, model: Canvases) -> tuple[Canvases, Canvases]:
-    """Robust weights W and weighted residuals W (y - m) of every scene."""
+    """Compute the robust weights W and the weighted residuals W (y - m) of every scene."""
     weights, residuals, _ = _weigh(problem, likely, model, with_loss=False)
     return weights, residuals
 
 
 def weigh(problem: Problem, likely: Likelihood, state: State) -> tuple[Canvases, Canvases, DoubleArray]:
-    """`weighted_residual` and `by_blend` in one pass over the pixels."""
+    """Compute `weighted_residual` and `by_blend` in one pass over the pixels."""
     weights, residuals, losses = _weigh(problem, likely, state.model, with_loss=True)
     return weights, residuals, _summed(problem, losses, state)
 
@@ -292,12 +292,13 @@ def _weigh(problem: Problem, likely: Likelihood, model: Canvases, *,
 
 
 def pull(state: State, d_coefficients: FloatArray) -> DoubleArray:
-    """J^T g: the gradient by latents from the gradient by coefficients.
+    """Compute J^T g, the gradient by latents from the gradient g by coefficients.
 
     Parameters
     ----------
     state : State
     d_coefficients : float32 (n_source, n_band, n_basis)
+        g.
 
     Returns
     -------

@@ -2,9 +2,9 @@ r"""The prior of every source: log p, its gradient and its curvature.
 
     log p(z) = log flow(z)  -  |offset - offset0|^2 / 2 sigma_c^2  -  sum_missing (color - expected)^2 / 2 sigma_b^2
 
-The flow is the prior of a galaxy's shape; the shape of a star has an N(0, 1) prior. offset0 is the centre that the
-caller gave. A band without weight keeps a weak prior on its colour, so that its flux stays finite: the flux is expected
-at the population's mean colour from the mean of the measured bands.
+The flow is the prior of a galaxy's shape. The shape of a star has an N(0, 1) prior. offset0 is the centre that the
+caller gave. The last sum keeps the fluxes of bands without weight finite: the expected flux has the population's mean
+colour relative to the mean of the measured bands.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def prior_terms(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, Dou
 
 
 def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """Differences of the bands without weight from the fluxes that the measured bands suggest.
+    """Compare the fluxes of bands without weight with the fluxes that the measured bands suggest.
 
     Parameters
     ----------
@@ -57,10 +57,9 @@ def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, D
     Returns
     -------
     difference : float64 (n_source, n_band)
-        ln flux minus the expected one; 0 in measured bands.
+        ln flux minus the expected ln flux; 0 in measured bands.
     expectation : float64 (n_source, n_band)
-        The expected ln flux: the mean over the measured bands of ln flux minus the population's mean colour, plus the
-        band's mean colour.
+        Expected ln flux: the band's mean colour, plus the mean of (ln flux - mean colour) over the measured bands.
     """
     log_flux = latent[:, : problem.n_band]
     color = np.asarray(problem.bundle.mean_color)
@@ -71,7 +70,7 @@ def missing_color(problem: Problem, latent: DoubleArray) -> tuple[DoubleArray, D
 
 
 def prior_curvature(problem: Problem) -> DoubleArray:
-    """Curvature of the prior at the start: a population mean for shapes, exact for offsets and missing bands.
+    """Compute the prior's curvature at the start: a population mean for shapes, exact for offsets and missing bands.
 
     Returns
     -------
@@ -97,9 +96,9 @@ def prior_curvature(problem: Problem) -> DoubleArray:
 
 
 def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> DoubleArray:
-    """Update the prior's curvature (BFGS) by the change of its gradient along a step, tried or taken.
+    """Update the prior's curvature (BFGS) by the change of its gradient along a step; rejected steps serve as well.
 
-    The population's mean curvature is only a start. The flow is sharper in places, and it couples the shapes to the
+    The population's mean curvature is only a start: the flow is sharper in places, and it couples the shapes to the
     fluxes. With the mean alone the last iterations were slow.
 
     Parameters

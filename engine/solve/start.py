@@ -1,7 +1,8 @@
 """From checked scenes to a problem for the solver, and the latents from which it starts.
 
-Shapes start at the prior's mean, or at the suggestion of the deblending encoder: every source is encoded several times,
-each time without the light of the other sources as the last encoding found them. Fluxes come from joint linear solves.
+Shapes start at the prior's mean or come from the deblending encoder. The encoder sees every source several times. From
+the second time on, the light of the other sources, as last encoded, is subtracted. Fluxes come from joint linear
+solves.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ from deblendrt.engine.units import DoubleArray, FloatArray
 def build_problem(scenes: list[Scene], folded: AnyBasis, runtime: Runtime, bundle: Bundle, *, center_sigma: float,
                   robust: bool, part: Part | None = None,
                   device: ComputeDevice | None = None) -> tuple[Problem, list[NDArray[np.int64]]]:
-    """Make the problem of some scenes: the sources that can be fitted, on padded canvases.
+    """Make the problem of some scenes, with the sources that can be fitted, on padded canvases.
 
     Parameters
     ----------
     scenes : list of Scene
         Each with at least one source that can be fitted.
     folded : FoldedBasis or MixedBasis
-        For the sources that can be fitted, scene after scene.
+        Basis of the sources that can be fitted, scene after scene.
     runtime : Runtime
-        Networks on the CPU; a device has its own.
+        Networks on the CPU. A device uses networks of its own.
     bundle : Bundle
     center_sigma : float [pixel]
     robust : bool
     part : Part, optional
-        The part of a larger image that the only scene is.
+        Given if the only scene is a part of a larger image.
     device : ComputeDevice, optional
-        It computes instead of NumPy.
+        Device that computes instead of NumPy.
 
     Returns
     -------
@@ -121,7 +122,7 @@ def find_blends(problem: Problem, radius: DoubleArray) -> Problem:
 
 
 def light_radius(problem: Problem, coefficients: FloatArray) -> DoubleArray:
-    """Radii of circles with the areas of `light_area`.
+    """Compute the radius of a circle with each source's `light_area`.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ def light_radius(problem: Problem, coefficients: FloatArray) -> DoubleArray:
 
 
 def light_area(problem: Problem, coefficients: FloatArray) -> DoubleArray:
-    """Areas where the sources' light is significant, all bands together, on the image or off it.
+    """Measure the area where each source's light is significant, all bands together, on the image or off it.
 
     Parameters
     ----------
@@ -197,7 +198,7 @@ def start_latents(problem: Problem, start: str) -> tuple[Problem, DoubleArray, D
         unit = decoding.decode(problem, latent)  # log flux 0: unit flux
         if models is None or not problem.robust:
             flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, n_sweep=constants.START_SWEEPS)
-        if problem.robust:  # flux that no such shape explains keeps little weight: unlisted stars
+        if problem.robust:  # unlisted stars lose weight: no source's shape explains their flux
             flux, sigma = joint_fluxes.linear_fluxes(problem, unit, flux, error=constants.START_ERROR,
                                                      n_sweep=constants.START_SWEEPS)
         lowest = constants.FLOOR_SIGMA * np.where(problem.measured, sigma, 1.0)
@@ -217,13 +218,13 @@ def encoded_shapes(problem: Problem, coefficients: FloatArray | None) -> tuple[D
     ----------
     problem : Problem
     coefficients : float32 (n_source, n_band, n_basis) [nJy], optional
-        Present models: every source is seen without the light of the others. Default: as observed.
+        Present models: the light of the other sources is subtracted from every cutout. Default: nothing is subtracted.
 
     Returns
     -------
     shape : float64 (n_source, n_shape)
     known : bool (n_source,)
-        Whether `constants.ENCODER_COVERAGE` of the cutout's pixels are known in some band, or their opposites are.
+        Whether the `coverage` of `filled_cutout` reaches `constants.ENCODER_COVERAGE`.
     """
     size = problem.bundle.encoder_cutout_size
     first = problem.folded.half - size // 2
@@ -265,7 +266,7 @@ def filled_cutout(data: FloatArray, weight: FloatArray, bundle: Bundle) -> tuple
     cutout : float32 (n_band, size, size)
     log_noise : float64 (n_band,) [ln nJy]
     coverage : float
-        Fraction of the pixels that are known in some band, or their opposites are.
+        Fraction of the pixels that are known in some band, or whose opposite pixel is.
     """
     measured = weight > 0
     if measured.all():

@@ -1,14 +1,14 @@
 r"""Unlisted sources: found in the residual of the start, fitted with the listed sources, left out of the result.
 
-Otherwise a galaxy near an unlisted source grows to cover its light. The prior hardly resists: the light is worth
-thousands of sigma, an unusual shape about ten. A bound on single pixels does not help, as the light is faint in every
-pixel.
+Without them, a galaxy near an unlisted source grows until it covers that source's light. The prior hardly resists: the
+light is worth thousands of sigma, an unusual shape costs about ten. A bound on single pixels does not help, as the
+light is faint in every pixel.
 
 Peaks in the residual of the start are fitted as further sources. They stay if they lower the objective. Models are
-rough at the start: half of the brightest light within `constants.PEAK_REACH` counts as noise. With complete lists of
-simulated blends three scenes in two hundred have a peak. Galaxies that were deleted from the lists are all found at 3
-arcsec from listed sources, 85% between 2 and 3 arcsec, half between 1 and 2. The others show in the residual of the
-fit. Sources near any peak are flagged.
+rough at the start: half of the brightest light within `constants.PEAK_REACH` counts as noise. Three in two hundred
+simulated blends with complete lists have a peak. Of galaxies deleted from the lists, the search finds all at 3 arcsec
+from listed sources, 85% between 2 and 3 arcsec, and half between 1 and 2. The other deleted galaxies show in the
+residual of the fit. Sources near any peak are flagged.
 
 Peaks are found by a matched filter (`residual_peaks`). With r the residual, W the weights and g_b a Gaussian of the
 PSF's width in band b, a point source at p has the signal to noise
@@ -16,7 +16,8 @@ PSF's width in band b, a point source at p has the signal to noise
     s_b(p) = sum_q W r g_b(q - p) / sqrt(sum_q W g_b(q - p)^2),        s = sqrt(sum_b max(s_b, 0)^2)
 
 W counts 5% of the model as noise: the rings of a bright galaxy's misfit must not count as sources. Peaks in the wings
-of a brighter peak do not count either: below S (1 + (d / FWHM)^2)^-2 at a distance d from a peak of signal to noise S.
+of a brighter peak do not count either. Near a peak of signal to noise S, at the distance d, these are peaks below
+S (1 + (d / FWHM)^2)^-2.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _inner(problem: Problem, canvas: FloatArray) -> FloatArray:
 
 def concentration(image: FloatArray, inverse_variance: FloatArray, model: FloatArray, fwhm: DoubleArray,
                   position: DoubleArray) -> float:
-    """Light of the residual within 0.5 FWHM over light within 1.5 FWHM, in the clearest band; 1 for a Gaussian."""
+    """Ratio of the residual's light within 0.5 and 1.5 FWHM of a peak, in its clearest band; 1 for a Gaussian PSF."""
     x, y = position
     row, column = np.indices(image.shape[1:])
     distance = np.hypot(row - y, column - x)
@@ -103,7 +104,7 @@ def left(scenes: list[Scene], solution: Solution) -> list[NDArray[np.float64]]:
 
 def with_peaks(scene: Scene, found: NDArray[np.float64], window_half: int,
                part: Part | None) -> tuple[Scene, Part | None]:
-    """Add peaks to the end of a scene's list, and to the part of an image that the scene may be."""
+    """Add peaks to the end of a scene's list, and to its `Part` if the scene is a part of an image."""
     more = with_sources(scene, found[:, :2], window_half)
     more = dataclasses.replace(more, star=np.append(scene.star, found[:, 2] > 0))
     if part is not None:
@@ -116,7 +117,7 @@ def with_peaks(scene: Scene, found: NDArray[np.float64], window_half: int,
 def residual_peaks(image: NDArray[np.float32], inverse_variance: NDArray[np.float32], model: NDArray[np.float32],
                    fwhm: NDArray[np.float64], listed: NDArray[np.float64], threshold: float = constants.PEAK_THRESHOLD,
                    doubt: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
-    """Peaks of a scene's residual, the most significant first.
+    """Find the peaks of a scene's residual, the most significant first.
 
     Parameters
     ----------
@@ -128,7 +129,7 @@ def residual_peaks(image: NDArray[np.float32], inverse_variance: NDArray[np.floa
     listed : float64 (n_source, 2) [pixel]
         Positions (x, y) of the sources in the model: no peak is reported within one FWHM of them.
     threshold : float
-        Least significance.
+        Least significance of a peak.
     doubt : float32 (n_band, n_y, n_x) [nJy], optional
         Standard error of the model, which counts as noise; default 5% of the model.
 
@@ -165,7 +166,7 @@ def residual_peaks(image: NDArray[np.float32], inverse_variance: NDArray[np.floa
 
 def _square(image: NDArray[np.float32], inverse_variance: NDArray[np.float32], model: NDArray[np.float32],
             fwhm: NDArray[np.float64], doubt: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Square of the significance of a point source at every pixel, float32 (n_y, n_x)."""
+    """Compute s^2, the squared significance of a point source at every pixel; float32 (n_y, n_x)."""
     plane = Plane((image.shape[1], image.shape[2]), max(map(_half, fwhm), default=0))
     signal, power, square = (np.zeros(plane.n, np.float32) for _ in range(3))
     unit = plane.image
