@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
+IntArray = NDArray[np.int32]
 
 AB_ZERO_POINT = 31.4  # AB magnitude of 1 nJy
 

@@ -26,8 +26,6 @@ class Window:
     ----------
     source : float32 (n_band, n_basis, window^2)
         All functions in the basis' own window.
-    gram : float64 (n_band, n_basis, n_basis)
-        Gram matrices in this window, to float32; zero for functions that are not used.
     missed : float32 (n_band, n_basis, n_basis)
         Gram matrices of the light that this window does not draw: all functions outside it, and inside it the functions
         that are not used.
@@ -44,7 +42,6 @@ class Window:
     """
 
     source: NDArray[np.float32]
-    gram: NDArray[np.float64]
     missed: NDArray[np.float32]
     size: int
     inset: int
@@ -96,8 +93,8 @@ class Window:
 
     def in_bands(self, bands: NDArray[np.int64]) -> Window:
         """Return the window in some bands."""
-        return Window(_some(self.source, bands), self.gram[bands], self.missed[bands], self.size, self.inset,
-                      self.n_used, self, tuple(bands.tolist()))
+        return Window(_some(self.source, bands), self.missed[bands], self.size, self.inset, self.n_used, self,
+                      tuple(bands.tolist()))
 
 
 def _some(table: NDArray[np.float32], bands: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -168,7 +165,7 @@ class FoldedBasis:
         if self.whole is not None:
             return self.whole._own.in_bands(np.array(self.bands))
         missed = (self.full_gram - self.gram).astype(np.float32)
-        return Window(self.phi, self.gram, missed, self.window, 0, self.n_basis)
+        return Window(self.phi, missed, self.window, 0, self.n_basis)
 
     @property
     def phi_t(self) -> NDArray[np.float32]:
@@ -270,11 +267,8 @@ def smaller_window(phi: NDArray[np.float32], full_gram: NDArray[np.float64], win
     every = np.ascontiguousarray(phi.reshape(n_band, n_basis, window, window)[:, :, inside, inside])
     every = every.reshape(n_band, n_basis, size * size)
     inner = matmul(every, np.ascontiguousarray(every.transpose(0, 2, 1))).astype(np.float64)
-    gram = np.zeros_like(inner)
-    gram[:, :n_used, :n_used] = inner[:, :n_used, :n_used]
     missed = full_gram - inner
     missed[:, n_used:, n_used:] += inner[:, n_used:, n_used:]
-    nested = Window(phi, gram, missed.astype(np.float32), size, inset, n_used)
-    for array in (gram, nested.missed):
-        array.flags.writeable = False
+    nested = Window(phi, missed.astype(np.float32), size, inset, n_used)
+    nested.missed.flags.writeable = False
     return nested

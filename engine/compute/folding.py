@@ -87,11 +87,6 @@ class Folding:
     narrow: NDArray[np.bool_]
     norm: NDArray[np.float64]
 
-    def kernel(self) -> NDArray[np.float32]:
-        """Return the difference kernels, float32 (n_band, n, n); the convolution with them is circular."""
-        n = self.transform.shape[1]
-        return np.fft.irfft2(self.transform, s=(n, n)).astype(np.float32)
-
 
 def folding(size: int, psf: ArrayLike, reference_sigma: float = 1.0, pad: int = 5, gain_cap: float = GAIN_CAP, *,
             window: int | None = None, binning: int = 1) -> Folding:

@@ -14,7 +14,7 @@ from deblendrt.cuda.layout import Layout
 from deblendrt.engine.compute.cuda.buffers import Buffers
 from deblendrt.engine.compute.cuda.layouts import filled, padded, row_tiles
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray
-from deblendrt.engine.solve.curvature import by_latent
+from deblendrt.engine.solve.curvature import assembled, by_latent
 
 HELD_PRECISIONS = 256  # sources whose derivative images are held: 1.3 MB each, 2 with outskirts
 
@@ -71,7 +71,7 @@ def likelihood_precisions(buffers: Buffers, weights: Canvases,
         for blend in range(first, last):
             own = slice(pair_start[blend] - pair_start[first], pair_start[blend + 1] - pair_start[first])
             members = host.blend_source[start[blend] : start[blend + 1]].astype(np.int64)
-            yield members, _assembled(members, mine[own], inner[own])
+            yield members, assembled(members, mine[own], inner[own])
         first = last
 
 
@@ -81,13 +81,3 @@ def _drawn_together(buffers: Buffers, rows: NDArray[np.int32], largest: int) -> 
     row_tile = row_tiles(basis, np.arange(len(rows)), largest, int(basis.max()) + 1)
     upload = buffers.device.upload
     return dataclasses.replace(buffers.every, n_source=largest, basis=upload(basis), row_tile=upload(row_tile))
-
-
-def _assembled(members: NDArray[np.int64], pairs: NDArray[np.int32], blocks: DoubleArray) -> DoubleArray:
-    """The matrix of a blend from the blocks of its pairs."""
-    n, n_latent = len(members), blocks.shape[1]
-    result = np.zeros((n, n_latent, n, n_latent))
-    i, j = np.searchsorted(members, pairs).T
-    result[i, :, j] = blocks
-    result[j, :, i] = blocks.transpose(0, 2, 1)
-    return result

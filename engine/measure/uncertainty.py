@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute import canvases, decoding, drawing
 from deblendrt.engine.compute.problem import Problem, State, where_measured
 from deblendrt.engine.solve import joint_fluxes
-from deblendrt.engine.solve.curvature import by_latent, columns
+from deblendrt.engine.solve.curvature import assembled, by_latent, columns
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.joint_step import inner_products
 from deblendrt.engine.units import DoubleArray, FloatArray
@@ -158,17 +158,11 @@ def likelihood_precision(problem: Problem, weight: FloatArray, drawn: dict[int, 
     -------
     float64 (n_member, n_latent, n_member, n_latent)
     """
-    place = {i: a for a, i in enumerate(rows.tolist())}
     pairs, inner = [], []
     for i, j, product in inner_products(rows, drawn, weight):
-        pairs.append((place[i], place[j]))
+        pairs.append((i, j))
         inner.append(product)
-    block = by_latent(problem.spread(np.array(inner, np.float64)))
-    precision = np.zeros((len(rows), block.shape[1], len(rows), block.shape[1]))
-    a, b = np.array(pairs).T
-    precision[a, :, b] = block
-    precision[b, :, a] = block.transpose(0, 2, 1)
-    return precision
+    return assembled(rows, np.array(pairs), by_latent(problem.spread(np.array(inner, np.float64))))
 
 
 def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64]) -> dict[int, canvases.Placed]:

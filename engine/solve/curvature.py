@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import drawing
+from deblendrt.engine.compute.matmul import matmul
 from deblendrt.engine.compute.problem import Canvases, Problem, State
 from deblendrt.engine.solve import constants
 from deblendrt.engine.units import DoubleArray, FloatArray
@@ -36,19 +37,14 @@ def outskirts(problem: Problem, rows: FloatArray, rim: DoubleArray) -> DoubleArr
     for members, basis in problem.folded.groups(len(rows)):
         chosen = members[problem.extended[members]]
         if len(chosen):
-            by_band = np.ascontiguousarray(rows[chosen].transpose(1, 0, 2, 3))
-            gram = basis.full_gram - basis.gram
-            result[chosen] = by_latent(problem.spread(_products(by_band, rows[chosen], gram, rim[chosen])))
+            own = rows[chosen]
+            n, n_band, n_column, n_basis = own.shape
+            by_band = np.ascontiguousarray(own.transpose(1, 0, 2, 3)).reshape(n_band, -1, n_basis)
+            gram = (basis.full_gram - basis.gram).astype(np.float32)
+            through = matmul(by_band, gram).reshape(n_band, n, n_column, n_basis).transpose(1, 0, 2, 3)
+            inner = through @ own.transpose(0, 1, 3, 2)
+            result[chosen] = by_latent(problem.spread(inner.astype(np.float64) * rim[chosen][:, :, None, None]))
     return result
-
-
-def _products(by_band: FloatArray, rows: FloatArray, gram: DoubleArray, weight: DoubleArray) -> DoubleArray:
-    """Products w_b J_b' G_b J_b, from the columns of J in two orders: bands first, and sources first."""
-    n, n_band, n_column, n_basis = rows.shape
-    flat = by_band.reshape(n_band, -1, n_basis)
-    through = drawing.matmul(flat, gram.astype(np.float32)).reshape(n_band, n, n_column, n_basis)
-    inner = through.transpose(1, 0, 2, 3) @ rows.transpose(0, 1, 3, 2)
-    return np.asarray(inner.astype(np.float64) * weight[:, :, None, None])
 
 
 def by_latent(inner: DoubleArray) -> DoubleArray:
@@ -74,6 +70,28 @@ def by_latent(inner: DoubleArray) -> DoubleArray:
     block[..., n_band:, :n_band] = np.swapaxes(inner[..., 1:, 0], -1, -2)
     block[..., n_band:, n_band:] = inner[..., 1:, 1:].sum(-3)
     return block
+
+
+def assembled(members: NDArray[np.int64], pairs: NDArray[np.integer], blocks: DoubleArray) -> DoubleArray:
+    """Put the blocks of pairs of sources into the symmetric matrix of their blend.
+
+    Parameters
+    ----------
+    members : int64 (n_member,)
+        Sources of the blend, ascending.
+    pairs : int (n_pair, 2)
+    blocks : float64 (n_pair, n_latent, n_latent)
+
+    Returns
+    -------
+    float64 (n_member, n_latent, n_member, n_latent)
+    """
+    n, n_latent = len(members), blocks.shape[1]
+    result = np.zeros((n, n_latent, n, n_latent))
+    i, j = np.searchsorted(members, pairs).T
+    result[i, :, j] = blocks
+    result[j, :, i] = blocks.transpose(0, 2, 1)
+    return result
 
 
 def columns(state: State) -> FloatArray:

@@ -14,13 +14,9 @@ n_basis), mix (n_source, n_component, n_band), d_mix (n_source, n_shape, n_compo
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deblendrt.cuda.layout import Layout
-
-DoubleArray = NDArray[np.float64]
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
+from deblendrt.engine.units import DoubleArray, FloatArray, IntArray
 
 
 def stars(layout: Layout, latent: DoubleArray, star: IntArray, core: DoubleArray, sums: DoubleArray,

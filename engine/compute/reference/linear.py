@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 
 from deblendrt.cuda.layout import Layout
 from deblendrt.engine.compute.reference.pixels import _on_canvas
-
-DoubleArray = NDArray[np.float64]
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
+from deblendrt.engine.units import DoubleArray, FloatArray, IntArray
 
 
 def couplings(layout: Layout, images: FloatArray, slot: IntArray, inset: IntArray, weights: FloatArray,

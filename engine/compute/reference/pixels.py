@@ -14,10 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.layout import PIXEL_TILE, Layout
-
-FloatArray = NDArray[np.float32]
-DoubleArray = NDArray[np.float64]
-IntArray = NDArray[np.int32]
+from deblendrt.engine.units import DoubleArray, FloatArray, IntArray
 
 
 def product(layout: Layout, rows: FloatArray, table: FloatArray, out: FloatArray, *, chosen: IntArray | None = None,

@@ -7,13 +7,9 @@ place. Rows of padding mean nothing.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deblendrt.cuda.layout import Layout
-
-DoubleArray = NDArray[np.float64]
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
+from deblendrt.engine.units import DoubleArray, FloatArray, IntArray
 
 
 def prior_terms(layout: Layout, latent: DoubleArray, log_prob: FloatArray, flow_gradient: FloatArray,

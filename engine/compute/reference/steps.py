@@ -13,10 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.layout import Layout
-
-DoubleArray = NDArray[np.float64]
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
+from deblendrt.engine.units import DoubleArray, IntArray
 
 
 def move(layout: Layout, latent: DoubleArray, step: DoubleArray, floor: DoubleArray, offset0: DoubleArray,
