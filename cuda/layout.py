@@ -1,9 +1,8 @@
 """The geometry of a batch: places of scenes, sources and blends in memory.
 
-Images of all scenes lie behind one another in one flat buffer, each (n_band, height, width): a *canvas*. Sums are
-gathers over sorted lists, never atomics, so that bits do not depend on what else is in the batch. Everything may be
-padded, so that batches of like size share buffers and recordings: a source of scene -1, a blend without members, a tile
-of scene -1 are padding; kernels skip them and what stands in their rows of an output means nothing.
+The image of a scene, (n_band, height, width), is its *canvas*. All canvases lie behind one another in one flat buffer. Sums are gathers over sorted lists, never atomics, so that a scene's bits do not depend on the rest of the
+batch. All arrays may be padded, so that batches of like size share buffers and recordings. Sources and tiles of scene
+-1 and blends without members are padding: kernels skip them, and their rows of an output mean nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ class Layout:
     n_pixel : int
         Elements of a flat image buffer, padded.
     window, margin, binning : int [pixel]
-        A source's window, by how much its full window exceeds it on every side (0: no outskirts), side of a cell.
+        Side of a source's window; distance between the edges of window and full window, 0 without outskirts; side of a
+        cell.
     canvas_start : int64 (n_scene,)
         First element of each scene's canvas.
     canvas_shape : (n_scene, 2)
@@ -37,15 +37,15 @@ class Layout:
     scene : (n_source,)
         Scene of each source.
     corner : (n_source, 2) [pixel]
-        (x, y) of each window's first pixel on its canvas. Windows lie inside, full windows need not.
+        (x, y) of each window's first pixel on its canvas. Windows lie inside; full windows may stick out.
     basis : (n_source,)
         Folded basis of each source, the first index of the tables.
     row_tile : (n_row_tile, ROW_TILE)
-        Sources that are multiplied with a table together, all of one basis; -1 is padding. Every source stands in one
-        place, or in none, if it is not to be drawn.
+        Sources that are multiplied with a table together, all of one basis; -1 is padding. A source that is drawn occurs
+        once, other sources do not occur.
     pixel_tile : (n_pixel_tile, 3)
-        Scene, y, x of the first pixel of squares that cover the canvases where there are data: canvases have borders
-        without weight, which images of the model leave out. Scene -1: padding.
+        Scene, and y, x of the first pixel, of squares that cover the canvases without their borders, which have no
+        weight. Scene -1 is padding.
     tile_start : (n_pixel_tile + 1,)
         First entry of each tile in `tile_source`.
     tile_source : (n_entry,)
@@ -55,7 +55,7 @@ class Layout:
     blend_start : (n_blend + 1,), blend_source : (n_source,)
         Sources of each blend, ascending.
     pixel_start : (n_blend + 1,), blend_pixel : (n_owned,)
-        Pixels that the sources of each blend own where there are data, as y * width + x on the canvas, ascending.
+        Pixels inside the border that the sources of each blend own, as y * width + x on the canvas, ascending.
     blend_scene : (n_blend,)
         Scene of each blend.
     """
@@ -99,6 +99,6 @@ class Layout:
         return (self.full_window // self.binning) ** 2 if self.margin else 0
 
     def on(self, move: Callable[[np.ndarray], Any]) -> Layout:
-        """The same with every array moved, as by a device's `upload`."""
+        """Return a copy with every array moved, as by a device's `upload`."""
         arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **{k: move(v) for k, v in arrays.items() if not isinstance(v, int)})

@@ -24,7 +24,7 @@ Call = Callable[[Any], None]  # queues something on a stream
 
 
 def open_device(ordinal: int = 0, stream: Any = None) -> CudaDevice:
-    """A GPU, checked, with its kernels compiled. Raises DeviceError with what is missing and what to do about it.
+    """Open a GPU, check it and compile its kernels. A DeviceError says what is missing and what to do about it.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def stream_handle(stream: Any) -> int:
         return int(stream)
     protocol = getattr(stream, "__cuda_stream__", None)
     if protocol is not None:
-        return int((protocol() if callable(protocol) else protocol)[1])  # a property in the first draft
+        return int((protocol() if callable(protocol) else protocol)[1])  # a property in the protocol's first draft
     for attribute in ("cuda_stream", "ptr", "handle"):  # PyTorch; CuPy; PyCUDA, Numba
         value = getattr(stream, attribute, None)
         if value is not None:
@@ -107,8 +107,8 @@ class CudaDevice:
         self._context = self._context_of(stream)
         self._limit: float | None = None
         self._used = 0
-        self._freed: deque[tuple[int, int]] = deque()  # by any thread that drops an array; the next allocation frees it
-        self._dropped: deque[Any] = deque()  # graphs
+        self._freed: deque[tuple[int, int]] = deque()  # memory of dropped arrays; the next allocation frees it
+        self._dropped: deque[Any] = deque()  # graphs of dropped recordings
         self._recorded: list[Call] | None = None
         self._functions: dict[str, LoadedKernel] = {}
         self._modules: dict[str, Any] = {}
@@ -268,11 +268,11 @@ class CudaDevice:
             self._limit = before
 
     def wait_for(self, stream: int) -> None:
-        """Make later work wait for the work that another stream (a handle) has now."""
+        """Make later work of this device wait for the present work of another stream (a handle)."""
         self._order(self.driver.api.CUstream(stream), self._stream)
 
     def let_wait(self, stream: int) -> None:
-        """Make later work of another stream (a handle) wait for the work that this device has now."""
+        """Make later work of another stream (a handle) wait for the present work of this device."""
         self._order(self._stream, self.driver.api.CUstream(stream))
 
     def close(self) -> None:
@@ -316,7 +316,7 @@ class CudaDevice:
         return properties
 
     def _context_of(self, stream: Any) -> Any:
-        """Context of the caller's stream (PyCUDA makes a new context), else the GPU's primary context."""
+        """Return the context of the caller's stream (PyCUDA makes a new context), else the GPU's primary context."""
         if stream is None:
             return self._primary
         handle = stream_handle(stream)

@@ -1,7 +1,8 @@
 """The protocol `Device`: memory, launches of kernels in order, and recordings of launches.
 
 There are two devices: `cuda_device.CudaDevice`, a stream on a GPU, and the shim of the tests, which runs the same
-kernels on the host. Code above this module uses the protocol, so all but the driver's calls is tested without a GPU.
+kernels on the host. Code above this module uses the protocol, so the tests reach all code without a GPU, except for
+the calls of the driver.
 """
 
 from __future__ import annotations

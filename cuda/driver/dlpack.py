@@ -1,4 +1,4 @@
-"""Capsules of DLPack: a device array lent to another library without a copy."""
+"""Capsules of DLPack, which lend a device array to another library without a copy."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def _release(address: int) -> None:
 
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 def _destroy(capsule: int) -> None:
-    if _is_valid(capsule, CAPSULE):  # no library took it
+    if _is_valid(capsule, CAPSULE):  # no library has taken it
         _release(get_pointer(capsule, CAPSULE))
 
 
 def dlpack_device(array: Any) -> tuple[int, int]:
-    """``__dlpack_device__`` of an array: that of its device, else the host."""
+    """Return ``__dlpack_device__`` of an array: its device, else the host."""
     return getattr(getattr(array.owner, "device", None), "dlpack_device", (CPU, 0))
 
 
 def to_dlpack(array: Any, stream: int | None = None, dl_device: tuple[int, int] | None = None,
               copy: bool | None = None) -> Any:
-    """``__dlpack__`` of an array: a capsule that shares its memory.
+    """Return ``__dlpack__`` of an array: a capsule that shares its memory.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def to_dlpack(array: Any, stream: int | None = None, dl_device: tuple[int, int] 
     stream : int, optional
         The taker's stream, which will wait for the array's stream. -1: it does not wait. None or 1: the default stream.
     dl_device : tuple of int, optional
-        Where the taker wants the array. Only the array's own device is possible.
+        Device on which the taker wants the array. Only the array's own device is possible.
     copy : bool, optional
         True is refused.
 
@@ -81,14 +81,14 @@ def to_dlpack(array: Any, stream: int | None = None, dl_device: tuple[int, int] 
         array.owner.device.let_wait(1 if stream is None else int(stream))
     shape = (ctypes.c_int64 * max(len(array.shape), 1))(*array.shape)
     managed = Managed(Tensor(array.pointer, *here, len(array.shape), DLPACK_CODES[array.dtype.kind],
-                               8 * array.dtype.itemsize, 1, shape, None, 0), None,
-                       ctypes.cast(_release, ctypes.c_void_p))
+                             8 * array.dtype.itemsize, 1, shape, None, 0), None,
+                      ctypes.cast(_release, ctypes.c_void_p))
     address = ctypes.addressof(managed)
     given[address] = (managed, shape, array)
     return _new_capsule(address, CAPSULE, ctypes.cast(_destroy, ctypes.c_void_p))
 
 
 def interface_stream(array: Any) -> int | None:
-    """The stream that takers of an array by ``__cuda_array_interface__`` must wait for."""
+    """Return the stream that takers of an array by ``__cuda_array_interface__`` must wait for."""
     stream = getattr(getattr(array.owner, "device", None), "stream", None)
     return stream or (None if stream is None else 1)  # the interface does not allow 0; 1 is the same default stream

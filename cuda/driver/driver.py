@@ -10,8 +10,8 @@ from deblendrt.cuda.driver.device import DeviceError, OutOfDeviceMemory
 MINIMUM_CAPABILITY = (8, 0)
 GPU_INSTALL = 'pip install "deblendrt[gpu]"'
 OUT_OF_MEMORY = 2
-# After these the driver answers every call in this process with the same error: 214 ECC, 700 illegal address, 702
-# timeout, 710 assert, 714-719 faults of a kernel, 721 a context shared with a process that failed.
+# Errors after which the driver answers every call in this process with the same error: 214 ECC, 700 illegal address,
+# 702 timeout, 710 assert, 714-719 faults of a kernel, 721 a context shared with a process that failed.
 LOST = frozenset({214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721})
 
 
@@ -25,9 +25,9 @@ class Driver:
     api : module
         cuda.bindings.driver, for its types and constants.
     lost : str or None
-        Why this process cannot use the GPU any more.
+        Reason why this process cannot use the GPU any more.
     recent : deque of str
-        Kernels that were launched last. A fault is of one of them.
+        Kernels that were launched last. One of them caused a fault.
     """
 
     def __init__(self) -> None:

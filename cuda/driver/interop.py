@@ -50,14 +50,14 @@ class Adopted:
 
 
 def adopt_array(device: Any, array: Any, dtype: DTypeLike | None = None, name: str = "array") -> DeviceArray:
-    """An array of another library as a `DeviceArray`, which shares its memory and keeps it alive.
+    """Make a `DeviceArray` of another library's array. It shares the array's memory and keeps it alive.
 
     Parameters
     ----------
     device : Device
-        Its later work waits for the work of the array's library, as far as the library names its stream.
+        Its later work waits for the work of the array's library if the library names its stream.
     array : object
-        With ``__dlpack__`` or ``__cuda_array_interface__``, C-contiguous, in this device's memory.
+        C-contiguous array in this device's memory, with ``__dlpack__`` or ``__cuda_array_interface__``.
     dtype : dtype, optional
         The expected dtype.
     name : str

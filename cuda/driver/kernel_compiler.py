@@ -1,7 +1,7 @@
 """Compiles kernels for the present GPU when they are first needed, and keeps them in a cache.
 
-NVRTC makes a cubin of a kernel file (the library of the wheel nvidia-cuda-nvrtc, or of a CUDA toolkit), or nvcc where
-there is no NVRTC. A cubin's name in the cache contains a hash of the source, all headers and the options, the
+NVRTC, a library of the wheel nvidia-cuda-nvrtc or of a CUDA toolkit, compiles a kernel file to a cubin. nvcc does it
+where there is no NVRTC. A cubin's name in the cache contains a hash of the source, all headers and the options, the
 architecture and the compiler's version. If there is no compiler, a cubin of any version serves.
 """
 

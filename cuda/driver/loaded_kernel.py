@@ -10,11 +10,11 @@ import numpy as np
 from deblendrt.cuda.driver.device import Argument, DeviceArray, DeviceError
 from deblendrt.cuda.driver.driver import Driver
 
-SHARED_BYTES = 48 * 1024  # byte: of a block, static and dynamic, unless the kernel is told otherwise
+SHARED_BYTES = 48 * 1024  # byte: shared memory of a block, static and dynamic, by default
 
 
 def pack(arguments: tuple[Argument, ...]) -> tuple[bytearray, list[int]]:
-    """A kernel's arguments as bytes, each at a multiple of eight, and their sizes; see `Argument`."""
+    """Return a kernel's arguments as bytes, each at a multiple of eight, and their sizes; see `Argument`."""
     content, sizes = bytearray(8 * len(arguments)), []
     for i, argument in enumerate(arguments):
         if argument is None or isinstance(argument, DeviceArray):

@@ -1,7 +1,7 @@
 """Copies between the host's arrays and the GPU's memory, through pinned memory.
 
-A copy from ordinary memory would make the host wait for all work in the stream. So data go into a ring of pinned slots,
-and the copy is queued. A slot is used again after an event that says that the GPU has copied it.
+A copy from ordinary memory would make the host wait for all work in the stream. Data therefore go into a ring of pinned
+slots, from which copies are queued. A slot is used again after an event has shown that the GPU has copied it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Staging:
         self._driver("cuMemFreeHost", self._address)
 
     def _take(self, n: int) -> int:
-        """Offset of n bytes that the GPU does not use: in the present slot, or in the next."""
+        """Reserve n bytes that the GPU does not use, in the present slot or the next, and return their offset."""
         if self._fill + n > self._n_byte:
             self._slot, self._fill = (self._slot + 1) % N_SLOT, 0
             self._driver("cuEventSynchronize", self._events[self._slot])  # at once if it was never recorded

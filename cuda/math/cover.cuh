@@ -19,7 +19,7 @@ struct Cover {
     __device__ int x(int p) const { return x0 + p % across; }
     __device__ int y(int p) const { return y0 + p / across; }
 
-    // Its number among the covered ones, or -1.
+    // Number of a pixel among the covered pixels, or -1.
     __device__ int number(int x, int y) const {
         const int p = (y - y0) * across + x - x0;
         return x >= x0 && x < x0 + across && y >= y0 && p < n_pixel ? p : -1;

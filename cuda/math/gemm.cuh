@@ -1,7 +1,7 @@
-// The product of a tile of 64 rows with 128 columns of a table, in float32: 128 threads, each 8 rows by 8 columns, so
-// that four 16-byte reads of shared memory serve 64 multiplications; two stages of shared memory, one filled while the
-// other is used. The sum over the inner index runs upwards with one accumulator whatever the rows, so that a row's bits
-// depend on nothing but itself.
+// The product of a tile of 64 rows with 128 columns of a table, in float32. Each of 128 threads has 8 rows by 8 columns:
+// four 16-byte reads of shared memory serve 64 multiplications. Shared memory has two stages; one is filled while the
+// other is used. The sum over the inner index runs upwards with one accumulator, so that a row's bits depend on that row
+// alone.
 #pragma once
 #include "kernel.cuh"
 
@@ -23,15 +23,15 @@ __device__ __forceinline__ void write_four(const float* from, float* to) {
     *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
 }
 
-// `rows(k, first, next)` loads rows first, first + LOAD_STEP, .. at inner index k, 0 from n_inner on. `table` points to
-// the thread's column; the inner index steps by `stride`. `store(m, value)` takes what row m has in the thread's column.
-// Rows and columns outside may load any number; `store` must drop their results.
+// `rows(k, first, next)` loads rows first, first + LOAD_STEP, .. at inner index k, and zeros from n_inner on. `table`
+// points to the thread's column; the inner index steps by `stride`. `store(m, value)` takes the result of row m in the
+// thread's column. Rows and columns outside may load any number; `store` must drop their results.
 template <typename Rows, typename Store>
 __device__ __forceinline__ void gemm(GemmShared& shared, int n_inner, const Rows& rows,
                                      const float* __restrict__ table, int stride, const Store& store) {
     const int t = threadIdx.x, lane = t % 32, warp = t / 32;
-    // A warp has 32 rows by 64 columns, a thread 4 rows by 4 columns of each quarter of them: the 8 lanes that a 16-byte
-    // read serves at a time find neighbours in the table, and the same entries in the rows.
+    // A warp has 32 rows by 64 columns, a thread 4 rows by 4 columns of each quarter of them. A 16-byte read serves 8
+    // lanes at a time: they read neighbouring entries of the table, and the same entries of the rows.
     const int down = warp / 2 * 32 + lane / 8 * 4, across = warp % 2 * 64 + lane % 8 * 4;
     const int load_inner = t % TILE_INNER, load_row = t / TILE_INNER;
     float sum[8][8], next_row[LOAD_ROWS], next_entry[TILE_INNER];

@@ -3,7 +3,7 @@
 #pragma once
 #include "kernel.cuh"
 
-constexpr int PIXELS = 64;  // of a tile
+constexpr int PIXELS = 64;  // pixels of a tile
 
 // `shared` holds 2 n_column (PIXELS + 1) floats. `value(side, column, p)` is image `column` of the first or second
 // source at common pixel p; the first source's images are weighted. `out` is [n_column][n_column].

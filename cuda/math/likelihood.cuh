@@ -1,4 +1,4 @@
-// The likelihood of a pixel around a model: tempered weight, and the bound of the robust loss; see engine/solve/objective.py.
+// The likelihood of a pixel around a model: tempered weight and bound of the robust loss, see engine/solve/objective.py.
 #pragma once
 #include "kernel.cuh"
 

@@ -1,8 +1,8 @@
-// A tile of a product of matrices, in registers: what network_matmul.cu and network_convolution.cu share.
+// A tile of a product of matrices, for network_matmul.cu and network_convolution.cu.
 //
-// ROWS x COLUMNS numbers a block, PER_ROW x PER_COLUMN a thread, so that a number read from shared memory serves
-// several multiplications; two stages of shared memory, so that one is filled while the other is used. Every sum runs
-// over k upwards with one accumulator, whatever the tile: bits depend on neither the tile nor the number of rows.
+// A block has ROWS x COLUMNS results, a thread PER_ROW x PER_COLUMN of them, so that a number read from shared memory
+// serves several multiplications. Shared memory has two stages; one is filled while the other is used. Every sum runs
+// over k upwards with one accumulator, so that bits depend on neither the tile nor the number of rows.
 #pragma once
 #include "kernel.cuh"
 
@@ -20,8 +20,8 @@ struct Tile {
         float w[2][DEPTH * W_WIDTH];
     };
 
-    // load_a(row in the tile, k), load_w(k, column in the tile): 0 outside; store(row, column, value) checks bounds.
-    // Threads next to each other load A along k, or along rows where ROWS_FIRST.
+    // `load_a(row in the tile, k)` and `load_w(k, column in the tile)` return 0 outside the matrices;
+    // `store(row, column, value)` checks bounds. Neighbouring threads load A along k, or along rows if ROWS_FIRST.
     template <typename LoadA, typename LoadW, typename Store>
     static __device__ __forceinline__ void multiply(Shared& shared, int n_sum, LoadA load_a, LoadW load_w, Store store) {
         const int t = threadIdx.x;

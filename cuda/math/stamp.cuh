@@ -2,7 +2,8 @@
 #pragma once
 #include "kernel.cuh"
 
-// Values of a stamp's outskirts: bilinear between the centres of cells, constant beyond the outermost.
+// The two cells between whose centres a pixel lies, along one axis. Outskirts are bilinear between the centres of cells,
+// constant beyond the outermost centres.
 struct Axis {
     int near, far;
     float share;  // of the far cell

@@ -348,7 +348,7 @@ class LoweredGraph:
             self.steps.append(Map("Copy", [view], out))
 
     def _write_in_place(self) -> None:
-        """Write products that are only copied into a part of a larger tensor there directly."""
+        """Let products that are only copied into a part of a larger tensor write to that part directly."""
         readers: dict[int, list[Step]] = {}
         for step in self.steps:
             for view in reads(step):

@@ -18,7 +18,7 @@ from deblendrt.cuda.network.steps import Convolution, Map, Matmul, Reduce, Step,
 from deblendrt.cuda.network.views import View
 
 ARENA_ALIGNMENT = 64  # elements: 256 bytes
-N_INPUT = N_OUTPUT = 4  # at most; network_map.cu has a pointer for each
+N_INPUT = N_OUTPUT = 4  # largest numbers; network_map.cu has a pointer for each
 ARENA, CONSTANTS, INPUTS, OUTPUTS = 0, 1, 2, 2 + N_INPUT  # spaces, as network_map.cu numbers its pointers
 PlannedStep = Program | Matmul | Reduce | Convolution
 
@@ -47,7 +47,7 @@ class Plan:
     arena_size: int
 
     def cost(self) -> tuple[float, float]:
-        """Bytes moved, with every operand of every step once, and floating point operations."""
+        """Return the bytes moved, with every operand of every step once, and the floating point operations."""
         moved = operations = 0.0
         for step in self.steps:
             if isinstance(step, Program):
@@ -113,7 +113,7 @@ class _Groups:
         return False
 
     def program(self, members: list[int]) -> Program | None:
-        """The steps as one program, or None if they cannot be."""
+        """Fuse steps into one program; None if that is not possible."""
         inside = set(members)
 
         def stored(step: Map) -> bool:
@@ -125,7 +125,7 @@ class _Groups:
         return fused(steps, lambda b: self.graph.buffers[b].size, stored)
 
     def merge(self, a: int, b: int) -> bool:
-        """Make group b part of group a if both can run as one program. Returns whether they can."""
+        """Make group b part of group a if both can run as one program. Return whether they can."""
         if any(self.needs(ahead, a) for ahead in self.before[b] - {a}):
             return False
         if any(self.needs(ahead, b) for ahead in self.before[a] - {b}):
@@ -203,7 +203,7 @@ def _touched(step: PlannedStep) -> list[View]:
 
 def _place(graph: LoweredGraph,
            steps: list[PlannedStep]) -> tuple[dict[int, tuple[int, int]], NDArray[np.float32], int]:
-    """Places of the buffers, all constants in one array, and the arena's size."""
+    """Choose the places of the buffers. Return them, all constants in one array, and the arena's size."""
     life: dict[int, tuple[int, int]] = {}
     for i, step in enumerate(steps):
         for view in _touched(step):

@@ -1,7 +1,7 @@
-"""Programs: elementwise operations in one list of instructions, which network_map.cu interprets for every element.
+"""Programs: lists of elementwise instructions, which network_map.cu interprets for every element.
 
-A program is made once for a graph, and all threads read it. Its numbers are in few registers of each thread, so values
-pass from one operation to the next without the GPU's memory.
+A program is made once for a graph, and all threads read it. Each thread keeps its values in a few registers of its own
+(in shared memory), so that they pass from one operation to the next without the GPU's main memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Strided views of flat buffers, with which operators that only change shapes cost nothing."""
+"""Strided views of flat buffers. With views, operators that only change shapes cost nothing."""
 
 from __future__ import annotations
 

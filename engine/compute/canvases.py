@@ -27,11 +27,11 @@ class Placed(NamedTuple):
     x: slice
 
     def cut(self, canvas: NDArray[Any]) -> NDArray[Any]:
-        """The canvas under the stamp, (..., height, width)."""
+        """View the canvas under the stamp, (..., height, width)."""
         return canvas[..., self.y, self.x]
 
     def common(self, other: Placed) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Both stamps where they overlap, or None."""
+        """View both stamps where they overlap; None if they do not."""
         y = slice(max(self.y.start, other.y.start), min(self.y.stop, other.y.stop))
         x = slice(max(self.x.start, other.x.start), min(self.x.stop, other.x.stop))
         if y.start >= y.stop or x.start >= x.stop:
@@ -138,7 +138,7 @@ def add_outskirts(cells: FloatArray, folded: FoldedBasis, x: int, y: int, canvas
 
 
 def outskirts_sums(image: FloatArray, folded: FoldedBasis, corner: NDArray[np.int64], border: int) -> FloatArray:
-    """Sums over the cells of a source's full window, without its window, float32 (n_band, n_cell)."""
+    """Sum an image over the cells of a source's full window, its window left out; float32 (n_band, n_cell)."""
     side, binning = folded.full_window // folded.binning, folded.binning
     x, y = (corner - folded.margin).tolist()
     rows, columns = (_seen(first, size, folded, border) for first, size in zip((y, x), image.shape[1:], strict=True))
@@ -158,13 +158,13 @@ class _Seen(NamedTuple):
     Attributes
     ----------
     on_canvas : slice
-        The part on the canvas.
+        Pixels of the canvas that the part covers.
     cells : slice
-        Cells that its pixels need.
+        Cells from which the part's pixels are interpolated.
     cut : slice
-        The part among the pixels to which these cells spread.
+        The part within the pixels that these cells cover.
     core, of_window : slice
-        Pixels that the window covers: in the part, and in the window.
+        The pixels that the window covers, counted in the part and in the window.
     """
 
     on_canvas: slice

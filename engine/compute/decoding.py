@@ -1,11 +1,11 @@
 r"""From latents to coefficients: galaxies by the bundle's graphs, stars by the reference PSF itself.
 
-A star is the reference PSF, a Gaussian, at the source's offset, projected on the basis and scaled to unit flux,
+A star is the reference PSF, a Gaussian g, at the source's offset, projected on the basis and scaled to unit flux,
 
     c(dx, dy)[k] = <phi_k, g(. - dx, . - dy)> / sum_l <phi_l, g> <phi_l, 1>
 
-with any flux in every band. The basis was made for galaxies down to a tenth of an arcsecond; it draws a star to 0.08%
-of its L2 norm at any offset. The shape latents of a star are idle, at rest under an N(0, 1) prior.
+with a free flux in every band. The basis was made for galaxies down to a tenth of an arcsecond; it draws a star to
+0.08% of its L2 norm at any offset. The shape latents of a star have no effect and an N(0, 1) prior.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STAR_HALF = 8  # sigma of the reference PSF: the Gaussian is cut here, at 1e-14 
 
 
 def star_core(bundle: Bundle) -> tuple[DoubleArray, DoubleArray]:
-    """Tables with which a bundle draws point sources.
+    """Return the tables with which a bundle draws point sources.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def point_sources(bundle: Bundle, offset: DoubleArray) -> tuple[DoubleArray, Dou
 
 
 def decode_jacobian(problem: Problem, latent: DoubleArray) -> FactoredJacobian:
-    """Derivatives of the coefficients in factored form; all components of a star are the same star."""
+    """Compute the coefficients' derivatives in factored form; every component of a star is the whole star."""
     jacobian = problem.runtime.decode_jacobian(latent)
     star = np.flatnonzero(problem.star)
     if len(star):
@@ -91,7 +91,7 @@ def decode_jacobian(problem: Problem, latent: DoubleArray) -> FactoredJacobian:
 
 
 def decode(problem: Problem, latent: DoubleArray) -> FloatArray:
-    """Coefficients, float32 (n_source, n_band, n_basis) [nJy]."""
+    """Compute the coefficients, float32 (n_source, n_band, n_basis) [nJy]."""
     coefficients = problem.runtime.decode(latent)
     star = np.flatnonzero(problem.star)
     if len(star):
@@ -102,7 +102,7 @@ def decode(problem: Problem, latent: DoubleArray) -> FloatArray:
 
 
 def decode_pullback(problem: Problem, latent: DoubleArray, d_coefficients: FloatArray) -> DoubleArray:
-    """J^T d_coefficients, float64 (n_source, n_latent)."""
+    """Compute J^T d_coefficients, float64 (n_source, n_latent)."""
     pulled = problem.runtime.decode_pullback(latent, d_coefficients).astype(np.float64)
     star = np.flatnonzero(problem.star)
     if len(star):

@@ -1,4 +1,4 @@
-"""The device that a problem is computed on, as the solver and the measures see it."""
+"""The interface of a device that computes, as the solver and the measures use it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ComputeDevice(Protocol):
         ...
 
     def loaded(self, problem: Any) -> AbstractContextManager[Any]:
-        """Buffers (`compute.cuda.buffers.Buffers`) that hold a problem.
+        """Lend buffers (`compute.cuda.buffers.Buffers`) that hold a problem.
 
         A device waits for a free stream. A stream belongs to its caller already and does not wait.
         """

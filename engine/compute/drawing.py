@@ -5,7 +5,7 @@ r"""From coefficients to pixels and back.
 
 The two operations are adjoint: <render(c), v> = <c, project(v)>. The *extent* of a source says in which window it is
 drawn: 0 the window of the basis, -k the k-th smaller window, 1 the full window, whose outer part (the outskirts) is
-drawn from coarse cells. Sources come in tiles, so that the bits of a source depend on that source alone.
+drawn from coarse cells. Sources are drawn in padded tiles, so that the bits of a source depend on that source alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from deblendrt.engine.units import FloatArray
 
 HELD_STAMPS = 128  # sources whose stamps are held at once, when stamps are asked for one by one
 TILE = 32  # sources per matrix product: 50-60 GFLOP/s on one AVX-512 core against 20-30 at 8; 64 gains little more
-ROUND = 8  # the last tile of a batch is padded to a multiple of 8 rows; a product of one row would take another path
+ROUND = 8  # rows of the last tile are padded to a multiple of 8: a product of one row gives other bits
 
 
 def tiles(n: int) -> Iterator[tuple[slice, int]]:
-    """Slices of at most `TILE` rows and the padded number of rows of each."""
+    """Yield slices of at most `TILE` rows, each with its padded number of rows."""
     for start in range(0, n, TILE):
         stop = min(start + TILE, n)
         yield slice(start, stop), -(-(stop - start) // ROUND) * ROUND
@@ -158,7 +158,7 @@ def _each(coefficients: FloatArray, folded: AnyBasis,
 
 
 def corners(folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8]) -> NDArray[np.int64]:
-    """First pixel of every source's stamp on its canvas, int64 (n_source, 2) [pixel]."""
+    """Compute the first pixel (x, y) of every source's stamp on its canvas, int64 (n_source, 2) [pixel]."""
     inset = np.array([-folded.margin, 0, *folded.insets])
     return corner + inset[1 - extent][:, None]
 
@@ -226,7 +226,7 @@ def render(coefficients: FloatArray, folded: AnyBasis, corner: NDArray[np.int64]
 
 def project(image: list[FloatArray], folded: AnyBasis, corner: NDArray[np.int64], extent: NDArray[np.int8],
             scene: NDArray[np.int64], border: int = 0) -> FloatArray:
-    """Inner products of the sources' windows with the folded basis: the adjoint of `render`.
+    """Compute inner products of the sources' windows with the folded basis: the adjoint of `render`.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """Filters along both axes of an image that is zero beyond its edges, in float32.
 
-A row of the image ends in as many zeros as the filter reaches; they also stand before the next row. A shift along
-either axis is then a shift of the flat array, and a filter is a few operations on whole arrays, in blocks that the
-cache holds. The filter along rows writes into the zeros' places. The filter along columns keeps these values there, so
-they never reach the image.
+As many zeros as the filter reaches follow every row of the image; they also precede the next row. A shift along either
+axis is then a shift of the flat array, and a filter is a few operations on whole arrays, in blocks that the cache
+holds. The filter along rows overwrites the zeros. The filter along columns never mixes columns, so the overwritten
+values do not reach the image.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.units import FloatArray
 
 FILTER_BLOCK = 32768  # values of a flat array that are filtered at a time
+
 
 class Plane:
     """An image with room for its filters.
@@ -74,7 +75,7 @@ class Plane:
 
 
 def brightest(image: FloatArray, reach: int) -> FloatArray:
-    """Largest value within `reach` pixels along both axes; beyond the edges the image is zero.
+    """Compute the largest value within `reach` pixels along both axes; the image is zero beyond its edges.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def brightest(image: FloatArray, reach: int) -> FloatArray:
 
 
 def _running(source: FloatArray, size: int, stride: int, spare: FloatArray) -> FloatArray:
-    """Largest of each value and the `size` - 1 values that follow it at a stride; two spare arrays take turns."""
+    """Compute the largest of each value and the `size` - 1 values that follow it at a stride, in two spare arrays."""
     width = 1
     k = 0
     while width < size:

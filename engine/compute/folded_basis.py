@@ -14,8 +14,8 @@ from deblendrt.engine.compute.matmul import PackedMatrices, matmul
 
 NESTED = ((43, 96), (31, 64), (23, 32))
 """Smaller windows for fainter sources: side [pixel] and number of basis functions. The functions are sorted by the
-light that galaxies have in them. The smallest window misses light of a signal to noise below 0.3, all bands together,
-of 40% of 289 galaxies of simulated LSST blends; the second of 65%, the third of 80%."""
+light that galaxies have in them. For 40% of 289 galaxies of simulated LSST blends, the light that the smallest window
+misses has a signal to noise below 0.3, all bands together; for the middle window it is 65%, for the largest 80%."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Window:
     n_used : int
         Number of functions in use: the first n_used.
     whole : Window, optional
-        The window with more bands that this window is part of: its tables serve.
+        The window with more bands that this window was taken from; this window uses its tables.
     bands : tuple of int
         Bands of `whole` that are here.
     """
@@ -98,7 +98,7 @@ class Window:
 
 
 def _some(table: NDArray[np.float32], bands: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Some rows of an array, without a copy where they lie side by side."""
+    """Take rows of an array, without a copy if they lie side by side."""
     first = int(bands[0])
     side_by_side = np.array_equal(bands, np.arange(first, first + len(bands)))
     return table[first : first + len(bands)] if side_by_side else table[bands]
@@ -134,7 +134,7 @@ class FoldedBasis:
     nested : tuple of Window
         Smaller windows, the largest first.
     whole : FoldedBasis, optional
-        The basis with more bands that this basis is part of: its tables serve.
+        The basis with more bands that this basis was taken from; this basis uses its tables.
     bands : tuple of int
         Bands of `whole` that are here.
     """

@@ -3,11 +3,12 @@ r"""Folding: the convolution of the basis with PSFs, by difference kernels.
 The basis phi[k] is defined under a narrow reference PSF, a Gaussian of `reference_sigma` pixels sampled at pixel
 centres. The observed, effective PSF of band b is P_b = D_b * R, so
 
-    Phi[b, k] = D_b * phi[k],        D_b^ = P_b^ / R^ where |P_b^ / R^| <= gain_cap, that phase at gain_cap elsewhere
+    Phi[b, k] = D_b * phi[k],        D_b^ = P_b^ / R^, its modulus cut to gain_cap
     G[b]      = Phi[b] Phi[b]^T      (sum over the window's pixels)
 
-with ^ the Fourier transform on a zero-padded grid. G are the Gram matrices. Phi is cut to a window that exceeds the
-stamp by `pad` pixels on every side. One folded basis serves all sources that share a PSF.
+with * the convolution, R the reference PSF and ^ the Fourier transform on a zero-padded grid. G are the Gram matrices.
+Phi is cut to a window that exceeds the stamp by `pad` pixels on every side. All sources that share a PSF share one
+folded basis.
 
 R^ is the transform of the *sampled* Gaussian, aliases included. The relative L2 error on GalSim exponentials of
 half-light radius 1.5 pixel is 4e-5 under Gaussian PSFs of FWHM 3 and 2.4 pixels; with the continuous transform it is
@@ -46,7 +47,7 @@ NARROW_RESIDUAL = 0.01
 def reference_transform(n: int, sigma: float) -> NDArray[np.float64]:
     """Fourier transform of the sampled Gaussian reference PSF along one axis.
 
-    The sum over aliases (Poisson) instead of an FFT keeps it positive where it is below rounding.
+    A sum over aliases (Poisson) stays positive where the transform is below rounding; an FFT would not.
 
     Parameters
     ----------
@@ -71,8 +72,8 @@ class Folding:
     Attributes
     ----------
     transform : complex128 (n_band, n, n // 2 + 1)
-        Transforms of the difference kernels on an n x n grid. The kernels' origin is at (pad, pad): a stamp at the
-        grid's first pixels, convolved, has its full window at the grid's first pixels.
+        Transforms of the difference kernels on an n x n grid. The kernels' origin is at (pad, pad), so that a stamp at
+        the grid's first pixels is convolved to a full window at the grid's first pixels.
     window, full_window, binning : int [pixel]
     fwhm, residual, narrow, norm : (n_band,)
         As in `FoldedBasis`.
@@ -143,11 +144,11 @@ def fold(basis: ArrayLike, psf: ArrayLike, reference_sigma: float = 1.0, pad: in
         Effective PSF images, q odd; normalised here.
     reference_sigma : float [pixel]
     pad : int [pixel]
-        The full window exceeds the stamp by at least this on every side, for light that the PSF carries over the edge.
+        Least distance from the stamp's edge to the full window's edge, for light that the PSF carries over the edge.
     gain_cap : float
         Largest modulus of the kernel's transform, at least one.
     window : int, optional [pixel]
-        Odd: single pixels inside, cells outside. Default: the full window.
+        Side of the window of single pixels, odd. Cells cover the full window outside it. Default: the full window.
     binning : int [pixel]
         Side of the cells, odd.
 
@@ -196,7 +197,7 @@ def window_side(bundle: Bundle) -> int:
 
 
 def fold_bundle(bundle: Bundle, images: NDArray[np.float64] | None) -> FoldedBasis:
-    """Fold a bundle's basis with PSF images, as every result of that bundle uses it.
+    """Fold a bundle's basis with PSF images.
 
     Parameters
     ----------

@@ -1,14 +1,12 @@
 """Matrix products on one thread, whose bits depend on the operands alone.
 
 NumPy's BLAS changes the last bits of a row with its thread count and with the number of rows, and only a process-wide
-switch could stop it. The product of ONNX Runtime on one thread gives a row the same bits whatever other rows stand
-beside it, at the same speed (`matmul`: from 3 rows on; a single row takes another path). It starts no threads of its
-own.
+switch could stop it. ONNX Runtime on one thread is as fast and gives a row the same bits, whatever the other rows are.
+In `matmul` that holds from 3 rows on: a single row takes another path. On one thread it starts no other threads.
 
-`matmul` multiplies any two matrices. `PackedMatrices` multiplies by matrices that stay. A general product packs its
-right-hand matrix anew at every call, which for the few rows of a scene takes four times as long as the product itself
-(8 rows through 128 functions of 63 x 63 pixels: 2.3 ms against 0.55). ONNX Runtime packs the constants of a graph when
-it loads the graph.
+`matmul` multiplies any two matrices. It packs its right-hand matrix anew at every call. For the few rows of a scene,
+packing makes a product four times as slow (8 rows through 128 functions of 63 x 63 pixels: 2.3 ms against 0.55).
+`PackedMatrices` is for matrices that are used again: ONNX Runtime packs the constants of a graph when it loads it.
 
 The graphs are written here, in the few fields of ONNX's protocol buffers that they need
 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): the engine does without the onnx package.
@@ -61,8 +59,8 @@ def _options() -> onnxruntime.SessionOptions:
 class PackedMatrices:
     """A stack of matrices, packed for the processor at the first product.
 
-    Equal matrices of the stack are one product of all their rows. Matrices that no product needs are not packed. The
-    matrices stay in NumPy's memory, and both directions share them. Thread-safe.
+    A matrix that occurs several times in the stack is packed once, and all its rows are one product. The matrices stay
+    in NumPy's memory, which a stack and its transposed stack may share. Thread-safe.
 
     Parameters
     ----------
@@ -96,7 +94,7 @@ class PackedMatrices:
         return multiply(rows, self)
 
     def part(self, chosen: Sequence[int]) -> PackedMatrices:
-        """A stack of some of the matrices, which may repeat; equal parts are packed once."""
+        """Return a stack of some of the matrices, which may repeat; equal parts are packed once."""
         order = tuple(self._order[k] for k in chosen)
         with self._lock:
             if order not in self._parts:
@@ -107,7 +105,7 @@ class PackedMatrices:
             return self._parts[order]
 
     def packed(self) -> tuple[onnxruntime.InferenceSession, list[list[slice]]]:
-        """The graph, made at the first call, and the places in the stack that each of its products serves."""
+        """Return the graph, made at the first call, and for each of its products the places in the stack."""
         with self._lock:
             if self._packed is None:
                 distinct = sorted(set(self._order))
@@ -122,7 +120,7 @@ class PackedMatrices:
 
 
 def _runs(places: list[int]) -> list[slice]:
-    """Ascending numbers as slices of consecutive numbers."""
+    """Turn ascending numbers into slices of consecutive numbers."""
     breaks = [k for k in range(1, len(places)) if places[k] != places[k - 1] + 1]
     return [slice(places[a], places[b - 1] + 1) for a, b in zip([0, *breaks], [*breaks, len(places)], strict=True)]
 

@@ -1,4 +1,4 @@
-"""The problem that the solver solves, and the state of a solver: scenes flattened to arrays of sources."""
+"""The problem of the solver, which has the sources of all scenes in common arrays, and the state of a solver."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Canvases = list[FloatArray]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Scenes, flattened for the solver; only with sources that can be fitted.
+    """Scenes with their sources in common arrays, without the sources that cannot be fitted.
 
     Attributes
     ----------
@@ -54,16 +54,16 @@ class Problem:
     smallest : int8 (n_source,)
         Least extent: the smallest window, unless some band has all its weight outside that window.
     profile : list of float32 (n_band, window, window)
-        Square of the mean galaxy's image, of sum one in each band, by which mean weights are weighted. One for each
-        group of `folded`.
+        The square of the mean galaxy's image, of sum one in each band: mean weights are averages with this profile. One
+        for each group of `folded`.
     own : bool (n_source,)
-        Sources that a scene's objective counts: all, unless the scene is a part of a larger image.
+        Whether the objective of its scene counts a source: always, unless the scene is a part of a larger image.
     area : list of tuple of slice
         Rows and columns of the canvas that a scene's objective and chi2 count.
     background : list of float32 (n_band, n_y, n_x) [nJy], optional
         Model image of sources that are not in the problem.
     device : ComputeDevice, optional
-        It computes instead of NumPy.
+        Device that computes instead of NumPy.
     bands : int64 (n_used,), optional
         Bands of the model that images, weights, profiles and `folded` hold; see `where_measured`. Default: all bands.
         Latents and coefficients have all bands always.

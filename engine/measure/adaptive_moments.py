@@ -7,17 +7,17 @@ With weight w(p) = exp(-d^T M^-1 d / 2), d = p - x0, the moments M and the centr
 (Bernstein & Jarvis 2002, AJ 123, 583; Hirata & Seljak 2003, MNRAS 343, 459). The moments of a Gaussian are its
 covariance. In coordinates u = L^-1 d with M = L L^T, and with parameters a and S such that x0 -> x0 + L a and
 M -> L (1 + S) L^T, F and its derivatives by (a, S) are moments of w I up to the fourth order. Each iteration is a
-Newton step, and the derivative of the solution costs nothing more:
+Newton step, and the same matrix gives the derivative of the solution by the image,
 
     d(a, S) = -(dF / d(a, S))^-1 F(dI)
 
-Far from the solution Newton's step is large. The step that would be exact for a Gaussian object is taken there.
+Far from the solution, where Newton's step is large, the step is taken that is exact for a Gaussian object.
 
-The test of convergence: Gaussians, exponentials and de Vaucouleurs galaxies of half-light radii from 0.1 to 10 pixels
+Convergence was tested on Gaussians, exponentials and de Vaucouleurs galaxies of half-light radii from 0.1 to 10 pixels
 and axis ratios down to 0.2 under the reference PSF, from a round weight of sigma 4 pixels. They are within 4e-5 of the
 solution after 6 iterations and at rounding, 1e-11, after 8; GalSim's HSM at precision 1e-9 agrees to 2e-6. Of 10,000
-galaxies drawn from the prior's base space, 25 have not converged after 8 iterations and 3 after 15. Their bulge and
-their disk are each a solution, and one solution is about to vanish.
+galaxies drawn from the prior's base space, 25 have not converged after 8 iterations and 3 after 15. In these galaxies
+bulge and disk are each a solution, and one of the two solutions is about to vanish.
 
 Moments are sums over the stamp's samples. Light beyond the edge is missed, but the weight falls before: an exponential
 of half-light radius 10 / 13 pixels on a stamp of 53 pixels loses 3e-4 / 1.3e-2 of its moments. The moments of a point
@@ -42,7 +42,7 @@ NEWTON_LIMIT = 0.45  # largest change, in units of the weight, that a Newton ste
 MAX_SHIFT, MAX_GROWTH = 0.5, 3.0  # limits of a Gaussian step: shift in the weight's sigma, factor of M's eigenvalues
 MOMENTS_CONVERGED = 1e-6  # last step in units of the weight
 
-# Largest determinant of dF / d(a, S), which is -1 / 256 for a Gaussian: above it, solutions are not the object's.
+# Largest determinant of dF / d(a, S), which is -1 / 256 for a Gaussian. Above it, a solution does not match the object.
 FOLD = -1e-5
 
 # powers of u and v in b(u) = (1, u, v, u^2, v^2, u v)
@@ -102,7 +102,7 @@ class _Match(NamedTuple):
 
 
 def adaptive_moments(image: NDArray[np.floating], start: DoubleArray, basis: FloatArray) -> Shapes:
-    """Adaptive moments of images, and their derivatives by basis coefficients.
+    """Measure adaptive moments of images, and their derivatives by basis coefficients.
 
     Parameters
     ----------
@@ -115,8 +115,8 @@ def adaptive_moments(image: NDArray[np.floating], start: DoubleArray, basis: Flo
     Returns
     -------
     Shapes
-        NaN and not converged where there is no light under the weight, where the weight shrinks to a pixel or grows
-        without bound, or where the centre leaves the stamp.
+        Not converged, with NaN, are images without light under the weight, images whose weight shrinks to a pixel or
+        grows without bound, and images whose centre leaves the stamp.
     """
     n, size = len(image), image.shape[1]
     n_basis = len(basis)
@@ -223,7 +223,7 @@ def _move(match: _Match, center: DoubleArray, root: DoubleArray) -> tuple[Double
 
 
 def _functional(match: _Match, center: DoubleArray, root: DoubleArray) -> DoubleArray:
-    """Images whose inner product with a change of the image is the change of the moments, times `total`.
+    """Compute images whose inner product with a change of the image is the moments' change times `total`.
 
     Returns
     -------

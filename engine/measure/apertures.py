@@ -6,8 +6,8 @@ area to the left of t. Then
     A(x, y) = (H(x) + H(y)) / 2 + x y - pi / 4              where x^2 + y^2 < 1
             = 0, H(x), H(y) or H(x) + H(y) - pi             elsewhere, by the signs of x and y
 
-The fraction of a pixel inside the disc is the double difference of A over the pixel's corners. Its error is rounding,
-2e-12 of a pixel at a radius of 30 pixels.
+The fraction of a pixel inside the disc is the double difference of A over the pixel's corners. It is exact up to
+rounding, 2e-12 of a pixel at a radius of 30 pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deblendrt.engine.units import DoubleArray, FloatArray
 
 
 def circle(shape: tuple[int, int], center: ArrayLike, radius: float) -> DoubleArray:
-    """Fraction of each pixel that lies inside a circle.
+    """Compute the fraction of each pixel that lies inside a circle.
 
     Parameters
     ----------
@@ -111,10 +111,9 @@ def aperture_flux(image: ArrayLike, center: ArrayLike, radius: float,
 
 
 def aperture_functional(basis: FloatArray, center: DoubleArray, radius: float) -> DoubleArray:
-    """Inner products of a circle around each source with the basis.
+    """Compute inner products of a circle around each source with the basis.
 
-    Aperture fluxes are linear in the coefficients: coefficients (n_source, n_band, n_basis) times these products,
-    summed over the basis.
+    An aperture flux is the sum of these products times the source's coefficients, over the basis.
 
     Parameters
     ----------

@@ -1,7 +1,4 @@
-"""Measures of single sources on a device: shares of the light, misfits, chi2 of their own pixels.
-
-The functions that call these give their constants and name the results.
-"""
+"""Measures of single sources on a device: shares of the light, misfits, chi2 of their own pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from deblendrt.engine.solve import constants
 
 
 def shared(buffers: Buffers, coefficients: FloatArray, flux: DoubleArray, core: float) -> tuple[DoubleArray, ...]:
-    """See `light_shares.share`; of the problem that buffers hold.
+    """Measure `light_shares.share` for the problem that the buffers hold.
 
     Parameters
     ----------
@@ -57,14 +54,14 @@ def shared(buffers: Buffers, coefficients: FloatArray, flux: DoubleArray, core: 
 
 def misfits(buffers: Buffers, state: State, half: int, square: int, ring_edges: tuple[float, ...],
             core: float) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
-    """See `systematic_error.misfit`; of the problem that buffers hold.
+    """Measure `systematic_error.misfit` for the problem that the buffers hold.
 
     Parameters
     ----------
     buffers : Buffers
     state : State
     half, square : int [pixel]
-        Half the side of the area that is looked at, and the side of its squares.
+        Half the side of the area in which misfits count, and the side of its squares.
     ring_edges : tuple of float [pixel]
     core : float
         As in `shared`.
@@ -72,9 +69,9 @@ def misfits(buffers: Buffers, state: State, half: int, square: int, ring_edges: 
     Returns
     -------
     excess, significance : float64 (n_source, 2)
-        In squares and rings.
+        `systematic_error.excess` in squares and in rings.
     hidden : float64 (n_source, n_band) [nJy]
-        Light that no pixel of a source's footprint shows.
+        Light outside the source's footprint or without weight, of either sign.
     """
     device, problem, every = buffers.device, buffers.problem, buffers.every
     half = min(half, problem.folded.half) // square * square
@@ -93,7 +90,7 @@ def misfits(buffers: Buffers, state: State, half: int, square: int, ring_edges: 
 
 def own_pixels(buffers: Buffers, state: State,
                radius: float) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
-    """See `fit_quality.core_statistics`; of the problem that buffers hold.
+    """Measure `fit_quality.core_statistics` for the problem that the buffers hold.
 
     Parameters
     ----------
@@ -123,14 +120,14 @@ def own_pixels(buffers: Buffers, state: State,
 
 
 def redraw(buffers: Buffers, state: State) -> None:
-    """Put a state's latents and coefficients on the device, and draw its stamps and model images."""
+    """Upload a state's latents and coefficients, and draw its stamps and model images."""
     buffers.put(state.latent, buffers.state.latent)
     buffers.put(state.coefficients, buffers.state.coefficients)
     buffers.run("draw", lambda: buffers.draw(buffers.state))
 
 
 def _footprints(buffers: Buffers, core: float) -> DeviceArray:
-    """Footprints of the stamps that buffers hold, int32 (n_source, n_word)."""
+    """Find the footprints of the stamps that the buffers hold, int32 (n_source, n_word)."""
     device, every = buffers.device, buffers.every
     out = device.empty((every.n_source, measures_launch.n_word(every)), np.int32)
     measures_launch.footprint(device, every, buffers.stamps, buffers.cells, buffers.extended, buffers.weight, out,
@@ -139,7 +136,7 @@ def _footprints(buffers: Buffers, core: float) -> DeviceArray:
 
 
 def whole_canvases(buffers: Buffers) -> Layout:
-    """The layout of buffers with tiles that cover the canvases' borders too, where models have light as well."""
+    """Return the buffers' layout with tiles that also cover the canvases' borders: models have light there."""
     problem = buffers.problem
     margin = np.where(problem.extended, buffers.host.margin, 0)
     tiles = pixel_tiles(problem, np.arange(len(problem.scene)), margin, 0)

@@ -21,7 +21,7 @@ HELD_PRECISIONS = 256  # sources whose derivative images are held: 1.3 MB each, 
 
 def likelihood_precisions(buffers: Buffers, weights: Canvases,
                           unit: FloatArray) -> Iterator[tuple[NDArray[np.int64], DoubleArray]]:
-    """See `uncertainty.likelihood_precisions`; of the problem that buffers hold.
+    """Yield `uncertainty.likelihood_precisions` for the problem that the buffers hold.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def likelihood_precisions(buffers: Buffers, weights: Canvases,
 
 
 def _drawn_together(buffers: Buffers, rows: NDArray[np.int32], largest: int) -> Layout:
-    """A layout whose sources are the slots that hold the rows."""
+    """Make a layout whose sources are slots: slot k holds the source rows[k]."""
     basis = filled(buffers.host.basis[rows], largest, 0)
     row_tile = row_tiles(basis, np.arange(len(rows)), largest, int(basis.max()) + 1)
     upload = buffers.device.upload

@@ -13,16 +13,16 @@ from deblendrt.engine.solve import objective
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.units import to_magnitude
 
-CORE_RADIUS = 7.0  # pixel: chi2 of a source is taken over the pixels it owns within this radius
-POOR_FIT_SIGMA, POOR_FIT_RATIO = 5.0, 1.2  # chi2 / n beyond 1 + 5 sqrt(2 / n), and beyond 1.2
-MISFIT_SIGMA = 5.0  # significance of residuals in proportion to the source's light; sensitive in bright galaxies
-CONVERGED = 0.5  # expected decrease of the objective: no parameter is then off by more than its error
-UNMODELLED_PIXELS = 8  # core pixels that lost more than half of their weight
+CORE_RADIUS = 7.0  # pixel: a source's chi2 counts the pixels that it owns within this radius
+POOR_FIT_SIGMA, POOR_FIT_RATIO = 5.0, 1.2  # a fit is poor if chi2 / n is above 1 + 5 sqrt(2 / n) and above 1.2
+MISFIT_SIGMA = 5.0  # a fit is poor above this `systematic_error.Misfit.significance`; sensitive for bright galaxies
+CONVERGED = 0.5  # least expected decrease of the objective that is flagged; below it no parameter is off by its error
+UNMODELLED_PIXELS = 8  # least number of core pixels without more than half of their weight that is flagged
 
 
 def flag(rows: Rows, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.int64], remaining: DoubleArray,
          misfit: DoubleArray) -> None:
-    """Set the flags that follow from the fit, in rows that hold everything else.
+    """Set the flags that follow from the fit. All other quantities of the rows are written already.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def flag(rows: Rows, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.
 
 
 def enclosed_fraction(problem: Problem, unit: FloatArray) -> DoubleArray:
-    """Fraction of each source's flux inside its window and on the image, float64 (n_source, n_band)."""
+    """Compute the fraction of each source's flux in its window and on the image, float64 (n_source, n_band)."""
     half = problem.folded.half
     on_image = []
     for d in problem.data:
@@ -66,14 +66,14 @@ def enclosed_fraction(problem: Problem, unit: FloatArray) -> DoubleArray:
 
 
 def core_statistics(problem: Problem, solution: Solution) -> tuple[DoubleArray, NDArray[np.int64], NDArray[np.int64]]:
-    """chi2 of the pixels that each source owns within `CORE_RADIUS`.
+    """Sum chi2 over the pixels that each source owns within `CORE_RADIUS`.
 
     Returns
     -------
     chi2 : float64 (n_source,)
-        All bands, full weights.
+        Sum over all bands, with the full inverse variance.
     n_pixel : int64 (n_source,)
-        Pixels with weight, all bands.
+        Pixels with weight, counted in every band.
     n_lost : int64 (n_source,)
         Pixels where the robust bound took more than half of the weight in some band.
     """
@@ -100,13 +100,13 @@ def core_statistics(problem: Problem, solution: Solution) -> tuple[DoubleArray, 
 
 
 def chi2_image(problem: Problem, solution: Solution, s: int) -> DoubleArray:
-    """chi2 per pixel of a scene, summed over bands."""
+    """Compute chi2 of every pixel of a scene, summed over bands."""
     t2 = problem.weight[s] * (problem.data[s] - solution.state.model[s]) ** 2
     return t2.sum(0, dtype=np.float64)
 
 
 def _core_owner(problem: Problem, s: int, here: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Owner of each pixel of a scene within `CORE_RADIUS` of its owner's centre, else -1."""
+    """Return the owner of each pixel of a scene; -1 beyond `CORE_RADIUS` from the owner's centre."""
     owner = problem.partition[s].owner
     x, y = (problem.corner[here] + problem.folded.half + problem.offset0[here]).T
     iy, ix = np.nonzero(owner >= 0)

@@ -9,10 +9,10 @@ and its redistributed image takes this share of the light that the models leave 
     m_i + r_i (y - m)           in the scene's footprint, where the pixel has weight
     m_i                         elsewhere
 
-which is r_i y where no model is negative. Where some source has light, the redistributed images of a footprint sum to
-the data. The redistributed flux is a total flux, as the model's: F_i + sum_p r_i (y - m). Its error is the pixels'
-noise in this sum, sqrt(sum_p r_i^2 / w). Errors of the shares, and of the model's light outside the footprint, are not
-included. Light that no listed source explains goes to the sources that are there.
+This is r_i y where no model is negative. Where some source has light, the redistributed images of a footprint sum to
+the data. The redistributed flux is a total flux, like the model's: F_i + sum_p r_i (y - m). Its error is the noise of
+the pixels in this sum, sqrt(sum_p r_i^2 / w), without errors of the shares and of the model's light outside the
+footprint. Light that no listed source explains is shared among the listed sources.
 
 The footprint of a source is the area where its light is significant, all bands together: sum_b wbar_b m_i^2 >= 1. Here
 wbar_b is the mean weight under the source, so that masks make no holes. A faint source has at least the core where its
@@ -36,7 +36,7 @@ from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, 
 from deblendrt.engine.result.rows import FittedScenes
 from deblendrt.engine.solve import constants
 
-CORE = 0.5  # of the peak: sources of a total signal to noise below 6 have no significant pixel
+CORE = 0.5  # of the peak; serves sources without a significant pixel, of a total signal to noise below 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Sharing:
         NaN where a source has no light.
     flux_overlap : float64 (n_source, n_band) [nJy]
     max_overlap : float64 (n_source, n_band) [nJy]
-        Of one pixel.
+        The largest overlap of one pixel.
     """
 
     redistributed_flux: DoubleArray
@@ -68,7 +68,7 @@ def share(problem: Problem, coefficients: FloatArray, flux: DoubleArray) -> Shar
     ----------
     problem : Problem
     coefficients : float32 (n_source, n_band, n_basis) [nJy]
-        Of the model images, which have the MAP fluxes.
+        Coefficients of the model images, which have the MAP fluxes.
     flux : float64 (n_source, n_band) [nJy]
         Total fluxes of the model images.
 
@@ -121,7 +121,7 @@ def footprint(stamp: FloatArray, weight: FloatArray) -> NDArray[np.bool_]:
 
 
 def _model_and_light(problem: Problem, coefficients: FloatArray) -> tuple[Canvases, Canvases]:
-    """m, and the sum of the positive light of all sources where it is redistributed, infinite elsewhere."""
+    """Compute m, and sum_j max(m_j, 0), which is infinite where no light is redistributed."""
     model, light = [np.zeros_like(d) for d in problem.data], [np.zeros_like(d) for d in problem.data]
     covered = [np.zeros(d.shape[1:], bool) for d in problem.data]
     for s, placed in zip(problem.scene, _placed(problem, coefficients), strict=True):
@@ -148,7 +148,7 @@ def _blendedness(stamp: FloatArray, total: FloatArray) -> DoubleArray:
 
 
 def redistributed_image(result: FittedScenes, i_source: int) -> tuple[FloatArray, tuple[int, int]]:
-    """One source's redistributed image: the observed light, shared in proportion to the models.
+    """Compute a source's redistributed image: the observed light, shared in proportion to the models.
 
     Parameters
     ----------

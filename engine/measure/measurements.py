@@ -28,7 +28,7 @@ def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solu
     members : list of int
         Scenes of the problem.
     fitted : list of int64 (n_fitted,)
-        Per scene, which of its sources are in the problem.
+        For each scene: numbers of its sources that are in the problem.
     solution : Solution
     """
     problem, state = solution.problem, solution.state
@@ -76,7 +76,7 @@ def _write_with_errors(rows: Rows, row: NDArray[np.int64], solution: Solution) -
     offset = state.latent[:, n_band : n_band + 2]
     center = bundle.stamp_size // 2 + offset
     circle = apertures.aperture_functional(bundle.basis, center, 0.5 * rows.aperture_diameter / bundle.pixel_scale)
-    in_aperture = np.einsum("nbck,nk->nbc", unit, circle, optimize=False)  # of each column
+    in_aperture = np.einsum("nbck,nk->nbc", unit, circle, optimize=False)  # aperture sum of each column
     in_aperture[:, :, 1:3] = 0.0  # the aperture moves with the source
     light = _reference_images(problem, state.coefficients)
     moments = adaptive_moments.adaptive_moments(light, center, bundle.basis)
@@ -113,7 +113,7 @@ def _write_with_errors(rows: Rows, row: NDArray[np.int64], solution: Solution) -
 
 
 def _reference_images(problem: Problem, coefficients: FloatArray) -> FloatArray:
-    """Models in the reference band under the reference PSF, float32 (n_source, stamp_size, stamp_size) [nJy]."""
+    """Draw models in the reference band under the reference PSF, float32 (n_source, stamp_size, stamp_size) [nJy]."""
     bundle = problem.bundle
     size = bundle.stamp_size
     flat = np.empty((len(coefficients), size * size), np.float32)

@@ -1,7 +1,8 @@
 r"""Star or galaxy: both models are fitted to a source, and their evidences are compared.
 
-A source of kind "auto" is fitted as a galaxy first, among all others. Then the others' models are subtracted from the
-image around it. A star is fitted to the rest, and so is the galaxy again, from its first fit. For both kinds k,
+A source of kind "auto" is first fitted as a galaxy, together with all other sources. Then the models of the other
+sources are subtracted from the image around it. A star is fitted to the rest. The galaxy is fitted to the rest as well,
+from its first fit on. For both kinds k,
 
     P(star) = f Z_star / (f Z_star + (1 - f) Z_galaxy),      f = star_fraction,
     ln Z_k = -L_k + 1/2 g' A^-1 g - 1/2 ln det A + n_k/2 ln 2 pi
@@ -16,7 +17,7 @@ Neither model is exact. Model errors of the same size for both kinds count as no
 bright source would make a wrong answer look certain:
 
 - Every pixel has the weight w / (1 + w (e m)^2 + w (e' n)^2), with m the source's model and n the model of all others.
-  e is the decoder's error; e' allows for neighbours that were fitted as the wrong kind. With e' = e, the mean
+  e is the decoder's error; e' is larger, since neighbours may have been fitted as the wrong kind. With e' = e, the mean
   -ln P(truth) of sources in simulated blends was 1.2 instead of 0.6.
 - The PSF of band b may be wider than given, by a factor 1 + d_b, and it may have heavier wings, as a mixture of widths
   has. To first order this adds d_b t_b + h_b t'_b to the model, where t is the first derivative of the star's image by
@@ -28,11 +29,11 @@ bright source would make a wrong answer look certain:
   image has other wings than the star.
 - The decoder never saw shapes that are less probable than 99.9% of the population. With such a shape it may follow the
   image of a bright star better than the star model with a wrong PSF image does. A source with such a shape is called a
-  galaxy only if the galaxy leaves less than a third of the star's objective. (The DC2 star above: 1 / 1.7.)
+  galaxy only if the galaxy's objective is less than a third of the star's. (For the DC2 star above it is 1 / 1.7.)
 
 The likelihood is the robust likelihood of `objective`, with these weights. The flux components of g come from the
-likelihood alone. The model is linear in the fluxes, and a source at the floor of its ln(flux) would otherwise be pulled
-by a slope of the flow that belongs to ln(flux), not to flux.
+likelihood alone: the model is linear in the fluxes, but the flow's slope is by ln(flux). It would pull a source whose
+flux is at its floor.
 """
 
 from __future__ import annotations
@@ -59,18 +60,18 @@ from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.start import build_problem, start_latents
 
 KIND_MODEL_ERROR, NEIGHBOUR_ERROR = 0.02, 0.1  # e, e'
-PSF_ERRORS = ((0.01, 0.02), (0.01, 0.01))  # of each band and common to all: d, h
-RADIUS = 1.6  # mean FWHM
+PSF_ERRORS = ((0.01, 0.02), (0.01, 0.01))  # of d, of h: error of each band, error common to all bands
+RADIUS = 1.6  # in units of the mean FWHM
 CONVINCING = 3.0  # least ratio of the objectives, star over galaxy, for a galaxy of an impossible shape
-CERTAIN = 30.0  # ln(Z_star / Z_galaxy) of sources that are called stars for this reason
-N_ITERATION = 4  # of each fit
+CERTAIN = 30.0  # ln(Z_star / Z_galaxy) of sources that are called stars by `CONVINCING`
+N_ITERATION = 4  # iterations of each of the two fits
 SOURCES_AT_ONCE = drawing.TILE
 
 
 def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Runtime, bundle: Bundle,
                      device: ComputeDevice | None, *,
                      center_sigma: float, star_fraction: float, n_threads: int) -> DoubleArray:
-    """Probability of each source to be a star.
+    """Compute the probability of each source to be a star.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Run
     runtime : Runtime
     bundle : Bundle
     device : ComputeDevice, optional
-        Computes instead of NumPy.
+        Device that computes instead of NumPy.
     center_sigma : float [pixel]
     star_fraction : float
         Prior probability of a star.
@@ -111,7 +112,7 @@ def star_probability(result: FittedScenes, rows: NDArray[np.int64], runtime: Run
 def log_evidence_ratio(result: FittedScenes, rows: NDArray[np.int64], model: Callable[[int], FloatArray],
                        runtime: Runtime, bundle: Bundle, device: ComputeDevice | None,
                        center_sigma: float) -> DoubleArray:
-    """ln(Z_star / Z_galaxy) of sources that share a folded basis, float64 (n_row,)."""
+    """Compute ln(Z_star / Z_galaxy) of sources that share a folded basis, float64 (n_row,)."""
     n_band = len(result.bands)
     alone = scenes_alone(result, rows, model)
     folded = result.folded[result.folded_index[rows[0]]]
@@ -175,13 +176,13 @@ def scenes_alone(result: FittedScenes, rows: NDArray[np.int64], model: Callable[
 
 
 def widened(star: FloatArray, x: float, y: float) -> FloatArray:
-    """Derivative of a star's image by ln(PSF width), -(2 m + (p - p_star) . grad m).
+    """Compute the derivative of a star's image m by ln(PSF width), -(2 m + (p - p_star) . grad m).
 
     Parameters
     ----------
     star : float32 (n_band, n_y, n_x)
     x, y : float [pixel]
-        Of the star.
+        Position of the star.
 
     Returns
     -------
@@ -193,7 +194,7 @@ def widened(star: FloatArray, x: float, y: float) -> FloatArray:
 
 
 def log_evidence(problem: Problem, solution: Solution, widening: list[FloatArray]) -> DoubleArray:
-    """ln Z of a problem of sources alone in their scenes, up to what both kinds have in common.
+    """Compute ln Z of sources that are alone in their scenes, without terms that both kinds have in common.
 
     Parameters
     ----------

@@ -1,20 +1,20 @@
-r"""Systematic errors of fluxes: the misfit of a source's model, and its light that no pixel shows.
+r"""Systematic errors of fluxes, from the misfit of a source's model and from light that no pixel shows.
 
 `flux_err` is the error of a model that can draw the galaxy. `flux_sys_err` is for models that cannot.
 
-Let r be the residual, w the inverse variance and m the source's model times its share of the light of all models. Each
-group of pixels has
+Let r be the residual, w the inverse variance and m the source's model times its share of the light of all models. For
+a group of pixels,
 
     u = sum_{b,p} w m r,        v = sum_{b,p} w m^2
 
 Bands are summed: a feature that a model cannot draw is missing in most bands. Under noise alone the expectation of u^2
-is v, or less, as the fit has taken some noise. With a model that is wrong by a relative error e, of random sign in each
-group, it is v + e^2 v^2. The moment estimator and its significance are
+is v, or less, as the fit follows some of the noise. If the model has a relative error e, of random sign in each group,
+the expectation is v + e^2 v^2. The moment estimator of e^2 and its significance are
 
     e^2 = sum (u^2 - v) / sum v^2,        z = sum (u^2 - v) / sqrt(2 sum v^2)
 
-The sums run over squares of 2 x 2 pixels, which see clumps, arms and centres, and again over rings about the source,
-which see wrong profiles and PSFs. The larger result counts.
+The sums run over groups of two kinds. Squares of 2 x 2 pixels are sensitive to clumps, arms and centres, rings about
+the source to wrong profiles and PSFs. The larger result counts.
 
 Light far below the noise, on masked pixels or off the image shows no misfit. Let F be the MAP flux, and h the part of
 it outside the source's footprint (`light_shares.footprint`) or without weight. Then
@@ -162,7 +162,7 @@ def _rings(image: DoubleArray, ring: NDArray[np.int64]) -> DoubleArray:
 
 
 def flux_error(found: Misfit, map_flux: DoubleArray, bundle: Bundle) -> DoubleArray:
-    """Systematic error of every flux.
+    """Compute the systematic error of every flux.
 
     Parameters
     ----------

@@ -5,12 +5,13 @@ of the priors on offset and shape,
 
     covariance = (D' W D + P)^-1
 
-over all sources of a blend at once, with exact pixel weights. It has cross blocks between neighbours and between bands,
-and the uncertainty of the shapes is in the errors of the fluxes; with shapes held fixed the errors would be 1.5 times
-too small. The reported fluxes come from linear solves without a prior (`joint_fluxes`), so P has no flux part.
+over all sources of a blend at once, with exact pixel weights. It has cross blocks between neighbours and between bands.
+The errors of the fluxes include the uncertainty of the shapes; with shapes held fixed they would be 1.5 times too
+small. The reported fluxes come from linear solves without a prior (`joint_fluxes`), so P has no flux part.
 
-P of the shape is the flow's curvature at the solution, by central differences of its exported gradient. Where it is not
-convex, the negative directions count as flat. The errors are calibrated in simulations (`perf/results/accuracy.md`).
+The shape part of P is the curvature of -log p under the flow at the solution, by central differences of the exported
+gradient. Directions of negative curvature count as flat. The errors are calibrated in simulations
+(`perf/results/accuracy.md`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class BlendCovariance:
     matrix: DoubleArray
 
     def own(self, member: int) -> DoubleArray:
-        """Covariance of a source, its neighbours marginalised, float64 (n_latent, n_latent)."""
+        """Return a source's covariance, its neighbours marginalised, float64 (n_latent, n_latent)."""
         return self.matrix[member, :, member]
 
 
@@ -81,7 +82,7 @@ def laplace(problem: Problem, solution: Solution) -> Iterator[BlendCovariance]:
 
 
 def unit_columns(state: State) -> FloatArray:
-    """Derivatives of every band's coefficients by flux, offset and shape.
+    """Compute the derivatives of every band's coefficients by flux, offset and shape.
 
     Returns
     -------
@@ -202,7 +203,7 @@ def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64
 
 
 def remaining_step(covariance: BlendCovariance, downhill: DoubleArray, n_band: int) -> DoubleArray:
-    """Half the squared distance of each source of a blend from the minimum, in units of its errors.
+    """Compute half the squared distance of each source of a blend from the minimum, in units of its errors.
 
     Only positions and shapes count. The reported fluxes are solved for at the end, and a negative flux stays below the
     floor of the descent.

@@ -11,7 +11,7 @@ MOST_COMPONENTS = 4
 
 
 def combine(device: Device, latent: DeviceArray, maps: DeviceArray, mix: DeviceArray, out: DeviceArray) -> None:
-    """Coefficients from component maps, their mix and the fluxes: 4 n_basis (n_component + n_band) bytes a source.
+    """Compute coefficients from component maps, mix and fluxes: 4 n_basis (n_component + n_band) bytes a source.
 
     Specification: `reference.latents.combine`.
     """
@@ -23,7 +23,7 @@ def combine(device: Device, latent: DeviceArray, maps: DeviceArray, mix: DeviceA
 def pull(device: Device, layout: Layout, maps: DeviceArray, d_maps: DeviceArray, mix: DeviceArray, d_mix: DeviceArray,
          coefficients: DeviceArray, latent: DeviceArray, d_coefficients: DeviceArray, add: DeviceArray | None,
          out: DeviceArray) -> None:
-    """J^T g: reads each source's derivatives once, its coefficients and g.
+    """Compute J^T g. Reads each source's derivatives, its coefficients and g once.
 
     Specification: `reference.latents.pull`.
     """
@@ -38,7 +38,7 @@ def pull(device: Device, layout: Layout, maps: DeviceArray, d_maps: DeviceArray,
 
 def columns(device: Device, maps: DeviceArray, d_maps: DeviceArray, mix: DeviceArray, d_mix: DeviceArray,
             coefficients: DeviceArray, latent: DeviceArray, out: DeviceArray) -> None:
-    """Derivatives of the coefficients: writes 4 n_band (n_shape + 3) n_basis bytes a source, reads its factored ones.
+    """Compute the coefficients' derivatives from their factors: writes 4 n_band (n_shape + 3) n_basis bytes a source.
 
     Specification: `reference.latents.columns`.
     """
@@ -51,10 +51,10 @@ def columns(device: Device, maps: DeviceArray, d_maps: DeviceArray, mix: DeviceA
 def stars(device: Device, layout: Layout, latent: DeviceArray, star: DeviceArray, core: DeviceArray, sums: DeviceArray,
           psf_sigma: np.float64, out_maps: DeviceArray, out_d_maps: DeviceArray, out_mix: DeviceArray,
           out_d_mix: DeviceArray) -> None:
-    """Overwrite galaxies' coefficients and derivatives with those of point sources.
+    """Overwrite the maps, mixes and derivatives of stars with those of point sources.
 
-    Moves 8 bytes a source, and of a star the n_basis side^2 + n_basis doubles of the basis, which stay in the cache,
-    and the (3 + n_shape) n_component (n_basis + n_band) floats of its rows, less those of two offsets by band.
+    Moves 8 bytes a source. A star also reads the n_basis (side^2 + 1) doubles of the basis, which stay in the cache,
+    and writes (3 + n_shape) n_component n_basis + (1 + n_shape) n_component n_band floats.
 
     Specification: `reference.latents.stars`.
     """

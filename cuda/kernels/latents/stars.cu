@@ -1,4 +1,4 @@
-// stars: a block per source, which leaves at once unless it is a star. A warp projects the Gaussian and its slopes on a
+// stars: a block per source; the blocks of galaxies end at once. A warp projects the Gaussian and its slopes on one
 // function of the basis at a time.
 #include "kernel.cuh"
 

@@ -1,5 +1,5 @@
 // joint_conjugate: a block per blend of more than `largest` sources, an element of its members' latents per thread and
-// turn. A thread finds in `image` what itself left there; vectors that other threads wrote lie behind a barrier.
+// turn. In `image` a thread reads only its own values; a barrier precedes all reads of values of other threads.
 #include "kernel.cuh"
 
 // (inverse[i] @ v[i])[l]; the inverse is symmetric and read by columns: neighbouring threads read neighbours.

@@ -1,6 +1,6 @@
 // joint_solve: a block per blend, 16 by 16 threads. The lower triangle of the scaled matrix lies in global memory and is
-// factored in place, L D L'; the right-hand side is eliminated along with it. No square roots: a matrix that rounding
-// made indefinite has a solution still, as with the CPU's LU factors.
+// factored in place, L D L'; the right-hand side is eliminated along with it. As there are no square roots, a
+// matrix that rounding made indefinite still has a solution, as with the CPU's LU factors.
 #include "members.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) joint_solve(

@@ -10,7 +10,7 @@ from deblendrt.cuda.layout import Layout
 
 BLOCKS_TILE = 32  # coefficients, as in blocks.cu
 IntArray = NDArray[np.int32]
-SHARED = 48 * 1024  # byte: shared memory that a block has by default
+SHARED = 48 * 1024  # byte: shared memory of a block by default
 INNER_PIXELS = 64  # as in inner_products.cuh
 
 
@@ -142,8 +142,8 @@ def normal(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArr
            weights: DeviceArray, pairs: DeviceArray, out: DeviceArray) -> None:
     """Entries of the normal matrices of joint fluxes.
 
-    A pair reads both stamps and the weights where their windows overlap: 12 bytes and 3 flops per pixel and band; a
-    source with itself 8 bytes.
+    A pair reads both stamps and the weights where their windows overlap: 12 bytes and 3 flops per pixel and band, or 8
+    bytes for a source with itself.
 
     Specification: `reference.linear.normal`.
     """
@@ -155,10 +155,10 @@ def normal(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArr
 def flux_solve(device: Device, layout: Layout, values: DeviceArray, pairs: DeviceArray, pair_start: DeviceArray,
                target: DeviceArray, out_flux: DeviceArray, out_sigma: DeviceArray, *, ridge: float,
                largest: int) -> None:
-    """Joint linear fluxes: one sweep is `flux_coefficients`, render, residual, project, `flux_target`, `flux_solve`.
+    """Solve for the joint linear fluxes of every blend.
 
-    `flux_solve` moves 8 bytes per pair and 32 per source, and band, and takes n^3 flops of a blend of n; the others
-    read or write two rows of coefficients.
+    A sweep is `flux_coefficients`, `render`, `residual`, `project`, `flux_target`, `flux_solve`. In each band,
+    `flux_solve` moves 8 bytes per pair and 32 per source, and takes n^3 flops for a blend of n sources.
 
     Specification: `reference.linear.flux_solve`; `largest` is the number of members of the largest blend, at most 76.
     """

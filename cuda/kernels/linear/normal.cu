@@ -1,5 +1,5 @@
-// normal: a block per pair of sources and band; a warp per row of what their windows have in common. Products in
-// float32 as the CPU's, the sum in float64.
+// normal: a block per pair of sources and band, a warp per row of the pixels that both windows cover. Products are
+// float32, as on the CPU, the sum is float64.
 #include "stamp.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) normal(

@@ -1,5 +1,5 @@
-// chi2 of the pixels that a source owns within a radius of its centre: a block per source. Pixels in float32 as the
-// CPU's, the sum in float64.
+// chi2 of the pixels that a source owns within a radius of its centre: a block per source. Pixels are
+// float32, as on the CPU, the sum is float64.
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) core_statistics(

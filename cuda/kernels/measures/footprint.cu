@@ -1,5 +1,5 @@
-// Pixels where a source's light is significant, all bands together: a block per source. Sums in float64, the
-// significance of a pixel in float32 and the order of the bands, as the CPU's.
+// Pixels where a source's light is significant, all bands together: a block per source. Sums are float64. The
+// significance of a pixel is float32, summed in the order of the bands, as on the CPU.
 #include "cover.cuh"
 
 __device__ static float block_max(float value, float* scratch) {

@@ -12,7 +12,7 @@ BLOCK = 256  # pixels that are packed at once, as in footprint.cu
 
 def footprint(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArray | None, extended: DeviceArray,
               weight: DeviceArray, out: DeviceArray, *, significant: float, core: float) -> None:
-    """Footprints of sources: reads every stamp three times and the weights under it once, 3 flops each.
+    """Find footprints of sources. Reads every stamp three times and the weights under it once, 3 flops each.
 
     Specification: `reference.measures.footprint`.
     """
@@ -23,16 +23,13 @@ def footprint(device: Device, layout: Layout, stamps: DeviceArray, cells: Device
 
 
 def n_word(layout: Layout) -> int:
-    """32-bit words of a footprint."""
+    """Return the number of 32-bit words of a footprint."""
     return -(-(layout.full_window**2) // BLOCK) * (BLOCK // 32)
 
 
 def light(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArray | None, extended: DeviceArray,
           footprints: DeviceArray, weight: DeviceArray, out: DeviceArray) -> None:
-    """Shares of sources in the light of a scene.
-
-    `light` reads every stamp and the weights once and writes an image; `share` reads every stamp and four images under
-    it.
+    """Sum the positive light of all sources. Reads every stamp and the weights once and writes an image.
 
     Specification: `reference.measures.light`.
     """
@@ -45,7 +42,10 @@ def light(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArra
 def share(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArray | None, extended: DeviceArray,
           footprints: DeviceArray, data: DeviceArray, weight: DeviceArray, model: DeviceArray, light: DeviceArray,
           out: DeviceArray) -> None:
-    """Specification: `reference.measures.share`."""
+    """Share the light of scenes among their sources. Reads every stamp and four images under it.
+
+    Specification: `reference.measures.share`.
+    """
     device.launch("share", (layout.n_source, layout.n_band), (256,), layout.scene, layout.corner, extended,
                   layout.canvas_start, layout.canvas_shape, stamps, cells, footprints, data, weight, model, light,
                   layout.n_band, layout.window, layout.margin, layout.binning, layout.n_cell, footprints.shape[1], out)
@@ -54,9 +54,7 @@ def share(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArra
 def misfit(device: Device, layout: Layout, stamps: DeviceArray, latent: DeviceArray, data: DeviceArray,
            weight: DeviceArray, model: DeviceArray, edges: DeviceArray, out: DeviceArray, *, half: int,
            square: int) -> None:
-    """Misfit and visible light of sources.
-
-    `misfit` reads four images of a source's square once, `visible` its stamp and the weights in its footprint.
+    """Measure the misfit of sources. Reads four images in a source's square once.
 
     Specification: `reference.measures.misfit`; 80 half^2 bytes of shared memory.
     """
@@ -67,7 +65,10 @@ def misfit(device: Device, layout: Layout, stamps: DeviceArray, latent: DeviceAr
 
 def visible(device: Device, layout: Layout, stamps: DeviceArray, cells: DeviceArray | None, extended: DeviceArray,
             footprints: DeviceArray, weight: DeviceArray, out: DeviceArray) -> None:
-    """Specification: `reference.measures.visible`."""
+    """Measure the visible light of sources. Reads a source's stamp and the weights in its footprint.
+
+    Specification: `reference.measures.visible`.
+    """
     device.launch("misfit:visible", (layout.n_source, layout.n_band), (256,), layout.scene, layout.corner, extended,
                   layout.canvas_start, layout.canvas_shape, stamps, cells, footprints, weight, layout.n_band,
                   layout.window, layout.margin, layout.binning, layout.n_cell, footprints.shape[1], out)

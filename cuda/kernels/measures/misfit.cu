@@ -1,5 +1,5 @@
-// How far models are from their sources' light, and how much of it is seen, see engine/measure/systematic_error.py. misfit: a block
-// per source; pixels in float32 as the CPU's, everything else in float64. visible: a block per source and band.
+// The misfit of sources' models, and their visible light, see engine/measure/systematic_error.py. misfit: a block per
+// source; pixels are float32, as on the CPU, all sums float64. visible: a block per source and band.
 #include "cover.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) misfit(

@@ -1,6 +1,6 @@
-// How sources share the light of a scene, see engine/measure/light_shares.py. light: a block owns a square of pixels of one band and
-// adds the sources that touch it, in their order. share: a block per source and band; products in float32 as the
-// CPU's, sums in float64.
+// The shares of sources in the light of a scene, see engine/measure/light_shares.py. light: a block owns a square of
+// pixels of one band and adds the sources that touch it, in their order. share: a block per source and band; products
+// are float32, as on the CPU, sums float64.
 #include "cover.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) light(

@@ -23,7 +23,7 @@ def network_map(device: Device, program: DeviceArray, n_element: int, n_register
         `Program.encoded`.
     n_element : int
     n_register : int
-        Steps of the program.
+        `Program.n_register`.
     spaces : sequence of float32, ten
         Memory of the program's views: the arena, the constants, four inputs, four outputs.
     """
@@ -109,7 +109,7 @@ def network_convolution(device: Device, x: DeviceArray, kernel: DeviceArray, bia
     kernel : float32 (n_in * kernel_height * kernel_width, n_out)
     bias : float32 (n_out,), optional
     size, stride, pad : tuple of int
-        (y, x): of the kernel; of its steps; rows and columns of zeros before the first.
+        (y, x): size of the kernel, its steps, rows and columns of zeros before the first.
     out : float32 (n_source, n_out, out_height, out_width)
     """
     n_source, n_out, out_height, out_width = out.shape

@@ -1,4 +1,4 @@
-// Fused elementwise operations: interprets a program (network_program.py writes it) for every element.
+// Fused elementwise operations: interprets a program (see cuda/network/program.py) for every element.
 //
 // Registers of the program lie in shared memory, [register][lane][thread]; each thread has LANES elements, which share
 // the decoding of an instruction. Bytes: 4 for each element of each view that is loaded or stored.

@@ -1,4 +1,5 @@
-// Along the middle axis of x (outer, length, inner), a thread for each (outer, inner): lengths are a few.
+// Sum and softmax along the middle axis of x (outer, length, inner): a thread for each (outer, inner), as lengths are
+// small.
 // Bytes: 4 (in + out) for the sum, 4 (3 in + out) at most for the softmax, whose repeated reads come from cache.
 #include "kernel.cuh"
 

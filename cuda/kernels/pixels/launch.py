@@ -11,12 +11,12 @@ from deblendrt.cuda.layout import PIXEL_TILE, ROW_TILE, Layout
 
 TILE_COLUMNS, GEMM_THREADS = 128, 128  # as in gemm.cuh
 N_PART = 8  # 64 sources of 6 bands make 48 blocks, 1024 sources 768: a GPU holds some 400 at a time
-STEP = 16  # pixel: TILE_INNER of gemm.cuh, of which a run is a multiple
+STEP = 16  # pixel: TILE_INNER of gemm.cuh; the length of a run is a multiple of it
 
 
 def product(device: Device, layout: Layout, rows: DeviceArray, table: DeviceArray, out: DeviceArray, *,
             chosen: DeviceArray | None = None, slot: DeviceArray | None = None, accumulate: bool = False) -> None:
-    """Rows of sources times one table per folded basis and band: nine tenths of all arithmetic.
+    """Multiply rows of sources with one table per folded basis and band: nine tenths of all arithmetic.
 
     Moves 4 n_band n_row (n_inner + n_column) bytes a source and each table once for every 64 sources (from the
     second-level cache, mostly), for 2 n_band n_row n_inner n_column flops a source.
@@ -40,14 +40,14 @@ def runs(n_pixel: int, n_basis: int) -> tuple[int, int]:
 def project(device: Device, layout: Layout, image: DeviceArray, phi_t: DeviceArray, outer_t: DeviceArray | None,
             extended: DeviceArray, inset: DeviceArray, cells: DeviceArray | None, scratch: DeviceArray,
             out: DeviceArray) -> None:
-    """Windows of images times the folded basis.
+    """Multiply windows of images with the folded basis.
 
-    A window is cut into runs of pixels that different blocks multiply, so that few sources fill a GPU, too; how,
-    depends on the model's sizes alone, as a source's bits may not depend on the batch.
+    A window is cut into runs of pixels, which different blocks multiply, so that few sources fill a GPU, too. The runs
+    depend on the model's sizes alone: a source's bits must not depend on the batch.
 
-    Reads each window once for every 128 basis functions and writes and reads each run's sums: 4 n_band (n_window_pixel
-    + (2 n_part + 1) n_basis) bytes and 2 n_band n_window_pixel n_basis flops a source; overlapping windows come from
-    the cache, and the runs' sums of up to some 1000 sources, too.
+    Reads each window once for every 128 basis functions, and writes and reads each run's sums: 4 n_band (n_window_pixel
+    + (2 n_part + 1) n_basis) bytes and 2 n_band n_window_pixel n_basis flops a source. The cache serves overlapping
+    windows, and the runs' sums of up to some 1000 sources.
 
     Specification: `reference.pixels.project`; `cells` and `scratch` are overwritten.
     """

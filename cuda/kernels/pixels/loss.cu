@@ -1,4 +1,4 @@
-// The loss of the pixels that a blend owns, of two models under the likelihood around the first: a block per blend.
+// The loss of two models, under the likelihood around the first, in the pixels that a blend owns: a block per blend.
 #include "likelihood.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) loss(

@@ -3,7 +3,7 @@
 #include "gemm.cuh"
 #include "stamp.cuh"
 
-// A block multiplies one of several runs of `length` pixels; what runs give is added by `add_parts`.
+// A block multiplies one of several runs of `length` pixels; `add_parts` adds the results of the runs.
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) project(
     const int* __restrict__ row_tile, const int* __restrict__ basis, const int* __restrict__ scene,
     const int* __restrict__ corner, const int64* __restrict__ canvas_start, const int* __restrict__ canvas_shape,
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) project(
         });
 }
 
-// Sums of runs, in order, of sources that are drawn.
+// Add the results of the runs, in order, for sources that are drawn.
 extern "C" __global__ void __launch_bounds__(256) add_parts(
     const int* __restrict__ row_tile, const float* __restrict__ parts, int n_source, int n_value, int n_part,
     float* __restrict__ out) {
@@ -59,8 +59,8 @@ extern "C" __global__ void __launch_bounds__(256) add_parts(
     }
 }
 
-// Sums over the cells of extended sources' full windows, the window left out and nothing beyond the image: the adjoint
-// of the interpolation between cells.
+// Weighted sums over the cells of extended sources' full windows, without the window and without pixels off the image:
+// the adjoint of the interpolation between cells.
 extern "C" __global__ void __launch_bounds__(256) gather_cells(
     const int* __restrict__ row_tile, const int* __restrict__ extended, const int* __restrict__ scene,
     const int* __restrict__ corner, const int64* __restrict__ canvas_start, const int* __restrict__ canvas_shape,

@@ -1,4 +1,4 @@
-// How far sources are drawn: windows smaller than the basis' own, with the first functions of the basis only.
+// The windows of sources' extents, and zeros outside them: smaller windows use the first functions of the basis only.
 #include "kernel.cuh"
 
 // Look up the window of an extent, a thread per source: 1 outskirts, 0 the window, -k the k-th smaller window.
@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(128) trim_basis(const int* __restri
         out[start + j] = j % n_basis < used ? rows[start + j] : 0.0f;
 }
 
-// Zeros around smaller windows, a block per source and image of it.
+// Set the pixels around smaller windows to zero, a block per source and image of it.
 extern "C" __global__ void __launch_bounds__(256) trim_stamps(const int* __restrict__ inset, int n_row, int window,
                                                               float* __restrict__ stamps) {
     const int cut = inset[blockIdx.x], n_pixel = window * window;

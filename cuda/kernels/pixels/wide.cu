@@ -1,4 +1,5 @@
-// wide: whether a window is enough; a block per source, threads along the basis; products in float32 as the CPU's, sums in float64.
+// wide: sets the extent of sources for which a window is enough. A block per source, threads along the basis; products
+// are float32, as on the CPU, sums float64.
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) wide(

@@ -1,4 +1,4 @@
-// accept: a warp per blend. Sums over its members' latents run over all threads, in an order that only its size fixes.
+// accept: a warp per blend. Threads share the sums over its members' latents, in an order fixed by its size alone.
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(32) accept_step(

@@ -1,5 +1,5 @@
-// choose: a block per source copies its rows of up to eight arrays; a row is `words` 16-byte words, or, if negative, as
-// many 4-byte ones.
+// choose: a block per source copies its rows of up to eight arrays; a row is `words` words of 16 bytes, or
+// -words words of 4 bytes.
 #include "kernel.cuh"
 
 template <typename Word>

@@ -9,7 +9,7 @@ import numpy as np
 from deblendrt.cuda.driver.device import Argument, Device, DeviceArray, blocks_for
 from deblendrt.cuda.layout import Layout
 
-ARRAYS_AT_ONCE = 8  # arrays per launch: as many as a state has
+ARRAYS_AT_ONCE = 8  # arrays per launch; a state has as many
 
 
 def move(device: Device, layout: Layout, latent: DeviceArray, step: DeviceArray, floor: DeviceArray,
@@ -17,7 +17,7 @@ def move(device: Device, layout: Layout, latent: DeviceArray, step: DeviceArray,
          max_offset_step: float, max_drift: float, max_shape_step: float) -> None:
     """Take a step, shortened to its limits.
 
-    Moves 3 n_latent + n_band + 2 doubles a source; the arithmetic is nothing beside them.
+    Moves 3 n_latent + n_band + 2 doubles a source; the arithmetic costs nothing in comparison.
 
     Specification: `reference.steps.move`; `out` may be `latent`.
     """
@@ -40,7 +40,7 @@ def accept(device: Device, layout: Layout, loss: DeviceArray, log_prior: DeviceA
     """
     constants = (rejected_damping, min_damping, max_damping, rejected_factor, poor_decrease, poor_factor, good_decrease,
                  good_factor)
-    # not named accept: a library's own symbol of that name loses to the C library's
+    # the kernel is not named accept: the tests' shim would call the C library's accept
     device.launch("accept:accept_step", (layout.n_blend,), (32,), layout.blend_start, layout.blend_source, loss,
                   log_prior, trial_log_prior, downhill, step, step.shape[1], *map(np.float64, constants), damping,
                   out_better, out_left)
@@ -67,7 +67,7 @@ def choose(device: Device, layout: Layout, better: DeviceArray, sources: Sequenc
 
 
 def _words(source: DeviceArray, target: DeviceArray) -> int:
-    """Words of a row: of 16 bytes, or, negative, of 4."""
+    """Return the number of words of 16 bytes of a row, or minus the number of words of 4 bytes."""
     row = source.nbytes // max(len(source), 1)
     if row % 16 == 0 and source.pointer % 16 == 0 and target.pointer % 16 == 0:
         return row // 16

@@ -19,7 +19,7 @@ from deblendrt.engine.compute.cuda.model import DeviceModel, Tables
 from deblendrt.engine.compute.problem import Canvases, Problem, State
 from deblendrt.engine.model.networks import FactoredJacobian
 
-KEPT_JOINT = 2  # sets of buffers for the joint step
+KEPT_JOINT = 2  # kept sets of buffers for the joint step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DeviceState:
 
     @property
     def by_source(self) -> tuple[DeviceArray, ...]:
-        """The arrays that have a row for each source."""
+        """All arrays with a row for each source."""
         return (self.latent, *self.jacobian, self.coefficients, self.log_prior, self.prior_gradient)
 
 
@@ -134,9 +134,9 @@ class Buffers:
         for name, array in arrays_of(every).items():
             upload(array, getattr(self.every, name))
         for joint in self._joint.values():
-            joint.pairs = None  # of the problem before
+            joint.pairs = None  # they belong to the previous problem
         for image in (self.weights, self.residual, self.image, self.state.model, self.trial.model):
-            self.device.clear(image)  # kernels leave the borders of the canvases out
+            self.device.clear(image)  # kernels do not write the borders of the canvases
         for name in ("data", "weight"):
             if before is None or getattr(before, name) is not getattr(problem, name):
                 self.put_canvases(getattr(problem, name), getattr(self, name))
@@ -153,11 +153,11 @@ class Buffers:
         self.reach()
 
     def put(self, values: NDArray[Any], target: DeviceArray, filling: Any = 0) -> None:
-        """Upload rows by source, with a constant behind them."""
+        """Upload rows by source; a constant fills the rows of padding."""
         self.device.upload(filled(values, len(target), filling, target.dtype), target)
 
     def put_canvases(self, canvases: Canvases, target: DeviceArray) -> None:
-        """Upload canvases behind one another, with zeros behind them."""
+        """Upload canvases behind one another; zeros fill the rest."""
         image = np.zeros(target.shape, np.float32)
         start = 0
         for canvas in canvases:
@@ -166,12 +166,12 @@ class Buffers:
         self.device.upload(image, target)
 
     def joint(self, largest: int, rim: int) -> JointBuffers:
-        """Buffers for the joint step of the problem.
+        """Return the buffers for the joint step of the problem, loaded.
 
         Parameters
         ----------
         largest : int
-            Sources of a blend that a dense system solves.
+            Largest number of sources of a blend that a dense system solves.
         rim : int [pixel]
             Width of the edge of a window where the weight of the outskirts is taken.
 
@@ -233,7 +233,7 @@ class Buffers:
     def run(self, key: Any, work: Callable[[], None], joint: JointBuffers | None = None) -> None:
         """Queue work on the loaded problem.
 
-        Work is recorded at its second time: many sizes come only once.
+        Work is recorded when it comes for the second time: many sizes come only once.
 
         Parameters
         ----------

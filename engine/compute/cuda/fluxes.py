@@ -1,4 +1,4 @@
-"""Joint linear fluxes and areas of light on a device: the start's and the end's."""
+"""Joint linear fluxes and areas of significant light on a device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from deblendrt.engine.compute.problem import DoubleArray, FloatArray
 
 
 def linear_fluxes(buffers: Buffers, unit: FloatArray, flux: DoubleArray, n_sweep: int,
-                  error: float | None, *, clip: float,
-                  ridge: float) -> tuple[DoubleArray, DoubleArray]:
-    """See `joint_fluxes.linear_fluxes`; of the problem that buffers hold.
+                  error: float | None, *, clip: float, ridge: float) -> tuple[DoubleArray, DoubleArray]:
+    """Compute `joint_fluxes.linear_fluxes` for the problem that the buffers hold.
 
     Parameters
     ----------
@@ -27,7 +26,7 @@ def linear_fluxes(buffers: Buffers, unit: FloatArray, flux: DoubleArray, n_sweep
     clip : float [sigma]
         Bound of the robust weights.
     ridge : float
-        Added to the matrices, of unit diagonal.
+        Added to the diagonal of the matrices, which are scaled to unit diagonal.
 
     Returns
     -------
@@ -66,7 +65,7 @@ def linear_fluxes(buffers: Buffers, unit: FloatArray, flux: DoubleArray, n_sweep
 
 
 def light_areas(buffers: Buffers, coefficients: FloatArray, significant: float) -> DoubleArray:
-    """See `start.light_area`; of the problem that buffers hold.
+    """Compute `start.light_area` for the problem that the buffers hold.
 
     Parameters
     ----------

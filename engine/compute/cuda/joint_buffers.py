@@ -49,7 +49,7 @@ class JointBuffers:
         self._window, self._n_band = every.window, n_band
 
     def load(self, pairs: SourcePairs, rim: int, tables: Tables) -> None:
-        """Upload the pairs of a problem, and the profile that mean weights in the rims of windows take."""
+        """Upload the pairs of a problem, and the profile for mean weights in the rims of windows."""
         if self.pairs is not None:
             return
         self.pairs = pairs

@@ -1,7 +1,7 @@
 """The `Layout` of a problem: its geometry as the kernels read it, padded so that problems of like size share memory.
 
-Padded sizes are made here and nowhere else: whole numbers of eighths of powers of two, so that at most an eighth is
-wasted and a stream of batches of like size meets the same few sizes again.
+All padded sizes come from `padded`: powers of two in steps of an eighth. At most an eighth is wasted, and batches of
+like size meet the same few sizes again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from deblendrt.cuda.kernels.linear.launch import source_pairs
 from deblendrt.cuda.layout import PIXEL_TILE, ROW_TILE, Layout
 from deblendrt.engine.compute.problem import Problem
 
-LEAST = 64
+LEAST = 64  # smallest padded size
 HELD = 256  # sources whose derivative images are held at once: 280 kB each of 59 pixels, 6 bands and 13 columns
 
 
 def padded(n: int) -> int:
-    """Return the next size that buffers are made for: at least `LEAST`, three leading bits and zeros."""
+    """Return the padded size for n: at least `LEAST`, and at most an eighth above n."""
     if n <= LEAST:
         return LEAST
     step = 1 << max(int(n - 1).bit_length() - 4, 0)
@@ -34,8 +34,9 @@ def padded(n: int) -> int:
 class SourcePairs:
     """Pairs of sources of one blend whose windows overlap, as the kernels of the joint step read them.
 
-    Derivative images of all sources at once would take more memory than all else. They are drawn in chunks of whole
-    blends, and every source of a chunk has a slot for its images. Arrays are int32 unless said; lengths are padded.
+    Derivative images of all sources at once would take more memory than all other arrays. They are drawn in chunks of
+    whole blends, and every source of a chunk has a slot for its images. Arrays are int32 unless said; lengths are
+    padded.
 
     Attributes
     ----------
@@ -57,8 +58,8 @@ class SourcePairs:
     own : (n_source,)
         Pair of each source with itself.
     partner_start : (n_source + 1,), partner : (n_entry,)
-        For each place of `Layout.blend_source`, in large blends: twice the pairs that the source is in, plus one where
-        it is the second.
+        `partner` lists the pairs of each source of a large blend: twice the pair's number, plus one if the source is
+        the second of the pair. `partner_start` has the first entry of each place of `Layout.blend_source`.
     matrix_start : int64 (n_blend,)
         First element of each blend's dense matrix.
     """
@@ -77,7 +78,7 @@ class SourcePairs:
     matrix_start: Any
 
     def on(self, move: Callable[[NDArray[Any]], Any]) -> SourcePairs:
-        """The same with every array moved, as by a device's `upload`."""
+        """Return a copy with every array moved, as by a device's `upload`."""
         arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **{k: move(v) for k, v in arrays.items() if not isinstance(v, int)})
 
@@ -96,10 +97,10 @@ def make_pairs(layout: Layout, n_psf: int, n_latent: int, largest: int) -> Sourc
     layout : Layout
         Its arrays are NumPy's.
     n_psf : int
-        Folded bases.
+        Number of folded bases.
     n_latent : int
     largest : int
-        Sources of a blend that a dense system solves.
+        Largest number of sources of a blend that a dense system solves.
 
     Returns
     -------
@@ -197,7 +198,7 @@ def filled(values: NDArray[Any], length: int, value: Any, dtype: Any = np.int32)
 def row_tiles(table: NDArray[np.int32], rows: NDArray[np.int64], n_source: int, n_table: int) -> NDArray[np.int32]:
     """Cut rows into tiles of one table each, int32 (n_tile, ROW_TILE).
 
-    The number of tiles serves any choice of `n_source` sources.
+    The number of tiles is enough for any `n_source` sources, so that it does not depend on the rows.
     """
     number = table[rows]
     tiles = np.full((-(-n_source // ROW_TILE) + n_table - 1, ROW_TILE), -1, np.int32)
@@ -212,7 +213,7 @@ def row_tiles(table: NDArray[np.int32], rows: NDArray[np.int64], n_source: int, 
 
 def pixel_tiles(problem: Problem, rows: NDArray[np.int64], margin: NDArray[np.int64],
                 border: int) -> dict[str, NDArray[np.int32]]:
-    """Cut canvases into the squares that images are summed in, and list the sources that touch each.
+    """Cut canvases into square tiles, and list the sources that touch each tile.
 
     Parameters
     ----------
@@ -222,7 +223,7 @@ def pixel_tiles(problem: Problem, rows: NDArray[np.int64], margin: NDArray[np.in
     margin : int64 (n_row,) [pixel]
         Distance that each source's light reaches beyond its window.
     border : int [pixel]
-        Edge of every canvas that no square covers.
+        Width of the edge of every canvas that no tile covers.
 
     Returns
     -------
@@ -254,7 +255,7 @@ def pixel_tiles(problem: Problem, rows: NDArray[np.int64], margin: NDArray[np.in
 
 
 def _owned(problem: Problem, n_blend: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """`blend_pixel`, `pixel_start`, `blend_scene` of a layout."""
+    """Return `blend_pixel`, `pixel_start` and `blend_scene` of a layout."""
     pixels, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     blend_scene, half = np.full(n_blend, -1, np.int32), int(problem.folded.half)
     before = 0

@@ -25,16 +25,16 @@ class Tables:
     Attributes
     ----------
     phi, phi_t, outer, outer_t : float32 (n_psf, ...)
-        As in `FoldedBasis`; outer ones None where the basis has no outskirts.
+        As in `FoldedBasis`; `outer` and `outer_t` are None if the basis has no outskirts.
     halved : float32 (4 n_psf, n_band, n_basis, n_side^2)
-        Every second pixel of the window along both axes, from row and column (0, 0), (0, 1), (1, 0), (1, 1) on;
-        n_side = (window + 1) / 2, zeros where the window has ended.
+        Every second pixel of the window along both axes, from row and column (0, 0), (0, 1), (1, 0), (1, 1) on, with
+        zeros beyond the window; n_side = (window + 1) / 2.
     missed : tuple of float32 (n_psf, n_band, n_basis, n_basis)
-        One for the basis' own window and for each smaller window, see `Window`.
+        `Window.missed` of the basis' own window and of each smaller window.
     insets, used : int32 (n_window,)
-        By how much each of these windows is smaller [pixel], and the number of functions in it.
+        `Window.inset` and `Window.n_used` of these windows.
     profile : float32 (n_psf, n_band, n_pixel)
-        See `Problem`.
+        `Problem.profile`.
     key : tuple
         Identities of the folded bases.
     """
@@ -74,7 +74,7 @@ class DeviceModel:
         self.star_basis = device.upload(core), device.upload(sums)
 
     def tables(self, problem: Problem) -> Tables:
-        """The folded bases of a problem, uploaded once."""
+        """Return the tables of a problem's folded bases; they are uploaded once."""
         bases = [basis for _, basis in problem.folded.groups(len(problem.scene))]
         key = tuple(id(basis) for basis in bases)
         if key in self._tables:
@@ -97,7 +97,7 @@ class DeviceModel:
             insets=self.device.upload(np.array([0, *problem.folded.insets], np.int32)),
             used=self.device.upload(np.array([bases[0].at(-k).n_used for k in range(n_window)], np.int32)),
             profile=stack([p.reshape(problem.n_band, -1) for p in problem.profile]), key=key)
-        self._tables[key] = tables, bases  # living bases keep their ids
+        self._tables[key] = tables, bases  # the bases are kept alive, so that their ids stay theirs
         return tables
 
     def clear(self) -> None:
@@ -107,7 +107,7 @@ class DeviceModel:
 
 
 def _halved(basis: FoldedBasis) -> NDArray[np.float32]:
-    """A basis' four tables of every second pixel, see `Tables`."""
+    """Make a basis' four tables of every second pixel, see `Tables`."""
     n_band, n_basis, _ = basis.phi.shape
     side = (basis.window + 1) // 2
     image = np.zeros((n_band, n_basis, 2 * side, 2 * side), np.float32)

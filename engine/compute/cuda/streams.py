@@ -1,7 +1,7 @@
 """Streams of a device, shared by the threads that deblend.
 
-A thread takes a stream for one piece of work and gives it back. While one stream computes, another stream is fed, and
-copies hide behind kernels. A piece of work goes to the stream that holds its images, if that stream is free.
+A thread takes a stream for one piece of work and gives it back. While one stream computes, data are copied to and from
+the others. A piece of work goes to the stream that holds its images, if that stream is free.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deblendrt.engine.model.device_networks import DeviceRuntime
 from deblendrt.engine.model.networks import Float32Array, GraphRuntime
 
 STREAMS = 3  # one computes, one is fed, one is read
-KEPT = 4  # sets of buffers of a stream
+KEPT = 4  # sets of buffers that a stream keeps
 
 
 def device_runtime(name: str) -> Callable[[Bundle, Device], DeviceRuntime]:
@@ -47,9 +47,9 @@ def device_runtime(name: str) -> Callable[[Bundle, Device], DeviceRuntime]:
 
 
 class DeviceStream:
-    """A stream of a device with the model and sets of buffers: the `Problem.device` of its owner. One thread at a time.
+    """A stream of a device, with the model and sets of buffers. One thread at a time may use it.
 
-    Images stay on the device as long as the problems have the same ones.
+    It is the `Problem.device` of its owner. Images stay on the device for further problems with the same images.
 
     Parameters
     ----------
@@ -72,11 +72,11 @@ class DeviceStream:
 
     @contextmanager
     def loaded(self, problem: Problem) -> Iterator[Buffers]:
-        """Buffers of the problem's size that hold it."""
+        """Lend the buffers that hold a problem."""
         yield self._load(problem)
 
     def model_image(self, problem: Problem, coefficients: NDArray[np.float32]) -> DeviceArray:
-        """Model image of a problem's only scene, without its border, on the device: float32 (n_band, n_y, n_x)."""
+        """Draw the image of a problem's only scene on the device, without border, float32 (n_band, n_y, n_x)."""
         buffers = self._load(problem)
         buffers.put(coefficients, buffers.state.coefficients)
         buffers.draw(buffers.state)
@@ -129,13 +129,13 @@ class DevicePool:
     @classmethod
     def open(cls, bundle: Bundle, open_device: Callable[[], Device], n_stream: int = STREAMS, *, name: str = "cuda",
              runtime: Callable[[Bundle, Device], DeviceRuntime] = CudaRuntime) -> DevicePool:
-        """Streams of one device.
+        """Make the streams of one device.
 
         Parameters
         ----------
         bundle : Bundle
         open_device : callable
-            Makes a `Device`: a stream.
+            Makes a `Device`, which is one stream.
         n_stream : int
         name : str
         runtime : callable
@@ -145,7 +145,7 @@ class DevicePool:
 
     @contextmanager
     def stream(self, memory_limit: float | None = None, problem: Problem | None = None) -> Iterator[DeviceStream]:
-        """A stream for the calling thread alone; waits for one.
+        """Lend a stream to the calling thread; wait until a stream is free.
 
         Parameters
         ----------
@@ -171,7 +171,7 @@ class DevicePool:
                 self._given_back.notify()
 
     def share(self, memory_limit: float | None = None) -> SharedDevice:
-        """The `Problem.device` of problems that several threads solve.
+        """Return a `Problem.device` for problems that several threads solve.
 
         Parameters
         ----------
@@ -206,7 +206,7 @@ class SharedDevice:
 
     @contextmanager
     def loaded(self, problem: Problem) -> Iterator[Buffers]:
-        """Buffers that hold a problem, on a stream that is taken until the context ends."""
+        """Lend buffers that hold a problem, on a stream that is taken until the context ends."""
         with self._stream(problem) as stream, stream.loaded(problem) as buffers:
             yield buffers
 

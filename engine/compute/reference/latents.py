@@ -5,8 +5,8 @@ place. Rows of padding mean nothing.
 
     c[b] = exp(log_flux[b]) sum_m mix[m, b] maps[m]
 
-A step's flux part is relative, d ln(flux). ``pull`` leaves sources alone that the layout's
-`row_tile` lacks. Shapes: maps float32 (n_source, n_component, n_basis), d_maps (n_source, 2 + n_shape, n_component,
+The flux part of a step is relative, d ln(flux). `pull` does not write rows of sources that the layout's `row_tile`
+lacks. Shapes: maps float32 (n_source, n_component, n_basis), d_maps (n_source, 2 + n_shape, n_component,
 n_basis), mix (n_source, n_component, n_band), d_mix (n_source, n_shape, n_component, n_band), latent and step float64
 (n_source, n_latent), coefficients float32 (n_source, n_band, n_basis) [nJy].
 """
@@ -55,14 +55,14 @@ def stars(layout: Layout, latent: DoubleArray, star: IntArray, core: DoubleArray
 
 
 def combine(latent: DoubleArray, maps: FloatArray, mix: FloatArray, out: FloatArray) -> None:
-    """Coefficients, into float32 (n_source, n_band, n_basis) [nJy]."""
+    """Write the coefficients to float32 (n_source, n_band, n_basis) [nJy]."""
     out[...] = np.einsum("nb,nmb,nmk->nbk", _flux(latent, mix), mix, maps)
 
 
 def pull(layout: Layout, maps: FloatArray, d_maps: FloatArray, mix: FloatArray, d_mix: FloatArray,
          coefficients: FloatArray, latent: DoubleArray, d_coefficients: FloatArray, add: DoubleArray | None,
          out: DoubleArray) -> None:
-    """J^T g, into float64 (n_source, n_latent), plus `add`, alike."""
+    """Write J^T g, plus `add`, to float64 (n_source, n_latent); g is `d_coefficients`."""
     rows = layout.row_tile[layout.row_tile >= 0]
     scaled = _flux(latent, mix)[:, :, None] * d_coefficients
     moves = np.einsum("ndmk,nmb,nbk->nd", d_maps, mix, scaled)
@@ -74,7 +74,7 @@ def pull(layout: Layout, maps: FloatArray, d_maps: FloatArray, mix: FloatArray, 
 
 def columns(maps: FloatArray, d_maps: FloatArray, mix: FloatArray, d_mix: FloatArray, coefficients: FloatArray,
             latent: DoubleArray, out: FloatArray) -> None:
-    """Derivatives by relative flux, offset and shape, into float32 (n_source, n_band, 3 + n_shape, n_basis) [nJy]."""
+    """Write derivatives by relative flux, offset and shape to (n_source, n_band, 3 + n_shape, n_basis) [nJy]."""
     flux = _flux(latent, mix)[:, :, None, None]
     out[:, :, 0] = coefficients
     out[:, :, 1:] = flux * np.einsum("nmb,ndmk->nbdk", mix, d_maps)

@@ -3,9 +3,9 @@ r"""The specification, in NumPy, of the linear algebra of blends: the joint step
 Each function has the name and arguments of its launcher, less the device; arrays are NumPy's, outputs are written in
 place. Rows of padding mean nothing.
 
-    A_ij = sum_p w u_i u_j,    (A dF)_i = sum_p w u_i r,    F + dF,    covariance A^-1
+For joint fluxes, in each band and blend, with u_i the unit-flux image of source i and r the residual,
 
-per band and blend, u_i the unit-flux image of source i, r the residual.
+    A_ij = sum_p w u_i u_j,    (A dF)_i = sum_p w u_i r,    F + dF,    covariance A^-1
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def couplings(layout: Layout, images: FloatArray, slot: IntArray, inset: IntArra
     slot : int32 (n_source,)
         Row of each source in `images`.
     inset : int32 (n_source,) [pixel]
-        By how much each source's window is smaller, on every side.
+        Pixels between the edges of the basis' window and of each source's window.
     weights : float32 (n_pixel,) [nJy^-2]
         Flat images.
     pairs : int32 (n_pair, 2)
@@ -123,7 +123,7 @@ def joint_solve(layout: Layout, blocks: DoubleArray, pairs: IntArray, pair_span:
     target : float64 (n_source, n_latent)
         -dL/dZ.
     matrix_start : int64 (n_blend,)
-        First element of each blend's matrix in `matrices`, of use for blends of at most `largest` sources.
+        First element of each blend's matrix in `matrices`; read for blends of at most `largest` sources only.
     matrices : float64 (n_element,)
         Scratch.
     out : float64 (n_source, n_latent)

@@ -3,10 +3,10 @@ r"""The specification, in NumPy, of the kernels that measure a solution source b
 Each function has the name and arguments of its launcher, less the device; arrays are NumPy's, outputs are written in
 place. Rows of padding mean nothing.
 
-In measures, these in common: `stamps` float32 (n_source, n_band, n_window_pixel),
-`cells` float32 (n_source, n_band, n_cell) or None, of use for sources with `extended` int32 (n_source,) set, and flat
-images float32 (n_pixel,). A footprint is a bit for each pixel of a source's window (full, if it is extended) that lies
-on the canvas, row by row, 32 a word, the lowest bit first.
+Common arguments are `stamps`, float32 (n_source, n_band, n_window_pixel), the outskirts `cells`, float32 (n_source,
+n_band, n_cell) or None, which are drawn for sources with `extended`, int32 (n_source,), set, and flat images, float32
+(n_pixel,). A footprint has a bit for each pixel of a source's window (the full window of an extended source) that lies
+on the canvas, row by row, 32 in a word, the lowest bit first.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def footprint(layout: Layout, stamps: FloatArray, cells: FloatArray | None, exte
         Model images [nJy].
     weight : float32 (n_pixel,) [nJy^-2]
     out : int32 (n_source, n_word)
-        `footprint.n_word`; words of no pixel are left alone.
+        n_word as of `kernels.measures.launch.n_word`. Words without a pixel are not written.
     significant : float
-        Signal to noise of a pixel, all bands together, from which it counts.
+        A pixel counts from this signal to noise on, all bands together,
     core : float
-        Or its light, relative to the peak.
+        or from this share of the peak's signal to noise on.
     """
     for here, stamp in _drawn(layout, stamps, cells, extended):
         square = stamp * stamp
@@ -65,14 +65,14 @@ def footprint(layout: Layout, stamps: FloatArray, cells: FloatArray | None, exte
 
 
 def packed(inside: NDArray[np.bool_]) -> IntArray:
-    """The words of a footprint (height, width); whole blocks of 256 pixels."""
+    """Pack a footprint (height, width) into words, in whole blocks of 256 pixels."""
     bits = np.zeros(-(-inside.size // 256) * 256, bool)
     bits[: inside.size] = inside.ravel()
     return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
 
 
 def unpacked(words: IntArray, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """A footprint (height, width) of its words."""
+    """Unpack the words of a footprint, bool (height, width)."""
     bits = np.unpackbits(words.astype("<i4").view(np.uint8), bitorder="little")
     return bits[: shape[0] * shape[1]].reshape(shape).astype(bool)
 
@@ -110,7 +110,7 @@ def share(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended
     stamps, cells, extended
     footprints : int32 (n_source, n_word)
     data, weight, model, light : float32 (n_pixel,)
-        The latter of `light`.
+        `light` is the result of `light`.
     out : float64 (n_source, n_band, 6)
         sum r (y - m), sum r^2 / w, the neighbours' light m - m_i in the footprint, sum m_i^2, sum m_i m, the
         neighbours' largest pixel.
@@ -128,21 +128,21 @@ def share(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extended
 
 def misfit(layout: Layout, stamps: FloatArray, latent: DoubleArray, data: FloatArray, weight: FloatArray,
            model: FloatArray, edges: DoubleArray, out: DoubleArray, *, half: int, square: int) -> None:
-    """Residuals along sources' own light, see engine/measure/systematic_error.py.
+    """Sum residuals weighted with sources' own light, see engine/measure/systematic_error.py.
 
     Parameters
     ----------
     layout : Layout
     stamps : float32 (n_source, n_band, n_window_pixel) [nJy]
     latent : float64 (n_source, n_latent)
-        The offset [pixel] stands behind the fluxes.
+        The offset [pixel] follows the log fluxes.
     data, weight, model : float32 (n_pixel,)
     edges : float64 (n_edge,) [pixel]
         Edges of the rings.
     out : float64 (n_source, 4)
         sum v^2 and sum (u^2 - v) over squares, the same over rings.
     half : int [pixel]
-        The square [-half, half) around the central pixel is looked at; the window holds it.
+        The sums cover the square [-half, half) around the central pixel, which lies in the window.
     square : int [pixel]
         Side of the squares, divides 2 half.
     """
@@ -197,7 +197,7 @@ def core_statistics(layout: Layout, number: IntArray, centre: DoubleArray, owner
     owner : int32 (n_pixel / n_band,)
         Owner of each pixel, canvas after canvas; -1: none.
     data, weight, weights, model : float32 (n_pixel,)
-        The third are the robust weights.
+        `weight` is the inverse variance, `weights` are the robust weights.
     out : float64 (n_source, 3)
         chi2, pixels with weight counted in every band, pixels that lost more than half of their weight in some band.
     radius : float [pixel]

@@ -95,8 +95,8 @@ def project(layout: Layout, image: FloatArray, phi_t: FloatArray, outer_t: Float
     cells : float32 (n_source, n_band, n_cell), or None
         Overwritten, for extended sources.
     scratch : float32
-        Room for sums of parts of windows, of which `project.runs` tells the number: so many times the size of `out`.
-        Memory for stamps, (n_source, n_band, n_window_pixel), is enough.
+        Memory for sums of parts of windows. `kernels.pixels.launch.runs` gives their number; each part takes the size
+        of `out`. Memory for stamps, (n_source, n_band, n_window_pixel), is enough.
     out : float32 (n_source, n_band, n_basis)
     """
     window, margin = layout.window, layout.margin
@@ -133,7 +133,7 @@ def residual(layout: Layout, data: FloatArray, weight: FloatArray, model: FloatA
     robust : int
         0: they do not.
     out_weights, out_residual : float32 (n_pixel,)
-        Written where the layout has tiles. The former may be `weight`.
+        Written where the layout has tiles. `out_weights` may be `weight`.
     """
     tempered, bound = _likelihood(weight, model, temper, error, clip)
     r = data.astype(np.float64) - model
@@ -267,7 +267,7 @@ def wide(layout: Layout, through: FloatArray, coefficients: FloatArray, wbar: Do
     smallest : int32 (n_source,)
         The least extent of each source.
     out_extent : int32 (n_source,)
-        See `reference_trim.reach`. Set where the window is enough, and to 1 where the basis' own is not.
+        See `reach`. Set where the window is enough; 1 where the basis' own window is not enough.
     window : int
         0 the basis' own, k the k-th smaller one.
     threshold : float
@@ -293,7 +293,7 @@ def reach(layout: Layout, extent: IntArray, insets: IntArray, used: IntArray, ou
     insets, used : int32 (n_window,)
         By how much each window is smaller on every side [pixel], and the number of functions in it; the own first.
     out_extended, out_inset, out_n_used : int32 (n_source,)
-        With outskirts; of each source's window.
+        Whether the source has outskirts; the entries of `insets` and `used` for its window.
     """
     window = np.maximum(-extent, 0)
     out_extended[:] = extent > 0

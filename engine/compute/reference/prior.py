@@ -31,7 +31,7 @@ def prior_terms(layout: Layout, latent: DoubleArray, log_prob: FloatArray, flow_
     offset0 : float64 (n_source, 2) [pixel]
         The caller's centre relative to the anchor pixel.
     star : int32 (n_source,)
-        Whose shapes are idle, under N(0, 1), whatever the flow says.
+        Not 0 for stars, whose shapes have an N(0, 1) prior instead of the flow.
     mean_color, color_sigma : float64 (n_band,) [ln nJy]
         Mean and scatter of the population's colours, for bands without weight.
     center_sigma : float64 [pixel]

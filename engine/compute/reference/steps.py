@@ -68,7 +68,7 @@ def accept(layout: Layout, loss: DoubleArray, log_prior: DoubleArray, trial_log_
     log_prior, trial_log_prior : float64 (n_source,)
     downhill, step : float64 (n_source, n_latent)
     damping : float64 (n_blend,)
-        Replaced by the next one. Kept where a blend has no members.
+        Replaced by the next damping; not changed for blends without members.
     out_better : int32 (n_blend,)
         1 where L fell; 0 where a blend has no members.
     out_left : float64 (n_blend,)
@@ -133,7 +133,7 @@ def adam(layout: Layout, downhill: DoubleArray, floor: DoubleArray, offset0: Dou
     share : (float, float)
         1 - beta of the two means.
     correction : (float, float)
-        1 - beta^t of them.
+        1 - beta^t of the two means.
     epsilon : float
     max_drift : float [pixel]
     """
