@@ -1,8 +1,9 @@
 """The geometry of a batch: places of scenes, sources and blends in memory.
 
-The image of a scene, (n_band, height, width), is its *canvas*. All canvases lie behind one another in one flat buffer. Sums are gathers over sorted lists, never atomics, so that a scene's bits do not depend on the rest of the
-batch. All arrays may be padded, so that batches of like size share buffers and recordings. Sources and tiles of scene
--1 and blends without members are padding: kernels skip them, and their rows of an output mean nothing.
+The image of a scene, (n_band, height, width), is its *canvas*. All canvases lie behind one another in one flat buffer.
+Sums are gathers over sorted lists, never atomics, so that a scene's bits do not depend on the rest of the batch. All
+arrays may be padded, so that batches of like size share buffers and recordings. Sources and tiles of scene -1 and
+blends without members are padding: kernels skip them, and their rows of an output mean nothing.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Layout:
     basis : (n_source,)
         Folded basis of each source, the first index of the tables.
     row_tile : (n_row_tile, ROW_TILE)
-        Sources that are multiplied with a table together, all of one basis; -1 is padding. A source that is drawn occurs
-        once, other sources do not occur.
+        Sources that are multiplied with a table together, all of one basis; -1 is padding. A source that is drawn
+        occurs once, other sources do not occur.
     pixel_tile : (n_pixel_tile, 3)
         Scene, and y, x of the first pixel, of squares that cover the canvases without their borders, which have no
         weight. Scene -1 is padding.

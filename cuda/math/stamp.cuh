@@ -2,8 +2,8 @@
 #pragma once
 #include "kernel.cuh"
 
-// The two cells between whose centres a pixel lies, along one axis. Outskirts are bilinear between the centres of cells,
-// constant beyond the outermost centres.
+// The two cells between whose centres a pixel lies, along one axis. Outskirts are bilinear between the centres of
+// cells, constant beyond the outermost centres.
 struct Axis {
     int near, far;
     float share;  // of the far cell

@@ -1,1 +1,1 @@
-"""What is reported of a solution: errors, fit quality, photometry, moments, star or galaxy."""
+"""Measurements of a solution: photometry, errors, fit quality, moments, star or galaxy."""

@@ -21,7 +21,7 @@ from deblendrt.engine.units import DoubleArray
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The latents that a round of a descent has reached, and what the next round starts with.
+    """The results of a round of a descent, from which the next round starts.
 
     Attributes
     ----------

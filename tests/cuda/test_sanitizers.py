@@ -14,7 +14,7 @@ import shim
 
 HERE = Path(__file__).parent
 KERNELS = {path.stem for path in shim.SOURCE.rglob("*.cu")}
-# Not of kernels; or, as of whole networks, whose kernels others test on less, too long.
+# Tests of no kernels, and tests of whole networks: they take too long, and other tests run the same kernels on less.
 LEFT_OUT = {"test_kernel_compiler.py", "test_device.py", "test_interop.py", "test_sanitizers.py",
             "test_network_bundles.py"}
 TESTS = [path for path in sorted(HERE.rglob("test_*.py")) if path.name not in LEFT_OUT]
@@ -60,7 +60,7 @@ def test_planted_faults(mode: str, kernel: str, is_found: bool) -> None:
         assert "came through" in said
 
 
-# what a sanitizer says, it says to the file descriptor, which pytest would keep
+# sanitizers write to the file descriptor, which pytest would capture
 ARGUMENTS = ["-m", "pytest", "-q", "-x", "--capture=sys", "-m", "not slow", "-p", "sanitize", "-p", "no:cacheprovider",
              *TESTS]
 

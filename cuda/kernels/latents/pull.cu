@@ -1,4 +1,4 @@
-// J^T g: a block per source. A thread takes some basis functions; sums of all threads are added for 32 results at a time.
+// J^T g: a block per source. Each thread takes some basis functions; the sums are added for 32 results at a time.
 #include "kernel.cuh"
 
 constexpr int MOST_COMPONENTS = 4, AT_ONCE = 32, THREADS = 128, PARTS = THREADS / AT_ONCE;

@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(128) network_matmul(ARGUMENTS) {
     product<Tile<128, 64, 8, 8, 8>>(PASS(128, 64));
 }
 
-// Few rows, or too few tiles to fill a GPU with the large ones.
+// Few rows, or too few rows to fill a GPU with large tiles.
 extern "C" __global__ void __launch_bounds__(128) network_matmul_small(ARGUMENTS) {
     product<Tile<32, 64, 16, 4, 4>>(PASS(32, 64));
 }

@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(128) prior_terms(
     }
     count = fmax(count, 1.0);
     level /= count;
-    double missing = 0.0, through = 0.0;  // chi2 of missing bands, and how they pull on the measured ones
+    double missing = 0.0, through = 0.0;  // chi2 of missing bands, and their pull on the measured bands
     for (int b = 0; b < n_band; ++b)
         if (!(has[b] > 0.0)) {
             const double sigma = color_sigma[b] + slack, color = mine[b] - (level + mean_color[b]);

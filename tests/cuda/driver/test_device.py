@@ -1,4 +1,4 @@
-"""Rules of every `Device`: the shim, a GPU, and without a GPU its code on a stand-in for the driver."""
+"""Rules of every `Device`: the shim, a GPU and, without a GPU, its code on a stand-in for the driver."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ OUTPUTS = 5, 6, 7, 8
 
 
 def draw(layout: Layout, n_component: int, n_basis: int, n_shape: int, side: int) -> list[Any]:
-    """Galaxies and stars; the first source is a star, as is padding."""
+    """Galaxies and stars. The first source is a star, and so is padding."""
     rng = np.random.default_rng(0)
     n, n_band = layout.n_source, layout.n_band
     star = (rng.random(n) < 0.4).astype(np.int32)

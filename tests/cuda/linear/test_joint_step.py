@@ -19,13 +19,13 @@ from deblendrt.engine.solve import curvature, descent
 from deblendrt.engine.solve.joint_step import conjugate_gradient
 
 SIZES = [3, 1, 0, 4, 1, 7, 2]
-LARGEST = 3  # of the sizes above, two are larger
+LARGEST = 3  # two of the sizes above are larger
 RIDGE = 1e-5
 N_BAND = 3
 
 
 class System:
-    """A matrix of every blend: what a likelihood couples, and a prior's curvature."""
+    """Random matrices of blends: couplings by a likelihood, plus the curvature of a prior."""
 
     def __init__(self, sizes: list[int], n_latent: int) -> None:
         rng = np.random.default_rng(n_latent)
@@ -138,7 +138,7 @@ def test_dense(n_latent: int) -> None:
 
 @needs_shim
 def test_a_matrix_that_is_not_positive_has_a_solution() -> None:
-    """As it has with LU factors: rounding of float32 products may leave it so."""
+    """An indefinite matrix, which rounding of float32 products may leave, is solved as with LU factors."""
     system = System([1], 5)
     system.blocks[0, 0, 1] = system.blocks[0, 1, 0] = 1.01 * np.sqrt(system.blocks[0, 0, 0] * system.blocks[0, 1, 1])
     [(step, expected)] = both(joint_solve, reference.joint_solve, system.layout, *system.solve(), outputs=(6,),

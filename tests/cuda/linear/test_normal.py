@@ -29,7 +29,7 @@ def compact(toy_deblender: Deblender, toy_model: ToyModel) -> tuple[Problem, np.
 
 @pytest.fixture(scope="module")
 def extended(wide_toy_deblender: Deblender, wide_toy_model: ToyModel) -> tuple[Problem, np.ndarray]:
-    """Some sources with outskirts, which stick out of the canvas; all of a scene are one blend."""
+    """Some sources have outskirts, which stick out of the canvas. All sources of a scene are one blend."""
     problem, latent, _ = toy_problem(wide_toy_deblender, wide_toy_model, 2)
     some = np.arange(len(latent)) % 3 > 0
     problem = dataclasses.replace(problem, extent=some.astype(np.int8), blend=problem.scene, n_blend=2)

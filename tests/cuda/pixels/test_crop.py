@@ -1,4 +1,4 @@
-"""Narrowing and cropping: copies."""
+"""Kernels that copy: rounding to float32, and cropping."""
 
 from __future__ import annotations
 

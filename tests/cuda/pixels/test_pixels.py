@@ -1,4 +1,4 @@
-"""Kernels on pixels: against their references, and these against the engine."""
+"""Kernels on pixels against their references, and the references against the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Smaller windows: kernels against references, and these against the engine's windows."""
+"""Smaller windows: kernels against references, and references against the engine's windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far sources are drawn: kernel against reference, reference against the engine."""
+"""The choice of windows: kernel against reference, reference against the engine."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ OUTPUTS = 9, 10
 
 
 def draw(layout: Layout, n_latent: int, seed: int = 0) -> list[Any]:
-    """Galaxies and stars; of each, some with all bands, some without any."""
+    """Galaxies and stars. Some of each have all bands, some have none."""
     rng = np.random.default_rng(seed)
     n, n_band = layout.n_source, layout.n_band
     latent, flow = 3 * rng.standard_normal((2, n, n_latent))

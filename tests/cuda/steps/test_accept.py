@@ -18,7 +18,7 @@ SIZES = [1, 3, 0, 64, 2, 1, 33, 0]
 
 
 def draw(layout: Layout, n_latent: int, seed: int = 0) -> list[np.ndarray]:
-    """Losses that fall by all shares of what is expected, and that rise."""
+    """Losses that fall by all shares of the expected decrease, and losses that rise."""
     rng = np.random.default_rng(seed)
     n, n_blend = layout.n_source, layout.n_blend
     downhill, step = rng.standard_normal((2, n, n_latent))

@@ -15,7 +15,7 @@ from deblendrt.engine.compute.reference import steps as reference_steps
 @needs_shim
 @pytest.mark.parametrize("n_array", [1, 8, 11])
 def test_kernel(n_array: int) -> None:
-    """Rows of all lengths: those of multiples of 16 bytes take another path."""
+    """Rows of all lengths: rows of multiples of 16 bytes take a path of their own."""
     layout = blends_only([1, 3, 0, 2, 5])
     rng = np.random.default_rng(n_array)
     shapes = [(), (18,), (2, 128), (12, 2, 15), (3,), (2, 3), (6, 16), (1,), (1030,), (5, 4), (7,)][:n_array]

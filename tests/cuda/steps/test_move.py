@@ -24,7 +24,7 @@ Case = tuple[Problem, np.ndarray, np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="module")
 def case(toy_deblender: Deblender, toy_model: ToyModel) -> Case:
-    """Steps from nothing to far beyond every limit; a floor that some fluxes meet and some lack."""
+    """Steps from zero to far beyond every limit. Some fluxes meet their floor, some have none."""
     problem, latent, _ = toy_problem(toy_deblender, toy_model, 8)
     rng = np.random.default_rng(0)
     step = rng.standard_normal(latent.shape) * 10.0 ** rng.integers(-3, 2, (len(latent), 1))

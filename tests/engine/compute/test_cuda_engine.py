@@ -21,16 +21,17 @@ from deblendrt.engine.scene.psf_field import CellPsf
 from deblendrt.engine.solve import constants, descent, device_descent
 
 OFF = {"default": 5e-3, "hard": 2e-2}
-"""In units of the error. The last bits of a float32 image move the fluxes of the nearest pairs: the CPU engine's own by
-up to 1.5e-3 if its pixels are rounded at 6e-8, in two of seven batches above 1e-3, and by 3.6e-3 at 3e-7: a last step
-is taken or not. Hard: with the plain likelihood, and point sources on galaxies, pairs are degenerate."""
+"""Largest differences of fluxes, in units of the error. The last bits of a float32 image move the fluxes of near pairs,
+as they decide whether the last step is taken: on the CPU, pixels rounded at 6e-8 move fluxes by up to 1.5e-3 (above
+1e-3 in two of seven batches), pixels rounded at 3e-7 by 3.6e-3. "hard" is for degenerate pairs: with the plain
+likelihood, and for point sources on galaxies."""
 
 
 @pytest.fixture(scope="module", params=[
     pytest.param("shim", marks=pytest.mark.skipif(missing() is not None, reason=str(missing()))),
     pytest.param("cuda", marks=pytest.mark.gpu)])
 def on_device(request: pytest.FixtureRequest) -> Callable[..., Deblender]:
-    """A function that gives a deblender like another, on a device."""
+    """A function that makes a copy of a deblender on a device."""
 
     def make(like: Deblender, n_stream: int = 1, **options: Any) -> Deblender:
         if request.param == "cuda":
@@ -66,7 +67,7 @@ def test_blends_that_conjugate_gradients_solve(on_device: Callable[..., Deblende
 
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_sources_that_are_the_same(toy_deblender: Deblender, batch: Any) -> None:
-    """They take the same steps, and the host's."""
+    """Identical sources take identical steps, and the same steps as on the host."""
     image, centers = batch[0][0], batch[1][0]
     problem, latent, floor = make_problem(toy_deblender, image, np.concatenate([centers, centers[:1]]))
     latent[-1], floor[-1] = latent[0], floor[0]

@@ -1,4 +1,4 @@
-"""Measures of single sources on a device, here the shim, against those of the CPU."""
+"""Measures of single sources on the shim, against the same measures on the CPU."""
 
 from __future__ import annotations
 

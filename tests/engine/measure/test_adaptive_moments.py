@@ -11,7 +11,7 @@ from deblendrt.engine.measure.adaptive_moments import adaptive_moments, elliptic
 
 SIZE = 53
 MIDDLE = np.array([SIZE // 2, SIZE // 2], float)
-HSM = 5e-6  # HSM stops at a tolerance (1e-9 of e and of x / sigma), and its float64 sums skip what is below e^-25
+HSM = 5e-6  # HSM stops at a tolerance (1e-9 of e and of x / sigma), and its float64 sums skip weights below e^-25
 
 
 def gaussians(moments: np.ndarray, center: np.ndarray, size: int = SIZE) -> np.ndarray:

@@ -31,7 +31,7 @@ def make(deblender: Deblender, model: ToyModel, anchor: np.ndarray, *, seed: int
 
 
 def dense(problem: Problem, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images of all sources on the canvas of the one scene, float64, and their footprints."""
+    """Images of all sources on the canvas of the only scene, float64, and their footprints."""
     window, folded = problem.folded.window, problem.folded
     images = np.zeros((len(coefficients), *problem.data[0].shape))
     inside = np.zeros((len(coefficients), *problem.data[0].shape[1:]), bool)
@@ -125,14 +125,14 @@ def test_a_band_without_weight(toy_deblender: Deblender, toy_model: ToyModel) ->
     for values in (sharing.redistributed_flux, sharing.redistributed_flux_err):
         assert np.isnan(values[:, 1]).all()
         assert np.isfinite(values[:, [0, 2]]).all()
-    assert np.isfinite(sharing.blendedness).all()  # of the models
+    assert np.isfinite(sharing.blendedness).all()  # it follows from the models alone
 
 
 def test_a_faint_source_has_a_footprint(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     problem, coefficients, flux = make(toy_deblender, toy_model, np.array([[25, 25]]))
     faint = np.float32(1e-4)
     sharing = share(problem, faint * coefficients, faint * flux)
-    assert (sharing.redistributed_flux_err > 1).all()  # of several pixels of sigma 1 to 2
+    assert (sharing.redistributed_flux_err > 1).all()  # a sum over several pixels of sigma 1 to 2
     assert not footprint(np.zeros((3, 9, 9), np.float32), np.ones((3, 9, 9), np.float32)).any()
 
 

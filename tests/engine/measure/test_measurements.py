@@ -1,4 +1,4 @@
-"""What is written of a solved problem: every column filled, blends numbered, errors as the decoder has them."""
+"""The rows of a solved problem: every column is filled, blends are numbered, errors agree with the decoder."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_flux_covariance(mixed: DeblendResult) -> None:
                     known = np.isfinite(mixed.flux[i])[:, None] & np.isfinite(mixed.flux[j])
                     np.testing.assert_array_equal(np.isfinite(covariance[a, :, b]), known)
     pair = mixed.flux_covariance([1, 2])
-    assert (pair[0, :, 1].diagonal() < 0).all()  # light that one gains the other loses
+    assert (pair[0, :, 1].diagonal() < 0).all()  # light gained by a source is lost by the other
     assert np.linalg.eigvalsh(pair.reshape(2 * N_BAND, -1)).min() > 0
     missing = mixed.flux_covariance([0, 1])
     assert np.isnan(missing[0]).all()
@@ -278,7 +278,7 @@ def test_errors_of_apertures_and_shapes_against_the_decoder(toy_deblender: Deble
 
 
 def test_redistributed_flux_of_a_source_alone(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """Nobody to share with: the flux of all pixels, with the noise of all of them."""
+    """A source alone gets the flux of all pixels, with the noise of all pixels."""
     image, centers, truth = make_scene(toy_deblender, toy_model, ANCHORS[[2]], SHAPE, seed=3)
     result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED)
     pull = (result.redistributed_flux - result.flux) / result.redistributed_flux_err

@@ -1,4 +1,4 @@
-"""Star or galaxy: what the sources are is found, and nothing else of a result depends on how."""
+"""Star or galaxy: the kinds are found, and a result with found kinds equals a result with given kinds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_stars_and_galaxies_are_told_apart(deblender: Deblender, field: Field) -
 
 def test_a_shape_that_no_galaxy_has_does_not_beat_a_star(toy_deblender: Deblender, toy_field: Field,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the evidences say, unless the star explains much less."""
+    """A galaxy of impossible shape is a star for any evidence, unless the star explains much less."""
     monkeypatch.setattr(
         star_or_galaxy, "log_evidence", lambda problem, solution, _: np.where(problem.star, -100.0, 0.0)
     )
@@ -67,7 +67,7 @@ def test_a_shape_that_no_galaxy_has_does_not_beat_a_star(toy_deblender: Deblende
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real images are not in the repository (../shared/data)")
 @pytest.mark.parametrize(("name", "place"), [("dc2_field_1", (56, 178)), ("dc2_field_2", (31, 224))])
 def test_bright_unlisted_stars_of_coadds(deblender: Deblender, name: str, place: tuple[int, int]) -> None:
-    """Their PSF images, Moffat fits, are wrong by more than the noise by far."""
+    """The PSF images of these stars, Moffat fits, are wrong by far more than the noise."""
     file = read_image(SHARED / f"{name}.fits")
     result = deblender.deblend_batch(file.image, file.centers, variance=file.variance, mask=file.mask, psf=file.psf,
                                      bands=file.bands, zero_point=file.zero_point, kind="auto", find_missed=True)
@@ -83,7 +83,7 @@ def test_a_faint_source_keeps_the_prior(deblender: Deblender, star_fraction: flo
     result = deblender.deblend_batch(image, [(25, 40), (55, 40)], variance=sigma**2, kind="auto",
                                      star_fraction=star_fraction)
     odds = result.star_probability / (1 - result.star_probability) * (1 - star_fraction) / star_fraction
-    assert (np.abs(np.log(odds)) < 2.5).all()  # the prior of shapes is no Gaussian, as Laplace would have it
+    assert (np.abs(np.log(odds)) < 2.5).all()  # Laplace takes the prior of shapes as Gaussian, which it is not
 
 
 def test_a_scene_does_not_notice_its_batch(toy_deblender: Deblender, toy_field: Field) -> None:
@@ -114,11 +114,11 @@ def test_only_scenes_that_changed_are_solved_again(toy_deblender: Deblender, toy
     solve = Deblender._solve_chunk
     monkeypatch.setattr(Deblender, "_solve_chunk",
                         lambda self, result, members, *rest, **options: (
-                            solved.append(members) if not options else None,  # not the same with what they lack
+                            solved.append(members) if not options else None,  # without solves of unlisted sources
                             solve(self, result, members, *rest, **options))[1])
     few = [centers, centers[~star], centers[~star][:0]]
     toy_deblender.deblend_batch([image, image, 0 * image], few, variance=VARIANCE, kind="auto", find_missed=True)
-    # all; the first has stars; from the second's list stars are missing; they are stars
+    # solved: all scenes; the first, which has stars; the second, whose list lacks stars; the second with these as stars
     assert solved == [[0, 1], [0], [1], [1]]
 
 
@@ -129,7 +129,7 @@ def test_missed_stars_are_added_as_stars(toy_deblender: Deblender, toy_field: Fi
     np.testing.assert_array_equal(found, [False, False, True, True])
     np.testing.assert_array_equal(result.star, found)
     assert (result.star_probability[found] > 0.9).all()
-    np.testing.assert_array_equal(result.star_probability[~found], 0)  # the listed ones are galaxies, by default
+    np.testing.assert_array_equal(result.star_probability[~found], 0)  # listed sources are galaxies, by default
     for center, true in zip(centers[star], flux[star], strict=True):
         i = int(np.hypot(*(result.position - center).T).argmin())
         assert (np.abs(result.flux[i] - true) < 4 * result.flux_err[i] + 0.01 * true).all()

@@ -1,4 +1,4 @@
-"""The misfit of the model: its estimator, its source, and the error and the flag that follow."""
+"""The misfit of models: its estimator, the source that it belongs to, and the error and flag that follow."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def flat(blend: BlendCovariance) -> np.ndarray:
 
 
 def assert_same_covariance(actual: np.ndarray, expected: np.ndarray, tolerance: float = PRECISION) -> None:
-    """Compare in units of the errors, element by element and along every direction."""
+    """Compare covariances in units of the errors, element by element and along every direction."""
     sigma = np.sqrt(expected.diagonal())
     assert np.abs((actual - expected) / sigma / sigma[:, None]).max() < tolerance
     value, vector = np.linalg.eigh(expected / sigma / sigma[:, None])
@@ -234,7 +234,7 @@ def test_cross_blocks_vanish_where_windows_do_not_meet(toy_deblender: Deblender,
 
 
 def test_bands_without_weight(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """A missing band's flux has variance one and no correlation; all else is as if the band did not exist."""
+    """A missing band's flux has variance one and no correlation. The rest is as without the band."""
     mask = np.zeros((N_BAND, *SHAPE), bool)
     mask[1, :, :30] = True  # the first pair lacks r, the galaxy beside it has some
     problem, solution = make(toy_deblender, toy_model, mask=mask)
@@ -267,7 +267,7 @@ def test_coincident_sources_are_finite_and_uncertain(toy_deblender: Deblender, t
     sigma, lone = (np.sqrt(b.own(0).diagonal()[:N_BAND]) for b in (blend, alone))
     assert np.isfinite(blend.matrix).all()
     assert np.linalg.eigvalsh(flat(blend)).min() > 0
-    assert (sigma > 10 * lone).all()  # how the sources share the light is unknown ...
+    assert (sigma > 10 * lone).all()  # the share of each source is unknown ...
     total = blend.matrix[:, :N_BAND, :, :N_BAND].sum((0, 2))
     np.testing.assert_array_less(np.sqrt(total.diagonal()), 3 * lone)  # ... but the total is known
 
@@ -299,7 +299,7 @@ def test_fixed_shapes_are_the_limit_of_a_narrow_prior(toy_deblender: Deblender, 
 
 
 def test_without_light_the_prior_remains(toy_deblender: Deblender, toy_model: ToyModel) -> None:
-    """The data on a source far below the noise tell only that it is faint."""
+    """Data on a source far below the noise show only that it is faint."""
     problem, solution = make(toy_deblender, toy_model)
     latent = solution.state.latent.copy()
     latent[:, :N_BAND] = np.log(1e-4)
@@ -420,7 +420,7 @@ def population(toy_deblender: Deblender, toy_model: ToyModel) -> Population:
         latent = draw_latent(len(PAIR), rng, flux=(500.0, 3000.0), offset=0.15)
         level = np.tanh(latent[:, :N_BAND] @ toy_model.prior_slope)
         latent[:, N_BAND + 2 :] = draw_prior(len(PAIR), rng) + level[:, None] * toy_model.prior_mean
-        given.append(PAIR + latent[:, N_BAND : N_BAND + 2])  # in the anchor's pixel, whose shift is the truth's
+        given.append(PAIR + latent[:, N_BAND : N_BAND + 2])  # the true position scatters around the given centre
         latent[:, N_BAND : N_BAND + 2] += sigma * rng.standard_normal((len(PAIR), 2))
         images.append(add_noise(paint(toy_model, toy_deblender.fold(None), latent, PAIR, shape), rng))
         latents.append(latent)
@@ -434,7 +434,7 @@ def population(toy_deblender: Deblender, toy_model: ToyModel) -> Population:
     return Population(result, latent, np.exp(latent[:, :N_BAND]), position, fixed)
 
 
-WIDTH = SAMPLE_SIGMA / np.sqrt(2 * N_SCENE * len(PAIR))  # bands of one galaxy are correlated: they count as one
+WIDTH = SAMPLE_SIGMA / np.sqrt(2 * N_SCENE * len(PAIR))  # bands of a galaxy are correlated and count as one number
 
 
 def width(pull: np.ndarray) -> float:

@@ -12,12 +12,7 @@ from toy_model import N_BAND, N_SHAPE, ToyModel, add_noise, draw_latent, make_pr
 
 from deblendrt.engine.compute.problem import Problem, State
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.solve import (
-    constants,
-    curvature,
-    descent,
-    objective,
-)
+from deblendrt.engine.solve import constants, curvature, descent, objective
 from deblendrt.engine.solve.adam import adam as run_adam
 from deblendrt.engine.solve.joint_step import conjugate_gradient
 from deblendrt.engine.solve.prior import prior_curvature, secant
@@ -29,7 +24,7 @@ BRIGHT = (1e5, 3e5)  # nJy: the prior weighs 1e-6 of the data
 
 def make(deblender: Deblender, model: ToyModel, *, seed: int = 0, noise: bool = True, robust: bool = False,
          flux: tuple[float, float] = (300.0, 5000.0)) -> tuple[Problem, np.ndarray, np.ndarray, np.ndarray]:
-    """A problem, its true latents, the linear start and the floor."""
+    """Make a problem; return it, its true latents, the linear start and the floor."""
     rng = np.random.default_rng(seed)
     latent = draw_latent(len(ANCHORS), rng, flux=flux)
     image = paint(model, deblender.fold(None), latent, ANCHORS, SHAPE)
@@ -178,7 +173,7 @@ def test_newton_step_solves_the_joint_system(toy_deblender: Deblender, toy_model
         matrix[rows, rows] += prior
     expected = np.linalg.solve(matrix, downhill.ravel()).reshape(latent.shape)
     error, scale = (step - expected).ravel(), expected.ravel()
-    # in the system's own norm: the size of an error is what it costs
+    # in the norm of the system, in which an error costs as much as it raises L
     assert error @ matrix @ error < 1e-4 * (scale @ matrix @ scale)
     assert np.abs(error).max() < 0.05 * np.abs(scale).max()  # every second pixel
 

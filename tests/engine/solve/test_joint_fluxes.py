@@ -34,7 +34,7 @@ def unit_coefficients(deblender: Deblender, latent: np.ndarray) -> np.ndarray:
 
 
 def least_squares(problem: Problem, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fluxes and errors by dense least squares, all sources and all pixels of the one scene at once."""
+    """Fluxes and errors by dense least squares, for all sources and all pixels of the only scene at once."""
     (data,), (weight,), folded = problem.data, problem.weight, problem.folded
     flux, sigma = np.zeros(unit.shape[:2]), np.zeros(unit.shape[:2])
     for b in range(N_BAND):
@@ -94,7 +94,7 @@ def test_coincident_sources_share_the_flux(toy_deblender: Deblender, toy_model: 
     np.testing.assert_allclose(flux.sum(0), alone[0], rtol=1e-3)
     np.testing.assert_allclose(flux[0], flux[1], rtol=1e-3)  # not a billion, and minus a billion
     assert np.isfinite(sigma).all()
-    assert (sigma > 10 * sigma_alone).all()  # how the sources share the light is unknown
+    assert (sigma > 10 * sigma_alone).all()  # the share of each source is unknown
 
 
 def test_a_band_without_weight(toy_deblender: Deblender, toy_model: ToyModel) -> None:
