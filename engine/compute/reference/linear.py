@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine.compute.reference.pixels import _on_canvas
+from deblendrt.engine.compute.reference.pixels import _canvas, _on_canvas
 from deblendrt.engine.units import DoubleArray, FloatArray, IntArray
 
 
@@ -50,9 +50,7 @@ def couplings(layout: Layout, images: FloatArray, slot: IntArray, inset: IntArra
             continue
         scene = layout.scene[i]
         n_y, n_x = layout.canvas_shape[scene]
-        start = layout.canvas_start[scene]
-        canvas = weights[start : start + layout.n_band * n_y * n_x].reshape(layout.n_band, n_y, n_x)
-        even = canvas[:, : n_y // 2 * 2, : n_x // 2 * 2].astype(np.float64)
+        even = _canvas(layout, weights, scene)[:, : n_y // 2 * 2, : n_x // 2 * 2].astype(np.float64)
         weight = even.reshape(layout.n_band, n_y // 2, 2, n_x // 2, 2).sum((2, 4))
         drawn = []
         for k in (i, j):
@@ -305,11 +303,8 @@ def normal(layout: Layout, stamps: FloatArray, cells: FloatArray | None, extende
     for p, (i, j) in enumerate(pairs):
         if i < 0:
             continue
-        scene = layout.scene[i]
-        shape = (layout.n_band, *layout.canvas_shape[scene])
-        start = layout.canvas_start[scene]
-        weight = weights[start : start + np.prod(shape)].reshape(shape).astype(np.float64)
-        first, second = (_on_canvas(layout, stamps, cells, extended, k, shape) for k in (i, j))
+        weight = _canvas(layout, weights, layout.scene[i]).astype(np.float64)
+        first, second = (_on_canvas(layout, stamps, cells, extended, k, weight.shape) for k in (i, j))
         out[p] = (first * weight * second).sum((1, 2))
 
 
@@ -402,14 +397,11 @@ def precision(layout: Layout, stamps: FloatArray, cells: FloatArray | None, exte
     for p, (i, j) in enumerate(pairs):
         if i < 0:
             continue
-        scene = layout.scene[i]
-        shape = (layout.n_band, *layout.canvas_shape[scene])
-        start = layout.canvas_start[scene]
-        weight = weights[start : start + np.prod(shape)].reshape(shape).astype(np.float64)
+        weight = _canvas(layout, weights, layout.scene[i]).astype(np.float64)
         for c in range(stamps.shape[2]):
             for d in range(stamps.shape[2]):
-                pair = [_column_on_canvas(layout, stamps, cells, extended, slot, k, e, shape) for k, e in
-                        ((i, c), (j, d))]
+                pair = [_column_on_canvas(layout, stamps, cells, extended, slot, k, e, weight.shape)
+                        for k, e in ((i, c), (j, d))]
                 out[p, :, c, d] = (pair[0] * weight * pair[1]).sum((1, 2))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.cuda.layout import Layout
-from deblendrt.engine.compute.reference.pixels import _on_canvas
+from deblendrt.engine.compute.reference.pixels import _canvas, _on_canvas
 from deblendrt.engine.units import DoubleArray, FloatArray, IntArray
 
 
@@ -247,10 +247,3 @@ def _drawn(layout: Layout, stamps: FloatArray, cells: FloatArray | None,
         here = Covered(i, s, slice(max(y, 0), min(y + size, height)), slice(max(x, 0), min(x + size, width)))
         image = _on_canvas(layout, stamps, cells, extended, i, (layout.n_band, height, width))
         yield here, image[:, here.y, here.x].astype(np.float32)
-
-
-def _canvas(layout: Layout, image: NDArray[Any], s: int) -> NDArray[Any]:
-    """A view of one scene's canvas."""
-    shape = (layout.n_band, *layout.canvas_shape[s])
-    start = layout.canvas_start[s]
-    return image[start : start + int(np.prod(shape))].reshape(shape)

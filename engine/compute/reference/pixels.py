@@ -222,6 +222,7 @@ def _canvas(layout: Layout, image: NDArray[Any], s: int) -> NDArray[Any]:
 
 
 def _spread(layout: Layout, cells: FloatArray) -> DoubleArray:
+    """Interpolate outskirts to the pixels of the full window, float64 (n_band, full_window, full_window)."""
     side = layout.full_window // layout.binning
     along = interpolation(side, layout.binning)
     return np.asarray(along @ cells.astype(np.float64).reshape(-1, side, side) @ along.T)
@@ -234,10 +235,7 @@ def _on_canvas(layout: Layout, stamps: FloatArray, cells: FloatArray | None, ext
     wide = np.zeros((layout.n_band, shape[1] + 2 * margin, shape[2] + 2 * margin))  # full windows may stick out
     x, y = layout.corner[i]
     if cells is not None and extended[i]:
-        side = layout.full_window // layout.binning
-        along = interpolation(side, layout.binning)
-        outskirts = along @ cells[i].astype(np.float64).reshape(-1, side, side) @ along.T
-        wide[:, y : y + layout.full_window, x : x + layout.full_window] = outskirts
+        wide[:, y : y + layout.full_window, x : x + layout.full_window] = _spread(layout, cells[i])
     core = stamps[i].reshape(-1, window, window)
     wide[:, y + margin : y + margin + window, x + margin : x + margin + window] = core
     return wide[:, margin : margin + shape[1], margin : margin + shape[2]]
