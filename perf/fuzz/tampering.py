@@ -24,7 +24,6 @@ from perf.embedding import record
 from perf.fuzz import wire
 
 Damage = Callable[[Path], object]
-NAMES = ("decode", "decode_pullback", "decode_jacobian", "log_prior", "encode")
 
 
 def seal(folder: Path) -> None:

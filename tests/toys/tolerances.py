@@ -15,9 +15,6 @@ GRADIENT = 1e-4
 """Relative to the gradient's norm: residuals are differences of float32 images, with rounding errors of 1e-7 of the
 peak and noise of 1e-3 of the peak, so that a weighted sum keeps four digits."""
 
-CURVATURE = 1e-4
-"""Relative to the diagonal: Gram matrices cut to float32, and products of them with float32 derivatives."""
-
 LEAST_SQUARES = 1e-4
 """In units of the error: fluxes from float32 images against a dense float64 solve."""
 

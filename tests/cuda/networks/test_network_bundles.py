@@ -18,7 +18,7 @@ from deblendrt.cuda.network.plan import make_plan
 from deblendrt.engine.compute.reference import networks as reference_networks
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.bundle import Bundle, load_bundle
-from deblendrt.engine.model.manifest import GRAPHS, BundleError
+from deblendrt.engine.model.manifest import GRAPHS
 from deblendrt.engine.model.verification import output_error
 
 pytest.importorskip("onnx")
@@ -33,12 +33,7 @@ def bundle(request: pytest.FixtureRequest, toy_bundle: Path, toy_deblender: Debl
         return load_bundle(toy_bundle)
     if request.param == "toy":
         return toy_deblender.bundle
-    try:
-        return load_bundle(request.param)
-    except BundleError as error:
-        if "no bundle" not in str(error):
-            raise
-        pytest.skip(f"no shipped bundle {request.param!r} in this tree")
+    return load_bundle(request.param)
 
 
 def golden(bundle: Bundle, name: str, kind: str) -> dict[str, Array]:
@@ -93,11 +88,7 @@ def test_recorded(bundle: Bundle) -> None:
 
 def test_shapes_cost_nothing() -> None:
     """The shipped Jacobian's launches: products, and the operations between them."""
-    try:
-        content = load_bundle("lsst").read("decode_jacobian.onnx")
-    except BundleError:
-        pytest.skip("no shipped bundle 'lsst' in this tree")
-    plan = make_plan(content, 4096)
+    plan = make_plan(load_bundle("lsst").read("decode_jacobian.onnx"), 4096)
     assert len(plan.steps) < 40  # of 197 nodes
     moved, operations = plan.cost()
     assert moved / 4096 < 5e5

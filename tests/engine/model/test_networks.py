@@ -22,14 +22,7 @@ N_SOURCE = 2 * NETWORK_TILE + 5  # two full tiles and a padded tile
 @pytest.fixture(params=["toy", "lsst"])
 def runtime(request: pytest.FixtureRequest, toy_bundle: Path) -> OrtRuntime:
     """Return runtimes of a toy bundle and of the shipped bundle, whose matrices are large enough to be blocked."""
-    if request.param == "toy":
-        return OrtRuntime(load_bundle(toy_bundle))
-    try:
-        return OrtRuntime(load_bundle("lsst"))
-    except BundleError as error:
-        if "no bundle" not in str(error):
-            raise
-        pytest.skip("no shipped bundle 'lsst' in this tree")
+    return OrtRuntime(load_bundle(toy_bundle if request.param == "toy" else request.param))
 
 
 def draw(bundle: Bundle, name: str, n_source: int) -> list[Any]:

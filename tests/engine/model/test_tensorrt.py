@@ -14,7 +14,7 @@ from deblendrt.cuda.driver.device import DeviceError
 from deblendrt.engine.adapters.cli.main import main
 from deblendrt.engine.model import tensorrt
 from deblendrt.engine.model.bundle import Bundle, load_bundle
-from deblendrt.engine.model.manifest import GRAPHS, BundleError
+from deblendrt.engine.model.manifest import GRAPHS
 from deblendrt.engine.model.tensorrt import (
     TensorRTError,
     TensorRTRuntime,
@@ -43,12 +43,7 @@ def rtx() -> str:
 
 @pytest.fixture
 def shipped() -> Bundle:
-    try:
-        return load_bundle("lsst")
-    except BundleError as error:
-        if "no bundle" not in str(error):
-            raise
-        pytest.skip("no shipped bundle 'lsst' in this tree")
+    return load_bundle("lsst")
 
 
 @pytest.mark.parametrize("name", list(GRAPHS))

@@ -21,9 +21,8 @@ NARROW, WIDE = ([gaussian_psf(fwhm, 25) for fwhm in widths] for widths in ((4.0,
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patches, "LARGEST", 90)
-    monkeypatch.setattr(patches, "SIDE", 60)
-    monkeypatch.setattr(patches, "BORDER", 35)
+    for name, size in {"LARGEST": 90, "SIDE": 60, "BORDER": 35}.items():
+        monkeypatch.setattr(patches, name, size)
 
 
 @pytest.fixture
@@ -58,12 +57,10 @@ def test_parts_cover_the_image_and_own_every_source_once(toy_deblender: Deblende
 
 
 def test_parts_give_what_the_whole_gives(toy_deblender: Deblender, field: Any,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
+                                         request: pytest.FixtureRequest) -> None:
     # without the search for unlisted sources, which only whole scenes have
     whole = deblend(toy_deblender, field, n_iteration=25, robust=False)
-    monkeypatch.setattr(patches, "LARGEST", 90)
-    monkeypatch.setattr(patches, "SIDE", 60)
-    monkeypatch.setattr(patches, "BORDER", 35)
+    request.getfixturevalue("small_parts")
     cut = deblend(toy_deblender, field, n_iteration=25, robust=False)
     assert digest(whole) != digest(cut)
     np.testing.assert_array_equal(cut.fitted, whole.fitted)
