@@ -30,7 +30,7 @@ from deblendrt.engine.model.networks import Runtime
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.result.rows import Rows, empty_chi2
-from deblendrt.engine.scene.batches import Chunk, Memory, divide
+from deblendrt.engine.scene.batches import Chunk, Memory, divide_into_chunks
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 from deblendrt.engine.scene.patches import Part
 from deblendrt.engine.scene.psf import psf_key
@@ -330,7 +330,7 @@ class Deblender:
         memory = self._memory(settings.memory_limit if on_host else None)
         first = rows.source_start[:-1]
         psf = np.where(first < rows.source_start[1:], np.append(rows.folded_index, 0)[first], -1)
-        chunks = divide(scenes, psf, new, settings.n_threads if on_host else 1, memory)
+        chunks = divide_into_chunks(scenes, psf, new, settings.n_threads if on_host else 1, memory)
         n_worker = min(settings.n_threads, memory.most_workers(chunks, scenes))
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deblendrt.engine.files.atomic_write import in_place_of
 from deblendrt.engine.model.manifest import PERCENTILES
 from deblendrt.training import config as config_module
 from deblendrt.training.config import Config
@@ -75,16 +75,15 @@ class TrainedModel:
     population: dict[str, Any]
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name, then rename it: a run that is killed leaves no half-written file."""
-    temporary = path.with_name(path.name + ".part" + path.suffix)
-    write(temporary)
-    os.replace(temporary, path)
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that appears whole or not at all. `write` gets the open file."""
+    with in_place_of(path) as partial, open(partial, "wb") as file:
+        write(file)
 
 
 def save_state(module: torch.nn.Module, path: Path) -> None:
     """Store a module's parameters and buffers."""
-    write_atomically(path, lambda p: torch.save(module.state_dict(), p))
+    write_atomically(path, lambda f: torch.save(module.state_dict(), f))
 
 
 def new_modules(config: Config) -> tuple[Decoder, GalaxyEncoder, ShapePrior, DeblendingEncoder]:

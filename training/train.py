@@ -44,7 +44,7 @@ def stage_basis(settings: config.Config, out: Path, n_process: int) -> None:
     built = basis.build_basis(settings, np.random.default_rng(seed(settings, "basis")))
     log.info("basis: %.6f of the light's squares explained", built.explained[-1])
     checkpoint.write_atomically(out / "basis.npz",
-                                lambda p: np.savez(p, phi=built.phi, shift=built.shift, explained=built.explained))
+                                lambda f: np.savez(f, phi=built.phi, shift=built.shift, explained=built.explained))
 
 
 def stage_maps(settings: config.Config, out: Path, n_process: int) -> None:
@@ -53,7 +53,7 @@ def stage_maps(settings: config.Config, out: Path, n_process: int) -> None:
     galaxies = population.draw(settings.population, settings.survey, settings.population.n_galaxy,
                                np.random.default_rng(seed(settings, "population")))
     data = project_galaxies(galaxies, phi, settings, n_process)
-    checkpoint.write_atomically(out / "maps.npz", lambda p: np.savez(p, maps=data.maps.numpy(), flux=data.flux.numpy()))
+    checkpoint.write_atomically(out / "maps.npz", lambda f: np.savez(f, maps=data.maps.numpy(), flux=data.flux.numpy()))
 
 
 def stage_vae(settings: config.Config, out: Path, n_process: int) -> None:
@@ -71,7 +71,7 @@ def stage_vae(settings: config.Config, out: Path, n_process: int) -> None:
         decoder, galaxy_encoder, data, phi=phi, grams=grams, sky_sigma=sky_sigma(settings),
         batch_size=spec.batch_size, n_step=spec.n_step, learning_rate=spec.learning_rate,
         model_error=spec.model_error, generator=generator, resume=resume,
-        on_checkpoint=lambda state: checkpoint.write_atomically(part, lambda p: torch.save(state, p)))
+        on_checkpoint=lambda state: checkpoint.write_atomically(part, lambda f: torch.save(state, f)))
     (out / "vae_history.json").write_text(json.dumps(history))
     checkpoint.save_state(galaxy_encoder, out / "galaxy_encoder.pt")
     checkpoint.save_state(decoder, out / "decoder.pt")
@@ -150,7 +150,7 @@ def _torch_generator(settings: config.Config, stage: str) -> torch.Generator:
     return torch.Generator().manual_seed(seed(settings, stage) % 2**31)
 
 
-# Of each stage, in order: its function, and the file that says that it is finished
+# The stages in their order. Each has a function, and a file whose presence tells that the stage is finished.
 TRAINING_STAGES: dict[str, tuple[Callable[[config.Config, Path, int], None], str]] = {
     "basis": (stage_basis, "basis.npz"),
     "maps": (stage_maps, "maps.npz"),

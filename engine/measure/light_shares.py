@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import canvases, drawing
 from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem
-from deblendrt.engine.result.rows import FittedScenes
+from deblendrt.engine.result.fitted_scenes import FittedScenes
 from deblendrt.engine.solve import constants
 
 CORE = 0.5  # of the peak; serves sources without a significant pixel, of a total signal to noise below 6

@@ -52,7 +52,7 @@ from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.measure import uncertainty
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.networks import Runtime
-from deblendrt.engine.result.rows import FittedScenes
+from deblendrt.engine.result.fitted_scenes import FittedScenes
 from deblendrt.engine.scene.images import ReadyImages
 from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.solve import descent

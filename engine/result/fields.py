@@ -242,12 +242,12 @@ def entries(bands: tuple[str, ...]) -> list[Entry]:
     low = next(i for i, q in enumerate(chosen) if q.by_band)
     by_band = [Entry(f"{q.columns[0][0]}_{band}", q.name, b, q.unit or None, f"{band}: {q.columns[0][1]}")
                for b, band in enumerate(bands) for q in chosen if q.by_band]
-    first, last = ([entry for q in part if not q.by_band for entry in components(q)]
+    first, last = ([entry for q in part if not q.by_band for entry in component_columns(q)]
                    for part in (chosen[:low], chosen[low:]))
     return [*first, *by_band, *last]
 
 
-def components(q: Quantity) -> Iterator[Entry]:
+def component_columns(q: Quantity) -> Iterator[Entry]:
     """Columns of a quantity that has none by band."""
     for k, (column, description) in enumerate(q.columns):
         yield Entry(column, q.name, k if len(q.columns) > 1 else None, q.unit or None, description)
@@ -264,4 +264,5 @@ def file_columns(table: str) -> list[Entry]:
     -------
     list of Entry
     """
-    return [entry for q in QUANTITIES.values() if q.file == table and not q.in_catalog for entry in components(q)]
+    chosen = [q for q in QUANTITIES.values() if q.file == table and not q.in_catalog]
+    return [entry for q in chosen for entry in component_columns(q)]

@@ -103,7 +103,7 @@ def _mark_sources(axis: Any, result: DeblendResult, select: NDArray, fitted: NDA
         text.set(color=MARKER, fontsize=7, path_effects=outline)
 
 
-def brightest(result: DeblendResult, i_scene: int = 0, limit: int = 40) -> NDArray[np.int64]:
+def brightest_sources(result: DeblendResult, i_scene: int = 0, limit: int = 40) -> NDArray[np.int64]:
     """Indices of the scene's `limit` brightest sources (reference band), in catalogue order; unfitted ones last."""
     select = np.arange(result.n_source)[result.sources(i_scene)]
     flux = result.flux[select, reference_band(result, i_scene)]
@@ -128,7 +128,7 @@ def plot_sources(
     matplotlib.figure.Figure
         Per source four panels: the image, the source's model, the image minus all other sources, and the residual.
     """
-    chosen = [int(i) for i in (brightest(result) if sources is None else sources)]
+    chosen = [int(i) for i in (brightest_sources(result) if sources is None else sources)]
     n_column = 1 if len(chosen) <= 4 else 2 if len(chosen) <= 16 else 3
     n_row = max(1, -(-len(chosen) // n_column))
     figure = _figure((6.4 * n_column, 1.98 * n_row + (0.6 if title else 0.2)))

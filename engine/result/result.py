@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.measure.light_shares import redistributed_image
 from deblendrt.engine.result.fields import QUANTITIES
-from deblendrt.engine.result.rows import FittedScenes, Rows, checked_index
+from deblendrt.engine.result.fitted_scenes import FittedScenes, checked_index
+from deblendrt.engine.result.rows import Rows
 
 if TYPE_CHECKING:
     from astropy.table import Table

@@ -38,7 +38,7 @@ from deblendrt.engine.files.fits import MAX_PSF
 from deblendrt.engine.files.fits_check import open_fits
 from deblendrt.engine.model.bundle import SHIPPED, Bundle, BundleError, load_bundle
 from deblendrt.engine.result.fields import QUANTITIES, Entry, entries, file_columns
-from deblendrt.engine.result.rows import FittedScenes, checked_index
+from deblendrt.engine.result.fitted_scenes import FittedScenes, checked_index
 from deblendrt.engine.result.tables import as_column, catalog_table, write_parquet
 from deblendrt.engine.scene.flags import DESCRIPTIONS
 from deblendrt.engine.scene.images import Images, ReadyImages

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from deblendrt.engine.files.atomic_write import in_place_of
 from deblendrt.engine.files.installation import package_version
 from deblendrt.engine.result.fields import QUANTITIES, Entry, entries
-from deblendrt.engine.result.rows import FittedScenes
+from deblendrt.engine.result.fitted_scenes import FittedScenes
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 
 

@@ -38,7 +38,7 @@ class Memory:
     ----------
     n_band : int
     border : int [pixel]
-        By how much a canvas is larger than its image, per axis.
+        Number of pixels by which a canvas is longer than its image along each axis.
     basis : int [byte]
         The functions of a folded basis in the window.
     limit : float or None [byte]
@@ -80,7 +80,7 @@ class Memory:
         return int(min(n_held, max(len(chunks), 1)))
 
 
-def together(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_source: int) -> Iterator[list[int]]:
+def group_scenes(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_source: int) -> Iterator[list[int]]:
     """Yield the scenes that are solved whole, in groups of one PSF and of the same bands.
 
     A band is left out of the work where no scene of a chunk has it.
@@ -93,7 +93,7 @@ def together(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_so
     among : list of int
         Scenes to solve.
     n_source : int
-        Of a group, at most.
+        Largest number of sources of a group.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i in among:
@@ -112,14 +112,14 @@ def together(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_so
         yield taken
 
 
-def divide(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_threads: int,
-           memory: Memory) -> list[Chunk]:
+def divide_into_chunks(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_threads: int,
+                       memory: Memory) -> list[Chunk]:
     """Divide scenes into chunks so small that every thread has work and the memory holds a chunk of each.
 
     Parameters
     ----------
     scenes, psf, among
-        As in `together`.
+        As in `group_scenes`.
     n_threads : int
     memory : Memory
 
@@ -127,11 +127,11 @@ def divide(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_thre
     -------
     list of Chunk
     """
-    parts = [Chunk([i], part) for i in among for part in patches.divide(scenes[i])]
+    parts = [Chunk([i], part) for i in among for part in patches.cut_into_parts(scenes[i])]
     share = -(-sum(scenes[i].n_source for i in among) // n_threads)
     size = min(max(share, LEAST_CHUNK), CHUNK)
     while True:
-        chunks = [Chunk(members) for members in together(scenes, psf, among, size)] + parts
+        chunks = [Chunk(members) for members in group_scenes(scenes, psf, among, size)] + parts
         # A thread without work is better than chunks of a few sources, which waste more; but one chunk has to fit.
         if memory.held(chunks, scenes) >= (n_threads if size > LEAST_CHUNK else 1) or size == 1:
             return chunks

@@ -242,7 +242,7 @@ def estimate_variance(image: NDArray[np.float64], usable: NDArray[np.bool_]) -> 
 
 
 def unmasked(pixels: GivenPixels, b: int) -> NDArray[np.bool_]:
-    """GivenPixels of a given band that no mask covers, bool (n_y, n_x)."""
+    """Return the pixels of a given band that no mask covers, bool (n_y, n_x)."""
     usable = np.ones(pixels.image.shape[1:], bool)
     for mask in pixels.masks:
         usable &= ~mask[b % len(mask)]

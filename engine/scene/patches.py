@@ -33,7 +33,7 @@ class Part:
     Attributes
     ----------
     scene : Scene
-        Of the rectangle and its border; its images are views of the whole scene's.
+        The rectangle with its border. Its images are views of the whole scene's.
     rows : int64 (n_source,)
         Its sources among the whole scene's.
     own : bool (n_source,)
@@ -48,7 +48,7 @@ class Part:
     area: Area
 
 
-def divide(scene: Scene) -> list[Part]:
+def cut_into_parts(scene: Scene) -> list[Part]:
     """Cut a scene into parts; none if it is solved whole. A scene whose PSF varies has at least one part.
 
     Parameters

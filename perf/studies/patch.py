@@ -93,7 +93,7 @@ def near_edge(result: DeblendResult) -> NDArray[np.bool_]:
     """Mask of the sources within `EDGE` of the edge between two parts."""
     scene = result.scenes[0]
     near = np.zeros(result.n_source, bool)
-    for part in patches.divide(scene):
+    for part in patches.cut_into_parts(scene):
         y, x = part.area
         inside = part.scene.centers[part.own]
         distance = np.full(len(inside), np.inf)
@@ -136,7 +136,7 @@ def main() -> None:
     rows = {"all": np.ones(result.n_source, bool), f"within {EDGE:.0f} pixels of the edge of a part": edge,
             "elsewhere": ~edge}
     record = {"side": arguments.side, "density": arguments.density, "n_source": result.n_source,
-              "n_part": len(patches.divide(result.scenes[0])), "n_psf": len(result.folded),
+              "n_part": len(patches.cut_into_parts(result.scenes[0])), "n_psf": len(result.folded),
               "n_threads": arguments.threads, "seconds": seconds, "memory_limit": arguments.memory_limit,
               "bytes_image_and_variance": int(image.nbytes + variance.nbytes), "bytes_before": before,
               "bytes_peak": peak, "fitted": int(result.fitted.sum()),

@@ -78,7 +78,7 @@ def make_case(galaxies: population.Galaxies, psf: survey.Psf, depth: survey.Dept
         flux[i] = star_flux(rng)
         offset = positions[i] - (size - 1) / 2
         truth[i] = [(profile * f).drawImage(nx=size, ny=size, scale=depth.pixel_scale, offset=tuple(offset),
-                                            method=psf.method, dtype=np.float64).array
+                                            dtype=np.float64).array
                     for profile, f in zip(psf.profiles, flux[i], strict=True)]
     mean = np.maximum(truth.sum(0, dtype=np.float64), 0.0)
     image, variance = expose(mean, depth, rng)

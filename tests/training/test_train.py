@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -158,15 +158,15 @@ def test_command_line_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_write_atomically(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
-    checkpoint.write_atomically(path, lambda p: np.savez(p, a=np.ones(3)))
+    checkpoint.write_atomically(path, lambda file: np.savez(file, a=np.ones(3)))
     with pytest.raises(RuntimeError, match="half way"):
         checkpoint.write_atomically(path, fail_half_way)
     with np.load(path) as stored:  # the old file is complete
         np.testing.assert_array_equal(stored["a"], np.ones(3))
 
 
-def fail_half_way(path: Path) -> None:
-    path.write_bytes(b"PK")
+def fail_half_way(file: BinaryIO) -> None:
+    file.write(b"PK")
     raise RuntimeError("half way")
 
 

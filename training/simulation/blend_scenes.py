@@ -82,7 +82,7 @@ def draw_source(galaxies: population.Galaxies, i: int, center: ArrayLike, psf: P
         for band, kernel in enumerate(psf.profiles):
             if kernel not in drawn:
                 drawn[kernel] = galsim.Convolve(profile, kernel).drawImage(
-                    nx=n_x, ny=n_y, scale=pixel_scale, offset=offset, method=psf.method, dtype=np.float64).array
+                    nx=n_x, ny=n_y, scale=pixel_scale, offset=offset, dtype=np.float64).array
             total[band] += flux[band] * drawn[kernel]
     return total.astype(np.float32)
 
@@ -122,8 +122,7 @@ def simulate_scene(galaxies: population.Galaxies, indices: ArrayLike, positions:
 
 def natural_population(cfg: config.Config, n: int, rng: np.random.Generator,
                        magnitude_limit: float = population.GOLD_LIMIT) -> population.Galaxies:
-    """Galaxies with the counts of the sky, to a magnitude limit; no share of them is uniform in magnitude.
-    """
+    """Galaxies with the counts of the sky, to a magnitude limit; no share of them is uniform in magnitude."""
     natural = dataclasses.replace(cfg.population, magnitude_max=magnitude_limit, uniform_fraction=0.0)
     return population.draw(natural, cfg.survey, n, rng)
 

@@ -70,14 +70,11 @@ class Psf:
     image : float64 (n_band, n_y, n_x)
         Effective PSF (pixel included), odd-sized, sum one.
     profiles : tuple of galsim.GSObject
-        Profile of every band, scaled so that it is drawn as `image`.
-    method : str
-        GalSim's drawing method: "auto" convolves with the pixel, "no_pixel" is for profiles that include it.
+        Profile of every band, without the pixel, scaled so that it is drawn as `image`.
     """
 
     image: NDArray[np.float64]
     profiles: tuple[Any, ...]
-    method: str = "auto"
 
 
 def depth(survey: config.Survey) -> Depth:
@@ -137,26 +134,8 @@ def psf_from_profiles(profiles: Sequence[Any], pixel_scale: float, size: int = P
     return Psf(np.array(images), tuple(scaled))
 
 
-def psf_from_images(images: ArrayLike, pixel_scale: float) -> Psf:
-    """PSFs from measured images, interpolated between pixels.
-
-    Parameters
-    ----------
-    images : float (n_band, n_y, n_x)
-        Effective PSFs, odd-sized. Their sums need not be one.
-    pixel_scale : float [arcsec]
-    """
-    image = np.array(images, np.float64)
-    if image.ndim != 3 or image.shape[1] % 2 == 0 or image.shape[2] % 2 == 0:
-        raise ValueError(f"images: expected (n_band, odd, odd), got {image.shape}")
-    image /= image.sum((1, 2), keepdims=True)
-    profiles = tuple(galsim.InterpolatedImage(galsim.Image(band, scale=pixel_scale), gsparams=GSPARAMS)
-                     for band in image)
-    return Psf(image, profiles, "no_pixel")
-
-
 def psf_from_fwhm(fwhm: ArrayLike, pixel_scale: float, *, ellipticity: ArrayLike = (0.0, 0.0),
-               moffat_beta: float | None = None, size: int = PSF_IMAGE_SIZE) -> Psf:
+                  moffat_beta: float | None = None, size: int = PSF_IMAGE_SIZE) -> Psf:
     """PSFs of given widths and ellipticities.
 
     Parameters

@@ -100,7 +100,7 @@ def _plot(out: Path, result: DeblendResult, name: str) -> list[str]:
     from deblendrt.engine.result import figures
 
     figures.save(figures.plot_overview(result, title=name), out / OVERVIEW)
-    chosen = figures.brightest(result, limit=MAX_SOURCE_PANELS)
+    chosen = figures.brightest_sources(result, limit=MAX_SOURCE_PANELS)
     n_source = result.n_source
     title = name if len(chosen) == n_source else f"{name}: the {len(chosen)} brightest of {n_source} sources"
     figures.save(figures.plot_sources(result, chosen, title=title), out / SOURCES)

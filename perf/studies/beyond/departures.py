@@ -158,7 +158,7 @@ def _draw(parts: Components, center: FloatArray, psf: survey.Psf, shape: tuple[i
             continue
         for band, kernel in enumerate(psf.profiles):
             drawn = galsim.Convolve(profile, kernel).drawImage(nx=shape[1], ny=shape[0], scale=pixel_scale,
-                                                               offset=offset, method=psf.method, dtype=np.float64)
+                                                               offset=offset, dtype=np.float64)
             image[band] += flux[band] * drawn.array
     return image
 

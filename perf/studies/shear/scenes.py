@@ -137,7 +137,7 @@ def draw(galaxies: population.Galaxies, i: int, center: FloatArray, angle: int, 
 def observed(pairs: Pairs, k: int, angle: int, shear: float, psf: survey.Psf) -> NDArray[np.float64]:
     """Noiseless images of target and neighbour of pair k, float64 (2, n_band, SIZE, SIZE) [nJy]."""
     center = turned(pairs.center[k], angle)
-    return np.stack([draw(pairs.galaxies, 2 * k + j, center[j], angle, shear, psf.profiles, psf.method,
+    return np.stack([draw(pairs.galaxies, 2 * k + j, center[j], angle, shear, psf.profiles, "auto",
                           pairs.depth.pixel_scale) for j in (0, 1)])
 
 

@@ -99,10 +99,10 @@ def test_placed(start: tuple[int, int]) -> None:
 
 def test_brightest(toy_result: Toy) -> None:
     result = toy_result(n_source=12)
-    chosen = figures.brightest(result, limit=5)
+    chosen = figures.brightest_sources(result, limit=5)
     assert chosen.tolist() == sorted(chosen)
     assert set(chosen) == set(np.argsort(-np.nan_to_num(result.flux[:, 3]))[:5])
-    assert 1 in figures.brightest(result)  # not fitted: still a row of the figure
+    assert 1 in figures.brightest_sources(result)  # not fitted: still a row of the figure
 
 
 def test_titles(toy_result: Toy) -> None:

@@ -34,7 +34,7 @@ def memory(deblender: Deblender, limit: float | None = None) -> Memory:
 
 
 def divide(result: DeblendResult, n_threads: int, held: Memory) -> list[Chunk]:
-    return batches.divide(result.scenes, np.zeros(N_SCENE, np.int64), list(range(N_SCENE)), n_threads, held)
+    return batches.divide_into_chunks(result.scenes, np.zeros(N_SCENE, np.int64), list(range(N_SCENE)), n_threads, held)
 
 
 def test_threads_share_the_sources(toy_deblender: Deblender, result: DeblendResult,
@@ -82,6 +82,6 @@ def test_a_limit_that_holds_single_scenes_changes_no_bits(toy_deblender: Deblend
 
 def test_nothing_to_solve(toy_deblender: Deblender, result: DeblendResult) -> None:
     small = memory(toy_deblender, 1.0)
-    assert batches.divide(result.scenes, np.zeros(N_SCENE, np.int64), [], 4, small) == []
+    assert batches.divide_into_chunks(result.scenes, np.zeros(N_SCENE, np.int64), [], 4, small) == []
     assert small.most_workers([], result.scenes) == 1
     assert small.held([], result.scenes) == np.inf

@@ -44,7 +44,7 @@ def deblend(deblender: Deblender, field: Any, **options: Any) -> DeblendResult:
 def test_parts_cover_the_image_and_own_every_source_once(toy_deblender: Deblender, field: Any,
                                                          small_parts: None) -> None:
     scene = deblend(toy_deblender, field, n_iteration=0).scenes[0]
-    parts = patches.divide(scene)
+    parts = patches.cut_into_parts(scene)
     assert len(parts) == 6
     owned = np.concatenate([part.rows[part.own] for part in parts])
     assert sorted(owned.tolist()) == list(range(60))

@@ -1,0 +1,218 @@
+"""The scenes of a result: the arrays of their sources, and images drawn from these arrays.
+
+Open rows (`deblendrt.engine.result.rows.Rows`) and a finished result
+(`deblendrt.engine.result.result.DeblendResult`) are both `FittedScenes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblendrt.engine.compute import drawing
+from deblendrt.engine.compute.folded_bases import FoldedBases
+from deblendrt.engine.result.fields import Quantities
+from deblendrt.engine.scene.flags import NOT_FITTED
+from deblendrt.engine.scene.psf import psf_fwhm
+from deblendrt.engine.scene.psf_field import PsfField
+from deblendrt.engine.scene.scene import Scene
+from deblendrt.engine.solve import constants, unlisted
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class FittedScenes(Quantities):
+    """Sources of all scenes, concatenated in the caller's order; `Quantities` has the arrays.
+
+    Attributes
+    ----------
+    bands : tuple of str
+        The model's bands, the order of every band axis.
+    source_start : int64 (n_scene + 1,)
+        Rows of scene k: source_start[k] to source_start[k + 1].
+    blend_flux_cov : list of float32 (n_member, n_band, n_member, n_band) [nJy^2]
+        Covariance of all fluxes of each blend, members in the order of their rows; of `Rows` empty.
+    scenes : list of Scene
+    folded : FoldedBases
+        One per distinct PSF.
+    model_name, model_version, model_sha256 : str
+        Of the bundle.
+    solver : str
+    n_iteration : int
+    aperture_diameter : float [arcsec]
+    has_images : bool
+        False if the scenes' images were not stored with the result: `image` and `inverse_variance` are then zero.
+    """
+
+    bands: tuple[str, ...]
+    source_start: NDArray[np.int64]
+    blend_flux_cov: list[NDArray[np.float32]] = dataclasses.field(default_factory=list)
+    scenes: list[Scene]
+    folded: FoldedBases
+    model_name: str = ""
+    model_version: str = ""
+    model_sha256: str = ""
+    solver: str = ""
+    n_iteration: int = 0
+    aperture_diameter: float = np.nan
+    has_images: bool = True
+
+    @property
+    def n_source(self) -> int:
+        """Number of sources of all scenes."""
+        return len(self.flags)
+
+    @property
+    def n_scene(self) -> int:
+        """Number of scenes."""
+        return len(self.scenes)
+
+    @property
+    def fitted(self) -> NDArray[np.bool_]:
+        """Which sources have a fit, bool (n_source,)."""
+        return (self.flags & NOT_FITTED) == 0
+
+    @property
+    def extended(self) -> NDArray[np.bool_]:
+        """Sources drawn with outskirts, bool (n_source,)."""
+        return self.extent > 0
+
+    def sources(self, i_scene: int) -> slice:
+        """Rows of a scene.
+
+        Parameters
+        ----------
+        i_scene : int
+            Negative counts from the end.
+
+        Returns
+        -------
+        slice
+        """
+        k = checked_index("i_scene", i_scene, self.n_scene)
+        return slice(int(self.source_start[k]), int(self.source_start[k + 1]))
+
+    def stamps(self, i_source: int) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """One source's own model image.
+
+        Parameters
+        ----------
+        i_source : int
+            Row; negative counts from the end.
+
+        Returns
+        -------
+        stamp : float32 (n_band, window, window) [nJy]
+            Under the observed PSF; zero for a source that was not fitted.
+        corner : tuple of int [pixel]
+            (x, y) on the scene's image of the stamp's first pixel; may lie off the image.
+        """
+        i = checked_index("i_source", i_source, self.n_source)
+        folded, extent = self.folded[self.folded_index[i]], self.extent[[i]]
+        x, y = drawing.corners(folded, self.anchor[[i]] - folded.half, extent)[0].tolist()
+        coefficients = self.coefficients[[i]] if self.fitted[i] else np.zeros_like(self.coefficients[[i]])
+        return next(drawing.each_stamp(coefficients, folded, extent)), (x, y)
+
+    def model(self, i_scene: int) -> NDArray[np.float32]:
+        """Model image of a scene: the sum of its sources.
+
+        Parameters
+        ----------
+        i_scene : int
+
+        Returns
+        -------
+        float32 (n_band, n_y, n_x) [nJy]
+        """
+        rows = self.sources(i_scene)
+        image = np.zeros(self.scenes[i_scene].images.shape, np.float32)
+        fitted = np.arange(rows.start, rows.stop)[self.fitted[rows]]
+        for k in np.unique(self.folded_index[fitted]).tolist():
+            folded, index = self.folded[k], fitted[self.folded_index[fitted] == k]
+            corner = self.anchor[index] - folded.half
+            shape: list[tuple[int, ...]] = [image.shape] * len(index)
+            for stamp in drawing.placed(self.coefficients[index], folded, corner, self.extent[index], shape):
+                image[:, stamp.y, stamp.x] += stamp.image
+        return image
+
+    def need_images(self, name: str) -> None:
+        """Raise ValueError, in the name of a method, if the scenes' images were not stored."""
+        if not self.has_images:
+            raise ValueError(f"{name}: the result was read from a file without images; write it with images=True")
+
+    def residual(self, i_scene: int, model: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Residual of a scene, data - model.
+
+        Parameters
+        ----------
+        i_scene : int
+        model : float32 (n_band, n_y, n_x) [nJy], optional
+            Of the scene, from `model`; it is then not drawn again.
+
+        Returns
+        -------
+        float32 (n_band, n_y, n_x) [nJy]
+            Zero where the scene has no data (weight zero).
+
+        Raises
+        ------
+        ValueError
+            The result was read from a file without images.
+
+        Notes
+        -----
+        The scenes refer to the caller's image arrays. A change of these arrays changes the residual.
+        """
+        self.need_images("residual")
+        model = self.model(i_scene) if model is None else model
+        image, inverse_variance = self.scenes[i_scene].images.arrays()
+        return np.where(inverse_variance > 0, image - model, np.float32(0))
+
+    def residual_peaks(self, i_scene: int, threshold: float | None = None) -> NDArray[np.float64]:
+        """Peaks of the residual, where the list may lack a source; see `deblendrt.engine.solve.unlisted`.
+
+        Parameters
+        ----------
+        i_scene : int
+        threshold : float, optional
+            Least significance; default 7.
+
+        Returns
+        -------
+        float64 (n_peak, 3)
+            x, y [pixel], significance in sigma of all bands together, the most significant first.
+        """
+        self.need_images("residual_peaks")
+        rows, scene = self.sources(i_scene), self.scenes[i_scene]
+        used = np.unique(self.folded_index[rows]).tolist()
+        fwhm = np.mean([[psf_fwhm(band) for band in self.folded.images[k]] for k in used], 0) if used else (
+            self.folded.fold(None if isinstance(scene.psf, PsfField) else scene.psf).fwhm)
+        return unlisted.residual_peaks(
+            *scene.images.arrays(), self.model(i_scene), fwhm, self.position[rows],
+            constants.PEAK_THRESHOLD if threshold is None else threshold)
+
+
+def checked_index(name: str, value: int, n: int) -> int:
+    """Return an index from 0 for an index that may count from the end.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : int
+    n : int
+        Length.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    IndexError
+        Not below `n`.
+    """
+    if not -n <= value < n:
+        raise IndexError(f"{name}: expected an index below {n}, got {value}")
+    return value % n
