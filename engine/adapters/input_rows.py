@@ -45,7 +45,7 @@ class Outcome:
     centers : float64 (n_source, 2) [pixel]
         As given; empty where they could not be read.
     result : DeblendResult, optional
-        Of the call that the scene was in; None: it failed.
+        Result of the call that the scene was in. None: the call failed.
     i_scene : int
         The scene's place in that call.
     error : str
@@ -202,7 +202,7 @@ def columns(outcomes: Sequence[Outcome], empty: DeblendResult) -> dict[str, NDAr
     ----------
     outcomes : sequence of Outcome
     empty : DeblendResult
-        Of no scene: gives the bands and the columns' types.
+        Result without a scene. It gives the bands and the types of the columns.
 
     Returns
     -------

@@ -34,8 +34,8 @@ class Quantity:
     name : str
     dtype : numpy.dtype
     axes : tuple of str
-        Lengths: "n_source", "n_scene", "n_band", "n_basis", "n_latent", or digits. The first says what has a row: a
-        source or a scene.
+        Lengths: "n_source", "n_scene", "n_band", "n_basis", "n_latent", or digits. The first axis counts
+        sources or scenes: the array has a row for each.
     unit : str
         As astropy writes it; "" for a pure number.
     meaning : str
@@ -43,7 +43,8 @@ class Quantity:
     note : str
         Further facts for the documentation.
     unfitted : bool, int or float
-        Value for a source that was not fitted. The quantities that `solved` excludes have their own from the input.
+        Value for a source that was not fitted. A quantity whose `solved` is false takes its value from the input
+        instead.
     solved : bool
         The solution of a scene sets it. The other quantities follow from the input, or from the batch.
     file : str
@@ -53,7 +54,7 @@ class Quantity:
         Names and meanings of the columns of its table, one a component. A quantity by band has one name, to which
         "_<band>" is added.
     rubin : tuple of str
-        Names in Rubin's words, one a component; a quantity by band has one name, which "<band>_" precedes.
+        Names in Rubin's tables, one a component. A quantity by band has one name, with the prefix "<band>_".
     alert : tuple of str
         Names in alert records, one a component; a quantity by band has the value of the alert's band.
     """
@@ -87,7 +88,7 @@ class Quantity:
         Parameters
         ----------
         **lengths : int
-            Of the axes, by name.
+            Length of every axis, by the name of the axis.
         """
         shape = [int(axis) if axis.isdecimal() else lengths[axis] for axis in self.axes]
         return np.full(shape, self.unfitted, self.dtype)
@@ -254,7 +255,7 @@ def component_columns(q: Quantity) -> Iterator[Entry]:
 
 
 def file_columns(table: str) -> list[Entry]:
-    """Columns of a table of the result file; of CATALOG the arrays, which the catalogue itself lacks.
+    """Columns that a table of the result file has in addition to the columns of `DeblendResult.to_table`.
 
     Parameters
     ----------

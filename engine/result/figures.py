@@ -114,7 +114,7 @@ def brightest_sources(result: DeblendResult, i_scene: int = 0, limit: int = 40) 
 def plot_sources(
     result: DeblendResult, sources: Sequence[int] | NDArray | None = None, title: str | None = None
 ) -> Figure:
-    """Draw what each source looks like alone.
+    """Draw each source alone: its image, its model, and both residuals.
 
     Parameters
     ----------

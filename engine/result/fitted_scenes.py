@@ -32,12 +32,12 @@ class FittedScenes(Quantities):
     source_start : int64 (n_scene + 1,)
         Rows of scene k: source_start[k] to source_start[k + 1].
     blend_flux_cov : list of float32 (n_member, n_band, n_member, n_band) [nJy^2]
-        Covariance of all fluxes of each blend, members in the order of their rows; of `Rows` empty.
+        Covariance of all fluxes of each blend, members in the order of their rows; empty in `Rows`.
     scenes : list of Scene
     folded : FoldedBases
         One per distinct PSF.
     model_name, model_version, model_sha256 : str
-        Of the bundle.
+        Name, version and hash of the model bundle.
     solver : str
     n_iteration : int
     aperture_diameter : float [arcsec]
@@ -70,7 +70,7 @@ class FittedScenes(Quantities):
 
     @property
     def fitted(self) -> NDArray[np.bool_]:
-        """Which sources have a fit, bool (n_source,)."""
+        """Sources that have a fit, bool (n_source,)."""
         return (self.flags & NOT_FITTED) == 0
 
     @property

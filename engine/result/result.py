@@ -47,7 +47,7 @@ class DeblendResult(FittedScenes):
     folded : FoldedBases
         One per distinct PSF.
     model_name, model_version, model_sha256 : str
-        Of the bundle.
+        Name, version and hash of the model bundle.
     solver : str
     n_iteration : int
     aperture_diameter : float [arcsec]
@@ -248,7 +248,7 @@ class DeblendResult(FittedScenes):
         Returns
         -------
         DeblendResult
-            Equal to the written one to the bit; of a part, `scene_index` and `blend` count from 0 again and
+            Equal to the written result to the bit. In a part, `scene_index` and `blend` count from 0 again and
             `source_id` has the rows of the whole. The scenes' images, if stored, are not read but mapped from the
             file, big-endian.
 

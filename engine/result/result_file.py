@@ -46,7 +46,7 @@ from deblendrt.engine.scene.scene import Scene
 
 REVISION = 3  # of the layout above; a reader refuses others
 Units = dict[str, Any]
-N_UNIT = 12  # that are read: all but MODEL_<k> and RESIDUAL_<k>
+N_UNIT = 12  # extensions of a file that are read: all but MODEL_<k> and RESIDUAL_<k>
 MAX_SIDE = 2**16  # pixel
 
 

@@ -95,7 +95,7 @@ class Rows(FittedScenes):
         ----------
         row : int64 (n,)
         **values : array (n, ...)
-            By name of the quantity.
+            Values of quantities, by the name of the quantity.
         """
         for name, value in values.items():
             getattr(self, name)[row] = value
@@ -127,12 +127,13 @@ class Rows(FittedScenes):
             np.arange(self.source_start[k], self.source_start[k + 1]) for k in scenes]])
 
     def adopt(self, rows: NDArray[np.int64], solved: Rows, own: NDArray[np.int64]) -> None:
-        """Take over the rows `own` of other rows, and their blends without the members that are not taken over.
+        """Copy the rows `own` of `solved`, and the covariances of their blends. Members that are not copied are left
+        out.
 
         Parameters
         ----------
         rows : int64 (n,)
-            Rows that are written.
+            Rows that the copies replace.
         solved : Rows
             Its coordinates may have another origin.
         own : int64 (n,)
@@ -156,7 +157,7 @@ class Rows(FittedScenes):
                 self.covariances[first] = np.ascontiguousarray(covariance[kept][:, :, kept])
 
     def adopt_scenes(self, scenes: Sequence[int], solved: Rows, of_solved: Sequence[int]) -> None:
-        """Take over scenes of other rows, with chi2 and objective; further sources of the other rows are left out."""
+        """Copy scenes of `solved`, with chi2 and objective, without sources beyond the end of a list."""
         for k, i in zip(scenes, of_solved, strict=True):
             self.scene_chi2[k], self.objective[k] = solved.scene_chi2[i], solved.objective[i]
         rows = self.of_scenes(scenes)
@@ -165,7 +166,7 @@ class Rows(FittedScenes):
         self.adopt(rows, solved, rows + first.astype(np.int64))
 
     def adopt_part(self, i_scene: int, part: Part, solved: Rows) -> None:
-        """Take over a part's own sources from the rows of the part alone."""
+        """Copy a part's own sources from `solved`, the rows of the part alone."""
         rows = int(self.source_start[i_scene]) + part.rows
         self.adopt(rows[part.own], solved, np.flatnonzero(part.own))
 

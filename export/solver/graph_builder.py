@@ -147,7 +147,7 @@ class Value:
         return self.b.node("ReduceSum", self, self.b.ints(axes), keepdims=int(keep))
 
     def any(self, *axes: int, keep: bool = False) -> Value:
-        """Whether any element is true, along axes or, without axes, of all."""
+        """Tell if any element is true, along the axes; without axes, if any element of all is."""
         number = self.cast(np.float32)
         total = number.sum(*axes, keep=keep) if axes else self.b.node("ReduceSum", number, keepdims=0)
         return total > 0

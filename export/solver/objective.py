@@ -47,7 +47,7 @@ class SceneValues(NamedTuple):
 
 
 class BlendValues(NamedTuple):
-    """Which sources share a blend, and which pixels they own.
+    """The blends of a scene: the sources that share a blend, and the pixels that they own.
 
     Attributes
     ----------

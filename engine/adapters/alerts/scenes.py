@@ -143,7 +143,7 @@ class AlertDeblender:
 
     def _sources(self, alert: Alert, stamp: CutoutImage,
                  ) -> tuple[NDArray[np.float64], list[str], list[str | None], list[str]]:
-        """Positions on the cutout, whose they are, their catalogue numbers and kinds."""
+        """Positions of the sources on the cutout, their origins, their catalogue numbers and their kinds."""
         n_y, n_x = stamp.image.shape
         middle = np.array([(n_x - 1) / 2, (n_y - 1) / 2])
         if stamp.plane is None:  # nothing else can be placed
@@ -181,7 +181,7 @@ class AlertDeblender:
         return pixels[chosen], [origins[i] for i in chosen], [ids[i] for i in chosen], [kinds[i] for i in chosen]
 
     def _has(self, cutout: Cutout) -> tuple[bool, bool, bool]:
-        """Whether the engine gets a variance, a mask and a PSF; within a call, all cutouts have them or none."""
+        """Tell if a cutout has a variance, a mask and a PSF. The cutouts of a call agree in this."""
         stamp = cutout.stamp
         return cutout.variance is not None, stamp.mask is not None, (
             self.settings.psf == "cutout" and stamp.psf is not None)

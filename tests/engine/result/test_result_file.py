@@ -166,7 +166,7 @@ def test_nothing(random_result, toy_bundle, tmp_path):
 
 
 def test_deblended_scenes(toy_deblender, toy_model, tmp_path):
-    """What the deblender itself makes, among it a source on a masked place where another source is."""
+    """A result of the deblender; it has a source on a masked place where another source is."""
     first, centers, _ = make_scene(toy_deblender, toy_model, [[14, 16], [19, 18], [30, 25]])
     second, others, _ = make_scene(toy_deblender, toy_model, [[20, 20]], shape=(40, 44))
     psf = np.stack([gaussian_psf(fwhm, 19) for fwhm in (4.2, 4.0, 3.8)])
@@ -217,7 +217,7 @@ def test_mistakes(many, toy_bundle, tmp_path):
 
 @pytest.mark.parametrize("name", ["out.fits", "out.fits.gz"])
 def test_file(result, tmp_path, name):
-    """What others see in the file."""
+    """Other programs read the tables of the file."""
     path = tmp_path / name
     result.write(path, images=True)
     with (gzip.open if name.endswith("gz") else open)(path, "rb") as file:
