@@ -1,7 +1,8 @@
 """Colour images of scenes.
 
 Colours follow Lupton et al. (2004, PASP 116, 133): an arcsinh stretch of the mean of three bands, which keeps the
-ratios of the bands. The stretch comes from the scene's noise, the balance of the bands from its total model colour.
+ratios of the bands. The stretch follows from the scene's noise. The balance of the bands follows from the total colour
+of the scene's model.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 RGB_PREFERENCES = (("i", "r", "g"), ("z", "r", "g"), ("z", "i", "r"), ("y", "i", "g"))
 REFERENCE_PREFERENCE = ("i", "r", "z", "g", "y", "u")
-STRETCH = 18.0  # sigma of the mean image: noise shows as a faint grain
+STRETCH = 18.0  # sigma of the mean image: noise is visible as a faint grain
 SOFTENING = 8.0  # Lupton's Q: full white at sinh(Q)/Q = 186 times the stretch
 BLACK = -1.0  # sigma of the mean image
-COLOR_CONTRAST = 0.75  # 0: bands as in nJy (all galaxies red); 1: the scene's mean colour is white
+COLOR_CONTRAST = 0.75  # 0: bands in nJy, all galaxies look red; 1: the scene's mean colour is white
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Palette:
     Attributes
     ----------
     channels : tuple of int
-        Bands shown as red, green, blue; one entry for a grey image.
+        Indices of the bands shown as red, green and blue; a grey image has one index.
     scale : float (n_channel,)
         Factor on each channel.
     sigma : float
-        Noise of the scaled channels' mean.
+        Standard deviation of the noise in the mean of the scaled channels.
     names : str
-        For titles, such as ``"irg"``.
+        Names of the bands for titles, such as ``"irg"``.
     """
 
     channels: tuple[int, ...]
@@ -45,7 +46,7 @@ class Palette:
     names: str
 
     def __call__(self, image: NDArray) -> NDArray[np.uint8]:
-        """Colour image (n_y, n_x, 3) of a (n_band, n_y, n_x) image in nJy."""
+        """Return the colour image (n_y, n_x, 3) of an image (n_band, n_y, n_x) in nJy."""
         from astropy.visualization import make_lupton_rgb
 
         rgb = [np.nan_to_num(image[c]) * s for c, s in zip(self.channels, self.scale, strict=True)]
@@ -58,7 +59,7 @@ class Palette:
 
 
 def palette(result: DeblendResult, i_scene: int = 0) -> Palette:
-    """Choose channels, balance and stretch for a scene."""
+    """Return the palette of a scene: its channels, their balance and the stretch."""
     scene, model = result.scenes[i_scene], result.model(i_scene)
     sigma = band_noise(scene.inverse_variance)
     usable = [b for b in range(len(result.bands)) if np.isfinite(sigma[b])]
@@ -68,7 +69,7 @@ def palette(result: DeblendResult, i_scene: int = 0) -> Palette:
             channels = tuple(result.bands.index(name) for name in preference)
             break
     else:
-        # Unknown bands are taken to be in order of wavelength; two bands give a grey mean of the pair.
+        # Unknown bands are assumed to be in the order of wavelength. Two bands give a grey image of their mean.
         n = len(usable)
         channels = (usable[-1], usable[n // 2], usable[0]) if n >= 2 else tuple(usable) or (0,)
     picked = list(channels)
@@ -85,14 +86,14 @@ def palette(result: DeblendResult, i_scene: int = 0) -> Palette:
 
 
 def reference_band(result: DeblendResult, i_scene: int = 0) -> int:
-    """Index of the band that stands for the scene: i where it has data, else the next best."""
+    """Return the index of the band that represents the scene: i if it has data, otherwise the next best band."""
     data = [result.bands[b] for b in np.flatnonzero(np.isfinite(band_noise(result.scenes[i_scene].inverse_variance)))]
     best = next((name for name in REFERENCE_PREFERENCE if name in data), data[len(data) // 2] if data else None)
     return result.bands.index(best) if best is not None else 0
 
 
 def band_noise(inverse_variance: NDArray) -> NDArray[np.float64]:
-    """Median sigma of every band, NaN for a band without data."""
+    """Return the median sigma of every band, NaN for a band without data."""
     sigma = np.full(len(inverse_variance), np.nan)
     for b, weight in enumerate(inverse_variance):
         if (weight > 0).any():

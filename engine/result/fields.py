@@ -1,6 +1,6 @@
-"""The table of reported quantities: name, type, shape, unit, meaning, and where each is written.
+"""The table of reported quantities: their names, types, shapes, units and meanings, and the files they are written to.
 
-Everything that lists quantities follows from the class `Quantities`: the empty result and its merges
+All lists of quantities follow from the class `Quantities`: the empty result and its merges
 (`deblendrt.engine.result.rows`), catalogues, result files, Parquet columns, alert records, and the table in the
 documentation. A field of the class is one quantity; its annotation is the type of its array.
 """
@@ -27,36 +27,35 @@ Bool: TypeAlias = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """One entry of the table.
+    """One reported quantity.
 
     Attributes
     ----------
     name : str
     dtype : numpy.dtype
     axes : tuple of str
-        Lengths: "n_source", "n_scene", "n_band", "n_basis", "n_latent", or digits. The first axis counts
-        sources or scenes: the array has a row for each.
+        Lengths of the axes: "n_source", "n_scene", "n_band", "n_basis", "n_latent", or digits. The first axis is
+        "n_source" or "n_scene": the array has a row for each source or scene.
     unit : str
-        As astropy writes it; "" for a pure number.
+        Unit in astropy's spelling; "" for a pure number.
     meaning : str
         At most 64 characters, so that it fits on one card of a FITS header.
     note : str
         Further facts for the documentation.
     unfitted : bool, int or float
-        Value for a source that was not fitted. A quantity whose `solved` is false takes its value from the input
-        instead.
+        Value for a source that was not fitted. If `solved` is false, the value comes from the input instead.
     solved : bool
-        The solution of a scene sets it. The other quantities follow from the input, or from the batch.
+        Whether the solution of a scene sets the quantity. Other quantities follow from the input, or from the batch.
     file : str
-        Table of the result file that has it: "CATALOG", "FIT" or "SCENES". `DeblendResult.to_table` has the numbers of
-        CATALOG; arrays (latent, flux_cov) are in the file alone.
+        Table of the result file that has the quantity: "CATALOG", "FIT" or "SCENES". `DeblendResult.to_table` has the
+        scalar columns of CATALOG; its array columns (latent, flux_cov) are in the file alone.
     columns : tuple of (str, str)
-        Names and meanings of the columns of its table, one a component. A quantity by band has one name, to which
-        "_<band>" is added.
+        Names and meanings of the columns in the table, a pair for each component. A quantity by band has one name, to
+        which "_<band>" is added.
     rubin : tuple of str
-        Names in Rubin's tables, one a component. A quantity by band has one name, with the prefix "<band>_".
+        Names in Rubin's tables, a name for each component. A quantity by band has one name, with the prefix "<band>_".
     alert : tuple of str
-        Names in alert records, one a component; a quantity by band has the value of the alert's band.
+        Names in alert records, a name for each component. A quantity by band has the value of the alert's band.
     """
 
     name: str
@@ -74,16 +73,16 @@ class Quantity:
 
     @property
     def by_band(self) -> bool:
-        """The quantity has one number for every source and band."""
+        """Whether the quantity has one number for every source and band."""
         return self.axes == ("n_source", "n_band")
 
     @property
     def in_catalog(self) -> bool:
-        """`DeblendResult.to_table` has it: its columns are numbers."""
+        """Whether `DeblendResult.to_table` has the quantity, because its columns are scalar."""
         return self.file == "CATALOG" and len(self.axes) <= 2 and self.axes[-1] != "n_latent"
 
     def empty(self, **lengths: int) -> NDArray[Any]:
-        """An array for sources or scenes that are not fitted.
+        """Return an array for sources or scenes that are not fitted.
 
         Parameters
         ----------
@@ -97,12 +96,13 @@ class Quantity:
 def quantity(meaning: str, shape: str, unit: str = "", *, note: str = "", unfitted: float | None = None,
              solved: bool = True, file: str = "CATALOG", columns: dict[str, str] | str = "", rubin: str = "",
              alert: str = "") -> Any:
-    """A field of `Quantities`; see `Quantity`. Names of several components are separated by blanks.
+    """Return a field of `Quantities`; see `Quantity`. Names of several components are separated by blanks.
 
     Parameters
     ----------
     columns : dict of str to str, or str
-        Names to meanings of components; a string is the name of a single column. Default: the quantity's own name.
+        Names of the components, with their meanings. A string is the name of a single column. Default: the name of the
+        quantity.
     """
     return dataclasses.field(metadata={
         "meaning": meaning, "note": note, "axes": tuple(shape.split(", ")), "unit": unit, "unfitted": unfitted,
@@ -214,7 +214,7 @@ QUANTITIES = {field.name: _entry(field) for field in dataclasses.fields(Quantiti
 
 
 class Entry(NamedTuple):
-    """One column of a table: its name, where its values are in the result, its unit and its meaning."""
+    """One column of a table: its name, the place of its values in the result, its unit and its meaning."""
 
     column: str
     field: str
@@ -223,13 +223,13 @@ class Entry(NamedTuple):
     description: str
 
     def values(self, result: Quantities) -> NDArray[Any]:
-        """The column's values, (n_source,) or of the field's shape."""
+        """Return the column's values, in the shape (n_source,) or the shape of the field."""
         values: NDArray[Any] = getattr(result, self.field)
         return values if self.component is None else values[:, self.component]
 
 
 def entries(bands: tuple[str, ...]) -> list[Entry]:
-    """Columns of the catalogue; the quantities by band are in the middle, band after band.
+    """Return the columns of the catalogue; the quantities by band are in the middle, band after band.
 
     Parameters
     ----------
@@ -249,13 +249,13 @@ def entries(bands: tuple[str, ...]) -> list[Entry]:
 
 
 def component_columns(q: Quantity) -> Iterator[Entry]:
-    """Columns of a quantity that has none by band."""
+    """Yield the columns of a quantity that has no columns by band."""
     for k, (column, description) in enumerate(q.columns):
         yield Entry(column, q.name, k if len(q.columns) > 1 else None, q.unit or None, description)
 
 
 def file_columns(table: str) -> list[Entry]:
-    """Columns that a table of the result file has in addition to the columns of `DeblendResult.to_table`.
+    """Return the columns that a table of the result file has beside the columns of `DeblendResult.to_table`.
 
     Parameters
     ----------

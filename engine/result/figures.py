@@ -31,7 +31,7 @@ REJECT = "#ff7b72"
 
 
 def plot_overview(result: DeblendResult, i_scene: int = 0, title: str | None = None) -> Figure:
-    """Draw the scene, its model and what is left.
+    """Draw a scene, its model and the residual.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def plot_overview(result: DeblendResult, i_scene: int = 0, title: str | None = N
     Returns
     -------
     matplotlib.figure.Figure
-        Four panels: image, model, residual in the same colours, and residual over noise in one band. Circles are
-        sources; a cross marks one that was not fitted.
+        Four panels: image, model, residual in the same colours, and residual over noise in one band. A circle
+        marks a source; a cross marks a source that was not fitted.
     """
     scene = result.scenes[i_scene]
     model, residual = result.model(i_scene), result.residual(i_scene)
@@ -69,7 +69,7 @@ def plot_overview(result: DeblendResult, i_scene: int = 0, title: str | None = N
     weight = scene.inverse_variance[band]
     pull = _binned(np.where(weight > 0, residual[band] * np.sqrt(weight), np.nan), factor) * factor
     drawn = axes[1, 1].imshow(pull, cmap="RdBu_r", vmin=-5, vmax=5, **frame)
-    axes[1, 1].set_facecolor("0.6")  # shows where there is no weight
+    axes[1, 1].set_facecolor("0.6")  # grey where no pixel has weight
     axes[1, 1].set_title(f"(image - model) / sigma in {result.bands[band]}", fontsize=11)
     figure.colorbar(drawn, ax=axes[1, 1], fraction=0.046, pad=0.02, extend="both")
 
@@ -87,7 +87,7 @@ def plot_overview(result: DeblendResult, i_scene: int = 0, title: str | None = N
 
 
 def _mark_sources(axis: Any, result: DeblendResult, select: NDArray, fitted: NDArray, numbered: bool) -> None:
-    """Circles at refined positions, crosses where a source was not fitted, numbers of the scene's sources."""
+    """Draw a circle at each source's fitted position, a cross at each unfitted source, and the sources' numbers."""
     from matplotlib import patheffects
 
     place = np.where(np.isfinite(result.position[select]), result.position[select], result.center[select])
@@ -104,7 +104,10 @@ def _mark_sources(axis: Any, result: DeblendResult, select: NDArray, fitted: NDA
 
 
 def brightest_sources(result: DeblendResult, i_scene: int = 0, limit: int = 40) -> NDArray[np.int64]:
-    """Indices of the scene's `limit` brightest sources (reference band), in catalogue order; unfitted ones last."""
+    """Return the rows of the scene's `limit` brightest sources in the reference band, in catalogue order.
+
+    Unfitted sources count as the faintest.
+    """
     select = np.arange(result.n_source)[result.sources(i_scene)]
     flux = result.flux[select, reference_band(result, i_scene)]
     order = np.argsort(-np.where(np.isfinite(flux), flux, -np.inf), kind="stable")[:limit]
@@ -120,13 +123,13 @@ def plot_sources(
     ----------
     result : DeblendResult
     sources : sequence of int, optional
-        Rows of the result's table; by default the 40 brightest of the first scene.
+        Rows of the result's table; default: the 40 brightest sources of the first scene.
     title : str, optional
 
     Returns
     -------
     matplotlib.figure.Figure
-        Per source four panels: the image, the source's model, the image minus all other sources, and the residual.
+        Four panels per source: the image, the source's model, the image minus all other sources, and the residual.
     """
     chosen = [int(i) for i in (brightest_sources(result) if sources is None else sources)]
     n_column = 1 if len(chosen) <= 4 else 2 if len(chosen) <= 16 else 3
@@ -149,7 +152,7 @@ def _draw_source(block: Any, result: DeblendResult, i: int, residual: NDArray, c
     axes = block.subplots(1, 4)
     block.suptitle(source_title(result, i), fontsize=8.5, x=0.01, ha="left")
     for axis in axes:
-        axis.set(xticks=[], yticks=[], facecolor="0.25")  # the grey shows where there is no image
+        axis.set(xticks=[], yticks=[], facecolor="0.25")  # grey where there is no image
     if not result.fitted[i]:
         axes[0].text(0.5, 0.5, "not fitted", transform=axes[0].transAxes, color="white", fontsize=8, ha="center")
         return
@@ -173,7 +176,7 @@ def _draw_source(block: Any, result: DeblendResult, i: int, residual: NDArray, c
 
 
 def _placed(stamp: NDArray, start: tuple[int, int], shape: tuple[int, int]) -> NDArray:
-    """The part of `stamp` from pixel `start` (x, y) on, zero outside of it, as (n_band, *shape)."""
+    """Return the part of `stamp` from pixel `start` (x, y) on, as (n_band, *shape); zero outside of the stamp."""
     image = np.zeros((len(stamp), *shape), stamp.dtype)
     (x, y), (n_y, n_x) = start, shape
     part = stamp[:, max(y, 0) : max(y + n_y, 0), max(x, 0) : max(x + n_x, 0)]
@@ -183,7 +186,7 @@ def _placed(stamp: NDArray, start: tuple[int, int], shape: tuple[int, int]) -> N
 
 
 def source_title(result: DeblendResult, i: int) -> str:
-    """One line: number in the scene, flux, magnitude and flags of a source."""
+    """Return one line: the number in the scene, flux, magnitude and flags of a source."""
     k = int(result.scene_index[i])
     band = reference_band(result, k)
     flux, error = float(result.flux[i, band]), float(result.flux_err[i, band])
@@ -198,7 +201,7 @@ def source_title(result: DeblendResult, i: int) -> str:
 
 
 def flag_names(value: int) -> list[str]:
-    """Names of the flags set in `value`."""
+    """Return the names of the flags that are set in `value`."""
     return [flag.name for flag in Flag if flag.value & value and flag.name is not None]
 
 
@@ -213,12 +216,12 @@ def _figure(size: tuple[float, float]) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('figures need matplotlib: pip install "deblendrt[plot]"') from error
-    # Not pyplot: no global list of figures, no display, safe in threads.
+    # pyplot would keep a global list of figures, need a display, and be unsafe in threads.
     return Figure(figsize=size, layout="constrained")
 
 
 def _panel_half(stamp: NDArray, sigma: NDArray) -> int:
-    """Half the width of a source's panels: out to where its model sinks into the noise, and some sky."""
+    """Return half the width of a source's panels: the radius at which its model is below the noise, and some sky."""
     signal = np.max(stamp / np.where(np.isfinite(sigma), sigma, np.inf)[:, None, None], axis=0)
     center = stamp.shape[-1] // 2
     rows, columns = np.nonzero(signal > 0.5)
@@ -227,7 +230,7 @@ def _panel_half(stamp: NDArray, sigma: NDArray) -> int:
 
 
 def _binned(image: NDArray, factor: int) -> NDArray:
-    """Mean over squares of `factor` pixels of the last two axes; an incomplete last row or column is dropped."""
+    """Return means over squares of `factor` pixels of the last two axes, without an incomplete last row or column."""
     if factor == 1:
         return image
     n_y, n_x = (n // factor for n in image.shape[-2:])

@@ -23,19 +23,19 @@ from deblendrt.engine.solve import constants, unlisted
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FittedScenes(Quantities):
-    """Sources of all scenes, concatenated in the caller's order; `Quantities` has the arrays.
+    """The sources of all scenes, concatenated in the caller's order; `Quantities` has the arrays.
 
     Attributes
     ----------
     bands : tuple of str
         The model's bands, the order of every band axis.
     source_start : int64 (n_scene + 1,)
-        Rows of scene k: source_start[k] to source_start[k + 1].
+        The rows of scene k are source_start[k] to source_start[k + 1], the end excluded.
     blend_flux_cov : list of float32 (n_member, n_band, n_member, n_band) [nJy^2]
         Covariance of all fluxes of each blend, members in the order of their rows; empty in `Rows`.
     scenes : list of Scene
     folded : FoldedBases
-        One per distinct PSF.
+        The basis folded with each distinct PSF.
     model_name, model_version, model_sha256 : str
         Name, version and hash of the model bundle.
     solver : str
@@ -79,12 +79,12 @@ class FittedScenes(Quantities):
         return self.extent > 0
 
     def sources(self, i_scene: int) -> slice:
-        """Rows of a scene.
+        """Return the rows of a scene.
 
         Parameters
         ----------
         i_scene : int
-            Negative counts from the end.
+            Number of the scene; a negative number counts from the end.
 
         Returns
         -------
@@ -94,19 +94,19 @@ class FittedScenes(Quantities):
         return slice(int(self.source_start[k]), int(self.source_start[k + 1]))
 
     def stamps(self, i_source: int) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        """One source's own model image.
+        """Return the model image of one source alone.
 
         Parameters
         ----------
         i_source : int
-            Row; negative counts from the end.
+            Row of the source; a negative number counts from the end.
 
         Returns
         -------
         stamp : float32 (n_band, window, window) [nJy]
-            Under the observed PSF; zero for a source that was not fitted.
+            The model under the observed PSF; zero for a source that was not fitted.
         corner : tuple of int [pixel]
-            (x, y) on the scene's image of the stamp's first pixel; may lie off the image.
+            Pixel (x, y) of the scene's image at the stamp's first pixel; it may lie off the image.
         """
         i = checked_index("i_source", i_source, self.n_source)
         folded, extent = self.folded[self.folded_index[i]], self.extent[[i]]
@@ -115,7 +115,7 @@ class FittedScenes(Quantities):
         return next(drawing.each_stamp(coefficients, folded, extent)), (x, y)
 
     def model(self, i_scene: int) -> NDArray[np.float32]:
-        """Model image of a scene: the sum of its sources.
+        """Return the model image of a scene, the sum of its sources.
 
         Parameters
         ----------
@@ -142,18 +142,18 @@ class FittedScenes(Quantities):
             raise ValueError(f"{name}: the result was read from a file without images; write it with images=True")
 
     def residual(self, i_scene: int, model: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Residual of a scene, data - model.
+        """Return the residual of a scene, data - model.
 
         Parameters
         ----------
         i_scene : int
         model : float32 (n_band, n_y, n_x) [nJy], optional
-            Of the scene, from `model`; it is then not drawn again.
+            Model image of the scene, from the method `model`; the image is then not drawn again.
 
         Returns
         -------
         float32 (n_band, n_y, n_x) [nJy]
-            Zero where the scene has no data (weight zero).
+            The residual is zero where the scene has no data (weight zero).
 
         Raises
         ------
@@ -170,18 +170,20 @@ class FittedScenes(Quantities):
         return np.where(inverse_variance > 0, image - model, np.float32(0))
 
     def residual_peaks(self, i_scene: int, threshold: float | None = None) -> NDArray[np.float64]:
-        """Peaks of the residual, where the list may lack a source; see `deblendrt.engine.solve.unlisted`.
+        """Return the peaks of the residual, at which a source may be missing from the list.
+
+        See `deblendrt.engine.solve.unlisted`.
 
         Parameters
         ----------
         i_scene : int
         threshold : float, optional
-            Least significance; default 7.
+            Least significance of a peak; default: 7.
 
         Returns
         -------
         float64 (n_peak, 3)
-            x, y [pixel], significance in sigma of all bands together, the most significant first.
+            x, y [pixel], and significance in sigma of all bands together; the most significant peak is first.
         """
         self.need_images("residual_peaks")
         rows, scene = self.sources(i_scene), self.scenes[i_scene]
@@ -194,15 +196,15 @@ class FittedScenes(Quantities):
 
 
 def checked_index(name: str, value: int, n: int) -> int:
-    """Return an index from 0 for an index that may count from the end.
+    """Return the index that counts from 0, for an index that may count from the end.
 
     Parameters
     ----------
     name : str
-        Of the argument, for the message.
+        Name of the argument, for the message.
     value : int
     n : int
-        Length.
+        Length of the indexed sequence.
 
     Returns
     -------
@@ -211,7 +213,7 @@ def checked_index(name: str, value: int, n: int) -> int:
     Raises
     ------
     IndexError
-        Not below `n`.
+        The index is outside of the sequence.
     """
     if not -n <= value < n:
         raise IndexError(f"{name}: expected an index below {n}, got {value}")

@@ -14,7 +14,7 @@ from deblendrt.engine.result.result import DeblendResult
 
 
 def write_images(path: str | Path, result: DeblendResult, i_scene: int = 0, wcs: WCS | None = None) -> None:
-    """Write a scene's model and residual, (band, y, x) in nJy, and the names of their bands."""
+    """Write the model and the residual of a scene, (band, y, x) in nJy, and the names of their bands."""
     header = fits.Header() if wcs is None else wcs.to_header()
     header["BUNIT"] = "nJy"
     header["BANDS"] = (",".join(result.bands), "names along the third axis")
@@ -33,12 +33,12 @@ def write_images(path: str | Path, result: DeblendResult, i_scene: int = 0, wcs:
 def write_stamps(path: str | Path, result: DeblendResult) -> None:
     """Write every source's own model as an extension ``SOURCE_<row>``, (band, y, x) in nJy.
 
-    ``X0, Y0`` is the pixel (0-based) of the scene that the stamp's first pixel lies on; it may be off the image. A
-    source that was not fitted has no extension.
+    ``X0, Y0`` is the scene's pixel (0-based) at the stamp's first pixel; it may lie off the image. A source that was
+    not fitted has no extension.
     """
     with in_place_of(path) as partial, open(partial, "wb") as file:
         fits.PrimaryHDU().writeto(file)
-        # One at a time: the stamps of a coadd patch would fill gigabytes.
+        # Stamps are drawn one at a time, because all stamps of a coadd patch would fill gigabytes.
         for i in np.flatnonzero(result.fitted):
             stamp, (x, y) = result.stamps(int(i))
             append_image(file, f"SOURCE_{i}", stamp.shape, [stamp], {

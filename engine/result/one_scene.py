@@ -23,14 +23,15 @@ def scene_result(result: DeblendResult, i_scene: int,
     ----------
     result : DeblendResult
     i_scene : int
-        Negative counts from the end.
+        Number of the scene; a negative number counts from the end.
     fold : callable, optional
-        Folds PSF images for it. Default: the whole result's own function, which often holds on to an engine.
+        Function that folds the basis with PSF images. Default: the function of the whole result, which often keeps an
+        engine alive.
 
     Returns
     -------
     DeblendResult
-        Equal, to the bit, to that of the scene deblended alone; arrays are copies.
+        Equal to the bit to the result of the scene deblended alone. Its arrays are copies.
     """
     rows = result.sources(i_scene)
     k = range(result.n_scene)[i_scene]
@@ -42,7 +43,7 @@ def scene_result(result: DeblendResult, i_scene: int,
     blends = np.unique(number[number >= 0])
     folded = FoldedBases(result.folded.fold if fold is None else fold)
     base = result.folded_index[rows].tolist()
-    renumbered = {j: folded.add(result.folded.images[j]) for j in dict.fromkeys(base)}  # as they first occur
+    renumbered = {j: folded.add(result.folded.images[j]) for j in dict.fromkeys(base)}  # by first occurrence
     values |= {
         "source_id": np.arange(n_source), "scene_index": np.zeros(n_source, np.int64),
         "blend": np.where(number < 0, -1, np.searchsorted(blends, number)).astype(np.int64),

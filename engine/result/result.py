@@ -1,7 +1,7 @@
 """The result of a deblending: one row per source in the caller's order, and the images behind it.
 
-Model images are drawn when asked for, from the coefficients: a batch of ten thousand stamps would fill gigabytes that
-most callers never look at.
+Model images are drawn from the coefficients when they are asked for. The stamps of ten thousand sources would fill
+gigabytes, and most callers do not need them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class DeblendResult(FittedScenes):
-    """Sources of all scenes, concatenated in the caller's order.
+    """The sources of all scenes, concatenated in the caller's order.
 
     A source that was not fitted (`flags & NOT_FITTED`) has NaN in every float and an empty model. Arrays are
-    read-only. The scenes refer to the caller's images, which are not copied: a change of these arrays afterwards
-    changes `residual` and `redistributed`.
+    read-only. The scenes refer to the caller's images, which are not copied. A later change of these images changes
+    `residual` and `redistributed`.
 
     Attributes
     ----------
@@ -40,12 +40,12 @@ class DeblendResult(FittedScenes):
     bands : tuple of str
         The model's bands, the order of every band axis.
     source_start : int64 (n_scene + 1,)
-        Rows of scene k: source_start[k] to source_start[k + 1].
+        The rows of scene k are source_start[k] to source_start[k + 1], the end excluded.
     blend_flux_cov : list of float32 (n_member, n_band, n_member, n_band) [nJy^2]
         Covariance of all fluxes of each blend, members in the order of their rows.
     scenes : list of Scene
     folded : FoldedBases
-        One per distinct PSF.
+        The basis folded with each distinct PSF.
     model_name, model_version, model_sha256 : str
         Name, version and hash of the model bundle.
     solver : str
@@ -60,17 +60,17 @@ class DeblendResult(FittedScenes):
             array.flags.writeable = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)  # pickling loses which arrays are read-only
+        self.__dict__.update(state)  # a pickle does not keep arrays read-only
         self.__post_init__()
 
     @classmethod
     def of_rows(cls, rows: Rows) -> DeblendResult:
-        """The result that open rows become when everything is written.
+        """Return the result that has the values of complete rows.
 
         Parameters
         ----------
         rows : Rows
-            Not to be written to any more.
+            Rows that nothing will be written to any more.
 
         Returns
         -------
@@ -86,22 +86,23 @@ class DeblendResult(FittedScenes):
                 f"bands {', '.join(self.bands)})")
 
     def redistributed(self, i_source: int) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        """One source's share of the observed light, in proportion to the models:
-        `deblendrt.engine.measure.light_shares`.
+        """Return the share of one source in the observed light, in proportion to the models.
 
-        The redistributed images of all sources sum to the data where the sources have significant light; elsewhere,
-        and where a pixel is masked, the model stands.
+        See `deblendrt.engine.measure.light_shares`.
+
+        The redistributed images of all sources sum to the data where the sources have significant light.
+        Elsewhere, and in masked pixels, they are equal to the models.
 
         Parameters
         ----------
         i_source : int
-            Row; negative counts from the end.
+            Row of the source; a negative number counts from the end.
 
         Returns
         -------
         image : float32 (n_band, window, window) [nJy]
         corner : tuple of int [pixel]
-            As from `stamps`.
+            Position of the image, as in `stamps`.
 
         Raises
         ------
@@ -112,19 +113,19 @@ class DeblendResult(FittedScenes):
         return redistributed_image(self, checked_index("i_source", i_source, self.n_source))
 
     def color(self, blue: str, red: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Colours, blue - red, from the fluxes and their covariance.
+        """Return colours, blue - red, from the fluxes and their covariance.
 
         Parameters
         ----------
         blue, red : str
-            Bands.
+            Names of the bands.
 
         Returns
         -------
         color : float64 (n_source,) [mag]
-            -2.5 log10(flux in blue / flux in red); NaN where one of the two is not positive.
+            -2.5 log10(flux in blue / flux in red); NaN where one of the two fluxes is not positive.
         error : float64 (n_source,) [mag]
-            Standard deviation, to first order in the fluxes' errors.
+            Standard deviation of the colour, to first order in the errors of the fluxes.
         """
         for name, band in (("blue", blue), ("red", red)):
             if band not in self.bands:
@@ -137,12 +138,12 @@ class DeblendResult(FittedScenes):
         return -2.5 * np.log10(f / g), 2.5 / np.log(10) * np.sqrt(np.maximum(variance, 0))
 
     def flux_covariance(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-        """Covariance of the fluxes of any sources.
+        """Return the covariance of the fluxes of any sources.
 
         Parameters
         ----------
         rows : sequence of int (m,)
-            Negative counts from the end.
+            Rows of the sources; a negative number counts from the end.
 
         Returns
         -------
@@ -161,36 +162,37 @@ class DeblendResult(FittedScenes):
             blend = self.blend_flux_cov[k].transpose(0, 2, 1, 3)
             covariance[np.ix_(here, here)] = blend[np.ix_(member, member)]
         same = index[:, None] == index
-        covariance[same] = self.flux_cov[index[np.nonzero(same)[0]]]  # which is kept in double precision
+        covariance[same] = self.flux_cov[index[np.nonzero(same)[0]]]  # `flux_cov` has double precision
         return np.ascontiguousarray(covariance.transpose(0, 2, 1, 3))
 
     def to_table(self, style: str = "deblendrt") -> Table:
-        """Catalogue of all sources.
+        """Return the catalogue of all sources.
 
         Parameters
         ----------
         style : {"deblendrt", "rubin"}
-            The words that name the columns.
+            Whose names the columns have.
 
         Returns
         -------
         astropy.table.Table
-            One row per source in the caller's order, with units and descriptions; scalar columns only, so that
-            `to_pandas` works. In this package's words the columns are those of `deblendrt.engine.result.fields`: id,
-            scene, ..., then band after band flux_<band>, flux_err_<band>, ..., then ixx, ..., flags.
+            One row per source in the caller's order, with units and descriptions. All columns are scalar, so that
+            `to_pandas` works. `deblendrt.engine.result.fields` lists the columns of the style "deblendrt": id, scene,
+            ..., then band after band flux_<band>, flux_err_<band>, ..., then ixx, ..., flags.
 
         Raises
         ------
         ValueError
-            Unknown style.
+            The style is unknown.
 
         Notes
         -----
-        Rubin's words name the child records of lsst.meas.extensions.scarlet, with bands as prefixes: id, parent
-        (the blend), x, y, deblend_nChild, ..., <band>_deblend_flux, <band>_deblend_blendedness, .... A blend has no
-        record of its own: its number counts from 0, where Rubin's parent 0 means none. Left out, because a column of
-        that name would mean something else: deblend_scarletFlux (`map_flux` is next to it), deblend_peak_instFlux,
-        deblend_dataCoverage, deblend_nComponents, deblend_runtime, and what can make Rubin skip a blend.
+        The style "rubin" has the columns of the child records of lsst.meas.extensions.scarlet, with bands as prefixes:
+        id, parent (the blend), x, y, deblend_nChild, ..., <band>_deblend_flux, <band>_deblend_blendedness, .... A
+        blend has no record of its own. Its number counts from 0, whereas Rubin's parent 0 means no parent. Some
+        columns of Rubin are left out, because here their names would have other meanings: deblend_scarletFlux
+        (`map_flux` is the nearest quantity), deblend_peak_instFlux, deblend_dataCoverage, deblend_nComponents,
+        deblend_runtime, and the columns of the conditions on which Rubin skips a blend.
         """
         from deblendrt.engine.result.tables import catalog_table, rubin_table  # astropy takes half a second to load
 
@@ -205,13 +207,13 @@ class DeblendResult(FittedScenes):
         Parameters
         ----------
         path : str or Path
-            In ".fits", or ".fits.gz" to compress: all of the result, which `read` loads again;
-            `deblendrt.engine.result.result_file` says how it is laid out. In ".parquet": the catalogue, scalar columns
-            only (needs pyarrow).
+            The suffix sets the format. A ".fits" file, or a compressed ".fits.gz" file, holds the whole result, which
+            `read` loads again; `deblendrt.engine.result.result_file` describes its layout. A ".parquet" file holds the
+            scalar columns of the catalogue (needs pyarrow).
         images : bool
-            Add the scenes' images and inverse variances, so that `residual` works on what `read` loads, and MODEL_<k>
-            and RESIDUAL_<k>, float32 (n_band, n_y, n_x) [nJy], for every scene k; rendered one at a time, so that
-            memory stays bounded.
+            Add the scenes' images and inverse variances, so that `residual` works on a result that was read. Also add
+            MODEL_<k> and RESIDUAL_<k>, float32 (n_band, n_y, n_x) [nJy], for every scene k. They are rendered one at a
+            time, so that memory stays bounded.
         overwrite : bool
             Replace an existing file.
 
@@ -220,9 +222,9 @@ class DeblendResult(FittedScenes):
         FileExistsError
             The file exists and `overwrite` is False.
         ImportError
-            Parquet without pyarrow.
+            A Parquet file was asked for, and pyarrow is not installed.
         ValueError
-            Another suffix, or images in a Parquet file, or of a result that was read without them.
+            The suffix is unknown; or images were asked for, in a Parquet file or for a result without images.
         """
         from deblendrt.engine.result.result_file import write_result
 
@@ -237,31 +239,31 @@ class DeblendResult(FittedScenes):
         ----------
         path : str or Path
         blend : int, optional
-            Read this blend alone (its number in the file's column blend; negative counts from the end). `model` then
-            shows the blend alone, and `residual` the image without it.
+            Read this blend alone: its number in the file's column blend; a negative number counts from the end. The
+            method `model` then draws the blend alone, and `residual` gives the image without the blend.
         scene : int, optional
-            Read this scene alone; negative counts from the end.
+            Read this scene alone; a negative number counts from the end.
         model : str, Path or Deblender, optional
-            Bundle that the result was made with: a name or a folder; default: the bundled one of the stored name. A
-            loaded Deblender keeps folded bases, which spares 0.2 s per PSF when many parts are read.
+            Bundle that the result was made with, by name or folder. Default: the shipped bundle of the stored name. A
+            loaded Deblender keeps folded bases, which saves 0.2 s per PSF when many parts are read.
 
         Returns
         -------
         DeblendResult
-            Equal to the written result to the bit. In a part, `scene_index` and `blend` count from 0 again and
-            `source_id` has the rows of the whole. The scenes' images, if stored, are not read but mapped from the
-            file, big-endian.
+            Equal to the written result to the bit. In a part, `scene_index` and `blend` count from 0 again, and
+            `source_id` has the row numbers of the whole result. Stored images are not read but mapped from the file,
+            big-endian.
 
         Raises
         ------
         ValueError
-            Not a result, or a newer layout; another bundle than the one that the result was made with.
+            The file is no result or has a newer layout; or the result was made with another bundle.
         IndexError
-            No such blend or scene.
+            The file has no blend or scene of this number.
 
         Notes
         -----
-        Only what is asked for is read. A file in ".gz" has to be decompressed whole, into memory, for any part of it.
+        Only the requested part is read. A ".gz" file is always decompressed whole, into memory.
         """
         from deblendrt.engine.result.result_file import read_result
 
@@ -278,7 +280,7 @@ class DeblendResult(FittedScenes):
         Returns
         -------
         astropy.table.Table
-            As from `to_table`, and the columns latent and flux_cov.
+            The columns of `to_table`, and the columns latent and flux_cov.
         """
         from deblendrt.engine.result.result_file import read_catalog
 

@@ -1,19 +1,19 @@
-"""A result as one FITS file: written, read back whole, or a scene or a blend of it alone.
+"""A result as one FITS file, which can be read whole, or a scene or a blend of it alone.
 
     CATALOG            table, one row per source: `to_table`, and the vectors latent and flux_cov
     FIT                table, one row per source: further quantities that the model images need
     SCENES             table, one row per scene
     BLENDS             table, one row per blend
-    BLEND_ROW          rows of all blends' members, one blend after the other
-    BLEND_FLUX_COV     their covariances (n_member, n_band, n_member, n_band), one after the other [nJy^2]
-    PSF, PSF_SIZE      the sources' distinct PSF images, in the middle of images of the largest size; their own sizes
-    FLAGS              table: what the bits of `flags` mean
-    IMAGE, INVERSE_VARIANCE            if asked for: of all scenes, one after the other [nJy, nJy^-2]
-    MODEL_<k>, RESIDUAL_<k>            if asked for: of scene k [nJy]
+    BLEND_ROW          rows of the members of all blends, blend after blend
+    BLEND_FLUX_COV     flux covariances (n_member, n_band, n_member, n_band), blend after blend [nJy^2]
+    PSF, PSF_SIZE      the distinct PSF images of the sources, padded to the largest size; their sizes without padding
+    FLAGS              table: the meanings of the bits of `flags`
+    IMAGE, INVERSE_VARIANCE            if asked for: arrays of all scenes, scene after scene [nJy, nJy^-2]
+    MODEL_<k>, RESIDUAL_<k>            if asked for: model and residual of scene k [nJy]
 
-The folded basis, 25 MB per PSF, is not stored but made again from the model bundle. Arrays of unequal lengths lie one
-after the other instead of in one extension each: astropy takes 0.4 ms to pass an extension, so the last of ten
-thousand scenes would be seconds away.
+The folded basis, 25 MB per PSF, is not stored but made again from the model bundle. Arrays of unequal sizes are
+concatenated in one extension, because astropy takes 0.4 ms to pass an extension: with an extension for each of ten
+thousand scenes, the last scene would be reached after seconds.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from deblendrt.engine.scene.flags import DESCRIPTIONS
 from deblendrt.engine.scene.images import Images, ReadyImages
 from deblendrt.engine.scene.scene import Scene
 
-REVISION = 3  # of the layout above; a reader refuses others
+REVISION = 3  # revision of the layout above; the reader refuses other revisions
 Units = dict[str, Any]
-N_UNIT = 12  # extensions of a file that are read: all but MODEL_<k> and RESIDUAL_<k>
+N_UNIT = 12  # number of extensions that are read: all but MODEL_<k> and RESIDUAL_<k>
 MAX_SIDE = 2**16  # pixel
 
 
 class LoadedModel(Protocol):
-    """A bundle that is loaded, and its folded bases: a Deblender."""
+    """A loaded bundle and its folded bases, such as a Deblender."""
 
     bundle: Bundle
 
     def fold(self, images: NDArray[np.float64] | None) -> FoldedBasis:
-        """The basis folded with PSF images (n_band, q, q); None: the nominal PSFs."""
+        """Return the basis folded with PSF images (n_band, q, q); None stands for the nominal PSFs."""
 
 
 def write_result(path: str | Path, result: FittedScenes, *, images: bool = False, overwrite: bool = False) -> None:
-    """Write a result, see `deblendrt.engine.DeblendResult.write`."""
+    """Write a result; see `deblendrt.engine.DeblendResult.write`."""
     path = Path(path)
     if path.suffix == ".parquet":
         if images:
@@ -78,7 +78,7 @@ def write_result(path: str | Path, result: FittedScenes, *, images: bool = False
         bands = {"BANDS": (",".join(result.bands), "names along the third axis")}
         shapes = {scene.images.shape for scene in result.scenes}
         n_pixel = sum(int(np.prod(scene.images.shape)) for scene in result.scenes)
-        # Scenes of one size make a cube that viewers show; the bytes are the same.
+        # Scenes of equal size are stored as a cube, which viewers can show. The bytes are the same.
         shape = (result.n_scene, *shapes.pop()) if len(shapes) == 1 else (n_pixel,)
         for name, unit in (("image", "nJy"), ("inverse_variance", "nJy-2")):
             pieces = (getattr(scene, name) for scene in result.scenes)
@@ -91,13 +91,13 @@ def write_result(path: str | Path, result: FittedScenes, *, images: bool = False
 
 
 def tables(result: FittedScenes, catalog: Table | None = None) -> fits.HDUList:
-    """Everything but the images.
+    """Return all extensions except the images.
 
     Parameters
     ----------
     result : DeblendResult
     catalog : astropy.table.Table, optional
-        Stored instead of `result.to_table()`: the same, with columns of the caller's.
+        Catalogue to store: `result.to_table()` with further columns of the caller. Default: `result.to_table()`.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def tables(result: FittedScenes, catalog: Table | None = None) -> fits.HDUList:
 
 
 def _psf_images(result: FittedScenes) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The PSF images (n_psf, n_band, q, q), and how much of each is not padding."""
+    """Return the PSF images (n_psf, n_band, q, q), and the size of each without padding."""
     images = result.folded.images
     sizes = np.array([image.shape[-1] for image in images], np.int64)
     size = int(sizes.max(initial=1))
@@ -152,9 +152,9 @@ def _psf_images(result: FittedScenes) -> tuple[NDArray[np.float64], NDArray[np.i
 
 
 def _scene_table(result: FittedScenes) -> Table:
-    """The table SCENES."""
+    """Return the table SCENES."""
     scenes, n_band = result.scenes, len(result.bands)
-    by_array: dict[int, int] = {}  # scenes that share an array need no second hash of it
+    by_array: dict[int, int] = {}  # an array that scenes share is hashed once
     for scene in scenes:
         if isinstance(scene.psf, np.ndarray) and id(scene.psf) not in by_array:
             by_array[id(scene.psf)] = result.folded.add(scene.psf)
@@ -173,7 +173,7 @@ def _scene_table(result: FittedScenes) -> Table:
 
 
 def _table_hdu(table: Table, name: str) -> fits.BinTableHDU:
-    """A table extension with the columns' descriptions as TCOMM keys, where viewers look for them."""
+    """Return a table extension with the columns' descriptions as TCOMM keys, which viewers show."""
     hdu = fits.BinTableHDU(table, name=name)
     for i, column in enumerate(table.itercols(), 1):
         if column.description:
@@ -191,9 +191,9 @@ def read_catalog(path: str | Path) -> Table:
     Returns
     -------
     astropy.table.Table
-        As from `DeblendResult.to_table`, and the columns latent and flux_cov.
+        The columns of `DeblendResult.to_table`, and the columns latent and flux_cov.
     """
-    with open_fits(path, N_UNIT) as file:  # Table.read(path) would pass all extensions of images
+    with open_fits(path, N_UNIT) as file:  # Table.read(path) would pass all extensions, images too
         hdus = _units(file)
         _check_columns(path, hdus["CATALOG"])
         table = Table.read(hdus["CATALOG"], mask_invalid=False)  # NaN stays NaN
@@ -222,14 +222,14 @@ def read_result(path: str | Path, *, blend: int | None = None, scene: int | None
             if scene is not None:
                 checked_index("scene", scene, len(hdus["SCENES"].data))
         except (IndexError, TypeError) as error:
-            mistake = error  # the caller's: raised in this block it would be the file's
+            mistake = error  # raised below: in this block it would be reported as a fault of the file
         else:
             return _read(path, hdus, blend, scene, model)
     raise mistake
 
 
 def _units(file: fits.HDUList) -> Units:
-    """The units that were checked, by name: a name that is looked up in the file makes astropy read on to its end."""
+    """Return the checked units by name. A look-up by name in the file would make astropy read the file to its end."""
     units: Units = {}
     for k in range(N_UNIT):
         try:
@@ -241,7 +241,7 @@ def _units(file: fits.HDUList) -> Units:
 
 
 def _check_counts(path: str | Path, hdus: Units) -> None:
-    """Refuse a file whose tables contradict each other, before memory is taken for it."""
+    """Refuse a file whose tables contradict each other, before memory is allocated for its contents."""
     def check(fine: Any, what: str) -> None:
         if not np.all(fine):
             raise ValueError(f"path: {path} is damaged: {what}")
@@ -285,7 +285,7 @@ def _check_counts(path: str | Path, hdus: Units) -> None:
 
 
 def _check_columns(path: str | Path, hdu: Any) -> None:
-    """Refuse a table with columns of variable length, which would become objects: results have none."""
+    """Refuse a table with columns of variable length, which astropy turns into objects. Results have no such column."""
     if hdu.is_image or any(column.format.lstrip("01")[:1] in ("P", "Q") for column in hdu.columns):
         raise ValueError(f"path: {path} is damaged: {hdu.name[:20]} is no table, or has columns of variable length")
 
@@ -309,8 +309,8 @@ def _read(path: str | Path, hdus: Units, blend: int | None, scene: int | None,
     start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
     scenes = _scenes(hdus, chosen, start, fields["center"], _values(fit["input_flags"], rows), fields["star"],
                      _values(fit["auto"], rows), len(bands))
-    # Of a part, scenes, blends and PSFs are numbered from 0 again.
-    n_psf = sum(hdus["PSF_SIZE"].shape)  # no axis if there is none
+    # In a part of a result, scenes, blends and PSFs are numbered from 0 again.
+    n_psf = sum(hdus["PSF_SIZE"].shape)  # PSF_SIZE has no axis if there is no PSF
     used = np.arange(n_psf) if blend is scene is None else np.unique(fields["folded_index"])
     fields["folded_index"] = np.searchsorted(used, fields["folded_index"])
     fields["scene_index"] = np.repeat(np.arange(len(chosen)), count)
@@ -329,14 +329,14 @@ Rows = NDArray[np.int64] | slice
 
 
 def _values(column: NDArray[Any], rows: Rows | tuple[slice, ...]) -> NDArray[Any]:
-    """Part of an array, copied out of the file in the machine's byte order."""
+    """Return part of an array, copied out of the file in the machine's byte order."""
     values = column[rows]
     return np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
 
 
 def _select(hdus: Units, blend: int | None, scene: int | None,
             ) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows]:
-    """Numbers of the scenes and blends, and the rows, that are asked for."""
+    """Return the numbers of the requested scenes and blends, and the requested rows."""
     count = _values(hdus["SCENES"].data["n_source"], slice(None))
     of_blend = _values(hdus["BLENDS"].data["scene"], slice(None))
     if blend is not None:
@@ -354,12 +354,12 @@ def _select(hdus: Units, blend: int | None, scene: int | None,
 
 def _scenes(hdus: Units, chosen: NDArray[np.int64], start: NDArray[np.int64], center: NDArray[np.float64],
             flags: NDArray[np.int64], star: NDArray[np.bool_], auto: NDArray[np.bool_], n_band: int) -> list[Scene]:
-    """Scenes with the sources that were read; their images stay in the file."""
+    """Return scenes with the sources that were read. The images of the scenes stay in the file."""
     about = hdus["SCENES"].data
     size = n_band * _values(about["n_y"], slice(None)) * _values(about["n_x"], slice(None))
     low = np.cumsum(size) - size
     stored = [hdus[name].data.reshape(-1) for name in ("IMAGE", "INVERSE_VARIANCE")] if "IMAGE" in hdus else []
-    psfs: dict[int, NDArray[np.float64] | None] = {-1: None}  # the model's, or it varies: the sources know
+    psfs: dict[int, NDArray[np.float64] | None] = {-1: None}  # -1: the nominal PSFs, or a PSF that varies
     scenes = []
     for i, k in enumerate(chosen.tolist()):
         record = about[k]
@@ -383,7 +383,7 @@ def _psf_image(hdus: Units, k: int) -> NDArray[np.float64]:
 
 
 def _covariances(hdus: Units, blends: NDArray[np.int64], n_band: int) -> list[NDArray[np.float32]]:
-    """Flux covariances of some blends."""
+    """Return the flux covariances of some blends."""
     n_member = _values(hdus["BLENDS"].data["n_member"], slice(None))
     size = (n_member * n_band) ** 2
     low = np.cumsum(size) - size
@@ -398,7 +398,7 @@ def _folding(path: str | Path, header: fits.Header, model: str | Path | LoadedMo
     wanted = f"{header['BUNDLE']} {header['MODELVER']} (SHA-256 {header['MODELSHA'][:12]})"
     if model is None or isinstance(model, str | Path):
         try:
-            # A file may name a bundle of this package, not lead to a folder: a path in it would be its author's choice.
+            # A file may name only bundles of this package. A path would let the author of the file choose any folder.
             bundle = load_bundle(SHIPPED / re.sub(r"[^A-Za-z0-9_-]", "", header["BUNDLE"]) if model is None else model)
         except BundleError as error:
             if model is not None:

@@ -25,14 +25,14 @@ EVERYWHERE: Area = (slice(None), slice(None))
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Rows(FittedScenes):
-    """Rows that are filled in: scenes are solved in any order, and each writes its own.
+    """Rows that are being filled in. Scenes are solved in any order, and each scene writes its own rows.
 
-    While rows are open, the number of a blend is the row of its first member: it depends on no other scene.
+    While rows are open, the number of a blend is the row of its first member, so that it depends on no other scene.
 
     Attributes
     ----------
     covariances : dict of int to float32 (n_member, n_band, n_member, n_band) [nJy^2]
-        Covariance of the fluxes of each blend, by its number; members in the order of their rows.
+        Covariance of the fluxes of each blend, by the number of the blend; members are in the order of their rows.
     """
 
     covariances: dict[int, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
@@ -40,14 +40,14 @@ class Rows(FittedScenes):
     @classmethod
     def empty(cls, scenes: list[Scene], bundle: Bundle, fold: Callable[[NDArray[np.float64] | None], FoldedBasis],
               settings: Settings) -> Rows:
-        """Rows of scenes that are not fitted.
+        """Return the rows of scenes that are not fitted yet.
 
         Parameters
         ----------
         scenes : list of Scene
         bundle : Bundle
         fold : callable
-            PSF images (n_band, q, q), None for the model's nominal PSFs, to FoldedBasis.
+            Function from PSF images (n_band, q, q) to a FoldedBasis; None stands for the model's nominal PSFs.
         settings : Settings
 
         Returns
@@ -64,7 +64,7 @@ class Rows(FittedScenes):
             images: Sequence[NDArray[np.float64] | None] = [scene.psf] if not isinstance(scene.psf, PsfField) else [
                 scene.psf.images[k] for k in scene.psf.at(scene.anchors.astype(np.float64))]
             for image in images:
-                if id(image) not in number:  # one hash for an array that many scenes share
+                if id(image) not in number:  # an array that many scenes share is hashed once
                     number[id(image)] = folded.add(nominal if image is None else image)
             index[start[i] : start[i + 1]] = [number[id(image)] for image in images]
         lengths = {"n_source": int(start[-1]), "n_scene": len(scenes), "n_band": len(bundle.bands),
@@ -72,7 +72,7 @@ class Rows(FittedScenes):
         flags = _joined([scene.flags for scene in scenes], np.zeros(0, np.int64))
         star = _joined([scene.star for scene in scenes], np.zeros(0, bool))
         nothing_fitted = [not np.any((scene.flags & NOT_FITTED) == 0) for scene in scenes]
-        # A scene that is fitted gets chi2 and objective from its solution.
+        # A fitted scene gets its chi2 and objective from its solution.
         chi2 = np.array([empty_chi2(scene) if nothing else np.nan
                          for scene, nothing in zip(scenes, nothing_fitted, strict=True)])
         given: dict[str, Any] = {
@@ -95,18 +95,18 @@ class Rows(FittedScenes):
         ----------
         row : int64 (n,)
         **values : array (n, ...)
-            Values of quantities, by the name of the quantity.
+            Values by the name of the quantity.
         """
         for name, value in values.items():
             getattr(self, name)[row] = value
 
     def flag(self, row: NDArray[np.int64], flag: Flag, condition: NDArray[np.bool_]) -> None:
-        """Set a flag of the rows with a condition, bool (n,)."""
+        """Set a flag of the rows for which a condition, bool (n,), is True."""
         self.flags[row] |= np.where(condition, int(flag), 0)
 
     def flag_near(self, i_scene: int, places: NDArray[np.float64], distance: float, pixel_scale: float,
                   flag: Flag) -> None:
-        """Set a flag of the sources whose given centres have a place within a distance.
+        """Set a flag of the sources whose given centre is within a distance of a place.
 
         Parameters
         ----------
@@ -122,20 +122,19 @@ class Rows(FittedScenes):
             self.flag(rows, flag, nearest * pixel_scale < distance)
 
     def of_scenes(self, scenes: Sequence[int]) -> NDArray[np.int64]:
-        """Rows of several scenes, one scene after the other."""
+        """Return the rows of several scenes, scene after scene."""
         return np.concatenate([np.zeros(0, np.int64), *[
             np.arange(self.source_start[k], self.source_start[k + 1]) for k in scenes]])
 
     def adopt(self, rows: NDArray[np.int64], solved: Rows, own: NDArray[np.int64]) -> None:
-        """Copy the rows `own` of `solved`, and the covariances of their blends. Members that are not copied are left
-        out.
+        """Copy the rows `own` of `solved`, and the covariances of their blends without members that are not copied.
 
         Parameters
         ----------
         rows : int64 (n,)
             Rows that the copies replace.
         solved : Rows
-            Its coordinates may have another origin.
+            Rows to copy from; their coordinates may have another origin.
         own : int64 (n,)
         """
         for q in QUANTITIES.values():
@@ -157,7 +156,7 @@ class Rows(FittedScenes):
                 self.covariances[first] = np.ascontiguousarray(covariance[kept][:, :, kept])
 
     def adopt_scenes(self, scenes: Sequence[int], solved: Rows, of_solved: Sequence[int]) -> None:
-        """Copy scenes of `solved`, with chi2 and objective, without sources beyond the end of a list."""
+        """Copy scenes of `solved`, with chi2 and objective. Sources beyond the end of a scene's list are left out."""
         for k, i in zip(scenes, of_solved, strict=True):
             self.scene_chi2[k], self.objective[k] = solved.scene_chi2[i], solved.objective[i]
         rows = self.of_scenes(scenes)
@@ -166,7 +165,7 @@ class Rows(FittedScenes):
         self.adopt(rows, solved, rows + first.astype(np.int64))
 
     def adopt_part(self, i_scene: int, part: Part, solved: Rows) -> None:
-        """Copy a part's own sources from `solved`, the rows of the part alone."""
+        """Copy a part's own sources from `solved`, which has the rows of this part alone."""
         rows = int(self.source_start[i_scene]) + part.rows
         self.adopt(rows[part.own], solved, np.flatnonzero(part.own))
 
@@ -177,7 +176,7 @@ class Rows(FittedScenes):
             self.covariances.pop(number, None)
 
     def numbered_blends(self) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
-        """Numbers of the sources' blends in the order of their first members, and the covariances by these numbers."""
+        """Return the sources' blend numbers, in the order of first members, and the covariances by these numbers."""
         first, number = np.unique(self.blend[self.blend >= 0], return_inverse=True)
         blend = self.blend.copy()
         blend[blend >= 0] = number
@@ -185,7 +184,7 @@ class Rows(FittedScenes):
 
 
 def empty_chi2(scene: Scene, area: Area = EVERYWHERE) -> float:
-    """chi2 of a model without light, over an area of the image."""
+    """Return chi2 of a model without light, over an area of the image."""
     return sum(float((w[area] * y[area].astype(np.float64) ** 2).sum()) for y, w in scene.images.by_band())
 
 

@@ -1,4 +1,4 @@
-"""The catalogue of a result as tables: in this package's words, in Rubin's, and as a Parquet file."""
+"""The catalogue of a result as a table with this package's or Rubin's column names, and as a Parquet file."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 
 
 def catalog_table(result: FittedScenes) -> Table:
-    """Catalogue in this package's words, see `deblendrt.engine.DeblendResult.to_table`."""
+    """Return the catalogue with this package's column names; see `deblendrt.engine.DeblendResult.to_table`."""
     return Table([as_column(entry, result) for entry in entries(result.bands)], meta=metadata(result))
 
 
 def as_column(entry: Entry, result: FittedScenes) -> Column:
-    """A column of a table, with unit and description."""
+    """Return a column of a table, with unit and description."""
     values = entry.values(result)
     values = values.astype(np.int16) if values.dtype == np.int8 else values  # FITS has no signed bytes
     return Column(values, name=entry.column, unit=entry.unit, description=entry.description)
 
 
 def metadata(result: FittedScenes) -> dict[str, Any]:
-    """Facts of a whole catalogue; keys of eight letters at most, the length of a FITS key."""
+    """Return the facts of a whole catalogue. Keys have at most eight letters, as FITS requires."""
     meta = {
         "software": f"deblendrt {package_version('deblendrt') or '(not installed)'}",
         "bundle": result.model_name,
@@ -41,16 +41,16 @@ def metadata(result: FittedScenes) -> dict[str, Any]:
         "fluxunit": "nJy",
         "pixels": "0-based, integer = pixel centre",
     }
-    if np.isfinite(result.aperture_diameter):  # a FITS key holds no NaN
-        meta["aperture"] = result.aperture_diameter  # arcsec, diameter
+    if np.isfinite(result.aperture_diameter):  # a FITS header cannot hold NaN
+        meta["aperture"] = result.aperture_diameter  # diameter in arcsec
     return meta
 
 
 def rubin_table(result: FittedScenes) -> Table:
-    """Catalogue in Rubin's words, see `deblendrt.engine.DeblendResult.to_table`.
+    """Return the catalogue with Rubin's column names; see `deblendrt.engine.DeblendResult.to_table`.
 
     Names and meanings follow the child records of lsst.meas.extensions.scarlet. Its catalogues by band are joined, with
-    the band as prefix. A column's description says where its meaning differs.
+    the band as prefix. The description of a column states any difference in meaning.
     """
     blend, flags, fitted = result.blend, result.flags, result.fitted
     in_blend = np.asarray(blend >= 0)
@@ -99,7 +99,7 @@ def rubin_table(result: FittedScenes) -> Table:
 
 
 def _rubin_name(entry: Entry, bands: tuple[str, ...]) -> str:
-    """Rubin's name of a column; empty if Rubin has none."""
+    """Return Rubin's name of a column; empty if Rubin has no such column."""
     q = QUANTITIES[entry.field]
     if not q.rubin:
         return ""
@@ -113,7 +113,8 @@ def write_parquet(path: str | Path, table: Table, *, overwrite: bool = False) ->
     ----------
     path : str or Path
     table : astropy.table.Table
-        Units and descriptions become the fields' metadata ("unit", "description"), `meta` the schema's.
+        Units and descriptions become metadata of the fields ("unit", "description"). `meta` becomes metadata of the
+        schema.
     overwrite : bool
 
     Raises

@@ -25,7 +25,7 @@ class Numbers(NamedTuple):
     Attributes
     ----------
     values : number array
-        Not converted; the caller's own memory if possible.
+        The values, not converted; if possible they share the caller's memory.
     scale : float64 () or (n,), or None
         Factor from the values to nJy (nJy^2 for a variance), for each leading element; None without a flux unit.
     counts : str
@@ -144,7 +144,7 @@ def split_cutouts(cutouts: Any, names: Sequence[str]) -> tuple[list[Any], bool]:
 
 
 def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: tuple[int, ...] = ()) -> list[Any]:
-    """Return a value per scene, of an argument that is nested like the cutouts or shared by all scenes.
+    """Return the value of an argument for each scene. It is nested like the cutouts or shared by all scenes.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: t
     Returns
     -------
     list
-        Of length `n_scene`.
+        A value for each scene, `n_scene` in all.
     """
     if value is None or not nested:
         return [value] * n_scene

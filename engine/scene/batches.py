@@ -1,4 +1,4 @@
-"""Chunks: scenes that are solved at once. They share a PSF; their number follows from the threads and the memory."""
+"""Chunks: scenes that are solved at once. They share a PSF. Their number follows from the threads and the memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deblendrt.engine.scene.psf_field import PsfField
 from deblendrt.engine.scene.scene import Scene
 
 CHUNK = 512  # sources solved together
-LEAST_CHUNK = 48  # fewer are not divided among threads
+LEAST_CHUNK = 48  # smaller chunks are not divided among threads
 CHUNK_PIXELS = 1_500_000  # pixels of scenes solved together, about the size of a large part of a patch
 BYTES_PER_PIXEL, BYTES_PER_SOURCE = 50.0, 1.0e5  # per band, measured with the LSST model
-# Bytes of a folded basis with all its tables (smaller windows, outskirts, every second pixel, packed copies), over the
-# bytes of its functions in the window. Measured: 175 MB for each new PSF of the LSST model.
+# Bytes of a folded basis with all its tables (smaller windows, outskirts, every second pixel, packed copies), divided
+# by the bytes of its functions in the window. Measured: 175 MB for each new PSF of the LSST model.
 FOLDED_TABLES = 16.0
 
 
@@ -32,7 +32,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """The memory that solving takes beside images and result, and its limit.
+    """The memory that solving takes beside images and results, and its limit.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Memory:
     border : int [pixel]
         Number of pixels by which a canvas is longer than its image along each axis.
     basis : int [byte]
-        The functions of a folded basis in the window.
+        Bytes of the functions of a folded basis in the window.
     limit : float or None [byte]
     """
 
@@ -50,23 +50,23 @@ class Memory:
     limit: float | None = None
 
     def need(self, scenes: list[Scene]) -> float:
-        """Bytes that solving scenes together takes at most."""
+        """Return the bytes that solving scenes together takes at most."""
         n_pixel = sum((s.shape[0] + self.border) * (s.shape[1] + self.border) for s in scenes)
         n_psf = max(len(set(s.psf.at(s.centers).tolist())) if isinstance(s.psf, PsfField) else 1 for s in scenes)
         return (BYTES_PER_PIXEL * self.n_band * n_pixel + BYTES_PER_SOURCE * self.n_band * sum(
             s.n_source for s in scenes) + FOLDED_TABLES * self.basis * n_psf)
 
     def largest(self, chunks: list[Chunk], scenes: list[Scene]) -> float:
-        """Bytes that the largest chunk takes."""
+        """Return the bytes that the largest chunk takes."""
         return max(self.need([chunk.part.scene] if chunk.part else [scenes[i] for i in chunk.members])
                    for chunk in chunks)
 
     def held(self, chunks: list[Chunk], scenes: list[Scene]) -> float:
-        """Number of chunks that the memory holds at a time."""
+        """Return the number of chunks that the memory holds at a time."""
         return np.inf if self.limit is None or not chunks else self.limit // self.largest(chunks, scenes)
 
     def most_workers(self, chunks: list[Chunk], scenes: list[Scene]) -> int:
-        """Number of chunks that may be solved at a time.
+        """Return the number of chunks that may be solved at a time.
 
         Raises
         ------
@@ -114,7 +114,7 @@ def group_scenes(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], 
 
 def divide_into_chunks(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_threads: int,
                        memory: Memory) -> list[Chunk]:
-    """Divide scenes into chunks so small that every thread has work and the memory holds a chunk of each.
+    """Divide scenes into chunks so small that every thread has work and the memory holds a chunk of every thread.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def divide_into_chunks(scenes: list[Scene], psf: NDArray[np.int64], among: list[
     size = min(max(share, LEAST_CHUNK), CHUNK)
     while True:
         chunks = [Chunk(members) for members in group_scenes(scenes, psf, among, size)] + parts
-        # A thread without work is better than chunks of a few sources, which waste more; but one chunk has to fit.
+        # Chunks of a few sources waste more time than a thread without work. At least one chunk must fit in the memory.
         if memory.held(chunks, scenes) >= (n_threads if size > LEAST_CHUNK else 1) or size == 1:
             return chunks
         size //= 2

@@ -1,7 +1,7 @@
 """The pixels of a scene: references to the caller's arrays, and the image and inverse variance made from them.
 
-A result keeps its scenes, and a caller has the images anyway. So a scene holds the arrays as they were given and makes
-float32 nJy and inverse variances when somebody asks for them.
+A result keeps its scenes, and the caller keeps the images. A scene therefore refers to the caller's arrays, and makes
+the image in float32 nJy and the inverse variance at each access.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.scene.arguments import GivenPixels
 
-FILL_SIGMA = 1e8  # a fill value, not light: stars saturate below 1e6, and squares in float32 overflow at 1e19
-ESTIMATE_PIXELS = 1_000_000  # a variance needs no more: its own error is then 0.2%
+FILL_SIGMA = 1e8  # brighter pixels are fill values: stars saturate below 1e6. Squares in float32 overflow at 1e19
+ESTIMATE_PIXELS = 1_000_000  # pixels for an estimated variance; its relative error is then 0.2%
 
 Plane: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -29,7 +29,7 @@ class ReadyImages:
     Attributes
     ----------
     image : float32 (n_band, n_y, n_x) [nJy]
-        Zero where `inverse_variance` is.
+        Zero where `inverse_variance` is zero.
     inverse_variance : float32 (n_band, n_y, n_x) [nJy^-2]
     """
 
@@ -61,13 +61,13 @@ class GivenImages:
     Attributes
     ----------
     pixels : GivenPixels
-        References to the caller's arrays; the variance is there, estimated if none was given.
+        References to the caller's arrays. The variance is never None: it is estimated if the caller gives none.
     target : int64 (n_given,)
-        The model's band of every given band.
+        Index of every given band among the model's bands.
     n_band : int
         Number of the model's bands.
     clean : bool
-        No pixel of a given band is dropped: every inverse variance is above zero.
+        Whether no pixel of a given band is dropped: every inverse variance is above zero.
     """
 
     pixels: GivenPixels
@@ -82,7 +82,7 @@ class GivenImages:
 
     @property
     def image(self) -> NDArray[np.float32]:
-        """Image, float32 (n_band, n_y, n_x) [nJy], zero without weight; read-only where it is the caller's array."""
+        """Image, float32 (n_band, n_y, n_x) [nJy], zero without weight; read-only if it is the caller's array."""
         given = self.pixels.image
         if (self.clean and len(self.target) == self.n_band and (np.diff(self.target) == 1).all()
                 and given.dtype == np.float32 and given.dtype.isnative and given.flags.c_contiguous
@@ -97,7 +97,7 @@ class GivenImages:
 
     @property
     def inverse_variance(self) -> NDArray[np.float32]:
-        """Inverse variance, float32 (n_band, n_y, n_x) [nJy^-2]; read-only where it is one number a band."""
+        """Inverse variance, float32 (n_band, n_y, n_x) [nJy^-2]; read-only if it is a number per band."""
         variance = self.pixels.variance
         if self.clean and variance is not None and variance.shape[1:] == (1, 1):
             number = np.zeros((self.n_band, 1, 1), np.float32)
@@ -151,7 +151,7 @@ class CheckedBand(NamedTuple):
     image, inverse_variance : float32 (n_y, n_x) [nJy], [nJy^-2]
         Zero where a pixel is dropped.
     not_finite, bad_variance : bool (n_y, n_x)
-        Unmasked pixels that are no light (not finite, fill values), or without a valid variance.
+        Unmasked pixels without a valid image value (not finite, or a fill value), and without a valid variance.
     """
 
     image: NDArray[np.float32]
@@ -166,9 +166,9 @@ def checked_band(pixels: GivenPixels, b: int) -> CheckedBand:
     Parameters
     ----------
     pixels : GivenPixels
-        With a variance.
+        The variance must be there.
     b : int
-        Which of the given bands.
+        Index of the given band.
 
     Returns
     -------
@@ -186,13 +186,13 @@ def checked_band(pixels: GivenPixels, b: int) -> CheckedBand:
 
 
 def with_variance(pixels: GivenPixels, sky: NDArray[np.float64]) -> GivenPixels:
-    """Fill in the variance of the sky in every band, estimated from the image, where none was given.
+    """Return the arrays with a variance: the given variance, or else the sky's, estimated from the image in every band.
 
     Parameters
     ----------
     pixels : GivenPixels
     sky : float64 (n_given,) [nJy]
-        Noise of a pixel where the image does not tell; NaN: unknown, the band is not used.
+        Noise of a pixel for a band in which no estimate is possible. NaN means unknown: the band is then not used.
 
     Returns
     -------
@@ -215,8 +215,8 @@ def estimate_variance(image: NDArray[np.float64], usable: NDArray[np.bool_]) -> 
     """Estimate the variance of the sky in one band from the differences of neighbouring pixels.
 
     sigma = 1.4826 MAD(y[p] - y[p']) / sqrt(2): sources change the median of the absolute differences little. Noise
-    that is correlated between pixels, as in a resampled coadd, comes out too small, and photon noise of the sources
-    is not included.
+    that is correlated between pixels, as in a resampled coadd, is underestimated. The photon noise of the sources is
+    not included.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def unmasked(pixels: GivenPixels, b: int) -> NDArray[np.bool_]:
 
 
 def _values(pixels: GivenPixels, b: int) -> NDArray[np.float64]:
-    """A given band without background, float64 (n_y, n_x) [nJy]."""
+    """Return a given band without background, float64 (n_y, n_x) [nJy]."""
     values = pixels.image[b].astype(np.float64) * pixels.factor[b]
     if pixels.background is not None:
         values -= pixels.background[b].astype(np.float64) * pixels.background_factor[b]
@@ -258,6 +258,6 @@ def _values(pixels: GivenPixels, b: int) -> NDArray[np.float64]:
 
 
 def _variance(pixels: GivenPixels, b: int) -> NDArray[np.float64]:
-    """Variance of a given band, float64 (n_y, n_x) or (1, 1) [nJy^2]."""
+    """Return the variance of a given band, float64 (n_y, n_x) or (1, 1) [nJy^2]."""
     assert pixels.variance is not None
     return np.asarray(pixels.variance[b].astype(np.float64) * pixels.variance_factor[b])

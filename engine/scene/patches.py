@@ -1,12 +1,12 @@
-"""Parts of large images: a coadd patch is one scene to the caller, and is solved a part at a time.
+"""Parts of large images. A coadd patch is one scene for the caller, and is solved part by part.
 
 An image above `LARGEST` pixels on a side is cut into rectangles of some `SIDE` pixels. A part is a rectangle with a
 border of `BORDER` pixels. All sources in the part are solved, so that the rectangle's sources have their neighbours;
-the results of the rectangle's own sources are kept. Parts do not know each other, so memory is bounded, and results do
-not depend on the order or number of parts at a time. Parts do not depend on the memory, so results do not either.
+only the results of the rectangle's own sources are kept. Parts are independent, so memory is bounded, and results do
+not depend on the order of the parts or on the number of parts at a time. Parts and results do not depend on the memory.
 
-The sources of borders are solved twice: a quarter of the sources, the ratio of the areas. A blend that is cut has no
-covariance across the cut.
+The sources in borders are solved twice; they are a quarter of the sources, the ratio of the areas. A blend that is cut
+has no covariance across the cut.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deblendrt.engine.scene.scene import Scene
 
 SIDE = 800  # pixel: 300 MB of images at work in six bands
 LARGEST = 1200  # pixel: side of images that are solved whole
-BORDER = 64  # pixel: twice the half of a window, the neighbours' neighbours
+BORDER = 64  # pixel: two half-windows, which hold the neighbours of the neighbours
 
 Area = tuple[slice, slice]
 
@@ -33,11 +33,11 @@ class Part:
     Attributes
     ----------
     scene : Scene
-        The rectangle with its border. Its images are views of the whole scene's.
+        The rectangle with its border. Its images are views of the whole scene's images.
     rows : int64 (n_source,)
-        Its sources among the whole scene's.
+        Numbers of the part's sources in the whole scene.
     own : bool (n_source,)
-        Sources of its rectangle, whose results are kept.
+        Whether a source is in the rectangle, so that its results are kept.
     area : tuple of slice
         (y, x) of the rectangle in the part's image.
     """
@@ -49,7 +49,7 @@ class Part:
 
 
 def cut_into_parts(scene: Scene) -> list[Part]:
-    """Cut a scene into parts; none if it is solved whole. A scene whose PSF varies has at least one part.
+    """Return the parts of a scene; an empty list if it is solved whole. A scene whose PSF varies has at least one part.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def cut_into_parts(scene: Scene) -> list[Part]:
     Returns
     -------
     list of Part
-        Every source is one part's own.
+        Every source is the own source of exactly one part.
     """
     if max(scene.shape) <= LARGEST and not isinstance(scene.psf, PsfField):
         return []

@@ -86,7 +86,7 @@ class PsfField:
     given : bool (n_y, n_x)
         Whether the caller gave an image for the cell. Other cells have the image of the nearest cell.
     images : list of float64 (n_band, q, q)
-        Normalized to a sum of one.
+        PSF images, normalized to a sum of one.
     renormalized : bool (n_image,)
         Whether the sum of the given image was not one.
     """

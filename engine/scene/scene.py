@@ -1,9 +1,9 @@
-"""Scenes: what the caller gives, checked and brought to one form.
+"""Scenes: the caller's images and sources, checked and brought to one form.
 
-A scene is an image in every band of the model, its inverse variance and the centres of its sources. Images come in
-any shape, type, unit and band subset; what leaves this module is float32 nJy in the model's band order with weight
-zero wherever there is nothing to fit. Problems of the data become flags of the sources they touch. Mistakes of the
-caller raise ValueError.
+A scene is an image in every band of the model, its inverse variance and the centres of its sources. Images may have
+any shape, type and unit, and any subset of the bands. This module returns float32 images in nJy, in the model's band
+order, with weight zero in all pixels without data. Problems of the data become flags of the sources that they affect.
+Mistakes of the caller raise ValueError.
 
 A value may be given once for all scenes (bands, zero point, PSF, per-band variance) or once per scene, nested like
 the cutouts. Arguments are never modified.
@@ -43,23 +43,23 @@ class Scene:
     Attributes
     ----------
     images : ReadyImages or GivenImages
-        The pixels. Those of a caller are references to the caller's arrays: whoever changes these afterwards changes
-        `image` and `inverse_variance`, and with them the residual of a result.
+        The pixels. `GivenImages` refers to the caller's arrays: a later change of these arrays changes `image` and
+        `inverse_variance`, and with them the residual of a result.
     centers : float64 (n_source, 2) [pixel]
         (x, y) as given; an integer is the centre of a pixel.
     flags : int64 (n_source,)
         Bits of `Flag` that the input sets.
     psf : float64 (n_band, q, q), PsfField, or None
         Effective PSF images of sum one; None stands for the model's nominal PSFs. A band without data has the mean of
-        the others.
+        the other bands' PSFs.
     star : bool (n_source,)
-        Point sources, the rest are galaxies.
+        Whether a source is a point source; other sources are galaxies.
     auto : bool (n_source,)
-        Whether `star` is for the engine to find out.
+        Whether the engine decides if the source is a star.
     band_present : bool (n_band,)
-        The band has weight somewhere in the scene.
+        Whether a pixel of the scene has weight in the band.
     n_pixel : int
-        Number of pixels with weight, all bands; of a part of a scene that of the whole.
+        Number of pixels with weight in all bands. A part of a scene has the number of the whole scene.
     name : str
     """
 
@@ -75,24 +75,24 @@ class Scene:
 
     @property
     def image(self) -> NDArray[np.float32]:
-        """Image, float32 (n_band, n_y, n_x) [nJy], zero where `inverse_variance` is. Made at every access."""
+        """Image, float32 (n_band, n_y, n_x) [nJy], zero where `inverse_variance` is zero. Made at every access."""
         return self.images.image
 
     @property
     def inverse_variance(self) -> NDArray[np.float32]:
-        """Inverse variance, float32 (n_band, n_y, n_x) [nJy^-2], zero where a pixel is masked, bad or the band missing.
+        """Inverse variance, float32 (n_band, n_y, n_x) [nJy^-2], zero in masked and bad pixels and in missing bands.
 
         Made at every access.
         """
         return self.images.inverse_variance
 
     def window(self, x: int, y: int, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Image and inverse variance of a window, zero off the image, float32 (n_band, size, size) each.
+        """Return image and inverse variance of a window, float32 (n_band, size, size) each, zero off the image.
 
         Parameters
         ----------
         x, y : int [pixel]
-            First pixel of the window; may lie off the image.
+            First pixel of the window; it may lie off the image.
         size : int [pixel]
         """
         (y0, y1), (x0, x1) = ((min(max(low, 0), n), min(max(low + size, 0), n))
@@ -116,7 +116,7 @@ class Scene:
 
     @property
     def anchors(self) -> NDArray[np.int64]:
-        """Anchor pixels, int64 (n_source, 2), (x, y): the pixel a centre lies in."""
+        """Anchor pixels, int64 (n_source, 2), (x, y): the pixels in which the centres lie."""
         return anchor_pixels(self.centers, self.shape)
 
 
@@ -129,36 +129,37 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     Parameters
     ----------
     cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of images
-        One scene, or several of any sizes. With a single band, (n_y, n_x) stands for (1, n_y, n_x). nJy unless an
-        astropy Quantity or with `zero_point`. NaN and infinite pixels are dropped.
+        One scene, or several scenes of any sizes. With a single band, (n_y, n_x) stands for (1, n_y, n_x). The unit is
+        nJy, unless the images are astropy Quantities or `zero_point` is given. NaN and infinite pixels are dropped.
     centers : float (n_source, 2) [pixel], or a sequence of such arrays, nested like `cutouts`
-        (x, y), 0-based, integer = pixel centre.
+        (x, y), 0-based; an integer is the centre of a pixel.
     bundle_bands : sequence of str
         The model's bands.
     bundle_pixel_scale : float [arcsec]
     window_half : int [pixel]
         Half-width of a source's window around its anchor pixel, in which flags look for bad pixels.
     bands : str or sequence of str, optional
-        Names of the cutouts' bands in their order, "gri" or ["g", "r", "i"]; default: the model's.
+        Names of the cutouts' bands in their order, "gri" or ["g", "r", "i"]; default: the model's bands.
     variance : float, optional
-        Total variance, in the squared unit of the image: a number, (n_band,), or like a cutout; the first two may
-        serve all scenes. Infinite means masked. Default: the sky's, estimated from pixel differences.
+        Total variance, in the squared unit of the image: a number, an array (n_band,), or an array like a cutout. All
+        scenes may share a number or an array (n_band,). A pixel of infinite variance is masked. Default: the variance
+        of the sky, estimated from pixel differences.
     mask : bool (n_y, n_x) or (n_band, n_y, n_x), per scene, optional
         True means bad.
     psf : float (n_band, q, q), optional
-        Effective PSFs of the cutouts' bands, for all scenes or one per scene; default: the model's nominal ones. A
-        list of 2-D images of different odd sizes serves as well. Where the PSF varies over the image: a `CellPsf`, or a
+        Effective PSFs of the cutouts' bands, for all scenes or for each scene; default: the model's nominal PSFs. A
+        list of 2-D images of different odd sizes is accepted too. A PSF that varies over the image is a `CellPsf`, or a
         callable (x, y) -> images, which is sampled in cells of some 200 pixels.
     background : float, optional
-        Subtracted: a number, (n_band,), or like a cutout; in the unit of the image.
+        Background to subtract, in the unit of the image: a number, an array (n_band,), or an array like a cutout.
     zero_point : float or (n_band,), optional [AB magnitude of one image unit]
-        The image is in counts.
+        Zero point of an image in counts.
     pixel_scale : float or Quantity, optional [arcsec]
-        Checked against the model's.
+        Pixel scale of the cutouts, which must be the model's.
     kind : str, or sequence of str (n_source,), or a sequence of these, optional
-        "galaxy", "star" or "auto", for all sources or for each, nested like `centers`; default: galaxies.
+        "galaxy", "star" or "auto", for all sources or for each source, nested like `centers`; default: "galaxy".
     bundle_sky_sigma : float (len(bundle_bands),), optional [nJy]
-        Noise of a pixel at nominal depth, for images too small or too smooth to estimate it from.
+        Noise of a pixel at nominal depth, for images that are too small or too smooth to estimate the noise.
 
     Returns
     -------
@@ -167,7 +168,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     Raises
     ------
     ValueError
-        A mistake in the arguments: the message names the argument, what was expected and what came.
+        An argument is wrong. The message names the argument, the expectation and the value.
     """
     names = band_names(bands, bundle_bands)
     check_pixel_scale(pixel_scale, bundle_pixel_scale)
@@ -176,7 +177,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     center_list = per_scene(centers, "centers", n, nested)
     variance_list = per_scene(variance, "variance", n, nested, shared_ranks=(0, 1))
     mask_list = per_scene(mask, "mask", n, nested)
-    # With one band, several 2-D images are the scenes' PSFs, a single one serves all.
+    # With one band, several 2-D images are the PSFs of the scenes; all scenes share a single 2-D image.
     single = isinstance(psf, Sized) and getattr(psf, "shape", None) != () and len(psf) == 1
     psf_ranks = (3,) if len(names) > 1 else (2, 3) if single else (2,)
     varies = callable(psf) or isinstance(psf, CellPsf)
@@ -219,13 +220,13 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
 
 
 def with_sources(scene: Scene, centers: NDArray[np.float64], window_half: int) -> Scene:
-    """The scene with further sources of unknown kind at the end of its list, flagged as found.
+    """Return the scene with further sources of unknown kind at the end of its list, flagged as found.
 
     Parameters
     ----------
     scene : Scene
     centers : float64 (n, 2) [pixel]
-        On the image.
+        Centres of the further sources, on the image.
     window_half : int [pixel]
 
     Returns
@@ -244,13 +245,13 @@ def with_sources(scene: Scene, centers: NDArray[np.float64], window_half: int) -
 
 
 def with_stars(scene: Scene, star: NDArray[np.bool_]) -> Scene:
-    """Return the scene with these point sources, bool (n_source,); the same object if nothing changes."""
+    """Return the scene with `star`, bool (n_source,), as its point sources; the same object if nothing changes."""
     return scene if (star == scene.star).all() else dataclasses.replace(scene, star=star)
 
 
 def _check_pixels(pixels: GivenPixels, target: NDArray[np.int64], sky: NDArray[np.float64],
                   windows: Windows) -> tuple[GivenImages, NDArray[np.int64], NDArray[np.int64]]:
-    """The images, the flags that follow from their pixels, and the number of pixels with weight of each band."""
+    """Return the images, the flags that follow from their pixels, and the number of pixels with weight of each band."""
     estimated = pixels.variance is None
     pixels = with_variance(pixels, sky[target])
     not_finite, bad_variance = np.zeros(pixels.image.shape[1:], bool), np.zeros(pixels.image.shape[1:], bool)
@@ -270,7 +271,7 @@ def _check_pixels(pixels: GivenPixels, target: NDArray[np.int64], sky: NDArray[n
 
 
 def _window_flags(weighted: Iterable[NDArray[np.bool_] | None], windows: Windows) -> NDArray[np.int64]:
-    """Flags that follow from the pixels with weight, bool (n_y, n_x) a band, or None for a band without any."""
+    """Return the flags that follow from the pixels with weight of each band; None stands for a band without weight."""
     flags, n = np.zeros(len(windows.anchor), np.int64), len(windows.anchor)
     some_missing, none_present, masked = np.zeros(n, bool), np.ones(n, bool), np.ones(n, bool)
     x, y = windows.anchor.T
@@ -289,7 +290,7 @@ def _window_flags(weighted: Iterable[NDArray[np.bool_] | None], windows: Windows
 
 def _psf_field(psf: Any, shape: tuple[int, ...], target: NDArray[np.int64], present: NDArray[np.bool_],
                names: Sequence[str], name: str) -> PsfField:
-    """PSFs of the cells of an image with data."""
+    """Return the PSFs of the cells of an image that has data."""
     cells = psf if isinstance(psf, CellPsf) else CellPsf.sample(psf, (shape[0], shape[1]))
 
     def convert(images: Any, name: str) -> tuple[NDArray[np.float64], bool]:
@@ -302,10 +303,10 @@ def _psf_field(psf: Any, shape: tuple[int, ...], target: NDArray[np.int64], pres
 
 def _psf_images(psf: Any, target: NDArray[np.int64], present: NDArray[np.bool_], names: Sequence[str], name: str,
                 ) -> tuple[NDArray[np.float64] | None, bool]:
-    """PSF images in the model's bands, and whether one did not sum to one.
+    """Return the PSF images in the model's bands, and whether the sum of a given image was not one.
 
-    A band without data needs no valid PSF, since pipelines have none to give; without any band there is nothing to
-    convolve for.
+    A band without data needs no valid PSF, because pipelines have no PSF for it. The images are None if no band has
+    data.
     """
     try:
         planes = [np.asarray(plane, np.float64) for plane in psf]

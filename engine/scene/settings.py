@@ -38,7 +38,7 @@ def checked_settings(solver_name: str, n_iteration: int | None, start: str, robu
     Raises
     ------
     ValueError
-        The message names the argument, what was expected and what came.
+        An option is wrong. The message names the argument, the expectation and the value.
     """
     if not isinstance(solver_name, str) or solver_name not in iterations:
         raise ValueError(f"solver: expected one of {sorted(iterations)}, got {solver_name!r}")
