@@ -1,4 +1,4 @@
-"""Writing of files that appear whole or not at all: a file is written under a temporary name and then renamed."""
+"""Writers of files that appear whole or not at all. A file is written under a temporary name and then renamed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.files.fits_check import FITS_BLOCK
 
-STALE_SECONDS = 3600.0  # an unfinished file that is older belongs to a killed process
+STALE_SECONDS = 3600.0  # an older unfinished file was left by a killed process
 
 
 def append_image(file: BinaryIO | gzip.GzipFile, name: str, shape: tuple[int, ...],
@@ -32,7 +32,7 @@ def append_image(file: BinaryIO | gzip.GzipFile, name: str, shape: tuple[int, ..
     pieces : iterable of float32
         The pixels of the image, in order.
     cards : mapping
-        Key to value, or to (value, comment), of the header.
+        Values of the header, or pairs (value, comment), by key.
     """
     header = fits.ImageHDU(np.broadcast_to(np.float32(0), shape), name=name).header
     header.update(cards)
@@ -64,7 +64,7 @@ def remove_stale(folder: Path, name: str | None = None) -> None:
     ----------
     folder : Path
     name : str, optional
-        Name of the final file; default: any.
+        Name of the final file; default: any name.
     """
     for partial in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
         with contextlib.suppress(FileNotFoundError):  # it was renamed, or another process removed it

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.files.fits_check import open_fits
 
 PIXEL_COLUMNS = ("x", "y")
-ONE_BASED_COLUMNS = ("x_image", "y_image")  # SourceExtractor's, 1-based like ds9
+ONE_BASED_COLUMNS = ("x_image", "y_image")  # columns of SourceExtractor, which counts pixels from 1, as ds9 does
 SKY_COLUMNS = (("ra", "dec"), ("coord_ra", "coord_dec"), ("alpha_j2000", "delta_j2000"))
 MAX_LINE, MAX_HEADER = 2**17, 2**18  # bytes of the first line, which names the columns, and of the header of ECSV
 ID_COLUMNS = ("id", "objectid", "source_id", "number")
@@ -46,7 +46,7 @@ def read_table(path: str | Path) -> Table:
     Raises
     ------
     ValueError
-        The file is no table; the message says what was found.
+        The file is no table; the message says what the file holds.
     FileNotFoundError
         There is no such file.
     """
@@ -83,7 +83,7 @@ def read_source_list(path: str | Path, wcs: WCS | None = None, one_based: bool =
     Parameters
     ----------
     path : str or Path
-        As for `read_table`.
+        Path of the catalogue, in a format of `read_table`.
     wcs : astropy.wcs.WCS, optional
         The image's WCS, which a catalogue of sky positions needs.
     one_based : bool
@@ -92,7 +92,7 @@ def read_source_list(path: str | Path, wcs: WCS | None = None, one_based: bool =
     Raises
     ------
     ValueError
-        The file is no table or has no positions; the message says what was found.
+        The file is no table or has no positions; the message says what the file holds.
     """
     table = read_table(path)
     return Catalog(positions(str(path), table, wcs, one_based), *identifiers(table))

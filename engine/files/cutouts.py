@@ -37,7 +37,8 @@ class CutoutCatalog:
     Parameters
     ----------
     path : str or Path
-        ``.parquet`` (needs the extra ``parquet``), else FITS. The first table with the columns is read.
+        A ``.parquet`` file (needs the extra ``parquet``), otherwise a FITS file. The first table with the columns is
+        read.
 
     Raises
     ------
@@ -92,7 +93,7 @@ class CutoutCatalog:
         Yields
         ------
         dict or ValueError
-            A scene with the keys that `input_rows.deblend_inputs` takes; for an invalid row, the error.
+            A scene with the keys that `input_rows.deblend_inputs` takes. For an invalid row, the error is yielded.
         """
         read = self._read_parquet if self._parquet else self._read_fits
         for row in read(start, min(stop, self.n_row)):
@@ -139,7 +140,7 @@ def row_to_scene(row: Mapping[str, Any]) -> dict[str, Any]:
     ValueError
         The sizes do not fit together, or the image is missing.
     """
-    # FITS has no null; an empty array stands for it.
+    # FITS has no null. An empty array stands for null.
     given = {name: value for name, value in row.items()
              if value is not None and not (name in ("shape", "variance", "mask", "psf") and np.size(value) == 0)}
     if "image" not in given:

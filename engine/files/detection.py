@@ -1,8 +1,8 @@
 """Detection of sources with SEP (SourceExtractor's algorithms; extra ``detect``), for images without a catalogue.
 
 The detection image is the sum over bands of the image in units of its noise, divided by sqrt(n_band). Pure noise keeps
-unit variance, and a band in which a galaxy is faint costs little. The list is a start and no survey catalogue: a source
-that is hidden in the profile of a brighter neighbour is not found.
+unit variance, and a band in which a galaxy is faint costs little. The list is incomplete: a source that is hidden in
+the profile of a brighter neighbour is not found.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def detect(
     ----------
     image : float (n_band, n_y, n_x) [any flux unit]
     variance : float (n_band, n_y, n_x) or (n_band,), optional [image's unit squared]
-        By default the noise is measured from the image.
+        Variance of the noise. By default it is measured from the image.
     mask : bool (n_band, n_y, n_x) or (n_y, n_x), optional
         True means bad. A pixel that is bad in some bands is searched in the others.
     threshold : float [sigma per pixel of the filtered detection image]

@@ -4,9 +4,9 @@ An image file has one of three forms, tried in this order:
 
 1. an image extension ``IMAGE`` (band, y, x) or (y, x). Optional extensions are the arrays ``VARIANCE``, ``MASK`` and
    ``PSF`` and the tables ``BANDS`` (``band`` and, instead of a variance map, ``sky_sigma``) and ``CENTERS``;
-2. the same with the image in the primary HDU;
+2. an image in the primary HDU, with the same optional extensions;
 3. a 2-D image extension per band, named by band (``g``, ``r``), with optional ``g_VARIANCE``, ``g_MASK``, ``g_PSF``.
-   Extension names have no case (astropy writes them in capitals), so a one-letter name is the lower-case band.
+   Case is lost in extension names (astropy writes capitals), so a one-letter name is a lower-case band.
 
 The flux scale is the AB magnitude of one image unit: 31.4 if ``BUNIT`` is nJy, else from a header key.
 """
@@ -52,10 +52,10 @@ class ImageFile:
         (x, y), 0-based.
     zero_point : float, or None [AB magnitude of 1 unit]
     unit : str, or None
-        ``BUNIT`` as found.
+        Value of ``BUNIT``, unchanged.
     pixel_scale : float, or None [arcsec]
     wcs : astropy.wcs.WCS, or None
-        The celestial part.
+        Celestial part of the WCS.
     notes : tuple of str
         Assumptions that the reader made, for the user.
     """
@@ -84,13 +84,13 @@ def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: i
         Names of the image's bands in file order; for a file with an extension per band, the bands to read. They
         override the names in the file.
     bad_bits : int, optional
-        A pixel is bad if ``MASK & bad_bits`` is not zero. The default is the planes `BAD_PLANES`, found by their
-        ``MP_`` header keys. In a mask of only 0 and 1, pixels of 1 are bad.
+        A pixel is bad if ``MASK & bad_bits`` is not zero. The default is the bits of the planes `BAD_PLANES`,
+        from the ``MP_`` header keys. In a mask of only 0 and 1, pixels of 1 are bad.
 
     Raises
     ------
     ValueError
-        The file has none of the three forms; the message names the file and what was found.
+        The file has none of the three forms; the message names the file and its contents.
     OSError
         The file cannot be read.
     """
@@ -226,7 +226,7 @@ def _stack_centered(path: Path, psfs: list[NDArray]) -> NDArray[np.float32]:
 
 
 def _name(hdu: Any) -> str:
-    return str(hdu.header.get("EXTNAME", "")).strip()  # as written: hdu.name is in capitals, band names are not
+    return str(hdu.header.get("EXTNAME", "")).strip()  # hdu.name would be in capitals, but case matters in band names
 
 
 def _has_data(hdu: Any) -> bool:

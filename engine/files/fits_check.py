@@ -6,8 +6,8 @@ completely in its file, tables must be as wide as their columns, and pointers mu
 may unpack to `UNPACKED_RATIO` times the size of the file or to `UNPACKED_FLOOR`, whichever is more. Keywords of
 structure must occur once and be written as in the standard: readers could disagree about other forms.
 
-Also refused are random groups, extensions of unusual kinds, PLIO and HCOMPRESS (funpack unpacks them), and files that
-are compressed as a whole by another method than gzip.
+The check also refuses random groups, extensions of unusual kinds, PLIO and HCOMPRESS (funpack unpacks them), and files
+that are compressed as a whole by another method than gzip.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | Non
     ----------
     path : str or Path
     n_unit : int, optional
-        Number of units to check, for a caller that reads only the first ones.
+        Number of units to check, for a caller that reads only the first units.
     memmap : bool, optional
         As in `astropy.io.fits.open`.
 
@@ -147,7 +147,7 @@ class _Fault(Exception):
 
 
 def _ends(file: IO[bytes], at: int, size: int) -> bool:
-    """Return whether only padding follows. Anything else must be an extension, for astropy would try to read it."""
+    """Return whether only padding follows. Other bytes must be an extension, because astropy would try to read them."""
     if size - at > MAX_PADDING:
         return False
     file.seek(at)

@@ -1,7 +1,7 @@
-"""Readers of an image's header: flux scale, bands, pixel scale and sky coordinates; None for each that is missing.
+"""Readers of an image's header: flux scale, bands, pixel scale and sky coordinates. A missing value is None.
 
-The functions take several headers, the image's first and the file's primary header last. The first header that has the
-value is used.
+The functions take several headers: the image's header is first, and the file's primary header is last. The first header
+that has the value is used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TABULATED = re.compile(r"(?:CPDIS|CQDIS|D2IMDIS|D2IMARR|DP|DQ)\d*")
 
 
 def parse_bands(text: str) -> tuple[str, ...]:
-    """Return band names from ``"gri"``, ``"g,r,i"`` or ``"g r i"``. A text without separators is a name per letter."""
+    """Return band names from ``"gri"``, ``"g,r,i"`` or ``"g r i"``. Without separators, each letter is a name."""
     words = [word for word in re.split(r"[\s,;]+", text.strip()) if word]
     names = tuple(words[0]) if len(words) == 1 and not re.search(r"[,;\-_.\d]", text) else tuple(words)
     if not names or len(set(names)) != len(names):

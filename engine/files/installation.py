@@ -7,7 +7,7 @@ import os
 
 
 def package_version(package: str) -> str | None:
-    """Installed version of a distribution; None if it is not installed."""
+    """Return the installed version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -15,5 +15,5 @@ def package_version(package: str) -> str | None:
 
 
 def n_usable_cpu() -> int:
-    """Number of CPU cores that this process may use; a container or a batch system may allow fewer than there are."""
+    """Return the number of CPU cores that this process may use. A container or batch system may forbid some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -41,7 +41,7 @@ def read_array(content: bytes, where: str) -> NDArray[np.float32]:
     Raises
     ------
     BundleError
-        The format or the type is another, the size does not match the shape, or a value is not finite.
+        The format or the type is wrong, the size does not match the shape, or a value is not finite.
     """
     refusal = f"{where} is not a NumPy array of finite float32"
     if content[:6] != _MAGIC or content[6:8] != b"\x01\x00":
@@ -69,7 +69,7 @@ def read_archive(content: bytes, names: Collection[str], limit: int, where: str)
     ----------
     content : bytes
     names : collection of str
-        Exactly the names of the arrays that the file must hold.
+        Names of the arrays. The file must hold these arrays and no others.
     limit : int
         Bytes that the file may unpack to.
     where : str

@@ -87,7 +87,7 @@ class Bundle:
         SHA-256 of each file.
     path : Path
     basis : float32 (n_basis, stamp_size, stamp_size)
-        Cores of functions that are orthonormal on the whole stamp, under the reference PSF.
+        Cores of the basis functions, which are orthonormal on the whole stamp, under the reference PSF.
     outskirts : float32 (n_basis, q, q)
         The functions at the centres of all cells, 0 in the core. The shape (n_basis, 0, 0) stands for stamps without
         outskirts.

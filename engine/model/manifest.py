@@ -56,7 +56,7 @@ _STRINGS = ("name", "model_version", "reference_band", "flux_unit", "minimum_onn
 PERCENTILES = ("0.1", "1", "5", "25", "50", "75")
 _OBJECTS = ("log_prob_percentiles", "training", "parity", "golden_tolerance", "files")
 VECTORS = {"psf_fwhm": "B", "sky_sigma": "B", "start_shape": "S", "mean_color": "B", "color_sigma": "B"}
-# Far above the sizes of any bundle, and low enough that no array of these sizes fills the memory.
+# The limits are far above the sizes of any bundle, and so low that no array of these sizes fills the memory.
 SIZE_LIMITS = {"stamp_size": 1023, "outskirts_binning": 255, "n_basis": 4096, "n_component": 256, "n_shape": 256,
                "encoder_cutout_size": 1023, "opset": 1000}
 MAX_BANDS, MAX_JSON_DEPTH, MAX_TEXT, MAX_LISTED = 64, 32, 100, 200

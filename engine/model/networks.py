@@ -27,11 +27,11 @@ class FactoredJacobian(NamedTuple):
     maps : float32 (n_source, n_component, n_basis)
         Unit-flux component maps at the source's offset.
     d_maps : float32 (n_source, 2 + n_shape, n_component, n_basis)
-        By offset_x, offset_y [1 / pixel] and the shape latents.
+        Derivatives of `maps` by offset_x, offset_y [1 / pixel] and the shape latents.
     mix : float32 (n_source, n_component, n_band)
-        Sums to one over components.
+        Weights of the components in each band; their sum over components is one.
     d_mix : float32 (n_source, n_shape, n_component, n_band)
-        By the shape latents; the mix does not depend on the offset.
+        Derivatives of `mix` by the shape latents; the mix does not depend on the offset.
     """
 
     maps: Float32Array
@@ -82,7 +82,7 @@ def checked_inputs(name: str, sizes: Mapping[str, int], values: Sequence[NDArray
     Parameters
     ----------
     name : str
-        One of `GRAPHS`.
+        Name of the graph, a key of `GRAPHS`.
     sizes : mapping of str to int
         `Bundle.sizes`.
     values : sequence of float (n_source, ...)
@@ -117,7 +117,7 @@ class GraphRuntime:
         Parameters
         ----------
         name : str
-            One of `manifest.GRAPHS`.
+            Name of the graph, a key of `manifest.GRAPHS`.
         *inputs : float (n_source, ...)
             In the graph's order.
 

@@ -70,7 +70,7 @@ class OrtRuntime(GraphRuntime):
                 content = self.bundle.read(f"{name}.onnx")
                 try:
                     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-                except Exception as error:  # its exceptions have no base class of their own
+                except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
                     raise BundleError(f"bundle {self.bundle.path}: {name}.onnx does not load: {error}") from error
                 self._sessions[name] = session, least_rows(name, session, self.bundle.sizes)
             return self._sessions[name]
@@ -94,7 +94,7 @@ def least_rows(name: str, session: onnxruntime.InferenceSession, sizes: Mapping[
     Returns
     -------
     int
-        One of `PIECES`.
+        A number of `PIECES`.
     """
     graph, rng = GRAPHS[name], np.random.default_rng(0)
     tile = {key: rng.standard_normal((NETWORK_TILE, *(sizes[symbol] for symbol in symbols[1:]))).astype(np.float32)

@@ -136,7 +136,7 @@ class OrtCudaGraph:
                 self.session = onnxruntime.InferenceSession(content, options)
         except DeviceError:
             raise
-        except Exception as error:  # its exceptions have no base class of their own
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             raise DeviceError(f"ONNX Runtime's CUDA provider does not load a graph (it needs the CUDA 13 and cuDNN 9 "
                               f'libraries: pip install "onnxruntime-gpu[cuda,cudnn]=={onnxruntime.__version__}"): '
                               f"{error}") from error

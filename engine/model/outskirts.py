@@ -32,7 +32,7 @@ def spread(cells: NDArray[Float], binning: int) -> NDArray[Float]:
     Returns
     -------
     float (..., n_y binning, n_x binning)
-        Of the same dtype. A pixel's bits depend only on its four cells.
+        Pixels of the same dtype. A pixel's bits depend only on its four cells.
     """
     return interpolate(interpolate(cells, binning, -1), binning, -2)
 
@@ -49,7 +49,7 @@ def gather(pixels: NDArray[Float], binning: int) -> NDArray[Float]:
     Returns
     -------
     float (..., n_y, n_x)
-        Of the same dtype.
+        Cells of the same dtype.
     """
     return _interpolate_adjoint(_interpolate_adjoint(pixels, binning, -2), binning, -1)
 

@@ -29,7 +29,8 @@ def verify_bundle(name_or_path: str | Path) -> list[str]:
     Raises
     ------
     BundleError
-        As for `load_bundle`, or an output differs from the stored output by more than the manifest's tolerance.
+        The bundle cannot be loaded (see `load_bundle`), or an output differs from the stored output by more than the
+        manifest's tolerance.
     """
     bundle = load_bundle(name_or_path)
     lines = [f"{bundle.name} {bundle.model_version}: {len(bundle.files)} files, hashes match"]
