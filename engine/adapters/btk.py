@@ -62,10 +62,10 @@ def draw_psfs(psfs: Sequence[Any], pixel_scale: float, size: int = BTK_PSF_SIZE)
     Parameters
     ----------
     psfs : sequence of galsim.GSObject
-        One per band.
+        The PSF of each band.
     pixel_scale : float [arcsec]
     size : int [pixel]
-        Odd.
+        Side of the images; an odd number.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def _build() -> type:
             return self._solve([ii], blend_batch, reference_catalogs)[0]
 
         def batch_call(self, blend_batch: Any, njobs: int = 1, reference_catalogs: Any = None, **kwargs: Any) -> Any:
-            """Deblend all scenes of a batch in one call of the engine. The results have the bits of single calls.
+            """Deblend all scenes of a batch in one call of the engine. The results are the bits of single calls.
 
             Parameters
             ----------
@@ -147,7 +147,7 @@ def _build() -> type:
             njobs : int
                 Threads.
             reference_catalogs : list of Table, optional
-                Positions, a table per scene; default: the truth catalogue's, or the detected sources.
+                Positions, a table per scene. Default: the positions of the truth catalogue, or of the detected sources.
 
             Returns
             -------

@@ -1,4 +1,4 @@
-"""An image and its list of sources, as the command line names them: for a single run and for shards."""
+"""Reader of the image and the list of sources that the command line names, for a single run and for shards."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Rows of a pipeline's inputs: every input has a row for each of its sources, even an input that fails.
+"""Rows of a pipeline's inputs: every input has a row for each of its sources, even if the input fails.
 
 An input is a scene as a mapping: `image` and `centers`, and the other arguments of `Deblender.deblend_batch` for one
-scene. All good scenes of a list are deblended in few calls. A call that the engine refuses is made again half by half,
-so that a bad input gets its own reason and affects no other input. A failed input keeps its rows, with NaN results, the
-flag NO_DATA and the reason in the column `error`.
+scene. All good scenes of a list are deblended in few calls. If the engine refuses a call, each half of its scenes is
+tried again, so that a bad input gets its own reason and affects no other input. A failed input keeps its rows, with NaN
+results, the flag NO_DATA and the reason in the column `error`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from deblendrt.engine.scene.psf_field import CellPsf
 PER_SCENE = ("variance", "mask", "psf", "kind", "background")
 PER_CALL = ("bands", "zero_point", "pixel_scale")
 SCENE_KEYS = ("image", "centers", *PER_SCENE, *PER_CALL, "id")
-# Errors that no input causes: the cluster's operator has to hear of them, and a second try elsewhere may succeed.
+# Errors that no input causes. They are raised: the operator of the cluster must see them, and a second try elsewhere
+# may succeed.
 NOT_THE_INPUT = (MemoryError, DeviceError, BundleError, ImportError)
-_OF_THE_BATCH = ("id", "scene", "blend")  # columns that depend on what else is in a batch
+_OF_THE_BATCH = ("id", "scene", "blend")  # columns that depend on the other scenes of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +42,15 @@ class Outcome:
     Attributes
     ----------
     id : str
-        As given, else empty.
+        Identifier of the input; empty if it has none.
     centers : float64 (n_source, 2) [pixel]
-        As given; empty where they could not be read.
+        Centres of the input; empty if they could not be read.
     result : DeblendResult, optional
-        Result of the call that the scene was in. None: the call failed.
+        Result of the call that the scene was in; None if the call failed.
     i_scene : int
-        The scene's place in that call.
+        Number of the scene in this call.
     error : str
-        Why it failed, else empty.
+        The reason why the input failed; empty if it did not fail.
     """
 
     id: str
@@ -59,7 +60,7 @@ class Outcome:
     error: str = ""
 
     def alone(self, fold: Callable[[NDArray[np.float64] | None], FoldedBasis]) -> DeblendResult | FailedInput:
-        """The input's own result."""
+        """Return the result of the input alone."""
         if self.result is None:
             return FailedInput(self.error, self.id, self.centers)
         return scene_result(self.result, self.i_scene, fold)
@@ -72,7 +73,7 @@ class FailedInput:
     Attributes
     ----------
     error : str
-        Why.
+        The reason why the input failed.
     id : str
     center : float64 (n_source, 2) [pixel]
     """
@@ -83,20 +84,20 @@ class FailedInput:
 
 
 def deblend_inputs(deblender: Deblender, inputs: Iterable[Any], options: Mapping[str, Any]) -> list[Outcome]:
-    """Deblend scenes, any of which may be bad.
+    """Deblend scenes, and return an outcome for each. Any scene may be bad.
 
     Parameters
     ----------
     deblender : Deblender
     inputs : iterable
-        Mappings with keys of `SCENE_KEYS`; None, an exception or anything else stands for an input that failed earlier.
+        Mappings with keys of `SCENE_KEYS`. None, an exception or any other object is an input that failed earlier.
     options : mapping
-        Of `Deblender.deblend_batch`, for all scenes; a scene's own keys take precedence.
+        Options of `Deblender.deblend_batch` for all scenes; a scene's own keys take precedence.
 
     Returns
     -------
     list of Outcome
-        One per input, in order.
+        An outcome for each input, in the order of the inputs.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def deblend_inputs(deblender: Deblender, inputs: Iterable[Any], options: Mapping
             scenes[i] = _scene(given, deblender.bundle, options)
         except NOT_THE_INPUT:
             raise
-        except Exception as error:  # an input may hold objects of any kind, which raise what they please
+        except Exception as error:  # an input may hold objects of any class, which may raise any error
             outcomes[i] = failed(given, error)
         else:
             shared = tuple(repr(scenes[i].get(key)) for key in PER_CALL)
@@ -126,7 +127,7 @@ def deblend_inputs(deblender: Deblender, inputs: Iterable[Any], options: Mapping
 
 def _solve(deblender: Deblender, scenes: list[tuple[int, dict[str, Any]]],
            options: Mapping[str, Any]) -> dict[int, Outcome]:
-    """Deblend scenes in one call; if that is refused, half by half, down to the bad one."""
+    """Deblend scenes in one call. If the call is refused, its halves are tried, down to the bad scene."""
     group = [scene for _, scene in scenes]
     call = dict(options) | {key: group[0][key] for key in PER_CALL if key in group[0]}
     call |= {key: [scene[key] for scene in group] for key in PER_SCENE if key in group[0]}
@@ -143,7 +144,7 @@ def _solve(deblender: Deblender, scenes: list[tuple[int, dict[str, Any]]],
 
 
 def _scene(given: Any, bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a scene with arrays of full rank, which no call takes for the arrays of a whole batch."""
+    """Return a scene with arrays of full rank, so that no call mistakes them for the arrays of a whole batch."""
     if not isinstance(given, Mapping):
         raise ValueError("no image" if given is None else
                          f"a scene: expected a mapping with {', '.join(SCENE_KEYS)}, got {type(given).__name__}")
@@ -185,11 +186,11 @@ def failed(given: Any, error: BaseException) -> Outcome:
     try:
         centers = np.array(given["centers"], np.float64)
         centers = centers if centers.ndim == 2 and centers.shape[1] == 2 else np.zeros((0, 2))
-    except Exception:  # whatever it is, it holds no positions
+    except Exception:  # an object without readable positions
         centers = np.zeros((0, 2))
     try:
         name = _id(given)
-    except Exception:  # an object that cannot say its name
+    except Exception:  # an object without a readable id
         name = ""
     plain = type(error) is ValueError
     return Outcome(name, centers, error=str(error) if plain else f"{type(error).__name__}: {error}")
@@ -207,13 +208,13 @@ def columns(outcomes: Sequence[Outcome], empty: DeblendResult) -> dict[str, NDAr
     Returns
     -------
     dict of str to array (n_row,)
-        scene (number of the input, int64), source (its row in the scene, int64; -1: the input has none), id, error
-        (objects of str), blend (counted within the scene), then the catalogue's columns as from
-        `DeblendResult.to_table`. In order; an input without a source has one row.
+        The columns scene (number of the input, int64), source (row of the source in the scene, int64; -1 if the input
+        has no source), id, error (objects of str), blend (counted within the scene), then the columns of
+        `DeblendResult.to_table`. Rows are in the order of the inputs. An input without a source has one row.
     """
     results = list({id(outcome.result): outcome.result for outcome in outcomes if outcome.result is not None}.values())
     low = dict(zip(map(id, results), np.cumsum([0, *(result.n_source for result in results)]), strict=False))
-    unfitted = sum(result.n_source for result in results)  # one row after all of theirs stands for what failed
+    unfitted = sum(result.n_source for result in results)  # row of failed inputs, after the rows of results
     take, source, blend, error = [], [], [], []
     for outcome in outcomes:
         result, n = outcome.result, len(outcome.centers)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 MAX_SCHEMA_DEPTH = 24  # types within types
 MAX_TYPES = 20_000
-MAX_PATTERN = 50_000  # characters of a regular expression; a longer run becomes several
-MAX_ITEMS = 100_000  # of an array or map
+MAX_PATTERN = 50_000  # characters of a regular expression; a longer run becomes several expressions
+MAX_ITEMS = 100_000  # items of an array or map
 
 # Field name -> True, or a mapping of the same form for a record, a nullable record or an array of records.
 Wanted = Mapping[str, Any]
@@ -46,7 +46,7 @@ def compile_record(schema: Any, wanted: Wanted) -> Callable[[bytes, int], tuple[
     Parameters
     ----------
     schema : dict
-        Avro schema of a record, as from JSON. Logical types, aliases and defaults are ignored.
+        Avro schema of a record, parsed from JSON. Logical types, aliases and defaults are ignored.
     wanted : mapping
         Names of the fields to read. A mapping instead of True names the fields of a record, of the records of a union,
         or of the items of an array. Fields that the schema lacks are left out.
@@ -54,7 +54,7 @@ def compile_record(schema: Any, wanted: Wanted) -> Callable[[bytes, int], tuple[
     Returns
     -------
     callable
-        (bytes, start) -> (fields by name, end). Raises ValueError.
+        A function (bytes, start) -> (fields by name, end), which raises ValueError.
 
     Raises
     ------

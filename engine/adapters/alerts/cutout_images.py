@@ -3,7 +3,7 @@
 Rubin's cutouts are written by astropy's CCDData: the image [nJy] with a linear WCS, ``UNCERT`` with the variance,
 ``PSFIMAGE``, and sometimes ``MASK`` (Rubin's own packager writes none). ZTF's cutouts are gzipped and hold one image
 [DN] without WCS. This module parses only these kinds of FITS. Its memory is bounded, it takes a tenth of astropy's
-time, and all its errors are ValueError.
+time, and it raises only ValueError.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ class CutoutImage:
     Attributes
     ----------
     image : float32 (n_y, n_x) [`unit`]
-        NaN where blank.
+        Pixels; a blank pixel is NaN.
     unit : str
         ``BUNIT``; empty if it is missing.
     variance : float32 (n_y, n_x), or None [`unit` squared]
     mask : bool (n_y, n_x), or None
         True means bad.
     psf : float32 (q, q), or None
-        Not normalized; q is odd.
+        PSF, not normalized; q is odd.
     plane : TangentPlane or None
     notes : tuple of str
         The parts of the file that could not be used, with the reasons.
@@ -117,7 +117,7 @@ def read_cutout(data: bytes, max_bytes: int = MAX_CUTOUT_BYTES, max_side: int = 
     Raises
     ------
     ValueError
-        The bytes are no FITS cutout, or exceed a limit. No bytes raise another error.
+        The bytes are no FITS cutout, or exceed a limit. Bytes of any content raise no other error.
     """
     if data[:2] == b"\x1f\x8b":
         data = _gunzip(data, max_bytes)
@@ -272,7 +272,7 @@ def _variance(header: dict[str, Any], body: bytes, max_side: int) -> NDArray[np.
 
 
 def _mask(header: dict[str, Any], body: bytes, max_side: int) -> NDArray[np.bool_]:
-    """Return the bad pixels: those in afw's bad planes, by name or customary bit, else all that are not zero."""
+    """Return the bad pixels: pixels in afw's bad planes, found by name or customary bit, else all nonzero pixels."""
     if header.get("BITPIX", 0) < 0:
         raise ValueError("stamp: a mask of floating-point numbers")
     _pixels(header, body, max_side, "mask")
@@ -286,7 +286,7 @@ def _mask(header: dict[str, Any], body: bytes, max_side: int) -> NDArray[np.bool
 
 
 def _psf(header: dict[str, Any], body: bytes, notes: list[str]) -> NDArray[np.float32] | None:
-    """Return the PSF; None and a note if it is unusable, for the cutout can be deblended with the nominal PSF."""
+    """Return the PSF. If it is unusable, return None and add a note: the nominal PSF can then be used."""
     try:
         psf = _pixels(header, body, MAX_PSF_SIDE, "PSF")
     except ValueError as error:
@@ -300,7 +300,7 @@ def _psf(header: dict[str, Any], body: bytes, notes: list[str]) -> NDArray[np.fl
 
 
 def _plane(header: dict[str, Any], notes: list[str]) -> TangentPlane | None:
-    """Return the linear WCS. Rubin's has no CTYPE; its matrix maps to the tangent plane."""
+    """Return the linear WCS. Rubin's WCS has no CTYPE; its matrix maps to the tangent plane."""
     if "CRVAL1" not in header or not any(key in header for key in ("CD1_1", "PC1_1", "CDELT1")):
         return None
     try:

@@ -1,8 +1,8 @@
 """The offsets of Kafka partitions that may be committed.
 
-A committed offset tells that all messages before it are answered, but answers come out of order. Therefore the offset
-of the first unanswered message is committed. Messages that were not answered when a worker dies are read again by the
-next worker.
+A committed offset means that all messages before it are answered, but answers come out of order. The committed offset
+is therefore the offset of the first unanswered message. Messages that were not answered when a worker dies are read
+again by the next worker.
 """
 
 from __future__ import annotations

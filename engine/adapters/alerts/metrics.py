@@ -72,7 +72,7 @@ def serve(address: str, metrics: Metrics, health: Health) -> http.server.Threadi
     Raises
     ------
     OSError
-        The port is taken.
+        The port is in use.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):

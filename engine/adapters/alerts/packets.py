@@ -29,7 +29,7 @@ __all__ = ["Alert", "CutoutImage", "Schemas", "TangentPlane", "load_schema", "pa
 
 MAX_MESSAGE_BYTES = 4 << 20  # Rubin's alerts have 0.1 MB; 1 MB with a long history
 MAX_SCHEMA_BYTES = 1 << 20
-MAX_POSITIONS = 64  # positions from an alert's history that are used
+MAX_POSITIONS = 64  # largest number of positions from an alert's history
 CONTAINER = b"Obj\x01"
 FRAMINGS = ("auto", "confluent", "container", "plain")
 ZTF_BANDS = {1: "g", 2: "r", 3: "i"}
@@ -58,7 +58,7 @@ class Alert:
     ----------
     survey : {"rubin", "ztf"}
     alert_id : int
-        ``alertId``, else ``diaSourceId`` or ``candid``: unique in its survey.
+        ``alertId``, otherwise ``diaSourceId`` or ``candid``. It is unique in its survey.
     object_id : str or None
         Identifier of the object that the alert belongs to.
     ra, dec : float [deg]
@@ -70,7 +70,7 @@ class Alert:
     origins : tuple of str (n,)
         Origin of each position: "object", "history" or "reference".
     cutouts : dict of str to bytes
-        FITS by "science", "template", "difference"; a null cutout is absent.
+        FITS bytes by the names "science", "template" and "difference"; a null cutout is absent.
     """
 
     survey: str
@@ -93,17 +93,18 @@ class Alert:
 class Schemas:
     """The compiled schemas of alerts. Thread-safe.
 
-    They are the numbered schemas, the schemas that came in containers, and the schema of records without framing.
+    Schemas are numbered, come in containers, or belong to records without framing.
 
     Parameters
     ----------
     by_id : mapping of int to schema, optional
-        As from `load_schema`.
+        Schemas by number, from `load_schema`.
     default : schema, optional
         Schema of records without framing.
     fetch : callable, optional
-        int -> schema or None, called once for each unknown number. `parse_alert` passes its exceptions on. A ValueError
-        is taken for a fault of the message; a registry that is down must raise another error.
+        Function from an int to a schema or None, called once for each unknown number. `parse_alert` passes its
+        exceptions on. A ValueError means a fault of the message. If the registry is down, the function must raise
+        another error.
     """
 
     def __init__(self, by_id: Mapping[int, Any] | None = None, default: Any = None,
@@ -197,8 +198,8 @@ def parse_alert(payload: bytes, schemas: Schemas | None = None, *, framing: str 
     Raises
     ------
     ValueError
-        The message is too long, not Avro, of an unknown schema, or no alert. No bytes raise another error (but see
-        `fetch` of `Schemas`).
+        The message is too long, not Avro, of an unknown schema, or no alert. Bytes of any content raise no other error,
+        except the errors of `fetch` in `Schemas`.
     """
     schemas = Schemas() if schemas is None else schemas
     if len(payload) > max_bytes:

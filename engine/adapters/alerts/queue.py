@@ -62,7 +62,7 @@ class AlertQueue:
             self._changed.notify()
 
     def take(self) -> list[WaitingAlert]:
-        """Wait for the next batch and return it; an empty list once the queue is closed and empty.
+        """Wait for the next batch and return it. If the queue is closed and empty, return an empty list.
 
         A batch is taken when it is full or its first alert has waited for `max_wait`.
         """

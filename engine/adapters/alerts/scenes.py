@@ -45,7 +45,7 @@ class Cutout:
     image : float32 (n_y, n_x) [nJy]
     variance : float32 (n_y, n_x), or None [nJy^2]
     centers : float64 (n_source, 2) [pixel]
-        The alert's own first.
+        The alert's own source is first.
     origins, ids, kinds : list (n_source,)
     notes : tuple of str
     """
@@ -68,7 +68,7 @@ class AlertDeblender:
     ----------
     settings : AlertSettings
     deblenders : dict of str to Deblender
-        By survey.
+        Deblenders by the name of the survey.
     catalog : SkyCatalog, optional
     """
 
@@ -80,12 +80,12 @@ class AlertDeblender:
         self.n_engine_error = 0
 
     def answer(self, alerts: Sequence[Alert]) -> list[dict[str, Any]]:
-        """Result records, one for each alert, in their order.
+        """Return the result records of alerts, in the order of the alerts.
 
         Raises
         ------
         MemoryError, DeviceError
-            The machine's fault, not the alerts'.
+            The error is a fault of the machine and not of the alerts.
         """
         answers: list[dict[str, Any]] = [{}] * len(alerts)
         groups: dict[tuple[Any, ...], list[tuple[int, Cutout]]] = {}
@@ -102,7 +102,7 @@ class AlertDeblender:
         return answers
 
     def prepare(self, alert: Alert) -> Cutout | tuple[str, str]:
-        """An alert's cutout for the engine, or the status and the reason of a record without sources."""
+        """Return an alert's cutout for the engine, or the status and the reason of a record without sources."""
         data = alert.cutouts.get(self.settings.cutout)
         if data is None:
             return "no_cutout", f"the alert has no {self.settings.cutout} cutout"
@@ -128,7 +128,7 @@ class AlertDeblender:
         else:
             return "refused", f"unit {stamp.unit!r} and no zero point"
         image, variance = stamp.image.astype(np.float64), stamp.variance
-        if alert.survey == "ztf":  # the sky is in ZTF's images
+        if alert.survey == "ztf":  # ZTF's images contain the sky
             sky = np.nanmedian(image) if np.isfinite(image).any() else 0.0
             image -= sky
             notes.append(f"background {sky:.6g} {stamp.unit} subtracted: the median")
@@ -143,10 +143,10 @@ class AlertDeblender:
 
     def _sources(self, alert: Alert, stamp: CutoutImage,
                  ) -> tuple[NDArray[np.float64], list[str], list[str | None], list[str]]:
-        """Positions of the sources on the cutout, their origins, their catalogue numbers and their kinds."""
+        """Return the positions of the sources on the cutout, their origins, their catalogue numbers and their kinds."""
         n_y, n_x = stamp.image.shape
         middle = np.array([(n_x - 1) / 2, (n_y - 1) / 2])
-        if stamp.plane is None:  # nothing else can be placed
+        if stamp.plane is None:  # without a WCS, no other source can be placed
             return middle[None], ["alert"], [None], [self.settings.kind]
         plane = stamp.plane
         sky = [np.array([[alert.ra, alert.dec]])]
@@ -174,20 +174,20 @@ class AlertDeblender:
             if i == 0 or not on_image[i]:
                 continue
             near = [k for k in chosen if np.hypot(*(pixels[i] - pixels[k])) < least]
-            if 0 in near and origins[i] == "catalogue" and ids[0] is None:  # the alert's source is a known one
+            if 0 in near and origins[i] == "catalogue" and ids[0] is None:  # the alert's source is a known source
                 ids[0], kinds[0] = ids[i], kinds[i]
             elif not near and len(chosen) < self.settings.max_sources:
                 chosen.append(i)
         return pixels[chosen], [origins[i] for i in chosen], [ids[i] for i in chosen], [kinds[i] for i in chosen]
 
     def _has(self, cutout: Cutout) -> tuple[bool, bool, bool]:
-        """Tell if a cutout has a variance, a mask and a PSF. The cutouts of a call agree in this."""
+        """Return whether a cutout has a variance, a mask and a PSF. All cutouts of a call agree in these."""
         stamp = cutout.stamp
         return cutout.variance is not None, stamp.mask is not None, (
             self.settings.psf == "cutout" and stamp.psf is not None)
 
     def _solve(self, cutouts: list[Cutout]) -> list[dict[str, Any]]:
-        """Records of cutouts of one group; a cutout that the engine refuses spoils no other cutout."""
+        """Return the records of the cutouts of one group. A cutout that the engine refuses affects no other cutout."""
         settings, first = self.settings, cutouts[0].alert
         has_variance, has_mask, has_psf = self._has(cutouts[0])
         try:
@@ -210,14 +210,14 @@ class AlertDeblender:
 
 
 def blank(alert: Alert, cutout: str, status: str, reason: str | None) -> dict[str, Any]:
-    """A record without sources."""
+    """Return a record without sources."""
     return {"survey": alert.survey, "alertId": alert.alert_id, "objectId": alert.object_id, "ra": alert.ra,
             "dec": alert.dec, "band": alert.band, "status": status, "reason": reason, "notes": [], "cutout": cutout,
             "width": 0, "height": 0, "model": None, "chi2": float("nan"), "nPixel": 0, "sources": []}
 
 
 def _record(result: DeblendResult, k: int, cutout: Cutout, name: str) -> dict[str, Any]:
-    """The record of the k-th scene of a result."""
+    """Return the record of the k-th scene of a result."""
     rows = result.sources(k)
     b = result.bands.index(str(cutout.alert.band))
     n_found = rows.stop - rows.start - len(cutout.origins)
@@ -226,7 +226,7 @@ def _record(result: DeblendResult, k: int, cutout: Cutout, name: str) -> dict[st
     columns: dict[str, Any] = {
         "origin": cutout.origins + ["found"] * n_found, "catalogId": cutout.ids + [None] * n_found,
         "ra": sky[:, 0], "dec": sky[:, 1]}
-    for q in QUANTITIES.values():  # deblended_alert.avsc names the same
+    for q in QUANTITIES.values():  # deblended_alert.avsc has the same names
         for i, column in enumerate(q.alert):
             values = getattr(result, q.name)[rows]
             columns[column] = values if values.ndim == 1 else values[:, b if q.by_band else i]
@@ -239,12 +239,12 @@ def _record(result: DeblendResult, k: int, cutout: Cutout, name: str) -> dict[st
 
 
 class RecordWriter:
-    """Records as bytes: each an Avro object container, or in Confluent's wire format.
+    """Writer of records as bytes, in an Avro object container each, or in Confluent's wire format.
 
     Parameters
     ----------
     schema_id : int, optional
-        Number of the schema in a registry, for Confluent's.
+        Number of the schema in a registry. If it is given, records are in Confluent's wire format.
     """
 
     def __init__(self, schema_id: int | None = None) -> None:

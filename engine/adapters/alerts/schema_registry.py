@@ -56,7 +56,7 @@ def ask_registry(url: str) -> Callable[[int], Any]:
             raise ValueError(f"schema {number}: more than {MAX_SCHEMA_BYTES} bytes")
         try:
             return json.loads(json.loads(text)["schema"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:  # the registry's fault
+        except (ValueError, KeyError, TypeError, RecursionError) as error:  # a fault of the registry
             raise OSError(f"{url}: schema {number}: no schema in the reply") from error
 
     return fetch

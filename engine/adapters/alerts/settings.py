@@ -22,13 +22,13 @@ class AlertSettings:
     brokers : str
         "host:port,host:port".
     topics : list of str
-        Topics to read. In TOML also ``topic = "..."``.
+        Topics to read. In TOML, ``topic = "..."`` is accepted for one topic.
     out_topic, dead_letter_topic : str
     group : str
-        Workers of one group share the partitions.
+        Consumer group of the worker. Workers of one group share the partitions.
     kafka, consumer, producer : dict
-        Further librdkafka properties for both clients, or for one of them. "env:NAME" takes a value from the
-        environment.
+        Further librdkafka properties: for both clients, for the consumer, and for the producer. "env:NAME" takes a
+        value from the environment.
     framing : {"auto", "confluent", "container", "plain"}
     schema : str
         ``.avsc`` file of records without framing.
@@ -46,7 +46,7 @@ class AlertSettings:
     device : str
     threads : int
     kind : {"galaxy", "star", "auto"}
-        Kind of the sources for which the catalogue gives none.
+        Kind of the sources for which the catalogue gives no kind.
     psf : {"cutout", "nominal"}
         "nominal" uses the model's PSF even if the cutout has one. This is less accurate, and much faster if each alert
         has its own PSF.
@@ -75,7 +75,7 @@ class AlertSettings:
     stall_seconds : float [s]
         Time without progress after which the health check fails.
     http : str
-        "host:port" of metrics and health check; empty for none.
+        "host:port" of metrics and health check; empty: they are not served.
     """
 
     brokers: str = ""
@@ -168,7 +168,7 @@ def read_settings(path: str | Path | None = None, **over: Any) -> AlertSettings:
 def kafka_properties(settings: AlertSettings, own: dict[str, Any]) -> dict[str, Any]:
     """Return librdkafka's properties of a client.
 
-    `own` overrides the settings for both clients, which override the defaults.
+    `own` overrides the settings for both clients. These settings override the defaults.
 
     Raises
     ------

@@ -36,12 +36,12 @@ class SkyCatalog:
         Parameters
         ----------
         path : str or Path
-            As for `read_table`.
+            Path of the table, in a format of `read_table`.
 
         Raises
         ------
         ValueError
-            The file is no table, or a column is missing or wrong; the message says what was found.
+            The file is no table, or a column is missing or wrong; the message says what the file holds.
         """
         table = read_table(path)
         sky = sky_positions(str(path), table)

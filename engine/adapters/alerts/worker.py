@@ -1,11 +1,11 @@
-"""The worker that deblends an alert stream: Kafka in, Kafka out.
+"""The worker that deblends an alert stream, from Kafka topics to a Kafka topic.
 
 A worker has two threads. The first talks to Kafka: it reads and parses messages, sends messages that are no alerts to
 the dead-letter topic, puts alerts into a bounded queue and commits offsets. The second takes batches of alerts from the
 queue, deblends them and produces one record per alert. An offset is committed after the broker has acknowledged the
 answers to all messages before it. A worker that dies therefore loses nothing: its successor answers the uncommitted
-messages again, with the same keys and the same bytes. A worker with a full queue pauses its partitions. A worker waits
-while the broker is away.
+messages again, with the same keys and the same bytes. A worker with a full queue pauses its partitions. If the broker
+is unreachable, the worker waits.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from deblendrt.engine.adapters.alerts.sky_catalog import SkyCatalog
 
 MAX_DEAD_LETTER_BYTES = 8 << 20  # only the digest of a longer message is sent; the message stays in its own topic
 POLL = 0.05  # s
-PAUSE_SECONDS = 2.0  # partitions are paused after the queue was full for this time
+PAUSE_SECONDS = 2.0  # partitions are paused when the queue has been full for this time
 COMMIT_SECONDS = 5.0  # time for the last commit
-READ_AT_ONCE = 64  # messages
+READ_AT_ONCE = 64  # messages read in one turn
 
 CONSUMER = {"enable.auto.commit": False, "enable.auto.offset.store": False, "auto.offset.reset": "earliest",
             "queued.max.messages.kbytes": 16384}  # librdkafka reads ahead
@@ -49,7 +49,7 @@ class Worker:
     ----------
     settings : AlertSettings
     deblender : AlertDeblender, optional
-        By default the models that the settings name are loaded.
+        Deblender of the alerts. By default the models that the settings name are loaded.
     """
 
     def __init__(self, settings: AlertSettings, deblender: AlertDeblender | None = None) -> None:
@@ -139,7 +139,7 @@ class Worker:
             self._commit()
 
     def _read(self, message: Any) -> None:
-        """Turn a message into a waiting alert, or into a dead letter."""
+        """Put a message into the queue as a waiting alert, or send it to the dead-letter topic."""
         error = message.error()
         if error is not None:
             if error.fatal():
@@ -234,7 +234,7 @@ class Worker:
     def _throttle(self) -> None:
         """Stop reading when the queue is full, and go on when half of it is answered.
 
-        Kafka's client must be polled all the same, so the partitions are paused after a while. They are not paused at
+        Kafka's client must still be polled, so the partitions are paused after a while. They are not paused at
         once, because librdkafka then discards the messages that it has read ahead.
         """
         n, n_byte = self.queue.size()
@@ -292,7 +292,7 @@ class Worker:
         log.info("stopped; %s", f"{left} messages were not answered and will be read again" if left else "all answered")
 
     def _serve(self) -> None:
-        """Let the clients make their callbacks while the partitions are paused."""
+        """Let the clients call their callbacks while the partitions are paused."""
         self._beat = time.monotonic()
         self._producer.poll(POLL)
         self._consumer.poll(0)
@@ -305,7 +305,7 @@ class Worker:
         log.info("assigned: %s", ", ".join(f"{p.topic}/{p.partition}" for p in partitions) or "nothing")
 
     def _on_revoke(self, consumer: Any, partitions: list[Any]) -> None:
-        """Commit the answered messages of partitions that another worker takes over; that worker reads the others."""
+        """Commit the answered messages of partitions that another worker takes over. It reads the other messages."""
         if not self.stopping.is_set():  # otherwise `_finish` has committed, or has waited for the broker in vain
             self._producer.poll(0)
             revoked = {(p.topic, p.partition) for p in partitions}

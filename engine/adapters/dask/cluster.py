@@ -1,4 +1,4 @@
-"""Deblending on a dask cluster (extra ``dask``): scenes in, rows or results out, lazily and in the same order.
+"""Deblending on a dask cluster (extra ``dask``). Scenes become rows or results, lazily and in the same order.
 
 Each worker process loads the model once (`deblendrt.engine.adapters.dask.worker_engine`) and deblends a partition's
 scenes together. The bits of a scene's result do not depend on the batch that the scene is in, hence neither on the
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FailedInput", "PartitionDeblender", "deblend_dask", "send_model"]
 
-PER_TASK = 32  # images of a list; with 8 alert cutouts per task, the engine takes 1.6 times as long for each
+PER_TASK = 32  # images of a list per task; with 8 alert cutouts per task, each takes 1.6 times as long
 RETURNS = ("frame", "table", "result")
-_PER_SCENE_ONLY = ("cutouts", "centers", "mask", "kind")  # arguments that belong to a scene and are no options
+_PER_SCENE_ONLY = ("cutouts", "centers", "mask", "kind")  # arguments of a single scene, which are no options
 
 
 def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: str | Path = "lsst", device: str = "cpu",
@@ -45,10 +45,10 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
     Parameters
     ----------
     scenes : dask Bag, dask DataFrame, or list
-        The items of a Bag and the elements of a list are scenes: mappings with image and centers, and optionally
-        variance, mask, psf, kind, background, bands, zero_point and pixel_scale, as `Deblender.deblend_batch` takes
-        them for one scene, and id. The elements of a list may be delayed objects or futures. A row of a DataFrame is a
-        scene, with columns of these names or as `fetch` makes it.
+        The items of a Bag and the elements of a list are scenes. A scene is a mapping with image and centers, and
+        optionally id, variance, mask, psf, kind, background, bands, zero_point and pixel_scale, as
+        `Deblender.deblend_batch` takes them for one scene. The elements of a list may be delayed objects or futures. A
+        row of a DataFrame is a scene: its columns have these names, or `fetch` makes the scene.
     centers : sequence of float (n_source, 2) [pixel], optional
         Centres of the sources, if the elements of the list are images.
     model : str or Path
@@ -62,7 +62,7 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
         with the reason in `error`, or a `FailedInput` in place of its DeblendResult.
     fetch : callable, optional
         Function of a partition of the DataFrame. It returns a scene for each row; None or an exception stands for a
-        scene that is missing.
+        missing scene.
     keep : sequence of str
         Columns of the DataFrame that each row of the result repeats. The index is kept too.
     per_task : int
@@ -72,18 +72,18 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
         holds for lists that become tables or results. For Bags and DataFrames, dask drops the resources when it fuses
         tasks; give them when the result is computed: ``client.compute(found, resources={"GPU": 1})``.
     **options
-        Options of `Deblender.deblend_batch`, for all scenes that do not set their own.
+        Options of `Deblender.deblend_batch`, for all scenes that do not set these options themselves.
 
     Returns
     -------
     dask DataFrame, dask Bag or list of Delayed
-        Not yet computed. Tables and results of a Bag or DataFrame are a Bag, those of a list a list of Delayed. Every
-        input has its rows, in the order of the inputs.
+        The rows, not yet computed. Tables and results come as a Bag if `scenes` is a Bag or a DataFrame, and as a list
+        of Delayed if `scenes` is a list. Every input has its rows, in the order of the inputs.
 
     Raises
     ------
     ValueError
-        A mistake in the arguments, raised before anything is computed.
+        An argument is wrong. The error is raised before any computation.
     BundleError
         The model is no bundle, or is damaged.
     ImportError
@@ -234,7 +234,7 @@ class PartitionDeblender:
             return []
         try:
             scenes = list(self.fetch(part))
-        except Exception as error:  # the caller's code failed: every row is kept and tells the reason
+        except Exception as error:  # the caller's code failed: every row is kept, with the reason
             return [ValueError(f"fetch: {type(error).__name__}: {error}")] * len(part)
         if len(scenes) != len(part):
             return [ValueError(f"fetch: expected {len(part)} scenes, one for each row, got {len(scenes)}")] * len(part)
@@ -294,7 +294,7 @@ def _active_client() -> Client | None:
     try:
         return default_client()
     except ValueError:
-        return None  # the schedulers that dask runs on this machine read the bundle from its folder
+        return None  # dask's schedulers on this machine read the bundle from its folder
 
 
 def _kind(scenes: Any) -> str:
@@ -344,7 +344,7 @@ def _missing(value: Any) -> bool:
 
 
 def _dense(value: Any) -> Any:
-    """Return a cell of a DataFrame as an array. Nested lists of Parquet come as arrays of arrays."""
+    """Return a cell of a DataFrame as an array. Parquet's nested lists are arrays of arrays."""
     if isinstance(value, np.ndarray) and value.dtype == object:
         return np.array([_dense(item) for item in value])
     return value

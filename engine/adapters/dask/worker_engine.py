@@ -39,7 +39,7 @@ class ModelReference:
     name : str
         Name of a bundle that ships with the package, or the bundle's folder on the caller's machine.
     sha256 : str
-        The bundle's identity: a process that finds another bundle under the name refuses it.
+        The bundle's identity. A process that finds another bundle of this name refuses it.
     device : str
         "cpu", "cuda" (the first GPU that the process sees) or "cuda:N".
     """
@@ -76,9 +76,9 @@ def find_model(name_or_path: str | Path, device: str = "cpu") -> tuple[ModelRefe
     Raises
     ------
     BundleError
-        As `load_bundle`.
+        The bundle cannot be loaded; see `load_bundle`.
     ValueError
-        Unknown device.
+        The device is unknown.
     """
     kind, _, ordinal = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind not in ("cpu", "cuda") or (ordinal and (kind == "cpu" or not ordinal.isdecimal())):
@@ -104,7 +104,7 @@ def receive(contents: Mapping[str, bytes], folder: str | Path) -> Path:
     Parameters
     ----------
     contents : mapping of str to bytes
-        As from `bundle_contents`.
+        Contents of the bundle's files, from `bundle_contents`.
     folder : str or Path
         The worker's folder. The bundle's folder is made in it, whole or not at all.
 
@@ -115,7 +115,7 @@ def receive(contents: Mapping[str, bytes], folder: str | Path) -> Path:
     Raises
     ------
     BundleError
-        The files are no bundle or were damaged on the way, or a name is not that of a plain file.
+        The files are no bundle or were damaged on the way, or a name is not the name of a plain file.
     """
     sha256 = hashlib.sha256(contents.get(MANIFEST, b"")).hexdigest()
     place = Path(folder) / f"deblendrt-{sha256[:16]}"
@@ -130,8 +130,8 @@ def receive(contents: Mapping[str, bytes], folder: str | Path) -> Path:
                 for name, content in contents.items():
                     (partial / name).write_bytes(content)
                 load_bundle(partial)
-                shutil.rmtree(place, ignore_errors=True)  # a worker that was killed may have left a part
-                with contextlib.suppress(OSError):  # another process was first
+                shutil.rmtree(place, ignore_errors=True)  # a killed worker may have left a part of it
+                with contextlib.suppress(OSError):  # another process may have renamed its own copy first
                     partial.rename(place)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -157,7 +157,7 @@ def engine(model: ModelReference, *, any_device: bool = False) -> Deblender:
     BundleError
         The model is not on this machine, or its name belongs to another model; the message says what to do.
     DeviceError
-        No usable GPU.
+        There is no usable GPU.
     """
     with _lock:
         if any_device:

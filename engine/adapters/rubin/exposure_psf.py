@@ -29,7 +29,7 @@ def sample_psf(exposures: dict[str, Any], centers: NDArray[np.float64], xy0: tup
     xy0 : tuple of int [pixel]
         (x, y) of the image's first pixel in the parent image.
     mask : bool (n_band, n_y, n_x)
-        Set to True where a band has no PSF and another band has one.
+        Mask of bad pixels. It is set to True where a band has no PSF and another band has a PSF.
     cell : float [pixel]
         Side of a cell.
     lost : list of str
@@ -38,7 +38,7 @@ def sample_psf(exposures: dict[str, Any], centers: NDArray[np.float64], xy0: tup
     Returns
     -------
     CellPsf
-        None if no band has a PSF anywhere.
+        The PSFs; None if no band has a PSF anywhere.
     """
     x_edges, y_edges = _edges(next(iter(exposures.values())), mask.shape[1:], xy0, cell)
     local = centers - xy0
@@ -82,7 +82,7 @@ def sample_psf(exposures: dict[str, Any], centers: NDArray[np.float64], xy0: tup
 
 def _nearest(found: dict[tuple[int, int], dict[str, NDArray[np.float64]]], band: str, i: int,
              j: int) -> NDArray[np.float64]:
-    """Return a band's PSF in the nearest cell that has it; if there is none, any PSF, for the band is masked."""
+    """Return a band's PSF in the nearest cell that has it. If no cell has it, return any PSF: the band is masked."""
     cells = [place for place, images in found.items() if band in images]
     if not cells:
         return next(image for images in found.values() for image in images.values())

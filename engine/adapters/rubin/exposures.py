@@ -9,7 +9,8 @@
 
 `rubin_objects` lists the attributes that the objects must have. Data that cannot be used are left out, reported in
 `RubinScene.lost` and visible in the sources' flags. They are bands without an exposure or a PSF, and pixels where one
-band has a PSF and another has not (`deblendrt.engine.adapters.rubin.exposure_psf`). A source never loses its row.
+band has a PSF and another band has no PSF (`deblendrt.engine.adapters.rubin.exposure_psf`). A source never loses its
+row.
 """
 
 from __future__ import annotations
@@ -86,13 +87,13 @@ class RubinScene:
     bands : tuple of str
         The bands that can be used.
     image, variance : number (n_band, n_y, n_x)
-        As in the exposures.
+        Pixels of the exposures, unchanged.
     mask : bool (n_band, n_y, n_x)
         True means bad.
     factor : float64 (n_band,) [nJy]
         Flux of one image unit.
     psf : CellPsf or None
-        None if no pixel is usable.
+        The PSFs; None if no pixel is usable.
     x0, y0 : int [pixel]
         Position of the first pixel in the parent image.
     sources : Sources
@@ -200,13 +201,13 @@ def read_exposures(exposures: Any, catalog: Any, *, bands: Sequence[str] | None 
     Parameters
     ----------
     exposures : `MultibandExposure`, mapping of band to exposure, or sequence of exposures
-        All with the same bounding box. None stands for a missing band.
+        Exposures with the same bounding box. None stands for a missing band.
     catalog : afw `SourceCatalog`, Table or float (n, 2)
         Positions in the parent image, see `deblendrt.engine.adapters.rubin.rubin_objects.read_sources`.
     bands : sequence of str, optional
         The bands to use; default: all.
     zero_point : float or mapping of band to float, optional [AB mag]
-        Magnitude of one image unit; default: from the images' unit or calibration.
+        Magnitude of one image unit. By default it follows from the unit or the calibration of the images.
     bad_planes : sequence of str
         Mask planes whose pixels are bad.
     by : {"auto", "peaks", "records"}
@@ -221,7 +222,7 @@ def read_exposures(exposures: Any, catalog: Any, *, bands: Sequence[str] | None 
     Raises
     ------
     ValueError
-        An exposure or the catalogue lacks an attribute, or the bounding boxes differ; the message names it.
+        An exposure or the catalogue lacks an attribute, which the message names; or the bounding boxes differ.
     """
     given = rubin_objects.singles(exposures)
     names = list(given) if bands is None else list(bands)

@@ -1,6 +1,6 @@
 """Readers of Rubin's image and catalogue objects. They use the objects' attributes and import no Rubin software.
 
-Two families of classes are known, and told apart by their attributes:
+Two families of classes are known. Their attributes tell them apart:
 
 - lsst.afw: `Exposure` and `MultibandExposure` (``getBBox``, ``image.array``, ``mask.getMaskPlaneDict``, ``getPsf``,
   ``getPhotoCalib``, ``getWcs``): lsst/afw python/lsst/afw/image/_exposure/_multiband.py, _image/_multiband.py,
@@ -8,7 +8,8 @@ Two families of classes are known, and told apart by their attributes:
 - lsst.images: `MaskedImage`, `VisitImage`, `CellCoadd` (``bbox``, ``unit``, ``mask.get``, ``psf.compute_kernel_image``,
   ``sky_projection``): lsst/images python/lsst/images/_masked_image.py, _mask.py, psfs/_base.py, cells/_coadd.py.
 
-Positions are pixel coordinates of the parent image, as in Rubin's software. An image's ``bbox`` gives its place there.
+Positions are pixel coordinates of the parent image, as in Rubin's software. An image's ``bbox`` gives its place in the
+parent image.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class PixelPosition(NamedTuple):
     y: float
 
     def getX(self) -> float:
-        """x [pixel]."""
+        """Return x [pixel]."""
         return self.x
 
     def getY(self) -> float:
-        """y [pixel]."""
+        """Return y [pixel]."""
         return self.y
 
 
@@ -64,12 +65,12 @@ def singles(exposures: Any) -> dict[str, Any]:
     Parameters
     ----------
     exposures : mapping of str to exposure, `MultibandExposure`, exposure, or sequence of exposures
-        Without a mapping, every exposure must know its band.
+        Exposures. If they are no mapping, every exposure must know its band.
 
     Returns
     -------
     dict of str to exposure or None
-        None for a missing exposure.
+        Exposures by band; None stands for a missing exposure.
     """
     if isinstance(exposures, Mapping):
         return {str(band): exposure for band, exposure in exposures.items()}
@@ -226,9 +227,9 @@ def read_sources(catalog: Any, exposure: Any, by: str = "auto") -> Sources:
     catalog : afw catalogue, Table, float (n, 2) or None
         Positions are in the parent image. In an afw catalogue, every peak of every footprint is a source; a record
         without peaks is a source at its centroid. A table needs the columns x and y (or other `X_COLUMNS`) or sky
-        positions (`RUBIN_SKY_COLUMNS`); its columns id, parent and kind are used if there.
+        positions (`RUBIN_SKY_COLUMNS`); its columns id, parent and kind are used if present.
     exposure : Any
-        Its WCS converts sky positions.
+        Exposure whose WCS converts sky positions.
     by : {"auto", "peaks", "records"}
         "records" makes every record of an afw catalogue a source at its centroid, whether or not it has peaks.
     """

@@ -29,16 +29,16 @@ class ScarletModel:
     Attributes
     ----------
     source_id : list
-        The ``id`` of the source's metadata, else its key; int if it is a whole number.
+        The ``id`` in the metadata of each source, otherwise its key; int if it is a whole number.
     parent_id : list of int
-        Number of the blend that the source is in; an isolated source is its own parent.
+        Number of the blend of each source; an isolated source is its own parent.
     center : float64 (n_source, 2) [pixel]
         (x, y) in the parent image, in whole pixels; NaN for a source without components.
     bands : tuple of str, or None
     psf : float64 (n_band, q, q), or None
         Observed PSF of the whole model.
     model_psf : float64 (q, q), or None
-        PSF of the frame of the components.
+        PSF of the components' frame.
     """
 
     source_id: list[Any]
@@ -56,7 +56,7 @@ class ScarletModel:
 def read_model(source: str | Path | bytes | Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> ScarletModel:
     """Read the sources of a persisted model: `ScarletModelData` JSON, a ``.scarlet`` zip file, or the parsed JSON.
 
-    Only JSON is parsed, and nothing is run.
+    Only JSON is parsed, and no code is run.
 
     Parameters
     ----------

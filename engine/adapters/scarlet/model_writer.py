@@ -1,11 +1,11 @@
 """Results as scarlet_lite's persisted models, written without scarlet_lite.
 
 scarlet_lite (Moolekamp et al., Rubin's deblender) persists a blend as the components of its sources in a PSF-free
-frame. A component is a spectrum times a morphology under a narrow circular *model PSF*; the reader convolves it with
-the difference kernel to the observed PSF. This engine has the same frame: a source is a few component maps with a flux
-per band under a Gaussian *reference PSF*. A result is therefore written exactly, apart from the finite windows of the
-sources. The model PSF is the reference PSF. The coefficients of a source (n_band, n_basis) have the rank of the model's
-number of maps and are decomposed as
+frame. A component is a spectrum times a morphology under a narrow circular *model PSF*. The reader convolves the
+component with the difference kernel to the observed PSF. This engine has the same frame: a source is a few component
+maps with a flux per band under a Gaussian *reference PSF*. A result is therefore written exactly, apart from the finite
+windows of the sources. The model PSF is the reference PSF. The coefficients of a source (n_band, n_basis) have the rank
+of the model's number of maps and are decomposed as
 
     coefficients[b] = sum_m spectrum[m, b] map[m]
 
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ScarletModel", "components", "model_data", "read_model", "write_model"]
 
-# Of all schemas, the oldest that can hold what is written: a reader refuses schemas newer than its own.
+# The oldest schema that can hold the models, because a reader refuses schemas newer than its own.
 SCARLET_VERSION = "1.0.0"
 RANK_TOLERANCE = 1e-4  # relative to a source's brightest band: float32 coefficients have the model's rank to 1e-6
 BLEND_BORDER = 8  # pixels around the significant light of a blend
-DECIMALS = 9  # of morphologies of unit sum: exact to a ten-millionth of their peak; this halves the file
+DECIMALS = 9  # decimals of morphologies of unit sum: exact to a ten-millionth of the peak, in half the file size
 
 
 def components(coefficients: NDArray[np.float32], n_max: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -119,24 +119,24 @@ def model_data(result: DeblendResult, bundle: Bundle, *, source_ids: Sequence[in
         (x, y) of the image's first pixel in the parent image.
     i_scene : int
     bands : sequence of str, optional
-        Default: the bands in which the scene has data.
+        Bands to write. Default: the bands in which the scene has data.
     zero_point : float [AB mag]
         Zero point of the spectra; default: nJy.
     container : {"scarlet_lite", "lsst"}
         "scarlet_lite" is `ScarletModelData`, whose blends have their own PSFs. "lsst" is `LsstScarletModelData`, which
-        has one PSF: the PSF of most sources.
+        has a single PSF: the most frequent PSF of the sources.
 
     Returns
     -------
     dict
-        For `write_model` or ``ScarletModelData.parse_obj``. It holds every source. A source that was not fitted is a
-        pixel of zero flux with ``deblend_failed`` and ``deblend_error`` in its metadata, which Rubin's catalogues flag
-        as ``deblend_zeroFlux``.
+        Data for `write_model` or ``ScarletModelData.parse_obj``. It holds every source. A source that was not fitted is
+        a pixel of zero flux with ``deblend_failed`` and ``deblend_error`` in its metadata, which Rubin's catalogues
+        flag as ``deblend_zeroFlux``.
 
     Raises
     ------
     ValueError
-        A mistake in the arguments.
+        An argument is wrong.
     """
     if container not in ("scarlet_lite", "lsst"):
         raise ValueError(f'container: expected "scarlet_lite" or "lsst", got {container!r}')
@@ -188,7 +188,7 @@ def _numbers(given: Sequence[int] | None, default: NDArray[np.int64], n: int, na
 
 
 def _reference_image(bundle: Bundle) -> NDArray[np.float64]:
-    """Return the reference PSF, a Gaussian of sum one, float64 (q, q). Outside it is below 1e-8 of the peak."""
+    """Return the reference PSF, a Gaussian of sum one, float64 (q, q). Off the image it is below 1e-8 of the peak."""
     half = int(np.ceil(6.1 * bundle.reference_psf_sigma))
     profile = np.exp(-0.5 * (np.arange(-half, half + 1) / bundle.reference_psf_sigma) ** 2)
     image = np.outer(profile, profile)
@@ -235,20 +235,20 @@ def _draw(result: DeblendResult, bundle: Bundle, rows: slice, own: list[int], id
 
 def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: int, own: list[int],
            xy0: tuple[int, int]) -> tuple[tuple[int, int], NDArray[np.bool_]]:
-    """Return the pixels where a blend has significant light: (y, x) of their box in the parent image, and the box."""
+    """Return the corner (y, x) of a blend's box in the parent image, and the pixels of significant light in the box."""
     scene, covered = result.scenes[i_scene], []
     inverse_variance = scene.inverse_variance[own]
     for row in members:
         stamp, (x, y) = result.stamps(row)
         placed = canvases.place(stamp[own], x, y, inverse_variance.shape)
         weight = placed.cut(inverse_variance)
-        if not result.has_images:  # a result read from a file without images: use the survey's depth
+        if not result.has_images:  # a result from a file without images: the survey's depth replaces its weights
             weight = np.broadcast_to((bundle.sky_sigma[own] ** -2.0)[:, None, None].astype(np.float32), weight.shape)
         inside = footprint(placed.image, weight) if result.fitted[row] and placed.image.size else np.zeros(0, bool)
         if inside.any():
             ys, xs = np.nonzero(inside)
             covered.append(np.column_stack([ys + placed.y.start, xs + placed.x.start]))
-        # The centre's pixel is always in: a blend without light needs a box too.
+        # The pixel of the centre is always included, because a blend without light needs a box too.
         place = np.where(np.isfinite(result.center[row]), result.center[row], 0.0)
         covered.append(np.clip(np.rint(place[::-1]), 0, np.array(scene.shape) - 1).astype(np.int64)[None])
     pixels = np.concatenate(covered)
@@ -261,7 +261,7 @@ def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: i
 
 
 def _encode(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metadata as scarlet_lite encodes it: arrays as lists, with their shapes and types as further keys."""
+    """Return metadata in scarlet_lite's encoding: arrays as lists, with their shapes and types as further keys."""
     encoded: dict[str, Any] = {}
     keys = []
     for key, value in metadata.items():
@@ -284,7 +284,7 @@ def write_model(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = 
         A name that ends in ``.scarlet`` gives the zip file of Rubin's butler and needs the container "lsst". Other
         names give one JSON text.
     data : mapping
-        As from `model_data`.
+        Model data from `model_data`.
     overwrite : bool
 
     Raises

@@ -1,13 +1,13 @@
 """Marks of the work in progress, so that an input that crashes its process cannot stop a shard for ever.
 
     OUT/in_progress/000012       number of processes that began unit 12 and did not end it
-    OUT/in_progress/000012.005   the same for input 5 of the unit, deblended alone
+    OUT/in_progress/000012.005   the same number for input 5 of the unit, deblended alone
 
 A mark is written before the work and removed after it. A mark that is left therefore counts processes that ran out of
 memory, crashed or were killed. A unit with such a mark is deblended input by input, which finds the input at fault. A
-process that fails with an exception, or is told to stop (SIGTERM, Ctrl-C), removes its own count. MemoryError is the
-exception to this rule: it would come back at every start, as the kernel's out-of-memory killer does. A mark does not
-tell whether its process is still alive: processes that do the same unit by mistake are counted too.
+process that fails with an exception, or is told to stop (SIGTERM, Ctrl-C), removes its own count. After a MemoryError
+the count stays: the error would come back at every start, as the kernel's out-of-memory killer does. A mark does not
+tell whether its process is still alive. Processes that do the same unit by mistake are therefore counted too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from deblendrt.engine.files import atomic_write
 
 CRASH_MARKS = "in_progress"  # folder of the marks
-MAX_KILLS = 2  # a single kill may have been sent by anybody
+MAX_KILLS = 2  # a single kill may have nothing to do with the input
 _STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -61,7 +61,8 @@ def at_work(path: Path, *, part: bool = False) -> Iterator[None]:
     path : Path
         The mark.
     part : bool
-        The body is a part of the unit's work: at its end the mark gets its earlier count back and is not removed.
+        Whether the body is a part of the unit's work. The mark then gets its earlier count back at the end of the body,
+        and is not removed.
     """
     before = n_kill(path)
 
@@ -117,7 +118,7 @@ def _before_a_stop(do: Callable[[], None]) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    main = threading.current_thread() is threading.main_thread()  # only it may handle signals
+    main = threading.current_thread() is threading.main_thread()  # only the main thread may handle signals
     caught = [number for number in _STOPS if main and signal.getsignal(number) is signal.SIG_DFL]
     for number in caught:
         signal.signal(number, stop)

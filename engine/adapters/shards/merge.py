@@ -1,9 +1,9 @@
 """``deblendrt merge``: the results of all shards as one catalogue, in which every input occurs once.
 
 A unit may be in several manifests: after a run with another N, or after failed inputs were tried again. The manifests
-then hold different hashes if the results differ. The file must have the hash of any of them, because the process that
-wrote the file last also wrote a manifest. A file that was damaged, or written by a process that has not finished, is
-refused.
+then hold different hashes if the results differ. The file must have the hash of one of these manifests, because the
+process that wrote the file last also wrote a manifest. A file that was damaged, or written by a process that has not
+finished, is refused.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def merge(folder: str | Path, target: str | Path, *, partial: bool = False, over
     Parameters
     ----------
     folder : str or Path
-        The shards' ``--out``.
+        The folder ``--out`` of the shards.
     target : str or Path
-        ``.parquet`` (needs the extra ``parquet``; written unit by unit, the inputs beside it in
-        ``<name>.inputs.parquet``), else FITS with the tables CATALOG and INPUTS, which are held in memory.
+        A ``.parquet`` file (needs the extra ``parquet``) is written unit by unit, with the inputs beside it in
+        ``<name>.inputs.parquet``. Other names give FITS with the tables CATALOG and INPUTS, which are held in memory.
     partial : bool
-        Merge the units that are there.
+        Merge the existing units even if others are missing.
     overwrite : bool
 
     Returns
@@ -114,7 +114,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _tables(folder: Path, units: list[dict[str, Any]], counts: Any) -> Iterator[tuple[Table, Table]]:
-    """Yield the checked rows and inputs of each unit, and add its inputs, rows and failed inputs to the counts."""
+    """Yield the checked rows and inputs of each unit, and count its inputs, rows and failed inputs."""
     for unit in units:
         path = folder / unit["file"]
         content = path.read_bytes()

@@ -5,10 +5,10 @@
     OUT/in_progress/000012    mark of a unit in progress, or of a unit that ended its process: see `crash_marks`
     OUT/shards/3-of-8.json    manifest of a finished shard: its units and their hashes
 
-Shard k mod N does unit k. A file of results appears whole or not at all, and its bits depend only on its inputs. A file
-that is there is not computed again: a killed shard is started again with the same command, or with another N. Two
-processes that do the same unit by mistake write the same bytes. There are no locks, so any shared file system serves.
-An input that fails keeps its rows, with the reason in the column ``error``. `merge` checks that every input is there
+Shard k mod N does unit k. A file of results appears whole or not at all, and its bits depend only on its inputs. An
+existing file is not computed again: a killed shard is started again with the same command, or with another N. Two
+processes that do the same unit by mistake write the same bytes. There are no locks, so any shared file system will do.
+An input that fails keeps its rows, with the reason in the column ``error``. `merge` checks that every input occurs
 once.
 """
 
@@ -81,7 +81,7 @@ def split_into_units(paths: list[Path], cutouts: bool) -> list[Unit]:
     ----------
     paths : list of Path
     cutouts : bool
-        FITS files are catalogues of cutouts, not images. Parquet files always are.
+        Whether FITS files are catalogues of cutouts and not images. Parquet files are always catalogues of cutouts.
     """
     units: list[Unit] = []
     start = 0
@@ -145,7 +145,7 @@ def _do(deblender: Deblender, unit: Unit, arguments: argparse.Namespace, options
 
     n, mark = unit.stop - unit.start, crash_marks.mark(arguments.out, unit.number)
     n_kill = crash_marks.n_kill(mark)
-    if n_kill >= max_kills:  # the input is not even read; the mark stays, else the shard's next start would try again
+    if n_kill >= max_kills:  # the input is not read; the mark stays, so that the next start does not try again
         return write([failed(None, ValueError(crash_marks.crash_reason(n_kill, n)))] * n)
     if n == 1 or not n_kill:
         with crash_marks.at_work(mark):
@@ -161,8 +161,8 @@ def _do(deblender: Deblender, unit: Unit, arguments: argparse.Namespace, options
 
 def _one_by_one(deblender: Deblender, inputs: list[Any], options: dict[str, Any], mark: Path,
                 max_kills: int) -> list[Outcome]:
-    """Deblend inputs singly, each with a mark of its own, to find the input that kills. The results are the same bits:
-    they do not depend on the other inputs."""
+    """Deblend inputs singly, each with a mark of its own, to find the input that kills. The results have the same
+    bits, because they do not depend on the other inputs."""
     outcomes: list[Outcome] = []
     for k, given in enumerate(inputs):
         own = crash_marks.mark_of_input(mark, k)
@@ -181,7 +181,7 @@ def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
         told = {name: value for name in ("bands", "zero_point", "pixel_scale", "kind")
                 if (value := getattr(arguments, name)) is not None}
         for scene in CutoutCatalog(unit.path).rows(unit.row, unit.row + unit.stop - unit.start):
-            yield scene if isinstance(scene, ValueError) else told | scene  # the row's own values win
+            yield scene if isinstance(scene, ValueError) else told | scene  # the row's own values have precedence
         return
     one = copy.copy(arguments)
     one.image = unit.path

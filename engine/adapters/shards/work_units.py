@@ -56,11 +56,11 @@ def unit_tables(unit: Unit, outcomes: list[Outcome], empty: DeblendResult,
     ----------
     unit : Unit
     outcomes : list of Outcome
-        One per input of the unit.
+        An outcome for each input of the unit.
     empty : DeblendResult
         A result without scenes, which gives the columns.
     extra : tuple, optional
-        For an image that could be read: the identifiers of its catalogue and its WCS. Each may be None.
+        The identifiers of the catalogue and the WCS of an image that could be read. Each may be None.
 
     Returns
     -------
