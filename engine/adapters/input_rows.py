@@ -246,7 +246,7 @@ def columns(outcomes: Sequence[Outcome], empty: DeblendResult) -> dict[str, NDAr
 
 
 def _within(blend: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number a scene's blends from 0; within a scene the numbers are consecutive."""
+    """Return a scene's blend numbers counted from 0. The given numbers of a scene are consecutive."""
     fitted = blend >= 0
     return np.where(fitted, blend - blend[fitted].min(initial=np.iinfo(np.int64).max), -1)
 

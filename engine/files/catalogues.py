@@ -140,7 +140,7 @@ def positions(where: str, table: Table, wcs: WCS | None = None, one_based: bool 
 
 
 def sky_positions(where: str, table: Table) -> NDArray[np.float64] | None:
-    """Return RA and Dec, float64 (n_source, 2) [deg], from the first of `SKY_COLUMNS` that a table has, else None."""
+    """Return RA and Dec, float64 (n_source, 2) [deg], from the first of `SKY_COLUMNS` in a table; or None."""
     columns = {name.lower(): name for name in table.colnames}
     names = next((names for names in SKY_COLUMNS if all(name in columns for name in names)), None)
     return None if names is None else _stack(where, table, [columns[name] for name in names], unit=u.deg)

@@ -37,7 +37,7 @@ COMPANIONS = ("VARIANCE", "MASK", "PSF", "BANDS", "CENTERS")
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """The contents of an image file; None for each item that the file lacks.
+    """The contents of an image file. An item that the file lacks is None.
 
     Attributes
     ----------

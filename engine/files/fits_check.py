@@ -54,7 +54,7 @@ def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | Non
     n_unit : int, optional
         Number of units to check, for a caller that reads only the first units.
     memmap : bool, optional
-        As in `astropy.io.fits.open`.
+        Option of `astropy.io.fits.open`.
 
     Raises
     ------

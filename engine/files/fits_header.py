@@ -38,7 +38,7 @@ def parse_bands(text: str) -> tuple[str, ...]:
 
 
 def zero_point(path: Path, *headers: fits.Header) -> float | None:
-    """Return the AB magnitude of one image unit, from ``BUNIT`` if it is a flux density, else from a zero-point key."""
+    """Return the AB magnitude of one image unit, from ``BUNIT`` if it is a flux density, or from a zero-point key."""
     unit = next((header["BUNIT"] for header in headers if header.get("BUNIT")), None)
     if isinstance(unit, str):
         parsed = _unit(path, unit)

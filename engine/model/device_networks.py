@@ -109,7 +109,7 @@ class DeviceRuntime(GraphRuntime):
         n_source : int
             The first `n_source` rows are computed.
         inputs, outputs : mapping of str to float32 (n_source or more, ...)
-            As in `manifest.GRAPHS`.
+            Arrays by the names in `manifest.GRAPHS`.
         """
         if n_source == 0:
             return

@@ -107,7 +107,7 @@ class OrtCudaGraph:
         An ONNX file whose inputs have a first axis named N.
     n_row : int
     library : Path, optional
-        As from `provider_library`.
+        Library to register, from `provider_library`.
     """
 
     def __init__(self, device: Device, content: bytes, n_row: int, library: Path | None) -> None:

@@ -83,7 +83,7 @@ class Memory:
 def group_scenes(scenes: list[Scene], psf: NDArray[np.int64], among: list[int], n_source: int) -> Iterator[list[int]]:
     """Yield the scenes that are solved whole, in groups of one PSF and of the same bands.
 
-    A band is left out of the work where no scene of a chunk has it.
+    If no scene of a chunk has a band, the band is left out of the work.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def divide_into_chunks(scenes: list[Scene], psf: NDArray[np.int64], among: list[
     Parameters
     ----------
     scenes, psf, among
-        As in `group_scenes`.
+        Arguments of `group_scenes`.
     n_threads : int
     memory : Memory
 

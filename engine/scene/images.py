@@ -42,15 +42,15 @@ class ReadyImages:
         return self.image.shape
 
     def arrays(self) -> Plane:
-        """Image and inverse variance, float32 (n_band, n_y, n_x) each."""
+        """Return image and inverse variance, float32 (n_band, n_y, n_x) each."""
         return self.image, self.inverse_variance
 
     def by_band(self) -> Iterator[Plane]:
-        """Image and inverse variance, float32 (n_y, n_x) each, band after band."""
+        """Yield image and inverse variance, float32 (n_y, n_x) each, band after band."""
         return zip(self.image, self.inverse_variance, strict=True)
 
     def cut(self, y: slice, x: slice) -> ReadyImages:
-        """A rectangle; a view."""
+        """Return a rectangle of the images, as views."""
         return ReadyImages(self.image[:, y, x], self.inverse_variance[:, y, x])
 
 
@@ -110,7 +110,7 @@ class GivenImages:
         return weight
 
     def arrays(self) -> Plane:
-        """Image and inverse variance, float32 (n_band, n_y, n_x) each."""
+        """Return image and inverse variance, float32 (n_band, n_y, n_x) each."""
         if self.clean:
             return self.image, self.inverse_variance
         image, weight = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
@@ -120,7 +120,7 @@ class GivenImages:
         return image, weight
 
     def by_band(self) -> Iterator[Plane]:
-        """Image and inverse variance, float32 (n_y, n_x) each, band after band, which bounds the memory."""
+        """Yield image and inverse variance, float32 (n_y, n_x) each, band after band, which bounds the memory."""
         given = {int(t): b for b, t in enumerate(self.target)}
         for t in range(self.n_band):
             if t in given:
@@ -131,7 +131,7 @@ class GivenImages:
                 yield empty, empty
 
     def cut(self, y: slice, x: slice) -> GivenImages:
-        """A rectangle; views."""
+        """Return a rectangle of the images; its arrays are views."""
         pixels = self.pixels
         variance, background = (values if values is None or values.shape[1:] == (1, 1) else values[:, y, x]
                                 for values in (pixels.variance, pixels.background))

@@ -59,7 +59,7 @@ class Scene:
     band_present : bool (n_band,)
         Whether a pixel of the scene has weight in the band.
     n_pixel : int
-        Number of pixels with weight in all bands. A part of a scene has the number of the whole scene.
+        Number of pixels with weight, summed over the bands. A part of a scene has the number of the whole scene.
     name : str
     """
 
