@@ -171,7 +171,7 @@ class DeblendResult(FittedScenes):
         Parameters
         ----------
         style : {"deblendrt", "rubin"}
-            Whose names the columns have.
+            Names of the columns: this package's names or Rubin's names.
 
         Returns
         -------

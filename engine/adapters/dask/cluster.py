@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FailedInput", "PartitionDeblender", "deblend_dask", "send_model"]
 
-PER_TASK = 32  # images of a list per task; with 8 alert cutouts per task, each takes 1.6 times as long
+PER_TASK = 32  # images per task; with 8 alert cutouts per task, the engine takes 1.6 times as long for each
 RETURNS = ("frame", "table", "result")
 _PER_SCENE_ONLY = ("cutouts", "centers", "mask", "kind")  # arguments of a single scene, which are no options
 
