@@ -72,7 +72,7 @@ class Cells:
 
 
 def cut(spec: config.BasisSettings) -> Cells:
-    """The cells of the stamps of a basis."""
+    """Return the cells of the stamps of a basis."""
     size, b = spec.stamp_size, spec.binning
     y, x = np.mgrid[:size, :size]
     inside = np.maximum(np.abs(y - size // 2), np.abs(x - size // 2)) <= spec.core_size // 2
@@ -83,7 +83,7 @@ def cut(spec: config.BasisSettings) -> Cells:
 
 
 def symmetrised_covariance(maps: NDArray[np.floating], label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sum of outer products of the reduced maps and of their mirror images and quarter turns.
+    """Return the sum of outer products of the reduced maps and of their mirror images and quarter turns.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def symmetrised_covariance(maps: NDArray[np.floating], label: NDArray[np.int64])
 
 
 def shift_generators(phi: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Minus the derivative along x and y of each basis function, projected on the basis.
+    """Return minus the derivative along x and y of each basis function, projected on the basis.
 
     The derivative is taken in Fourier space on a zero-padded grid. Under the reference PSF (sigma = 1 pixel) the power
     of the basis at the Nyquist frequency is 0.7% of its peak.

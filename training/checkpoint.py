@@ -111,7 +111,7 @@ def _population_summary(config: Config) -> dict[str, Any]:
 
 
 def load_config(directory: str | Path) -> Config:
-    """Configuration of a checkpoint."""
+    """Return the configuration of a checkpoint."""
     path = Path(directory) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{directory} is no checkpoint: it has no config.json")
@@ -163,7 +163,9 @@ def _assemble(config: Config, modules: tuple[Decoder, GalaxyEncoder, ShapePrior,
 
 
 def random_model(config: Config, seed: int) -> TrainedModel:
-    """A model with random weights, for tests of export and engine: its arrays have the right shapes and no meaning.
+    """Return a model with random weights, for tests of export and engine.
+
+    Its arrays have the right shapes and no meaning.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ class Survey:
 
     @property
     def reference_index(self) -> int:
-        """Position of the reference band in `bands`."""
+        """Return the position of the reference band in `bands`."""
         return self.bands.index(self.reference_band)
 
 
@@ -56,7 +56,7 @@ class Population:
     n_galaxy: int
     magnitude_min: float
     magnitude_max: float
-    uniform_fraction: float  # of the galaxies, drawn uniform in magnitude
+    uniform_fraction: float  # fraction of the galaxies drawn uniform in magnitude
     surface_brightness_limit: float  # mag / arcsec^2, within the half-light radius
     bulge_sersic: list[float] = dataclasses.field(default_factory=lambda: [4.0])  # Sersic indices, equally likely
     disk_sersic: list[float] = dataclasses.field(default_factory=lambda: [1.0])
@@ -79,7 +79,7 @@ class BasisSettings:
     n_basis: int
     reference_psf_sigma: float  # pixel
     n_galaxy: int  # drawn for the principal components
-    max_offset: float  # pixel, of the drawn galaxies' centres
+    max_offset: float  # pixel, largest offset of the drawn galaxies' centres
 
     def __post_init__(self) -> None:
         sizes = self.stamp_size, self.core_size
@@ -98,7 +98,7 @@ class Vae:
     hidden: int
     n_layer: int
     encoder_hidden: int
-    shape_radius: float  # of the ball that holds all shapes
+    shape_radius: float  # radius of the ball that holds all shapes
     batch_size: int
     n_step: int
     learning_rate: float

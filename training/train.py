@@ -35,7 +35,7 @@ N_METRIC_PSF = 12  # PSFs under which the VAE's likelihood is computed, a random
 
 
 def seed(settings: config.Config, stage: str) -> int:
-    """The seed of a stage."""
+    """Return the seed of a stage."""
     return (settings.seed * 1_000_003 + zlib.crc32(stage.encode())) % 2**63
 
 
@@ -127,7 +127,7 @@ def _basis(out: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_training_set(out: Path) -> TrainingSet:
-    """The training set of a checkpoint."""
+    """Return the training set of a checkpoint."""
     with np.load(out / "maps.npz", allow_pickle=False) as stored:
         return TrainingSet(torch.from_numpy(stored["maps"]), torch.from_numpy(stored["flux"]))
 

@@ -116,7 +116,7 @@ def unmask(module: nn.Module) -> nn.Module:
 
 
 def pullback(decoder: Decoder, latent: Tensor, d_coefficients: Tensor) -> Tensor:
-    """J^T d_coefficients, J the derivative of the decoder's coefficients by the latents.
+    """Return J^T d_coefficients, J the derivative of the decoder's coefficients by the latents.
 
     Parameters
     ----------

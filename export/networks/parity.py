@@ -2,10 +2,11 @@
 
 The reference is torch in float64, with the float32 weights. Two errors are measured:
 
-- "float32": of the bundle's graphs in ONNX Runtime. They round to float32, which makes errors of 1e-7 to 1e-5.
-- "float64": of the same graphs before they become float32, in ONNX's reference evaluator, since ONNX Runtime has no
-  float64 convolution. If the algebra of the graphs is right, the error is 1e-15. The float32 error alone cannot show a
-  mistake of 1e-6.
+- "float32": the error of the bundle's graphs in ONNX Runtime. They round to float32, which
+  makes errors of 1e-7 to 1e-5.
+- "float64": the error of the same graphs before they become float32, in ONNX's reference evaluator, since ONNX Runtime
+  has no float64 convolution. If the algebra of the graphs is right, the error is 1e-15. The float32 error alone
+  cannot show a mistake of 1e-6.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PARITY_LIMIT = {"float32": 2e-5, "float64": 1e-12}
 
 
 def example_inputs(model: TrainedModel, n_source: int, seed: int) -> dict[str, Arrays]:
-    """Plausible inputs of every graph.
+    """Return plausible inputs of every graph.
 
     Latents have the population's magnitudes and colours, offsets within half a pixel, and shapes of unit scatter around
     the prior's mean. The last source's shape lies on the bound. Cutouts have a peak and noise of sigma one.

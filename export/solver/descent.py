@@ -49,7 +49,7 @@ class DescentGraph:
 
     def run(self, blends: BlendValues, latent: Value, floor: Value,
             extent: Value) -> tuple[PointValues, Value, Value, Value]:
-        """The descent from a start.
+        """Run the descent from a start.
 
         Parameters
         ----------

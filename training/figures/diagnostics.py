@@ -28,7 +28,7 @@ from deblendrt.training.simulation import blend_scenes, population, survey
 SAMPLE_SEED = 7_202_117
 N_SAMPLE = 1500
 MAGNITUDES = (19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0)
-CORE_DIAMETER = 1.2  # arcsec, of the aperture of the colours
+CORE_DIAMETER = 1.2  # arcsec, diameter of the aperture for colours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Sample:
 
 
 def draw_sample(model: TrainedModel, n: int = N_SAMPLE) -> Sample:
-    """A sample with the training's mixture of magnitudes, encoded without noise."""
+    """Draw a sample with the training's mixture of magnitudes, encoded without noise."""
     settings = model.config
     rng = np.random.default_rng([settings.seed, SAMPLE_SEED])
     galaxies = population.draw(settings.population, settings.survey, n, rng)
@@ -92,7 +92,7 @@ def _images(coefficients: Tensor, folded: FoldedBasis) -> NDArray[np.float32]:
 
 
 def _channels(n_band: int) -> tuple[int, int, int]:
-    """Bands for red, green and blue: of ugrizy i, r, g."""
+    """Return the bands for red, green and blue: i, r and g for ugrizy."""
     middle = n_band // 2
     return (min(middle, n_band - 1), max(middle - 1, 0), max(middle - 2, 0))
 

@@ -39,7 +39,7 @@ def _drawn(model: TrainedModel, galaxies: population.Galaxies,
 
 
 def truncation(model: TrainedModel, galaxies: population.Galaxies) -> NDArray[np.float64]:
-    """chi2 of the light that the basis cannot draw, float64 (n,).
+    """Return chi2 of the light that the basis cannot draw, float64 (n,).
 
     It is computed under the reference PSF, where it is larger than under any wider PSF.
     """

@@ -52,7 +52,7 @@ class DeblendingEncoder(nn.Module):
                                   nn.Linear(192, 192), nn.SiLU(), nn.Linear(192, n_shape + n_band))
 
     def forward(self, cutouts: Tensor, offsets: Tensor, psf_summary: Tensor) -> Tensor:
-        """Latents to start from.
+        """Return the latents to start from.
 
         Parameters
         ----------
@@ -92,9 +92,9 @@ def train_encoder(encoder: DeblendingEncoder, galaxy_encoder: GalaxyEncoder, dat
     phi : float32 (n_basis, size, size)
     shift : float32 (2, n_basis, n_basis)
     rng : numpy.random.Generator
-        For the blends.
+        Random numbers of the blends.
     generator : torch.Generator
-        For the order of the batches.
+        Random numbers of the order of the batches.
 
     Returns
     -------

@@ -29,8 +29,8 @@ SHIFT_ORDER = 5  # Taylor order of the shift: orders 5 and 7 differ by less than
 def bound(shape: Tensor, radius: float) -> Tensor:
     """Shape latents confined smoothly to a ball of a radius.
 
-    Inside 0.9 `radius`, where the prior's galaxies are, the function is the identity to 5%. Without it a source beside
-    unmodelled flux could run to latents where the decoder was never trained.
+    Inside 0.9 `radius`, where the prior's galaxies are, the function is the identity to 5%. Without the bound, a source
+    beside unmodelled flux could run to latents where the decoder was never trained.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
         return self.n_band + 2 + self.n_shape
 
     def centred(self, shape: Tensor) -> tuple[Tensor, Tensor]:
-        """Component maps at zero offset, and their mix.
+        """Return component maps at zero offset, and their mix.
 
         Parameters
         ----------
@@ -142,7 +142,7 @@ class Decoder(nn.Module):
         return moved
 
     def forward(self, shape: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Component maps at the offset, and their mix.
+        """Return component maps at the offset, and their mix.
 
         Parameters
         ----------
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         return self.shift(maps, offset), mix
 
     def coefficients(self, latent: Tensor) -> Tensor:
-        """Basis coefficients in every band.
+        """Return basis coefficients in every band.
 
         Parameters
         ----------

@@ -55,7 +55,7 @@ def shift_coefficients(coefficients: NDArray[np.float32], shift: NDArray[np.floa
 
 def make_blends(data: TrainingSet, settings: Config, folded: FoldedBasis, fwhm: NDArray[np.float32],
                 shift: NDArray[np.float32], n: int, rng: np.random.Generator) -> EncoderBlends:
-    """Random blends that share one PSF.
+    """Draw random blends that share one PSF.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ class ShapePrior(nn.Module):
         self.register_buffer("context_scale", torch.ones(n_band))
 
     def raw_context(self, log_flux: Tensor) -> Tensor:
-        """Reference log flux and colours, before standardisation.
+        """Return reference log flux and colours, before standardisation.
 
         Parameters
         ----------
@@ -60,7 +60,7 @@ class ShapePrior(nn.Module):
         return CONTEXT_LIMIT * torch.tanh(standard / CONTEXT_LIMIT)
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Log density of the shapes of latents, given their fluxes.
+        """Return the log density of the shapes of latents, given their fluxes.
 
         Parameters
         ----------
@@ -102,7 +102,7 @@ def train_flow(prior: ShapePrior, mean: Tensor, sigma: Tensor, log_flux: Tensor,
     log_flux : Tensor, float (n_galaxy, n_band) [ln nJy]
     batch_size, n_step : int
     learning_rate : float
-        Peak; cosine decay.
+        Peak of the learning rate, before a cosine decay.
     generator : torch.Generator
 
     Returns

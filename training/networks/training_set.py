@@ -36,7 +36,7 @@ class TrainingSet:
 
 
 def project_galaxies(galaxies: Galaxies, phi: NDArray[np.float32], settings: Config, n_process: int = 1) -> TrainingSet:
-    """The training set of galaxies: their components, drawn and projected on the basis.
+    """Return the training set of galaxies: their components, drawn and projected on the basis.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ class GalaxyEncoder(nn.Module):
         self.register_buffer("scale", torch.ones(n_basis))
 
     def forward(self, unit_coefficients: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z | galaxy).
+        """Return mean and log variance of q(z | galaxy).
 
         Parameters
         ----------
@@ -70,7 +70,7 @@ class GalaxyEncoder(nn.Module):
 
 
 def symmetries(phi: NDArray[np.floating]) -> Tensor:
-    """The square's eight symmetries as matrices R on coefficients c: ``c @ R``.
+    """Return the square's eight symmetries as matrices R on coefficients c: ``c @ R``.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def initialise(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, phi:
 
 
 def coefficient_chi2(decoded: Tensor, target: Tensor, log_flux: Tensor, gram: Tensor, sky_sigma: Tensor) -> Tensor:
-    """chi2 of decoded against true coefficients under sky noise, see the module's docstring.
+    """Return chi2 of decoded against true coefficients under sky noise, see the module's docstring.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
     sky_sigma : Tensor, float (n_band,) [nJy]
     batch_size, n_step : int
     learning_rate : float
-        Its peak, after a linear warm-up and before a cosine decay.
+        Peak of the learning rate, after a linear warm-up and before a cosine decay.
     model_error : float
         Relative misfit below which bright galaxies are weighted down.
     generator : torch.Generator
@@ -216,7 +216,7 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
 
 @torch.no_grad()
 def posterior(encoder: GalaxyEncoder, data: TrainingSet, sky_sigma: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of q(z | galaxy) for every galaxy, float (n, n_shape) each."""
+    """Return mean and standard deviation of q(z | galaxy) for every galaxy, float (n, n_shape) each."""
     means, sigmas = [], []
     for rows in torch.arange(len(data.maps)).split(chunk):
         target, log_flux = data.total(rows)

@@ -22,7 +22,7 @@ WAVELENGTHS = 36.4, 2205.0  # nm; the templates cover 9.1 to 2205 nm, and are se
 
 
 def filter_curve(bandpass: str, band: str) -> galsim.Bandpass:
-    """The filter curve of one band.
+    """Return the filter curve of one band.
 
     Parameters
     ----------

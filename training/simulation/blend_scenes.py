@@ -51,7 +51,7 @@ class SimulatedScene:
 
 def draw_source(galaxies: population.Galaxies, i: int, center: ArrayLike, psf: Psf, shape: tuple[int, int],
                 pixel_scale: float) -> NDArray[np.float32]:
-    """One galaxy through the PSF of every band, without noise.
+    """Draw one galaxy through the PSF of every band, without noise.
 
     A component is drawn once for each distinct PSF, and scaled to the flux of each band.
 
@@ -89,7 +89,7 @@ def draw_source(galaxies: population.Galaxies, i: int, center: ArrayLike, psf: P
 
 def simulate_scene(galaxies: population.Galaxies, indices: ArrayLike, positions: ArrayLike, psf: Psf, depth: Depth,
                    shape: tuple[int, int], rng: np.random.Generator, *, noise: bool = True) -> SimulatedScene:
-    """A scene of given galaxies at given positions.
+    """Simulate a scene of given galaxies at given positions.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def natural_population(cfg: config.Config, n: int, rng: np.random.Generator,
 
 def blend_positions(n_source: int, shape: tuple[int, int], rng: np.random.Generator, *, spread: float,
                     min_separation: float, margin: float) -> NDArray[np.float64]:
-    """Random positions around the image's centre, no two closer than a limit.
+    """Draw random positions around the image's centre, no two closer than a limit.
 
     Each position is drawn from a round Gaussian, and drawn again if it is too close to an earlier position or in the
     margin.
@@ -167,7 +167,7 @@ def random_blend_scene(galaxies: population.Galaxies, psf: Psf, depth: Depth, rn
                        shape: tuple[int, int] = (101, 101), n_source: tuple[int, int] = (2, 8),
                        spread: float = BLEND_SPREAD, min_separation: float = BLEND_SEPARATION, margin: float = 13.0,
                        noise: bool = True) -> SimulatedScene:
-    """A random blend.
+    """Simulate a random blend.
 
     The number of galaxies is uniform in `n_source`. They are drawn without replacement from `galaxies` (see
     `natural_population`), and their positions by `blend_positions`. At the default spread of 2.4 arcsec, five galaxies

@@ -98,7 +98,7 @@ class Galaxies:
 
 @functools.lru_cache(maxsize=4)
 def template_magnitudes(bandpass: str, bands: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """AB magnitudes of the templates through the bandpasses on a grid of redshifts.
+    """Return AB magnitudes of the templates through the bandpasses on a grid of redshifts.
 
     Parameters
     ----------
@@ -128,13 +128,13 @@ def _sample_pdf(pdf: NDArray[np.float64], grid: NDArray[np.float64], n: int,
 
 
 def disk_ellipticity_pdf(e: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Miller et al. (2013), equation B4, unnormalised; e is |g|."""
+    """Return the density of Miller et al. (2013), equation B4, unnormalised; e is |g|."""
     e_max, a, e_0 = 0.804, 0.2539, 0.0256
     return np.where(e < e_max, e * (1 - np.exp((e - e_max) / a)) / ((1 + e) * np.sqrt(e**2 + e_0**2)), 0.0)
 
 
 def bulge_ellipticity_pdf(e: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Miller et al. (2013), equation B5, unnormalised; e is |g|."""
+    """Return the density of Miller et al. (2013), equation B5, unnormalised; e is |g|."""
     return e * np.exp(-2.368 * e - 6.691 * e**2)
 
 
@@ -168,7 +168,7 @@ def _component_flux(template: NDArray[np.float64], redshift: NDArray[np.float64]
 
 
 def draw(config: Population, survey: Survey, n: int, rng: np.random.Generator) -> Galaxies:
-    """Random galaxies of the population.
+    """Draw random galaxies of the population.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ def psf_from_profiles(profiles: Sequence[Any], pixel_scale: float, size: int = P
 
 def psf_from_fwhm(fwhm: ArrayLike, pixel_scale: float, *, ellipticity: ArrayLike = (0.0, 0.0),
                   moffat_beta: float | None = None, size: int = PSF_IMAGE_SIZE) -> Psf:
-    """PSFs of given widths and ellipticities.
+    """Return PSFs of given widths and ellipticities.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def nominal_psf(depth: Depth, size: int = PSF_IMAGE_SIZE) -> Psf:
 
 def random_psf(depth: Depth, rng: np.random.Generator, *, scatter: float = 0.12, band_scatter: float = 0.06,
                ellipticity: float = 0.03, size: int = PSF_IMAGE_SIZE) -> Psf:
-    """A random PSF of a coadd, as PSFs vary over a survey.
+    """Draw a random PSF of a coadd, as PSFs vary over a survey.
 
     Half of the PSFs are Kolmogorov, half Moffat with beta uniform in 2.5-4.5: coadds have heavier wings than one
     turbulent exposure. The widths scatter log-normally, in common and per band. Measured DC2 coadds differ from the
@@ -182,7 +182,8 @@ def random_psf(depth: Depth, rng: np.random.Generator, *, scatter: float = 0.12,
     scatter, band_scatter : float
         Standard deviation of ln FWHM: common to the bands, and of each band.
     ellipticity : float
-        Standard deviation of the shear components that the bands share. Each band adds a third of it of its own.
+        Standard deviation of the shear components that the bands share.
+        Each band adds its own scatter, a third as large.
     size : int [pixel]
     """
     n_band = len(depth.bands)
