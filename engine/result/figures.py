@@ -48,7 +48,8 @@ def plot_overview(result: DeblendResult, i_scene: int = 0, title: str | None = N
     scene = result.scenes[i_scene]
     model, residual = result.model(i_scene), result.residual(i_scene)
     colors, band = palette(result, i_scene), reference_band(result, i_scene)
-    n_y, n_x = scene.image.shape[1:]
+    n_y, n_x = scene.shape
+    given, inverse_variance = scene.images.arrays()
     factor = -(-max(n_y, n_x) // MAX_DRAWN)
     select = np.arange(result.n_source)[result.sources(i_scene)]
     fitted = result.fitted[select]
@@ -59,14 +60,14 @@ def plot_overview(result: DeblendResult, i_scene: int = 0, title: str | None = N
     extent = (-0.5, n_x // factor * factor - 0.5, -0.5, n_y // factor * factor - 0.5)
     frame: dict[str, Any] = {"origin": "lower", "interpolation": "nearest", "extent": extent}
     colored = {
-        axes[0, 0]: (scene.image, f"image ({colors.names})"),
+        axes[0, 0]: (given, f"image ({colors.names})"),
         axes[0, 1]: (model, f"model of {fitted.sum()} sources"),
         axes[1, 0]: (residual, "image - model"),
     }
     for axis, (image, label) in colored.items():
         axis.imshow(colors(_binned(image, factor)), **frame)
         axis.set_title(label, fontsize=11)
-    weight = scene.inverse_variance[band]
+    weight = inverse_variance[band]
     pull = _binned(np.where(weight > 0, residual[band] * np.sqrt(weight), np.nan), factor) * factor
     drawn = axes[1, 1].imshow(pull, cmap="RdBu_r", vmin=-5, vmax=5, **frame)
     axes[1, 1].set_facecolor("0.6")  # grey where no pixel has weight
@@ -138,15 +139,16 @@ def plot_sources(
     blocks = np.atleast_2d(figure.subfigures(n_row, n_column, squeeze=False))
     residuals = {k: result.residual(k) for k in sorted({int(result.scene_index[i]) for i in chosen})}
     palettes = {k: palette(result, k) for k in residuals}
+    noises = {k: band_noise(result.scenes[k].inverse_variance) for k in residuals}
     for block, i in zip(blocks.flat, chosen, strict=False):
         k = int(result.scene_index[i])
-        _draw_source(block, result, i, residuals[k], palettes[k])
+        _draw_source(block, result, i, residuals[k], palettes[k], noises[k])
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
 
 
-def _draw_source(block: Any, result: DeblendResult, i: int, residual: NDArray, colors: Palette) -> None:
+def _draw_source(block: Any, result: DeblendResult, i: int, residual: NDArray, colors: Palette, noise: NDArray) -> None:
     k = int(result.scene_index[i])
     scene = result.scenes[k]
     axes = block.subplots(1, 4)
@@ -158,12 +160,13 @@ def _draw_source(block: Any, result: DeblendResult, i: int, residual: NDArray, c
         return
     x, y = (int(v) for v in result.anchor[i])
     stamp, corner = result.stamps(i)
-    half = _panel_half(stamp, band_noise(scene.inverse_variance))
+    half = _panel_half(stamp, noise)
     n_y, n_x = scene.shape
     x0, x1, y0, y1 = max(x - half, 0), min(x + half + 1, n_x), max(y - half, 0), min(y + half + 1, n_y)
     box = (slice(None), slice(y0, y1), slice(x0, x1))
     own = _placed(stamp, (x0 - corner[0], y0 - corner[1]), (y1 - y0, x1 - x0))
-    panels = {"image": scene.image[box], "model": own, "others removed": residual[box] + own, "residual": residual[box]}
+    given = scene.images.cut(*box[1:]).image
+    panels = {"image": given, "model": own, "others removed": residual[box] + own, "residual": residual[box]}
     for axis, (label, image) in zip(axes, panels.items(), strict=True):
         extent = (x0 - 0.5, x1 - 0.5, y0 - 0.5, y1 - 0.5)
         axis.imshow(colors(image), origin="lower", interpolation="nearest", extent=extent)

@@ -31,7 +31,7 @@ class RunOutcome:
         Sums over the timed calls.
     n_source : int
     latency : list of float [s]
-        Of every call; in the burst of every cutout, from its scheduled arrival.
+        Latency of every call. In the burst: of every cutout, counted from its scheduled arrival.
     judged : list of (scenes, result)
         Empty unless asked for.
     extra : dict of str to float

@@ -182,9 +182,8 @@ class RubinScene:
         placed = canvases.place(stamp, x, y, scene.images.shape)
         inside = np.zeros(placed.image.shape[1:], bool)
         if result.fitted[row] and inside.size:
-            inside = footprint(placed.image, placed.cut(scene.inverse_variance))
-        values = placed.cut(np.zeros(scene.images.shape, np.float32)) if not inside.any() else (
-            canvases.place(light, x, y, scene.images.shape).image)
+            inside = footprint(placed.image, scene.images.cut(placed.y, placed.x).inverse_variance)
+        values = canvases.place(light, x, y, scene.images.shape).image if inside.any() else np.zeros_like(placed.image)
         at = result.position[row] if result.fitted[row] else np.nan_to_num(result.center[row])
         return HeavyFootprint(
             _spans(inside, placed.x.start + self.x0, placed.y.start + self.y0),

@@ -237,11 +237,10 @@ def _spans(result: DeblendResult, bundle: Bundle, members: list[int], i_scene: i
            xy0: tuple[int, int]) -> tuple[tuple[int, int], NDArray[np.bool_]]:
     """Return the corner (y, x) of a blend's box in the parent image, and the pixels of significant light in the box."""
     scene, covered = result.scenes[i_scene], []
-    inverse_variance = scene.inverse_variance[own]
     for row in members:
         stamp, (x, y) = result.stamps(row)
-        placed = canvases.place(stamp[own], x, y, inverse_variance.shape)
-        weight = placed.cut(inverse_variance)
+        placed = canvases.place(stamp[own], x, y, (len(own), *scene.shape))
+        weight = scene.images.cut(placed.y, placed.x).inverse_variance[own]
         if not result.has_images:  # a result from a file without images: the survey's depth replaces its weights
             weight = np.broadcast_to((bundle.sky_sigma[own] ** -2.0)[:, None, None].astype(np.float32), weight.shape)
         inside = footprint(placed.image, weight) if result.fitted[row] and placed.image.size else np.zeros(0, bool)

@@ -9,7 +9,7 @@ import urllib.request
 from typing import Any
 
 import pytest
-from alert_worker import Instant, running, send, settings_on, until, ztf
+from alert_worker import Instant, running, send, until, ztf
 
 from deblendrt.engine.adapters.alerts.packets import parse_alert
 from deblendrt.engine.adapters.alerts.queue import AlertQueue, WaitingAlert
@@ -19,16 +19,6 @@ from perf.embedding import kafka_broker
 
 for name in ("confluent_kafka", "fastavro", "prometheus_client"):
     pytest.importorskip(name)
-
-
-@pytest.fixture(scope="module")
-def broker() -> Any:
-    return kafka_broker.Mock()
-
-
-@pytest.fixture
-def setting(broker: Any, request: Any) -> Any:
-    return settings_on(broker, request.node.name)
 
 
 def test_one_record_an_alert_and_dead_letters(broker: Any, setting: Any) -> None:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from alert_worker import Instant, running, send, settings_on, until, ztf
+from alert_worker import Instant, running, send, until, ztf
 
 from deblendrt.engine.adapters.alerts.settings import read_settings
 from deblendrt.engine.adapters.alerts.worker import Worker
@@ -14,16 +14,6 @@ from perf.embedding import kafka_broker
 
 for name in ("confluent_kafka", "fastavro", "prometheus_client"):
     pytest.importorskip(name)
-
-
-@pytest.fixture(scope="module")
-def broker() -> Any:
-    return kafka_broker.Mock()
-
-
-@pytest.fixture
-def setting(broker: Any, request: Any) -> Any:
-    return settings_on(broker, request.node.name)
 
 
 def test_offsets_wait_for_the_answer_and_a_successor_repeats_it(broker: Any, setting: Any) -> None:
