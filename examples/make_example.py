@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("lsst_blend.fits"))
     out = parser.parse_args().out
-    scene, depth, galaxies = make_scene(config.load("lsst.toml"))
+    scene, depth, galaxies = make_scene(blend_scenes.without_structure(config.load("lsst.toml")))
     write(scene, depth, galaxies, out)
     bright, faint = galaxies.magnitude.min(), galaxies.magnitude.max()
     print(f"{out}: {len(scene.centers)} galaxies, i = {bright:.1f} to {faint:.1f}, {out.stat().st_size / 1e6:.2f} MB")

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from deblendrt.engine.model import outskirts
 from deblendrt.training import config
 from deblendrt.training.config import Config
-from deblendrt.training.simulation.components import COMPONENTS, component_map
-from deblendrt.training.simulation.population import draw
+from deblendrt.training.simulation.components import component_map
+from deblendrt.training.simulation.population import Galaxies, draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +138,19 @@ def orthonormal(phi: NDArray[np.floating]) -> NDArray[np.float64]:
     return ((vectors / np.sqrt(values)) @ vectors.T @ flat).reshape(phi.shape)
 
 
+def structured_shares(galaxies: Galaxies, reference: int, one: NDArray[np.float64],
+                      rng: np.random.Generator) -> NDArray[np.float64]:
+    """Shares of the components in the basis' images, (n, n_component): the lit one of bulge and disk and, with the
+    scatter that their colours may have, all other components."""
+    flux = galaxies.component_flux[:, :, reference]
+    lit = flux > 0
+    drawn = (one * lit[:, :2]).max(1, keepdims=True) > 0
+    one = np.where(drawn, one, lit[:, :2].astype(float))
+    other = flux[:, 2:] / flux.sum(1, keepdims=True) * np.exp(0.7 * rng.standard_normal(flux[:, 2:].shape))
+    shares = np.concatenate([one * np.maximum(1 - other.sum(1, keepdims=True), 0.1), other], 1)
+    return shares / shares.sum(1, keepdims=True)
+
+
 def build_basis(config: Config, rng: np.random.Generator) -> StampBasis:
     """The principal components of the population's galaxies, drawn with random offsets.
 
@@ -155,12 +168,20 @@ def build_basis(config: Config, rng: np.random.Generator) -> StampBasis:
     spec = config.basis
     galaxies = draw(config.population, config.survey, spec.n_galaxy, rng)
     offsets = rng.uniform(-spec.max_offset, spec.max_offset, (spec.n_galaxy, 2))
-    # one component of each galaxy: the bulge with the probability of its share of the light
-    kinds = rng.random(spec.n_galaxy) < np.clip(galaxies.bulge_fraction, 0.3, 0.7)
+    # one of bulge and disk: the bulge with the probability of its share of the light
+    bulge = rng.random(spec.n_galaxy) < np.clip(galaxies.bulge_fraction, 0.3, 0.7)
+    shares = np.stack([bulge, ~bulge], 1).astype(float)
+    if galaxies.structure is not None:
+        shares = structured_shares(galaxies, config.survey.reference_index, shares, rng)
     cells = cut(spec)
-    maps = np.concatenate([cells.reduce(component_map(
-        galaxies, i, COMPONENTS[0 if kinds[i] else 1], spec.stamp_size, config.survey.pixel_scale,
-        spec.reference_psf_sigma, tuple(offsets[i]))[None]) for i in tqdm(range(spec.n_galaxy), "basis", disable=None)])
+
+    def drawn(i: int) -> NDArray[np.float32]:
+        parts = [np.float32(share) * component_map(galaxies, i, c, spec.stamp_size, config.survey.pixel_scale,
+                                                   spec.reference_psf_sigma, tuple(offsets[i]))
+                 for c, share in zip(galaxies.components, shares[i], strict=True) if share]
+        return cells.reduce(np.sum(parts, 0)[None])
+
+    maps = np.concatenate([drawn(i) for i in tqdm(range(spec.n_galaxy), "basis", disable=None)])
     values, vectors = np.linalg.eigh(symmetrised_covariance(maps, cells.label))
     explained = np.cumsum(values[::-1]) / values.sum()
     phi = orthonormal(cells.expand(vectors[:, ::-1][:, : spec.n_basis].T))

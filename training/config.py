@@ -50,6 +50,32 @@ class Survey:
 
 
 @dataclasses.dataclass(frozen=True)
+class StructureSettings:
+    """Structure beyond bulge and disk, see `deblendrt.training.simulation.structure`; 0 turns an ingredient off."""
+
+    # fractions of the galaxies
+    continuous_index: float = 0.0  # Sersic indices from continuous distributions
+    single_sersic: float = 0.0  # one profile for all light
+    misaligned: float = 0.0  # a bulge whose angle is independent of the disk's; others are within 0.15 rad
+    arms: float = 0.0
+    bars: float = 0.0
+    rings: float = 0.0
+    lopsided: float = 0.0
+    knots: float = 0.0
+    companions: float = 0.0
+    # strengths
+    bulge_offset: float = 0.0  # half-light radii of the disk, per axis: scatter of the bulge's centre
+    size_scatter: float = 0.0  # in ln radius, on top of the relation's
+    color_scatter: float = 0.0  # mag, of each component and band
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{field.name}: expected a value from 0 to 1, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Population:
     """Limits of the galaxy population, see `deblendrt.training.simulation.population`."""
 
@@ -60,6 +86,7 @@ class Population:
     surface_brightness_limit: float  # mag / arcsec^2, within the half-light radius
     bulge_sersic: list[float] = dataclasses.field(default_factory=lambda: [4.0])  # Sersic indices, equally likely
     disk_sersic: list[float] = dataclasses.field(default_factory=lambda: [1.0])
+    structure: StructureSettings | None = None  # None: bulge and disk of one angle and centre
 
     def __post_init__(self) -> None:
         for name in ("bulge_sersic", "disk_sersic"):

@@ -32,10 +32,9 @@ def _drawn(model: TrainedModel, galaxies: population.Galaxies,
            i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Component maps (n_component, n_pixel) of one galaxy under the reference PSF, and fluxes (n_band, n_component)."""
     settings = model.config
-    maps = np.array([components.component_map(galaxies, i, component, settings.basis.stamp_size,
-                                              settings.survey.pixel_scale, settings.basis.reference_psf_sigma)
-                     for component in components.COMPONENTS], np.float64)
-    return maps.reshape(len(maps), -1), np.stack([galaxies.bulge_flux[i], galaxies.disk_flux[i]], 1)
+    maps = components.component_maps(galaxies, i, settings.basis.stamp_size, settings.survey.pixel_scale,
+                                     settings.basis.reference_psf_sigma).astype(np.float64)
+    return maps.reshape(len(maps), -1), galaxies[i : i + 1].component_flux[0].T
 
 
 def truncation(model: TrainedModel, galaxies: population.Galaxies) -> NDArray[np.float64]:

@@ -7,11 +7,13 @@ The published curves are written here again, from the papers and not from `popul
   (LSST Science Book, arXiv:0912.0201, section 3.7);
 - median disk scale length :math:`\ln r_d = -1.145 - 0.269 (i_{814} - 23)` (Miller et al. 2013, MNRAS 429, 2858).
 
-Colours and ellipticities have no published curve.
+Colours and ellipticities have no published curve. Below them are bright galaxies under the reference PSF, where arms,
+bars, knots and companions are seen.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deblendrt.training.config import Config
-from deblendrt.training.simulation import blend_scenes, population
+from deblendrt.training.simulation import blend_scenes, components, population
 from deblendrt.training.simulation.population import GOLD_LIMIT, Galaxies
 
 POPULATION_SEED = 99_017
 N_POPULATION = 40000
+GALLERY_ROWS, GALLERY_COLUMNS = 3, 10
+GALLERY_STAMP = 63  # pixel
+GALLERY_LIMIT = 19.5  # i magnitude
 
 
 def ks_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
@@ -38,12 +43,15 @@ def draw_figure(settings: Config, path: Path) -> dict[str, Any]:
     """Draw the figure, of galaxies with the counts of the sky. Returns its numbers beside the published numbers."""
     rng = np.random.default_rng([settings.seed, POPULATION_SEED])
     galaxies = blend_scenes.natural_population(settings, N_POPULATION, rng)
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    axes = figure.subplots(2, 3).ravel()
+    figure = Figure(figsize=(13, 12), layout="constrained")
+    grid = figure.add_gridspec(3, 3)
+    axes = [figure.add_subplot(grid[k // 3, k % 3]) for k in range(6)]
     numbers = {"counts": _counts(galaxies, axes[0]), "sizes": _sizes(galaxies, axes[1]),
                "redshifts": _redshifts(galaxies, axes[2]),
                "colors": _colors(galaxies, settings.survey.bands, axes[3], axes[4]),
-               "shapes": _shapes(galaxies, axes[5])}
+               "shapes": _shapes(galaxies, axes[5]),
+               "light": _light(galaxies, settings.survey.reference_index)}
+    _gallery(settings, rng, figure.add_subplot(grid[2, :]))
     figure.savefig(path, dpi=130)
     return numbers
 
@@ -122,3 +130,28 @@ def _shapes(galaxies: Galaxies, axis: Any) -> dict[str, float]:
     axis.set_ylim(0, 5)
     axis.legend()
     return {"rms_disk_ellipticity_per_component": float(np.sqrt((galaxies.disk_ellipticity**2).mean() / 2))}
+
+
+def _light(galaxies: Galaxies, band: int) -> dict[str, dict[str, float]]:
+    """Share of the galaxies that have each component, and its median share of their light where it is."""
+    flux = galaxies.component_flux[:, :, band]
+    share = flux / flux.sum(1, keepdims=True)
+    return {name: {"galaxies": float((share[:, k] > 0).mean()),
+                   "median_share": float(np.median(share[share[:, k] > 0, k])) if share[:, k].any() else 0.0}
+            for k, name in enumerate(galaxies.components)}
+
+
+def _gallery(settings: Config, rng: np.random.Generator, axis: Any) -> None:
+    bright = dataclasses.replace(settings.population, magnitude_max=GALLERY_LIMIT, uniform_fraction=1.0)
+    n, scale, sigma = GALLERY_ROWS * GALLERY_COLUMNS, settings.survey.pixel_scale, settings.basis.reference_psf_sigma
+    galaxies = population.draw(bright, settings.survey, n, rng)
+    weight = galaxies.component_flux[:, :, settings.survey.reference_index]
+    images = []
+    for i in range(n):
+        maps = components.component_maps(galaxies, i, GALLERY_STAMP, scale, sigma)
+        image = np.tensordot(weight[i], maps, 1)
+        images.append(np.arcsinh(50 * image / image.max()))
+    tiles = np.array(images).reshape(GALLERY_ROWS, GALLERY_COLUMNS, GALLERY_STAMP, GALLERY_STAMP)
+    axis.imshow(tiles.transpose(0, 2, 1, 3).reshape(GALLERY_ROWS * GALLERY_STAMP, -1), origin="lower", cmap="gray_r")
+    axis.set(xticks=[], yticks=[], title=f"galaxies brighter than {settings.survey.reference_band} = {GALLERY_LIMIT}, "
+             f"asinh stretch, {GALLERY_STAMP * scale:.0f} arcsec each")

@@ -21,7 +21,7 @@ class TrainingSet:
     Attributes
     ----------
     maps : Tensor, float32 (n, n_component, n_basis)
-        Unit-flux bulge and disk.
+        Of unit flux: bulge, disk, and bar, knots and companion of galaxies with structure.
     flux : Tensor, float32 (n, n_component, n_band) [nJy]
     """
 
@@ -52,5 +52,5 @@ def project_galaxies(galaxies: Galaxies, phi: NDArray[np.float32], settings: Con
     """
     maps = component_coefficients(galaxies, phi, settings.survey.pixel_scale, settings.basis.reference_psf_sigma,
                                   n_process)
-    flux = np.stack([galaxies.bulge_flux, galaxies.disk_flux], 1).astype(np.float32)
+    flux = galaxies.component_flux.astype(np.float32)
     return TrainingSet(torch.from_numpy(maps), torch.from_numpy(flux))

@@ -124,7 +124,20 @@ def coefficient_chi2(decoded: Tensor, target: Tensor, log_flux: Tensor, gram: Te
     Tensor, float (n,)
     """
     error = ((decoded - target) * (log_flux.exp() / sky_sigma)[:, :, None]).transpose(0, 1)  # (band, n, basis)
-    return ((error @ gram) * error).sum((0, 2))
+    with torch.no_grad():
+        pulled = error @ gram
+    # the value of error' G error, and its gradient 2 G error without a second product with G, which is symmetric
+    return ((2 * error - error.detach()) * pulled).sum((0, 2))
+
+
+@torch.no_grad()
+def squared_snr(data: TrainingSet, gram: Tensor, sky_sigma: Tensor, chunk: int = 4096) -> Tensor:
+    """Return the squared signal-to-noise ratio of every galaxy under a Gram matrix, all bands together, float (n,)."""
+    found = []
+    for rows in torch.arange(len(data.maps)).split(chunk):
+        target, log_flux = data.total(rows)
+        found.append(coefficient_chi2(torch.zeros_like(target), target, log_flux, gram, sky_sigma))
+    return torch.cat(found)
 
 
 def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, phi: NDArray[np.floating], grams: Tensor,
@@ -141,7 +154,8 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
     data : TrainingSet
     phi : float (n_basis, size, size)
     grams : Tensor, float (n_psf, n_band, n_basis, n_basis)
-        Gram matrices of the basis folded with varied PSFs. Each step takes a random one.
+        Gram matrices of the basis folded with varied PSFs. Each step takes a random one; bright galaxies are weighted
+        down by their signal-to-noise under the first.
     sky_sigma : Tensor, float (n_band,) [nJy]
     batch_size, n_step : int
     learning_rate : float
@@ -163,8 +177,9 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
     from tqdm import tqdm
 
     turns = symmetries(phi)
+    bright_weight = 1 / (1 + squared_snr(data, grams[0], sky_sigma) * model_error**2)
     parameters = [*decoder.parameters(), *encoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
     average = [p.detach().clone() for p in parameters]
     history: list[dict[str, float]] = []
     start = 0
@@ -190,10 +205,8 @@ def train_vae(decoder: Decoder, encoder: GalaxyEncoder, data: TrainingSet, *, ph
         noise = torch.randn(mean.shape, generator=generator)
         maps, mix = decoder.centred(mean + (0.5 * log_variance).exp() * noise)
         chi2 = coefficient_chi2(mix.mT @ maps, target, log_flux, gram, sky_sigma)
-        with torch.no_grad():
-            snr2 = coefficient_chi2(torch.zeros_like(target), target, log_flux, gram, sky_sigma)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
-        weight = 1 / (1 + snr2 * model_error**2)
+        weight = bright_weight[rows]
         loss = (0.5 * chi2 * weight + kl).mean()
         optimizer.zero_grad()
         loss.backward()

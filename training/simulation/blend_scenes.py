@@ -73,11 +73,11 @@ def draw_source(galaxies: population.Galaxies, i: int, center: ArrayLike, psf: P
     x, y = np.asarray(center, np.float64)
     offset = (x - (n_x - 1) / 2, y - (n_y - 1) / 2)
     total = np.zeros((len(psf.profiles), n_y, n_x))
-    for component in components.COMPONENTS:
-        flux = galaxies.bulge_flux[i] if component == "bulge" else galaxies.disk_flux[i]
-        if flux.max() <= NEGLIGIBLE * galaxies.flux[i].max():
+    fluxes = galaxies[i : i + 1].component_flux[0]
+    for component, flux in zip(galaxies.components, fluxes, strict=True):
+        if flux.max() <= NEGLIGIBLE * fluxes.sum(0).max():
             continue
-        profile = components.galsim_component(galaxies, i, component)
+        profile = components.galsim_component(galaxies, i, component, pixel_scale)
         drawn: dict[Any, NDArray[np.float64]] = {}
         for band, kernel in enumerate(psf.profiles):
             if kernel not in drawn:
@@ -118,6 +118,11 @@ def simulate_scene(galaxies: population.Galaxies, indices: ArrayLike, positions:
     image = rng.poisson(mean * counts) / counts + sigma * rng.standard_normal(mean.shape) if noise else mean
     return SimulatedScene(image.astype(np.float32), (sigma**2 + mean / counts).astype(np.float32), psf.image,
                           positions, truth, galaxies.flux[indices])
+
+
+def without_structure(cfg: config.Config) -> config.Config:
+    """The configuration with a population of plain bulges and disks: one angle, one centre, indices from the lists."""
+    return dataclasses.replace(cfg, population=dataclasses.replace(cfg.population, structure=None))
 
 
 def natural_population(cfg: config.Config, n: int, rng: np.random.Generator,

@@ -1,4 +1,4 @@
-r"""The galaxy population, to the depth of LSST and HSC: bulge and disk galaxies with colours.
+r"""The galaxy population, to the depth of LSST and HSC: bulge and disk galaxies with colours, and their structure.
 
 The relations and their sources:
 
@@ -13,12 +13,14 @@ The relations and their sources:
   Radii below are of the circle of the same area.
 - bulge size: a half-light radius equal to the disk scale length (same appendix), times a log-normal scatter of 0.4
   (ours: wider than any one survey's relation).
-- ellipticity: the disk and bulge distributions of the same appendix. Bulge and disk share the position angle (ours).
+- ellipticity: the disk and bulge distributions of the same appendix. Bulge and disk share the position angle (ours),
+  without structure.
 - bulge fraction in i: in the same appendix 10% of the galaxies have B/T = 1 and the others B/T from |N(0, 0.1)|. Ours
   is wider: 7% with B/T = 1, 25% uniform in (0, 1), 68% |N(0, 0.1)|.
 - colours: the extended templates of Coleman, Wu & Weedman (1980), which GalSim ships. Bulges lie between E and Sbc,
   disks between Sbc and Im (ours, without evolution). They are redshifted through the survey's bandpasses without
   intergalactic absorption, and every band has a scatter of 0.05 mag.
+- structure: with a table `structure` in the configuration, see `deblendrt.training.simulation.structure`.
 - profiles: Sersic indices from two lists of the configuration, each value equally likely, whatever radius, colour and
   magnitude (ours); by default 4 for bulges and 1 for disks.
 - selection: galaxies whose mean surface brightness within the half-light radius is fainter than a configured limit are
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import galsim
 import numpy as np
@@ -37,63 +40,14 @@ from numpy.typing import NDArray
 from deblendrt.engine.units import AB_ZERO_POINT
 from deblendrt.training.config import Population, Survey
 from deblendrt.training.simulation.bandpass import filter_curve
+from deblendrt.training.simulation.galaxies import Galaxies
+from deblendrt.training.simulation.structure import add_structure
 
 TEMPLATES = ("CWW_E_ext.sed", "CWW_Sbc_ext.sed", "CWW_Scd_ext.sed", "CWW_Im_ext.sed")
 MAX_REDSHIFT = 3.0
 GOLD_LIMIT = 25.3  # i magnitude of LSST's gold sample
 EXPONENTIAL_HALF_LIGHT = 1.67835  # half-light radius over scale length of an exponential disk
 MIN_HALF_LIGHT, MAX_HALF_LIGHT = 0.03, 5.0  # arcsec, half-light
-
-
-@dataclasses.dataclass(frozen=True)
-class Galaxies:
-    """A sample of galaxies. Every array has one row per galaxy.
-
-    Attributes
-    ----------
-    magnitude : float64 (n,) [AB mag]
-        In the reference band.
-    redshift, bulge_fraction : float64 (n,)
-        Bulge fraction in the reference band.
-    bulge_half_light_radius, disk_half_light_radius : float64 (n,) [arcsec]
-    bulge_ellipticity, disk_ellipticity : float64 (n,)
-        |g| = (a - b) / (a + b).
-    position_angle : float64 (n,) [rad]
-        From +x towards +y, common to both components.
-    bulge_flux, disk_flux : float64 (n, n_band) [nJy]
-    bulge_sersic, disk_sersic : float64 (n,)
-        Sersic indices.
-    """
-
-    magnitude: NDArray[np.float64]
-    redshift: NDArray[np.float64]
-    bulge_fraction: NDArray[np.float64]
-    bulge_half_light_radius: NDArray[np.float64]
-    disk_half_light_radius: NDArray[np.float64]
-    bulge_ellipticity: NDArray[np.float64]
-    disk_ellipticity: NDArray[np.float64]
-    position_angle: NDArray[np.float64]
-    bulge_flux: NDArray[np.float64]
-    disk_flux: NDArray[np.float64]
-    bulge_sersic: NDArray[np.float64]
-    disk_sersic: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.magnitude)
-
-    def __getitem__(self, index: slice | NDArray[np.generic]) -> Galaxies:
-        return Galaxies(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
-
-    @property
-    def flux(self) -> NDArray[np.float64]:
-        """Total flux, float64 (n, n_band) [nJy]."""
-        return self.bulge_flux + self.disk_flux
-
-    @property
-    def half_light_radius(self) -> NDArray[np.float64]:
-        """Mean of the components' half-light radii, weighted by their fluxes, float64 (n,) [arcsec]."""
-        return (self.bulge_fraction * self.bulge_half_light_radius
-                + (1 - self.bulge_fraction) * self.disk_half_light_radius)
 
 
 @functools.lru_cache(maxsize=4)
@@ -188,8 +142,15 @@ def draw(config: Population, survey: Survey, n: int, rng: np.random.Generator) -
         radius = candidates.half_light_radius
         brightness = candidates.magnitude + 2.5 * np.log10(2 * np.pi * radius**2)
         kept.append(candidates[brightness < config.surface_brightness_limit])
-    return Galaxies(**{f.name: np.concatenate([getattr(k, f.name) for k in kept])[:n]
-                       for f in dataclasses.fields(Galaxies)})
+    fields: dict[str, Any] = {f.name: np.concatenate([getattr(k, f.name) for k in kept])[:n]
+                              for f in dataclasses.fields(Galaxies) if f.name != "structure"}
+    plain = Galaxies(**fields)
+    if config.structure is None:
+        return plain
+    # after all other random numbers, so that structure changes nothing else of the galaxies
+    colors = [_component_flux(rng.uniform(low, high, n), plain.redshift, survey)
+              for low, high in ((0.3, 1.5), (2.0, 3.0), (0.0, 3.0))]  # bars, young knots, companions
+    return add_structure(plain, config.structure, config.surface_brightness_limit, colors, survey.reference_index, rng)
 
 
 def _draw_unselected(config: Population, survey: Survey, n: int, rng: np.random.Generator) -> Galaxies:

@@ -85,7 +85,7 @@ def reference_truth(galaxies: population.Galaxies, centers: FloatArray, band: in
     aperture_flux, ellipticity = np.zeros_like(galaxies.flux), np.full((len(galaxies), 2), np.nan)
     for i, (offset, inside) in enumerate(zip(offsets, circle, strict=True)):
         light = np.zeros((REFERENCE_STAMP, REFERENCE_STAMP))
-        for component, flux in zip(components.COMPONENTS, (galaxies.bulge_flux[i], galaxies.disk_flux[i]), strict=True):
+        for component, flux in zip(galaxies.components, galaxies[i : i + 1].component_flux[0], strict=True):
             if flux.max() <= blend_scenes.NEGLIGIBLE * galaxies.flux[i].max():
                 continue
             drawn = components.component_map(galaxies, i, component, REFERENCE_STAMP, PIXEL_SCALE, psf_sigma,

@@ -121,7 +121,7 @@ def draw(galaxies: population.Galaxies, i: int, center: FloatArray, angle: int, 
     float64 (n_band, size, size) [nJy]
     """
     total = np.zeros((len(kernels), size, size))
-    for component, flux in zip(components.COMPONENTS, (galaxies.bulge_flux[i], galaxies.disk_flux[i]), strict=True):
+    for component, flux in zip(galaxies.components, galaxies[i : i + 1].component_flux[0], strict=True):
         if flux.max() <= blend_scenes.NEGLIGIBLE * galaxies.flux[i].max():
             continue
         profile = components.galsim_component(galaxies, i, component).rotate(angle * galsim.degrees).shear(g1=shear)

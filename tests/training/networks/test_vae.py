@@ -122,6 +122,26 @@ def test_misfit_is_chi2_over_pixels(data: TrainingSet) -> None:
     assert float(vae.coefficient_chi2(target, target, log_flux, gram, SKY).abs().max()) == 0
 
 
+def test_misfit_has_its_gradient(data: TrainingSet) -> None:
+    """2 G (d - t) F^2 / s^2, although G multiplies the error only once."""
+    target, log_flux = data.total(torch.arange(5))
+    other = target.flip(0).requires_grad_()
+    flat = torch.tensor(PHI.reshape(len(PHI), -1), dtype=torch.float32)
+    gram = (flat @ flat.T).expand(N_BAND, -1, -1)
+    (found,) = torch.autograd.grad(vae.coefficient_chi2(other, target, log_flux, gram, SKY).sum(), other)
+    weight = (log_flux.exp() / SKY)[:, :, None] ** 2
+    expected = 2 * weight * torch.einsum("bkl,nbl->nbk", gram, (other - target).detach())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_squared_snr(data: TrainingSet) -> None:
+    flat = torch.tensor(PHI.reshape(len(PHI), -1), dtype=torch.float32)
+    gram = (flat @ flat.T).expand(N_BAND, -1, -1)
+    unit, log_flux = data.total(torch.arange(len(data.maps)))
+    images = unit @ flat * (log_flux.exp() / SKY)[:, :, None]
+    torch.testing.assert_close(vae.squared_snr(data, gram, SKY, chunk=7), (images**2).sum((1, 2)), rtol=1e-4, atol=0.0)
+
+
 def test_total(data: TrainingSet) -> None:
     rows = torch.tensor([4, 0])
     unit, log_flux = data.total(rows)
