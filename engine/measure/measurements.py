@@ -55,8 +55,9 @@ def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solu
         rows.scene_chi2[i] = fit_quality.chi2_image(problem, solution, s)[problem.area[s]].sum(dtype=np.float64)
         rows.objective[i] = solution.objective[s]
     misfit = systematic_error.misfit(problem, solution)
-    rows.write(row, flux_sys_err=np.where(measured, systematic_error.flux_error(misfit, map_flux, problem.bundle),
-                                          np.nan))
+    own = systematic_error.flux_error(misfit, map_flux, problem.bundle)
+    hidden = systematic_error.from_neighbours(problem, map_flux, rows.flux_err[row], shared.flux_overlap)
+    rows.write(row, flux_sys_err=np.where(measured, np.hypot(own, hidden), np.nan))
     fit_quality.flag(rows, row, problem.bundle, n_lost, remaining, misfit.significance)
 
 

@@ -22,6 +22,9 @@ it outside the source's footprint (`light_shares.footprint`) or without weight. 
     flux_sys_err^2 = (c e F)^2 + (q h)^2 + (floor F)^2,        e = 0 unless z > 3
 
 c, q and floor are calibrated on galaxies and data on which the model was not trained (`perf/results/beyond.md`).
+
+A faint source in the light of a bright galaxy takes up the misfit of the galaxy's wings, so no residual shows it. See
+`from_neighbours`.
 """
 
 from __future__ import annotations
@@ -45,6 +48,12 @@ SIGNIFICANT_MISFIT = 3.0  # z from which a misfit counts as an error
 SCALE = 1.0  # c
 HIDDEN = 0.1  # q
 FLOOR = 0.002  # relative error of the bundled model on bright isolated galaxies of its population, beside flux_err
+# The model of a bright galaxy (i = 18, S/N in the thousands) misses its true light by 0.1-0.6% at 1.5 half-light radii
+# and by up to 5% at 3, where the misfit is below a pixel's noise. On 60 galaxies of i = 23 beside 20 galaxies of
+# i = 18, the width of the pulls falls from 1.8 to 0.93, and the share beyond 3 sigma from 8 to 0%.
+WING_ERROR = 0.03  # relative, of the light of much brighter neighbours beneath a source
+WING_SIGMA = 2.0  # flux_err: most of a flux that a hidden misfit takes or gives
+MUCH_BRIGHTER = 10.0  # times the source's flux; for nearly equal neighbours flux_err covers the misfit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,3 +186,24 @@ def flux_error(found: Misfit, map_flux: DoubleArray, bundle: Bundle) -> DoubleAr
     """
     floor = bundle.training.get("flux_floor", FLOOR)
     return np.hypot(map_flux * np.hypot(SCALE * found.error, floor)[:, None], HIDDEN * found.hidden)
+
+
+def from_neighbours(problem: Problem, map_flux: DoubleArray, flux_err: DoubleArray,
+                    flux_overlap: DoubleArray) -> DoubleArray:
+    """Compute the error of every flux from the hidden misfit of a much brighter neighbour beneath the source.
+
+    Parameters
+    ----------
+    problem : Problem
+    map_flux, flux_err, flux_overlap : float64 (n_source, n_band) [nJy]
+        The overlap is `light_shares.Sharing.flux_overlap`.
+
+    Returns
+    -------
+    float64 (n_source, n_band) [nJy]
+        0 for sources whose blend has no much brighter source.
+    """
+    brightest = np.zeros((problem.n_blend, problem.n_band))
+    np.maximum.at(brightest, problem.blend, map_flux)
+    beside = brightest[problem.blend] > MUCH_BRIGHTER * map_flux
+    return np.where(beside, np.minimum(WING_ERROR * np.maximum(flux_overlap, 0.0), WING_SIGMA * flux_err), 0.0)

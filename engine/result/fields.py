@@ -141,7 +141,8 @@ class Quantities:
         "approximation, `deblendrt.engine.measure.uncertainty`)")
     flux_sys_err: Float64 = quantity(
         "misfit and unseen light; add to flux_err in quadrature", "n_source, n_band", "nJy", alert="fluxSysErr",
-        note="the misfit in the source's own residual, a tenth of its unseen light, and the model's floor "
+        note="the misfit in the source's own residual, a tenth of its unseen light, the model's floor, and "
+        "the hidden misfit of a much brighter neighbour's wings "
         "(`deblendrt.engine.measure.systematic_error`); nearly common to a source's bands, so colours do without")
     map_flux: Float64 = quantity("total flux of the MAP solution; positive", "n_source, n_band", "nJy")
     redistributed_flux: Float64 = quantity(

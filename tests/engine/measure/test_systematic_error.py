@@ -132,3 +132,22 @@ def test_light_that_nobody_saw(toy_deblender: Deblender, toy_model: ToyModel) ->
     solution = descent.solve(problem, start, floor, "gauss_newton", 15)
     off = systematic_error.misfit(problem, solution).hidden / np.exp(solution.state.latent[:, :N_BAND])
     assert ((off[1] > 0.25) & (off[1] < 0.65)).all()
+
+
+def test_wings_of_a_much_brighter_neighbour(toy_deblender: Deblender, toy_model: ToyModel) -> None:
+    """Only the faint member of a blend has the error, in proportion to the light beneath it, and up to its limit."""
+    image, centers = scene(toy_deblender, toy_model, 0.0)
+    problem = make_problem(toy_deblender, image, centers)[0]
+    together = dataclasses.replace(problem, blend=np.zeros(2, np.int64), n_blend=1)
+    apart = dataclasses.replace(problem, blend=np.arange(2), n_blend=2)
+    bright, error = np.full(N_BAND, 1e4), np.full((2, N_BAND), 10.0)
+    overlap = np.array([np.full(N_BAND, 50.0), np.linspace(-10.0, 1e4, N_BAND)])
+    faint = np.array([bright, bright / systematic_error.MUCH_BRIGHTER * 0.99])
+    close = np.array([bright, bright / systematic_error.MUCH_BRIGHTER * 1.01])
+    found = systematic_error.from_neighbours(together, faint, error, overlap)
+    expected = np.clip(systematic_error.WING_ERROR * overlap[1], 0, systematic_error.WING_SIGMA * error[1])
+    np.testing.assert_array_equal(found, [np.zeros(N_BAND), expected])
+    assert found[1, 0] == 0
+    assert found[1, -1] == systematic_error.WING_SIGMA * 10.0
+    for problem, flux in ((together, close), (apart, faint)):
+        assert not systematic_error.from_neighbours(problem, flux, error, overlap).any()
