@@ -44,6 +44,7 @@ class GivenScene:
     psf : float64 (n_band, size, size)
     image : float32 (n_band, n_y, n_x) [nJy]
     variance : float32 (n_band, n_y, n_x) [nJy^2]
+        Infinite where there is no data, which scarlet_lite's adapter alone accepts.
     centers : float64 (n_source, 2) [pixel]
         (x, y).
     """

@@ -32,10 +32,12 @@ def _monotonicity() -> scl.operators.Monotonicity:
 def deblend(scene: exchange.GivenScene, max_iter: int = 200, e_rel: float = 1e-4) -> exchange.Model:
     """Fit a scene. The time is that of initialisation and fit."""
     start = exchange.clock()
-    noise = np.sqrt(np.median(scene.variance, (1, 2)))[:, None, None]
-    variance = (scene.variance / noise**2).astype(np.float32)
+    seen = np.isfinite(scene.variance)
+    noise = np.sqrt(np.nanmedian(np.where(seen, scene.variance, np.nan), (1, 2)))[:, None, None]
+    variance = np.where(seen, scene.variance / noise**2, 1).astype(np.float32)
+    weights = (seen / variance).astype(np.float32)
     model_psf = scl.utils.integrated_circular_gaussian(sigma=MODEL_PSF_SIGMA).astype(np.float32)
-    observation = scl.Observation((scene.image / noise).astype(np.float32), variance, 1 / variance,
+    observation = scl.Observation((scene.image / noise).astype(np.float32), variance, weights,
                                   scene.psf.astype(np.float32), model_psf[None], bands=scene.bands)
     centers = [(int(np.rint(y)), int(np.rint(x))) for x, y in scene.centers]
     sources = scl.initialization.FactorizedInitialization(observation, centers, monotonicity=_monotonicity()).sources
