@@ -3,8 +3,9 @@
 A galaxy of the HST COSMOS images (F814W) is turned, mirrored and scaled, gets colours of its own, is drawn with the
 blend's PSFs, and added to the image 3 to 9 pixels from a listed source. Its S/N, all bands together and alone, is 20 to
 300. It gets no photon noise of its own: the sky dominates. Its listed position is off by 0.15 pixel per axis. The true
-flux is that of the drawn profile. HST's own PSF (0.1 arcsec) stays in it. The galaxies of even index serve for
-learning, so those of odd index are injected.
+flux is that of the drawn profile, also where it lies outside the footprint (2% of it in the median, 17% at most). HST's
+own PSF (0.1 arcsec) stays in it. The galaxies of even index serve for learning, so those of odd index are injected, in
+tuning and test blends alike.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ SNR = (20.0, 300.0)
 FAINT = 60.0  # S/N up to which an injected galaxy counts as faint
 DISTANCE = (3.0, 9.0)  # pixel from a listed source
 SIZES = (0.8, 1.8)  # factors of the size on the sky
+CORE = 20.0  # HST pixel: the centroid is of the light within this of the brightest pixel
+CORE_SMOOTHING = 3.0  # HST pixel: sigma of the Gaussian before that
 CENTER_ERROR = 0.15  # pixel, of the listed position, per axis
 MARGIN = 3  # pixel around the centre that must have data
 DRAWS = 2  # galaxies per blend, each in an image of its own
@@ -54,7 +57,7 @@ class Injected:
         True flux of the galaxy.
     snr : float
     position : float64 (2,) [pixel]
-        True position of the centre of the galaxy's stamp.
+        True position of the galaxy's centroid.
     """
 
     blend: Blend
@@ -65,9 +68,19 @@ class Injected:
     position: NDArray[np.float64]
 
 
+def centroid(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Position of a galaxy's core, from the middle of its stamp (x, y) [pixel of the stamp]."""
+    smooth = blends.smoothed(image, CORE_SMOOTHING)
+    peak_y, peak_x = np.unravel_index(smooth.argmax(), smooth.shape)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    light = np.where(np.hypot(x - peak_x, y - peak_y) < CORE, np.maximum(smooth, 0), 0)
+    return np.array([(light * axis).sum() / light.sum() - (n - 1) / 2
+                     for axis, n in ((x, image.shape[1]), (y, image.shape[0]))])
+
+
 @functools.lru_cache(maxsize=2)
-def galaxies(path: Path) -> tuple[galsim.InterpolatedImage, ...]:
-    """Profiles of unit flux of the HST galaxies of odd index with enough S/N.
+def galaxies(path: Path) -> tuple[galsim.GSObject, ...]:
+    """Profiles of unit flux of the HST galaxies of odd index with enough S/N, centred on their cores.
 
     The border's median is subtracted, and the outer tenth of the stamp is tapered to 0.
     """
@@ -82,7 +95,8 @@ def galaxies(path: Path) -> tuple[galsim.InterpolatedImage, ...]:
             inside = np.clip((1 - np.hypot(x, y[:, None])) / 0.1, 0, 1)
             image = (image - sky) * np.sin(0.5 * np.pi * inside) ** 2
             if image.sum() > LEAST_SNR * noise * np.sqrt((inside > 0).sum()):
-                found.append(galsim.InterpolatedImage(galsim.Image(image, scale=HST_SCALE), flux=1.0))
+                profile = galsim.InterpolatedImage(galsim.Image(image, scale=HST_SCALE), flux=1.0)
+                found.append(profile.shift(*(-HST_SCALE * centroid(image))))
     if not found:
         raise ValueError(f"path: expected HST galaxies with S/N above {LEAST_SNR:g}, found none in {path}")
     return tuple(found)

@@ -43,7 +43,7 @@ def blend(light: np.ndarray) -> Blend:
 def hst(tmp_path: Path) -> Path:
     """Four bright HST galaxies of Gaussian profile, of which those of odd index are injected."""
     rng = np.random.default_rng(1)
-    stamps = [fits.ImageHDU(flux * gaussian((60, 60), 29.5, 29.5, 5) + rng.standard_normal((60, 60)))
+    stamps = [fits.ImageHDU(flux * gaussian((60, 60), 31.5, 26.5, 4) + rng.standard_normal((60, 60)))
               for flux in (1e5, 2e5, 3e5, 4e5)]
     fits.HDUList([fits.PrimaryHDU(), *stamps]).writeto(tmp_path / "hst.fits")
     return tmp_path / "hst.fits"
@@ -110,7 +110,7 @@ def test_injected_light_is_the_stated_flux(blend: Blend, hst: Path) -> None:
     assert injection.SNR[0] <= scene.snr <= injection.SNR[1]
     y, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
     centroid = [(added[0] * axis).sum() / added[0].sum() for axis in (x, y)]
-    np.testing.assert_allclose(centroid, scene.position, atol=0.2)
+    np.testing.assert_allclose(centroid, scene.position, atol=0.1)
     assert np.hypot(*(blend.peaks - scene.position).T).min() >= injection.DISTANCE[0]
     assert len(scene.centers) == 3
     assert 0 < np.hypot(*(scene.centers[-1] - scene.position)) < 5 * injection.CENTER_ERROR
