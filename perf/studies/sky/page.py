@@ -74,7 +74,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
     lines += ["Options: " + "; ".join(f"{name}: `{given}`" for name, given in figures["options"].items()) + ".\n"]
     lines += [f"Not run: {name}, {why}.\n" for name, why in figures["missing"].items()]
     if figures["worst"]:
-        lines += [LEFT, markdown_table(["blend", "peaks", "chi2 > 5 sigma", "where the excess is"],
+        lines += [LEFT, markdown_table(["blend", "peaks", "chi2 > 5 sigma", "what the model lacks"],
                                        [[str(w["number"]), str(w["n_peak"]), width(w["chi2"]), w["sentence"]]
                                         for w in figures["worst"]]) + "\n"]
     return "\n".join([*lines, f"{machine(figures['environment'])}, GalSim {figures['galsim']}.\n"])

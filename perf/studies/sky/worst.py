@@ -18,6 +18,8 @@ from perf.studies.sky.solutions import Solution
 COUNT = 10  # blends in the picture
 NEAR = 3.0  # pixel: excess within this of a listed peak belongs to that source's core
 DEFECT = 0.7  # share of the excess in one band from which the sentence names the band
+RING = (2.0, 5.0)  # pixel: inside, a source too wide a model has too much light while its core has too little
+UNLISTED = 5.0  # pixel: light left over farther than this from all peaks is no listed source's core
 SHOWN = 8.0  # sigma: largest residual that the picture resolves
 
 
@@ -38,10 +40,10 @@ def described(blend: Blend, model: NDArray[np.floating[Any]]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``number``, ``n_peak``, ``chi2`` (mean of the significant pixels), ``band`` of the largest share and this
-        ``band_share``, ``core_share`` (within `NEAR` of a listed peak), ``place`` (x, y) [pixel] of the largest excess,
-        ``source`` (the nearest to it), its ``distance`` [pixel], ``ten_share`` (share of the excess in the ten worst
-        pixels), and a ``sentence``.
+        ``number``, ``n_peak``, ``chi2`` (mean of the significant pixels), ``kind`` of the largest
+        excess in words, ``band`` of the largest share and this ``band_share``, ``core_share`` (within `NEAR` of a
+        listed peak), ``place`` (x, y) [pixel] of the largest excess, ``source`` (the nearest to it), its ``distance``
+        [pixel], ``ten_share`` (share of the excess in the ten worst pixels), and a ``sentence``.
     """
     over = excess(blend, model)
     total, plane = max(float(over.sum()), 1e-9), over.sum(0)
@@ -55,14 +57,24 @@ def described(blend: Blend, model: NDArray[np.floating[Any]]) -> dict[str, Any]:
     source = int(distance[:, place[0], place[1]].argmin())
     ten = float(np.sort(plane.ravel())[-10:].sum() / total)
     far, b = float(distance[source, place[0], place[1]]), int(by_band.argmax())
-    worst = float((blend.image - model)[b][place])
-    parts = [f"{100 * core:.0f}% of the excess is within {NEAR:g} pixels of listed peaks",
+    residual = (blend.image - model)[b] * (blend.weight[b] > 0)
+    worst = float(residual[place])
+    ring = (distance[source] > RING[0]) & (distance[source] < RING[1])
+    if far > UNLISTED and worst > 0:
+        kind = "light that no listed source has: an unlisted source, or a part of a large one"
+    elif far < RING[0] and worst > 0 and residual[ring].mean() < 0:
+        kind = f"source {source} is sharper than its model"
+    elif ten > DEFECT:
+        kind = "few pixels: defects, or a saturated core"
+    else:
+        kind = f"structure of source {source} that the model lacks"
+    parts = [kind, f"{100 * core:.0f}% of the excess is within {NEAR:g} pixels of listed peaks",
              f"the largest is {far:.1f} pixels from source {source}, {'light left over' if worst > 0 else 'too much'}",
              f"ten pixels hold {100 * ten:.0f}%"]
     if by_band[b] > DEFECT:
         parts.append(f"{100 * by_band[b]:.0f}% is in {BANDS[b]} alone")
     return {"number": blend.number, "n_peak": len(blend.peaks), "chi2": chi2, "band": BANDS[b],
-            "band_share": float(by_band[b]), "core_share": core, "source": source, "distance": far,
+            "kind": kind, "band_share": float(by_band[b]), "core_share": core, "source": source, "distance": far,
             "ten_share": ten, "place": [int(place[1]), int(place[0])], "sentence": "; ".join(parts)}
 
 
