@@ -37,6 +37,7 @@ from deblendrt.engine.scene.psf import psf_key
 from deblendrt.engine.scene.scene import Scene, make_scenes, with_sources, with_stars
 from deblendrt.engine.scene.settings import Settings, checked_settings
 from deblendrt.engine.solve import constants, descent, unlisted
+from deblendrt.engine.solve.detail import solve_detail
 from deblendrt.engine.solve.start import build_problem, start_latents
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ class Deblender:
                       bands: Any = None, kind: Any = None, background: Any = None, zero_point: Any = None,
                       pixel_scale: Any = None,
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
-                      robust: bool = True, center_sigma: float = constants.CENTER_SIGMA, aperture_diameter: float = 1.2,
+                      robust: bool = True, detail: bool = True,
+                      center_sigma: float = constants.CENTER_SIGMA, aperture_diameter: float = 1.2,
                       find_missed: bool = False, star_fraction: float = 0.1, n_threads: int = 1,
                       memory_limit: float | None = None) -> DeblendResult:
         """Separate the sources of one scene or of many.
@@ -215,6 +217,10 @@ class Deblender:
             True bounds the influence of flux that no listed source explains, and fits bright unlisted sources too.
             They stay out of the result. In images that are solved in parts they are not fitted: use `find_missed`
             there. False gives the plain chi-square with the listed sources alone.
+        detail : bool
+            True gives bright galaxies structure that the model's decoder cannot draw, in fluxes, errors and images, see
+            `deblendrt.engine.solve.detail`. It needs a bundle with modes of detail; the shipped ones have them. False
+            gives the decoder's galaxies, and the published objective together with `robust=False`. GPUs need False.
         center_sigma : float [pixel]
             Standard deviation of the prior on a source's position around the given centre, per axis.
         aperture_diameter : float [arcsec]
@@ -241,8 +247,10 @@ class Deblender:
         ValueError
             A mistake in the arguments; the message names the argument, what was expected and what came.
         """
-        settings = checked_settings(solver, n_iteration, start, robust, center_sigma, aperture_diameter, star_fraction,
-                                    n_threads, memory_limit, iterations=constants.ITERATIONS)
+        settings = checked_settings(solver, n_iteration, start, robust, detail, center_sigma, aperture_diameter,
+                                    star_fraction, n_threads, memory_limit, iterations=constants.ITERATIONS)
+        if settings.detail and self.pool is not None and len(self.bundle.detail_shared):
+            raise ValueError('detail: expected False with device="cuda": detail is not solved for on a GPU yet')
         cutouts, variance, mask, psf, background = (
             self._on_host(name, value) for name, value in (
                 ("cutouts", cutouts), ("variance", variance), ("mask", mask), ("psf", psf), ("background", background)))
@@ -408,7 +416,8 @@ class Deblender:
         search = search and settings.robust and (part is None or bool(part.own.all()))
         found = unlisted.peaks(scenes, problem, latent) if search else []
         solution = descent.solve(problem, latent, floor, settings.solver, settings.n_iteration)
-        record(rows, members, per_scene, solution)
+        detail = solve_detail(solution.problem, solution) if settings.detail else None
+        solution = record(rows, members, per_scene, solution, detail)
         if settings.robust:
             for i, places in zip(members, unlisted.left(scenes, solution), strict=True):
                 self._flag_near(rows, i, places)

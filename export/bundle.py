@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.model import outskirts
+from deblendrt.engine.model.bundle import load_bundle
 from deblendrt.engine.model.manifest import FORMAT_REVISION, GRAPHS, MANIFEST, STORED_OUTPUTS
 from deblendrt.engine.model.verification import verify_bundle
 from deblendrt.export.networks.graphs import GRAPH_OPSET, MINIMUM_ONNXRUNTIME, export_graphs, to_float32
@@ -100,8 +101,10 @@ def bundle_files(model: TrainedModel) -> tuple[dict[str, bytes], dict[str, dict[
     inputs = example_inputs(model, PARITY_SOURCES, PARITY_SEED)
     parity = check_parity(graphs, wide, inputs, reference_outputs(model, inputs))
     files = {f"{name}.onnx": proto.SerializeToString(deterministic=True) for name, proto in graphs.items()}
+    no_modes = npy_bytes(np.zeros((0, model.decoder.n_basis)))  # `write_detail` adds them: learning needs a bundle
     files |= {"basis.npy": npy_bytes(basis), "outskirts.npy": npy_bytes(cells), "shift.npy": npy_bytes(model.shift),
-              "psf.npy": npy_bytes(model.nominal_psf), STORED_OUTPUTS: npz_bytes(stored_outputs(model))}
+              "psf.npy": npy_bytes(model.nominal_psf), "detail_shared.npy": no_modes,
+              "detail_band.npy": no_modes, STORED_OUTPUTS: npz_bytes(stored_outputs(model))}
     return files, parity
 
 
@@ -171,6 +174,11 @@ def write_bundle(model: TrainedModel, out: str | Path, *, model_version: str = "
     check_target(out, overwrite=overwrite)
     files, parity = bundle_files(model)
     manifest = manifest_of(model, files, parity, model_version=model_version, licence=licence)
+    return _write(out, files, manifest)
+
+
+def _write(out: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> list[str]:
+    """Write the files of a bundle, verify it, and move it to its place."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary) / out.name
@@ -183,6 +191,36 @@ def write_bundle(model: TrainedModel, out: str | Path, *, model_version: str = "
             shutil.rmtree(out)
         os.replace(folder, out)
     return lines
+
+
+def write_detail(bundle: str | Path, out: str | Path, shared: NDArray[np.floating], per_band: NDArray[np.floating], *,
+                 model_version: str, overwrite: bool = False) -> list[str]:
+    """Copy a bundle with other modes of detail. The copy is verified before it appears under its name.
+
+    Parameters
+    ----------
+    bundle : str or Path
+        Shipped name or folder of a bundle.
+    out : str or Path
+        The new bundle's folder; see `write_bundle`.
+    shared : float (n_shared, n_basis)
+    per_band : float (n_band_mode, n_basis)
+    model_version : str
+    overwrite : bool
+
+    Returns
+    -------
+    list of str
+        The lines of `verify_bundle`.
+    """
+    old = load_bundle(bundle)
+    files = {name: old.read(name) for name in old.files}
+    files |= {"detail_shared.npy": npy_bytes(shared), "detail_band.npy": npy_bytes(per_band)}
+    manifest = json.loads((old.path / MANIFEST).read_text())
+    manifest |= {"model_version": model_version,
+                 "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
+    check_target(Path(out), overwrite=overwrite)
+    return _write(Path(out), files, manifest)
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:

@@ -116,6 +116,8 @@ def write_toy_bundle(folder: Path) -> Path:
     np.save(folder / "basis.npy", np.linalg.qr(rng.standard_normal((stamp**2, n_basis)))[0].T.reshape(-1, stamp, stamp)
             .astype(np.float32))
     np.save(folder / "outskirts.npy", np.zeros((n_basis, 0, 0), np.float32))
+    for name in ("detail_shared", "detail_band"):
+        np.save(folder / f"{name}.npy", (0.01 * rng.standard_normal((2, n_basis))).astype(np.float32))
     np.save(folder / "shift.npy", (0.1 * rng.standard_normal((2, n_basis, n_basis))).astype(np.float32))
     manifest = {
         "format_revision": FORMAT_REVISION, "name": "toy", "model_version": "1", "licence": "BSD-3-Clause",

@@ -13,7 +13,8 @@ from deblendrt.engine.files.catalogues import Catalog, read_source_list
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `Deblender.deblend_batch` that the command line sets."""
     return {"solver": arguments.solver, "n_iteration": arguments.iterations, "start": arguments.start,
-            "robust": not arguments.no_robust, "center_sigma": arguments.center_sigma,
+            "robust": not arguments.no_robust, "detail": not arguments.no_detail,
+            "center_sigma": arguments.center_sigma,
             "aperture_diameter": arguments.aperture, "find_missed": arguments.find_missed,
             "star_fraction": arguments.star_fraction, "n_threads": arguments.threads}
 

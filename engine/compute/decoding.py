@@ -42,7 +42,7 @@ def star_core(bundle: Bundle) -> tuple[DoubleArray, DoubleArray]:
     middle = bundle.stamp_size // 2
     half = min(int(np.ceil(STAR_HALF * bundle.reference_psf_sigma)), middle)
     inside = slice(middle - half, middle + half + 1)
-    return bundle.basis[:, inside, inside].astype(np.float64), bundle.full_basis.sum((1, 2), dtype=np.float64)
+    return bundle.basis[:, inside, inside].astype(np.float64), bundle.basis_sum
 
 
 def point_sources(bundle: Bundle, offset: DoubleArray) -> tuple[DoubleArray, DoubleArray]:

@@ -20,7 +20,7 @@ CONVERGED = 0.5  # least expected decrease of the objective that is flagged; bel
 UNMODELLED_PIXELS = 8  # least number of core pixels without more than half of their weight that is flagged
 
 
-def flag(rows: Rows, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.int64], remaining: DoubleArray,
+def flag(rows: Rows, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.int64], moving: NDArray[np.bool_],
          misfit: DoubleArray) -> None:
     """Set the flags that follow from the fit. All other quantities of the rows are written already.
 
@@ -32,8 +32,8 @@ def flag(rows: Rows, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.
     bundle : Bundle
     n_lost : int64 (n_source,)
         See `core_statistics`.
-    remaining : float64 (n_source,)
-        Expected decrease of the objective, see `uncertainty.remaining_step`.
+    moving : bool (n_source,)
+        Whether position or shape would still move.
     misfit : float64 (n_source,)
         Significance, see `systematic_error.misfit`.
     """
@@ -43,7 +43,7 @@ def flag(rows: Rows, row: NDArray[np.int64], bundle: Bundle, n_lost: NDArray[np.
         Flag.POOR_FIT: ((reduced > 1 + POOR_FIT_SIGMA * np.sqrt(2 / count)) & (reduced > POOR_FIT_RATIO)
                         | (misfit > MISFIT_SIGMA)),
         Flag.UNMODELLED_FLUX: n_lost >= UNMODELLED_PIXELS,
-        Flag.NOT_CONVERGED: ~(remaining < CONVERGED),
+        Flag.NOT_CONVERGED: moving,
         Flag.PRIOR_OUTLIER: rows.log_prior[row] < bundle.log_prob_percentiles["0.1"],
         Flag.OUTSIDE_PRIOR_FLUX: outside_population(bundle, rows.map_flux[row]) & ~rows.star[row],
     }

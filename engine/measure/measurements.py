@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,11 +17,13 @@ from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
 from deblendrt.engine.measure import adaptive_moments, apertures, fit_quality, systematic_error, uncertainty
 from deblendrt.engine.measure.light_shares import share
 from deblendrt.engine.result.rows import Rows
-from deblendrt.engine.solve import constants, joint_fluxes
+from deblendrt.engine.solve import constants, curvature, joint_fluxes, objective
 from deblendrt.engine.solve.descent import Solution
+from deblendrt.engine.solve.detail import DetailFit
 
 
-def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solution: Solution) -> None:
+def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solution: Solution,
+           detail: DetailFit | None = None) -> Solution:
     """Measure a solved problem and write its rows.
 
     Parameters
@@ -30,6 +35,13 @@ def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solu
     fitted : list of int64 (n_fitted,)
         For each scene: numbers of its sources that are in the problem.
     solution : Solution
+    detail : DetailFit, optional
+        Replaces the solution of the blends that it solved.
+
+    Returns
+    -------
+    Solution
+        The solution that was measured, detail included.
     """
     problem, state = solution.problem, solution.state
     n_band, measured = problem.n_band, problem.measured
@@ -38,30 +50,53 @@ def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solu
     unit = state.jacobian.mix.transpose(0, 2, 1) @ state.jacobian.maps
     flux, fixed_shape_err = joint_fluxes.linear_fluxes(problem, unit, map_flux, n_sweep=constants.FINAL_SWEEPS,
                                                        error=constants.MODEL_ERROR if problem.robust else None)
-    rows.write(row, latent=state.latent, coefficients=state.coefficients, extent=problem.extent, map_flux=map_flux,
-               position=rows.anchor[row] + state.latent[:, n_band : n_band + 2],
+    offset, model_flux, final = state.latent[:, n_band : n_band + 2].copy(), map_flux.copy(), solution
+    if detail is not None:
+        solved = detail.solved
+        offset += detail.move
+        flux[solved], fixed_shape_err[solved] = detail.flux[solved], detail.fixed_shape_err[solved]
+        model_flux[solved] = detail.flux[solved]
+        final = _with_detail(solution, detail)
+    coefficients = final.state.coefficients
+    rows.write(row, latent=state.latent, coefficients=coefficients, extent=problem.extent, map_flux=map_flux,
+               position=rows.anchor[row] + offset,
                flux=np.where(measured, flux, np.nan),
                log_prior=np.where(problem.star, np.nan, problem.runtime.log_prior(state.latent)[0]),
                enclosed=fit_quality.enclosed_fraction(problem, unit))
-    shared = share(problem, state.coefficients, map_flux)
+    shared = share(problem, coefficients, model_flux)
     rows.write(row, redistributed_flux=shared.redistributed_flux, blendedness=shared.blendedness,
                flux_overlap=shared.flux_overlap, max_overlap=shared.max_overlap)
-    remaining = _write_with_errors(rows, row, solution)
+    remaining = _write_with_errors(rows, row, solution, detail, coefficients, offset)
     by_shape = np.maximum(rows.flux_err[row] ** 2 - fixed_shape_err**2, 0.0)
     rows.write(row, redistributed_flux_err=np.sqrt(shared.redistributed_flux_err**2 + by_shape))
-    chi2, n_pixel, n_lost = fit_quality.core_statistics(problem, solution)
+    chi2, n_pixel, n_lost = fit_quality.core_statistics(problem, final)
     rows.write(row, chi2=chi2, n_pixel=n_pixel, reduced_chi2=chi2 / np.where(n_pixel > 0, n_pixel, np.nan))
     for s, i in enumerate(members):
-        rows.scene_chi2[i] = fit_quality.chi2_image(problem, solution, s)[problem.area[s]].sum(dtype=np.float64)
+        rows.scene_chi2[i] = fit_quality.chi2_image(problem, final, s)[problem.area[s]].sum(dtype=np.float64)
         rows.objective[i] = solution.objective[s]
-    misfit = systematic_error.misfit(problem, solution)
+    misfit = systematic_error.misfit(problem, final)
     own = systematic_error.flux_error(misfit, map_flux, problem.bundle)
     hidden = systematic_error.from_neighbours(problem, map_flux, rows.flux_err[row], shared.flux_overlap)
     rows.write(row, flux_sys_err=np.where(measured, np.hypot(own, hidden), np.nan))
-    fit_quality.flag(rows, row, problem.bundle, n_lost, remaining, misfit.significance)
+    moving = ~(remaining < fit_quality.CONVERGED)
+    if detail is not None:  # its solve takes the last step of offset and shape
+        moving[list(detail.lines)] = False
+        moving |= detail.off_center
+    fit_quality.flag(rows, row, problem.bundle, n_lost, moving, misfit.significance)
+    return final
 
 
-def _write_with_errors(rows: Rows, row: NDArray[np.int64], solution: Solution) -> DoubleArray:
+def _with_detail(solution: Solution, detail: DetailFit) -> Solution:
+    """Return the solution with the model of the detail, and the robust weights around that model."""
+    problem = solution.problem
+    likely = objective.likelihood(problem, detail.model)
+    weights, residual = objective.weighted_residual(problem, likely, detail.model)
+    state = dataclasses.replace(solution.state, coefficients=detail.coefficients, model=detail.model)
+    return dataclasses.replace(solution, state=state, weights=weights, residual=residual)
+
+
+def _write_with_errors(rows: Rows, row: NDArray[np.int64], solution: Solution, detail: DetailFit | None,
+                       coefficients: FloatArray, offset: DoubleArray) -> DoubleArray:
     """Write the quantities whose errors come from the posterior covariance, and the covariances of the blends.
 
     Returns
@@ -73,22 +108,26 @@ def _write_with_errors(rows: Rows, row: NDArray[np.int64], solution: Solution) -
     n_band, bundle = problem.n_band, problem.bundle
     band = np.arange(n_band)
     moved = slice(n_band, bundle.n_latent)
-    unit = uncertainty.unit_columns(state)
-    offset = state.latent[:, n_band : n_band + 2]
+    unit = curvature.unit_columns(state)
     center = bundle.stamp_size // 2 + offset
     circle = apertures.aperture_functional(bundle.basis, center, 0.5 * rows.aperture_diameter / bundle.pixel_scale)
     in_aperture = np.einsum("nbck,nk->nbc", unit, circle, optimize=False)  # aperture sum of each column
     in_aperture[:, :, 1:3] = 0.0  # the aperture moves with the source
-    light = _reference_images(problem, state.coefficients)
+    light = _reference_images(problem, coefficients)
     moments = adaptive_moments.adaptive_moments(light, center, bundle.basis)
     gradient = adaptive_moments.ellipticity_gradient(moments.moments, moments.gradient)
     by_move = np.einsum("nek,nck->nec", gradient, unit[:, bundle.reference_index, 1:], optimize=False)
     rows.write(row, moments=moments.moments, ellipticity=adaptive_moments.ellipticity(moments.moments),
                aperture_flux=rows.flux[row] * in_aperture[:, :, 0])
+    lines: dict[int, FloatArray] = {} if detail is None else detail.lines
+    for i in lines:
+        in_light = (coefficients[i].astype(np.float64) * circle[i]).sum(1)
+        rows.aperture_flux[row[i]] = np.where(problem.measured[i], in_light, np.nan)
     downhill = solution.downhill.copy()
     downhill[:, :n_band] /= np.exp(state.latent[:, :n_band])
     remaining = np.empty(len(row))
-    for blend in uncertainty.laplace(problem, solution):
+    blends = uncertainty.laplace(problem, solution, None if detail is None else ~detail.solved)
+    for blend in itertools.chain(blends, [] if detail is None else detail.blends):
         number = int(row[blend.rows[0]])
         missing = ~problem.measured[blend.rows]
         fluxes = blend.matrix[:, :n_band, :, :n_band].astype(np.float32)
@@ -106,9 +145,17 @@ def _write_with_errors(rows: Rows, row: NDArray[np.int64], solution: Solution) -
             by_latent = np.zeros((n_band, len(own)))
             by_latent[band, band] = in_aperture[i, :, 0]
             by_latent[:, moved] = in_aperture[i, :, 1:]
-            variance = ((by_latent @ own) * by_latent).sum(1)
+            by_shape, covariance = by_move[i], own
+            if a in blend.with_detail:
+                every = blend.with_detail[a]
+                by_latent = np.hstack([by_latent, lines[i] @ circle[i]])
+                variance = np.einsum("bp,bpq,bq->b", by_latent, every, by_latent, optimize=False)
+                covariance = every[bundle.reference_index]
+                by_shape = np.hstack([by_shape, gradient[i] @ lines[i][bundle.reference_index].T])
+            else:
+                variance = ((by_latent @ own) * by_latent).sum(1)
             rows.aperture_flux_err[r] = np.where(measured, np.sqrt(variance), np.nan)
-            variance = ((by_move[i] @ own[moved, moved]) * by_move[i]).sum(1)
+            variance = ((by_shape @ covariance[n_band:, n_band:]) * by_shape).sum(1)
             rows.ellipticity_err[r] = np.sqrt(variance)
     return remaining
 

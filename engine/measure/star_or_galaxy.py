@@ -55,8 +55,9 @@ from deblendrt.engine.model.networks import Runtime
 from deblendrt.engine.result.fitted_scenes import FittedScenes
 from deblendrt.engine.scene.images import ReadyImages
 from deblendrt.engine.scene.scene import Scene
-from deblendrt.engine.solve import descent
+from deblendrt.engine.solve import constants, curvature, descent
 from deblendrt.engine.solve.descent import Solution
+from deblendrt.engine.solve.prior import prior_precision
 from deblendrt.engine.solve.start import build_problem, start_latents
 
 KIND_MODEL_ERROR, NEIGHBOUR_ERROR = 0.02, 0.1  # e, e'
@@ -208,8 +209,8 @@ def log_evidence(problem: Problem, solution: Solution, widening: list[FloatArray
     float64 (n_source,)
     """
     state, n_band = solution.state, problem.n_band
-    unit = uncertainty.unit_columns(state)
-    prior = uncertainty.prior_precision(problem, state.latent)
+    unit = curvature.unit_columns(state)
+    prior = prior_precision(problem, state.latent)
     downhill = solution.downhill.copy()
     downhill[:, :n_band] -= state.prior_gradient[:, :n_band]
     downhill[:, :n_band] /= np.exp(state.latent[:, :n_band])
@@ -226,7 +227,7 @@ def log_evidence(problem: Problem, solution: Solution, widening: list[FloatArray
         by_itself = (t * weight) @ t.transpose(0, 2, 1)
         # parameters: the latents, then d of every band, then h
         row = np.array([i])
-        drawn = uncertainty.derivative_images(problem, unit, row)
+        drawn = curvature.derivative_images(problem, unit[row], row)
         own = prior[i] + uncertainty.likelihood_precision(problem, solution.weights[i], drawn, row)[0, :, 0]
         n_latent = len(own)
         precision = np.zeros((n_latent + n_band * t.shape[1],) * 2)
@@ -241,7 +242,7 @@ def log_evidence(problem: Problem, solution: Solution, widening: list[FloatArray
                 precision[rows, n_latent + m * n_band + band] += by_itself[:, k, m]
         gradient = np.concatenate([downhill[i], (t * rest).sum(2).T.ravel()])
         scale = 1 / np.sqrt(precision.diagonal())
-        scaled = precision * scale[:, None] * scale + uncertainty.COVARIANCE_RIDGE * np.eye(len(scale))
+        scaled = precision * scale[:, None] * scale + constants.COVARIANCE_RIDGE * np.eye(len(scale))
         result[i] += 0.5 * (gradient * scale) @ np.linalg.solve(scaled, gradient * scale)
         result[i] -= 0.5 * np.linalg.slogdet(scaled)[1] - np.log(scale).sum()
     return result

@@ -95,6 +95,11 @@ class Bundle:
         Generators of a shift by one pixel in x and y.
     psf : float32 (n_band, q, q)
         Nominal effective PSFs, each of sum 1.
+    detail_shared : float32 (n_shared, n_basis)
+        Modes of detail that all bands share, see `deblendrt.engine.solve.detail`: coefficients of a galaxy of unit flux
+        for one standard deviation of the prior. A bundle without detail has none.
+    detail_band : float32 (n_band_mode, n_basis)
+        Modes of detail of single bands.
     sha256 : str
         SHA-256 of the manifest, which holds the hashes of all files: the bundle's identity.
     """
@@ -133,6 +138,8 @@ class Bundle:
     outskirts: NDArray[np.float32]
     shift: NDArray[np.float32]
     psf: NDArray[np.float32]
+    detail_shared: NDArray[np.float32]
+    detail_band: NDArray[np.float32]
     sha256: str
 
     @property
@@ -154,6 +161,11 @@ class Bundle:
     def full_basis(self) -> NDArray[np.float32]:
         """The basis with its outskirts, in full resolution: float32 (n_basis, s, s), read-only."""
         return _frozen(expand(self.basis, self.outskirts, self.outskirts_binning))
+
+    @functools.cached_property
+    def basis_sum(self) -> NDArray[np.float64]:
+        """Sum over pixels of each basis function, outskirts included: float64 (n_basis,), read-only."""
+        return _frozen(self.full_basis.sum((1, 2), dtype=np.float64))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -198,11 +210,11 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     contents = {name: _read(path, name, digest) for name, digest in files.items()}
     for name, graph in GRAPHS.items():
         check_onnx(contents[f"{name}.onnx"], f"bundle {path}: {name}.onnx", graph)
-    basis, cells, shift, psf = (_frozen(read_array(contents[name], f"bundle {path}: {name}")) for name in ARRAYS)
+    arrays: dict[str, Any] = {name.removesuffix(".npy"): _frozen(read_array(contents[name], f"bundle {path}: {name}"))
+                              for name in ARRAYS}
     values = manifest | {key: _frozen(np.array(manifest[key], np.float64)) for key in (*VECTORS, "prior_curvature")}
     values["bands"] = tuple(manifest["bands"])
-    bundle = Bundle(**values, path=path, basis=basis, outskirts=cells, shift=shift, psf=psf,
-                    sha256=hashlib.sha256(text).hexdigest())
+    bundle = Bundle(**values, **arrays, path=path, sha256=hashlib.sha256(text).hexdigest())
     _check_shapes(bundle)
     return bundle
 
@@ -249,9 +261,12 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 def _check_shapes(bundle: Bundle) -> None:
     size, n_basis = bundle.stamp_size, bundle.n_basis
     q = bundle.psf.shape[-1] if bundle.psf.ndim else 0
+    n_shared, n_band_mode = (modes.shape[0] if modes.ndim else 0
+                             for modes in (bundle.detail_shared, bundle.detail_band))
     n_cell = bundle.outskirts.shape[-1] if bundle.outskirts.ndim else 0
     for name, expected in (("basis", (n_basis, size, size)), ("outskirts", (n_basis, n_cell, n_cell)),
-                           ("shift", (2, n_basis, n_basis)), ("psf", (bundle.n_band, q, q))):
+                           ("shift", (2, n_basis, n_basis)), ("psf", (bundle.n_band, q, q)),
+                           ("detail_shared", (n_shared, n_basis)), ("detail_band", (n_band_mode, n_basis))):
         shape = getattr(bundle, name).shape
         if shape != expected:
             raise BundleError(f"bundle {bundle.path}: {name}.npy: expected shape {expected}, got {shape}")

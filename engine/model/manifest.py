@@ -12,9 +12,9 @@ import re
 import sys
 from typing import Any, NamedTuple
 
-FORMAT_REVISION = 2
+FORMAT_REVISION = 3
 MANIFEST = "manifest.json"
-ARRAYS = ("basis.npy", "outskirts.npy", "shift.npy", "psf.npy")
+ARRAYS = ("basis.npy", "outskirts.npy", "shift.npy", "psf.npy", "detail_shared.npy", "detail_band.npy")
 STORED_OUTPUTS = "golden.npz"  # inputs of the graphs, with their outputs in the framework of the training
 
 

@@ -18,6 +18,7 @@ class Settings:
     n_iteration: int
     start: str
     robust: bool
+    detail: bool
     center_sigma: float
     aperture_diameter: float
     star_fraction: float
@@ -25,9 +26,9 @@ class Settings:
     memory_limit: float | None
 
 
-def checked_settings(solver_name: str, n_iteration: int | None, start: str, robust: bool, center_sigma: float,
-                     aperture_diameter: float, star_fraction: float, n_threads: int, memory_limit: float | None, *,
-                     iterations: Mapping[str, int]) -> Settings:
+def checked_settings(solver_name: str, n_iteration: int | None, start: str, robust: bool, detail: bool,
+                     center_sigma: float, aperture_diameter: float, star_fraction: float, n_threads: int,
+                     memory_limit: float | None, *, iterations: Mapping[str, int]) -> Settings:
     """Check the options of `Deblender.deblend_batch`.
 
     Parameters
@@ -57,7 +58,7 @@ def checked_settings(solver_name: str, n_iteration: int | None, start: str, robu
         raise ValueError(f"memory_limit: expected a positive number of bytes, got {memory_limit!r}")
     if not _is_whole(n_threads, 1):
         raise ValueError(f"n_threads: expected a whole number of at least 1, got {n_threads!r}")
-    return Settings(solver_name, int(count), start, bool(robust), float(center_sigma),
+    return Settings(solver_name, int(count), start, bool(robust), bool(detail), float(center_sigma),
                     float(aperture_diameter), float(star_fraction), int(n_threads),
                     None if memory_limit is None else float(memory_limit))
 

@@ -33,6 +33,19 @@ POOR_DECREASE, POOR_FACTOR = 0.25, 4.0  # where L fell by less than this share o
 GOOD_DECREASE, GOOD_FACTOR = 0.5, 0.25  # where L fell by at least this share
 FLUX_DAMPED = 0.1  # lambda from which on fluxes are damped too: the second rejected step in a row
 
+# The covariance at the solution.
+PRIOR_STEP = 0.3  # of shapes, for central differences; a posterior's width. Pulls are the same from 0.05 to 1
+COVARIANCE_RIDGE = 3e-6  # of the unit diagonal: blocks are summed in float32
+
+# Detail, see `detail`.
+SHARED_SNR, BAND_SNR = 30.0, 150.0  # signal to noise, all bands together, from which a galaxy has each kind of modes
+DETAIL_FREEDOM = 4.0  # nu; from 1 to 20 the results are equivalent
+MIN_SCALE, MAX_SCALE = 1e-3, 300.0  # of a source's detail
+DETAIL_PASSES = 2
+# The joint solve is linear. An offset (pixel) or a shape (standard deviations of the prior) that would move farther
+# stays, and the rest is solved for again.
+MAX_LINEAR_OFFSET, MAX_LINEAR_SHAPE, HOLD_ROUNDS = 0.3, 1.0, 3
+
 # Limits of a step.
 MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
 MAX_OFFSET_STEP = 0.3  # pixel

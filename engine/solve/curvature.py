@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.compute import drawing
+from deblendrt.engine.compute import canvases, drawing
 from deblendrt.engine.compute.matmul import matmul
 from deblendrt.engine.compute.problem import Canvases, Problem, State
 from deblendrt.engine.solve import constants
@@ -176,3 +176,52 @@ def inverse(block: DoubleArray) -> DoubleArray:
     scaled = block * scale[:, :, None] * scale[:, None, :]
     scaled += constants.BLOCK_RIDGE * np.eye(block.shape[1])
     return np.linalg.inv(scaled) * scale[:, :, None] * scale[:, None, :]
+
+
+def unit_columns(state: State) -> FloatArray:
+    """Compute the derivatives of every band's coefficients by flux, offset and shape.
+
+    Returns
+    -------
+    float32 (n_source, n_band, 1 + 2 + n_shape, n_basis)
+    """
+    result = columns(state)
+    n_band = state.coefficients.shape[1]
+    result[:, :, 0] /= np.exp(state.latent[:, :n_band]).astype(np.float32)[:, :, None]
+    return result
+
+
+def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64]) -> dict[int, canvases.Placed]:
+    """Draw the derivatives of the model image by each source's parameters, where there may be weight.
+
+    Parameters
+    ----------
+    problem : Problem
+    unit : float32 (n_member, n_used, n_column, n_basis)
+        See `unit_columns`.
+    rows : int64 (n_member,)
+        Sources.
+
+    Returns
+    -------
+    dict of int to Placed
+        Images (n_used, n_column, height, width) by the number of the source.
+    """
+    drawn: dict[int, canvases.Placed] = {}
+    extent = problem.extent[rows]
+    first = drawing.corners(problem.folded, problem.corner[rows], extent)
+    for members, basis in problem.folded.take(rows).groups(len(rows)):
+        for k in np.unique(extent[members]).tolist():
+            here = members[extent[members] == k]
+            n_band, n_column = unit.shape[1:3]
+            # every column is drawn as if it were a source
+            lines = unit[here].transpose(0, 2, 1, 3).reshape(-1, n_band, unit.shape[3])
+            images = drawing.window_stamps(lines, basis.at(k))
+            images = images.reshape(len(here), n_column, n_band, *images.shape[2:]).swapaxes(1, 2)
+            cells = drawing.outskirts_cells(lines, basis).reshape(len(here), n_column, n_band, -1).swapaxes(
+                1, 2) if k > 0 else [None] * len(here)
+            for i, image, outer, (x, y) in zip(rows[here].tolist(), images, cells, first[here].tolist(), strict=True):
+                shape = problem.data[problem.scene[i]].shape
+                drawn[i] = canvases.place(image, x, y, shape) if outer is None else canvases.on_canvas(
+                    image, outer, basis, x, y, shape, problem.folded.half)
+    return drawn

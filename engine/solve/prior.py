@@ -121,3 +121,33 @@ def secant(curvature: DoubleArray, step: DoubleArray, change: DoubleArray) -> Do
     removed = expected[:, :, None] * expected[:, None, :] / np.where(good, before, 1.0)[:, None, None]
     added = change[:, :, None] * change[:, None, :] / np.where(good, after, 1.0)[:, None, None]
     return np.where(good[:, None, None], curvature - removed + added, curvature)
+
+
+def prior_precision(problem: Problem, latent: DoubleArray) -> DoubleArray:
+    """Compute the curvature P of the priors; it is one for the fluxes of bands without weight.
+
+    Parameters
+    ----------
+    problem : Problem
+    latent : float64 (n_source, n_latent)
+
+    Returns
+    -------
+    float64 (n_source, n_latent, n_latent)
+    """
+    n_band, n = problem.n_band, len(latent)
+    shape = slice(n_band + 2, latent.shape[1])
+    hessian = np.empty((n, latent.shape[1], latent.shape[1] - n_band - 2))
+    for k in range(hessian.shape[2]):
+        step = np.zeros(latent.shape[1])
+        step[n_band + 2 + k] = constants.PRIOR_STEP
+        ahead, back = (decoding.log_prior(problem, latent + sign * step)[1] for sign in (1, -1))
+        hessian[:, :, k] = (back - ahead) / (2 * constants.PRIOR_STEP)
+    curvature = hessian[:, shape]
+    values, vectors = np.linalg.eigh(0.5 * (curvature + curvature.transpose(0, 2, 1)))
+    block = np.zeros((n, latent.shape[1], latent.shape[1]))
+    block[:, shape, shape] = (vectors * np.maximum(values, 0.0)[:, None, :]) @ vectors.transpose(0, 2, 1)
+    block[:, [n_band, n_band + 1], [n_band, n_band + 1]] = problem.center_sigma**-2
+    band = np.arange(n_band)
+    block[:, band, band] = np.where(problem.measured, 0.0, 1.0)
+    return block

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deblendrt.engine.measure import fit_quality, uncertainty
+from deblendrt.engine.measure import fit_quality
 from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.engine.solve import constants
 from deblendrt.engine.units import AB_ZERO_POINT
@@ -111,21 +111,21 @@ def laplace(o: ObjectiveGraph, descent: DescentGraph, blends: BlendValues, point
     size = n * n_latent
     flat = precision.reshape(size, size)
     scale = 1.0 / b.sqrt(diagonal(b, flat, size))
-    scaled = flat * scale[:, None] * scale[None] + uncertainty.COVARIANCE_RIDGE * eye(b, size)
+    scaled = flat * scale[:, None] * scale[None] + constants.COVARIANCE_RIDGE * eye(b, size)
     covariance = inverse_by_blocks(b, scaled, n, n_latent) * scale[:, None] * scale[None]
     return covariance, (covariance.reshape(n, n_latent, n, n_latent) * units).sum(2)
 
 
 def prior_precision(o: ObjectiveGraph, latent: Value, n_latent: int) -> Value:
-    """See `deblendrt.engine.measure.uncertainty.prior_precision`; float64 (n_source, n_latent, n_latent)."""
+    """See `deblendrt.engine.solve.prior.prior_precision`; float64 (n_source, n_latent, n_latent)."""
     b, n, n_band, n_shape = o.b, o.n_source, o.n_band, o.bundle.n_shape
     steps = np.zeros((2 * n_shape, n_latent))
-    steps[:n_shape, n_band + 2 :] = uncertainty.PRIOR_STEP * np.eye(n_shape)
+    steps[:n_shape, n_band + 2 :] = constants.PRIOR_STEP * np.eye(n_shape)
     steps[n_shape:] = -steps[:n_shape]
     moved = (latent[None] + b.constant(steps[:, None])).reshape(-1, n_latent)
     gradient = b.inline(o.graphs["log_prior"], "log_prior", moved.cast(np.float32))[1].cast(np.float64)
     gradient = gradient.reshape(2, n_shape, n, n_latent)[:, :, :, n_band + 2 :]
-    hessian = ((gradient[1] - gradient[0]) / (2 * uncertainty.PRIOR_STEP)).transpose(1, 2, 0)
+    hessian = ((gradient[1] - gradient[0]) / (2 * constants.PRIOR_STEP)).transpose(1, 2, 0)
     shape = positive_part(b, (hessian + hessian.transpose(0, 2, 1)) * 0.5, n_shape)
     fixed = np.zeros((n_latent, n_latent))
     fixed[[n_band, n_band + 1], [n_band, n_band + 1]] = o.center_sigma**-2

@@ -162,6 +162,8 @@ def bundle_files() -> dict[str, bytes]:
     manifest = json.loads(manifests()[0]) | {"stamp_size": 5, "outskirts_binning": 1, "n_basis": 3, "n_component": 2}
     files = {"basis.npy": _npy(np.ones((3, 5, 5), np.float32)), "outskirts.npy": _npy(np.zeros((3, 0, 0), np.float32)),
              "shift.npy": _npy(np.zeros((2, 3, 3), np.float32)), "psf.npy": _npy(np.ones((1, 3, 3), np.float32)),
+             "detail_shared.npy": _npy(np.zeros((2, 3), np.float32)),
+             "detail_band.npy": _npy(np.zeros((1, 3), np.float32)),
              "golden.npz": arrays()[-1]}
     for name in ("decode", "decode_pullback", "decode_jacobian", "log_prior", "encode"):
         files[f"{name}.onnx"] = wire.encode(wire.shrunk(wire.decode(_shipped(f"{name}.onnx")), 3))

@@ -178,6 +178,8 @@ class ToyModel:
         np.save(folder / "basis.npy", self.phi)
         np.save(folder / "outskirts.npy", self.outskirts)
         np.save(folder / "shift.npy", self.shift)
+        for name in ("detail_shared", "detail_band"):
+            np.save(folder / f"{name}.npy", np.zeros((0, self.n_basis), np.float32))
         np.save(folder / "psf.npy", np.array([gaussian_psf(f) for f in PSF_FWHM]).astype(np.float32))
         sizes = graph_sizes(n_band=N_BAND, n_basis=self.n_basis, n_component=N_COMPONENT, n_shape=N_SHAPE,
                             cutout_size=CUTOUT)

@@ -151,6 +151,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     )
     fit.add_argument("--aperture", type=_positive, default=1.2, metavar="ARCSEC", help="diameter of the aperture of "
                      "aperture_flux (default 1.2)")  # fmt: skip
+    fit.add_argument("--no-detail", action="store_true", help="galaxies as the decoder draws them, without detail")
     fit.add_argument("--no-robust", action="store_true", help="plain Gaussian likelihood, without robust weights")
 
     many = run.add_argument_group("many inputs", "results: `deblendrt merge DIR`")

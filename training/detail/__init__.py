@@ -1,0 +1,1 @@
+"""Learning of detail: what galaxies have in addition to what a bundle's decoder draws."""
