@@ -28,16 +28,23 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of deblendrt-train, to a bundle")
     source.add_argument("--solver", metavar="BUNDLE",
                         help="folder of a bundle or name of a bundled model, to one graph that solves a scene")
+    source.add_argument("--detail", metavar="BUNDLE",
+                        help="folder of a bundle or name of a bundled model, to a bundle with newly learnt detail")
     source.add_argument("--triton", metavar="BUNDLE",
                         help="folder of a bundle or name of a bundled model, to a model repository")
     parser.add_argument("--out", type=Path, required=True, metavar="PATH",
                         help="folder of the bundle or repository, or file of the graph, to write")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
     bundle = parser.add_argument_group("bundles (--checkpoint)")
-    bundle.add_argument("--model-version", default="1", help="stored in the manifest (default 1)")
+    bundle.add_argument("--model-version", default="1", help="stored in the manifest (default 1); also of --detail")
     bundle.add_argument("--licence", default="BSD-3-Clause", help="licence of the weights (default BSD-3-Clause)")
     bundle.add_argument("--check-tensorrt", action="store_true",
                         help="also parse and build every graph under TensorRT (tensorrt-rtx; needs no GPU)")
+    detail = parser.add_argument_group("detail (--detail)")
+    detail.add_argument("--stamps", type=Path, metavar="DIR",
+                        help="FITS images of real galaxies to learn from; default: galaxies of the training population")
+    detail.add_argument("--galaxies", type=int, default=400, metavar="N", help="galaxies to draw (default 400)")
+    detail.add_argument("--scale", type=float, default=1.0, help="factor of the learnt covariance (default 1)")
     solver = parser.add_argument_group("solvers (--solver, --triton)")
     solver.add_argument("--sources", type=int, metavar="N", help="most sources of a scene")
     solver.add_argument("--size", type=int, nargs=2, metavar=("NY", "NX"), help="size of the image [pixel]")
@@ -58,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.checkpoint is not None:
         return _export_bundle(arguments)
+    if arguments.detail is not None:
+        return _learn_detail(arguments)
     if arguments.sources is None or arguments.size is None:
         parser.error("--solver and --triton need --sources and --size")
     return _export_solver(arguments)
@@ -92,6 +101,31 @@ def _export_bundle(arguments: argparse.Namespace) -> int:
                 print(f"{name}: parses and builds under TensorRT ({size / 1e6:.1f} MB)")
     except (ExportError, BundleError, tensorrt.TensorRTError, ValueError, OSError) as error:
         return _fail(str(error), FAILED)
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def _learn_detail(arguments: argparse.Namespace) -> int:
+    if missing := [name for name in ("torch", "zuko", "galsim", "galcheat", "onnx", "onnxscript")
+                   if importlib.util.find_spec(name) is None]:
+        return _fail(f"not installed: {', '.join(missing)} (pip install 'deblendrt[train]')", UNAVAILABLE)
+    from deblendrt.engine.deblender import Deblender
+    from deblendrt.export.bundle import check_target, write_detail
+    from deblendrt.training.detail.modes import learn_modes
+
+    try:
+        check_target(arguments.out, overwrite=arguments.overwrite)  # before the learning, which takes minutes
+        deblender = Deblender.load(arguments.detail)
+        learnt = learn_modes(deblender, arguments.stamps, n_galaxy=arguments.galaxies, scale=arguments.scale)
+    except (OSError, ValueError) as error:
+        return _fail(str(error), NO_INPUT)
+    try:
+        lines = write_detail(arguments.detail, arguments.out, learnt.shared, learnt.per_band,
+                             model_version=arguments.model_version, overwrite=arguments.overwrite)
+    except (OSError, ValueError) as error:
+        return _fail(str(error), FAILED)
+    print("\n".join(lines))
+    print(f"detail of {learnt.n_galaxy} galaxies, log evidence of a galaxy +{learnt.evidence:.1f}")
     print(f"wrote {arguments.out}")
     return 0
 
