@@ -219,8 +219,9 @@ class Deblender:
             there. False gives the plain chi-square with the listed sources alone.
         detail : bool
             True gives bright galaxies structure that the model's decoder cannot draw, in fluxes, errors and images, see
-            `deblendrt.engine.solve.detail`. It needs a bundle with modes of detail; the shipped ones have them. False
-            gives the decoder's galaxies, and the published objective together with `robust=False`. GPUs need False.
+            `deblendrt.engine.solve.detail`. It needs a bundle with modes of detail, see
+            `Bundle.detail_shared`; the shipped bundles have none. False gives the decoder's galaxies, and the published
+            objective together with `robust=False`. A GPU with such a bundle needs False.
         center_sigma : float [pixel]
             Standard deviation of the prior on a source's position around the given centre, per axis.
         aperture_diameter : float [arcsec]

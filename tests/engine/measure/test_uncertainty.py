@@ -18,8 +18,10 @@ from deblendrt.engine.measure import adaptive_moments, apertures, uncertainty
 from deblendrt.engine.measure.uncertainty import BlendCovariance
 from deblendrt.engine.model.networks import Runtime
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.solve import descent, joint_fluxes, objective
+from deblendrt.engine.solve import constants, descent, joint_fluxes, objective
+from deblendrt.engine.solve.curvature import derivative_images, unit_columns
 from deblendrt.engine.solve.descent import Solution
+from deblendrt.engine.solve.prior import prior_precision
 
 ANCHORS = np.array([[14, 20], [19, 23], [38, 8], [42, 40], [44, 33]])  # two blends of two and a source alone
 SHAPE = (50, 56)
@@ -71,9 +73,9 @@ def dense_prior(model: ToyModel, problem: Problem, latent: np.ndarray) -> np.nda
     block[:, range(N_BAND), range(N_BAND)] = ~problem.measured
     block[:, range(N_BAND, N_BAND + 2), range(N_BAND, N_BAND + 2)] = problem.center_sigma**-2
     for k in range(N_BAND + 2, N_LATENT):
-        step = uncertainty.PRIOR_STEP * np.eye(N_LATENT)[k]
+        step = constants.PRIOR_STEP * np.eye(N_LATENT)[k]
         change = model.log_prior(latent + step)[1] - model.log_prior(latent - step)[1]
-        block[:, k, N_BAND + 2 :] = -change[:, N_BAND + 2 :] / (2 * uncertainty.PRIOR_STEP)
+        block[:, k, N_BAND + 2 :] = -change[:, N_BAND + 2 :] / (2 * constants.PRIOR_STEP)
     return block
 
 
@@ -176,14 +178,14 @@ def test_prior_precision_is_the_second_derivative(toy_deblender: Deblender, toy_
     """Second differences of the density; the gradient's differences average the curvature over a wide step."""
     problem, solution = make(toy_deblender, toy_model)
     latent = solution.state.latent
-    block = uncertainty.prior_precision(problem, latent)
+    block = prior_precision(problem, latent)
     step = 1e-3
     corner = step * np.eye(N_LATENT)[N_BAND + 2 :]
     for j, a in enumerate(corner):
         for k, b in enumerate(corner):
             second = sum(s * t * toy_model.log_prior(latent + s * a + t * b)[0] for s in (1, -1) for t in (1, -1))
             np.testing.assert_allclose(block[:, N_BAND + 2 + j, N_BAND + 2 + k], -second / (2 * step) ** 2,
-                                       atol=0.1 * uncertainty.PRIOR_STEP**2 * 2 + 1e-3)
+                                       atol=0.1 * constants.PRIOR_STEP**2 * 2 + 1e-3)
     np.testing.assert_allclose(block, dense_prior(toy_model, problem, latent), atol=1e-5)
     np.testing.assert_array_equal(block, block.transpose(0, 2, 1))
 
@@ -194,7 +196,7 @@ def test_directions_in_which_the_prior_is_not_convex_count_as_flat(toy_deblender
     rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((N_SHAPE, N_SHAPE)))
     saddle = (rotation * [-3.0, 2.0, 0.5]) @ rotation.T
     convex = (rotation * [0.0, 2.0, 0.5]) @ rotation.T
-    block = uncertainty.prior_precision(with_prior(problem, saddle), solution.state.latent)
+    block = prior_precision(with_prior(problem, saddle), solution.state.latent)
     np.testing.assert_allclose(block[:, N_BAND + 2 :, N_BAND + 2 :], np.broadcast_to(convex, (5, 3, 3)), atol=1e-5)
     for blend in uncertainty.laplace(with_prior(problem, saddle), solution):
         assert np.linalg.eigvalsh(flat(blend)).min() > 0
@@ -219,9 +221,9 @@ def test_cross_blocks_vanish_where_windows_do_not_meet(toy_deblender: Deblender,
     far = [[5, 5], [50, 44], [8, 9]]
     problem, solution = make(toy_deblender, toy_model, far)
     assert toy_deblender.window < 36
-    unit = uncertainty.unit_columns(solution.state)
+    unit = unit_columns(solution.state)
     rows = np.arange(3)
-    drawn = uncertainty.derivative_images(problem, unit, rows)
+    drawn = derivative_images(problem, unit[rows], rows)
     precision = uncertainty.likelihood_precision(problem, solution.weights[0], drawn, rows)
     assert not precision[0, :, 1].any()
     assert not precision[1, :, 2].any()
@@ -286,7 +288,7 @@ def marginal_sigma(problem: Problem, solution: Solution) -> np.ndarray:
 
 def test_fixed_shapes_are_the_limit_of_a_narrow_prior(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     problem, solution = make(toy_deblender, toy_model)
-    unit = uncertainty.unit_columns(solution.state)[:, :, 0]
+    unit = unit_columns(solution.state)[:, :, 0]
     _, fixed = joint_fluxes.linear_fluxes(problem, unit, np.zeros((len(unit), N_BAND)), n_sweep=1)
     free = marginal_sigma(problem, solution)
     assert (free > fixed).all()
@@ -304,7 +306,7 @@ def test_without_light_the_prior_remains(toy_deblender: Deblender, toy_model: To
     latent = solution.state.latent.copy()
     latent[:, :N_BAND] = np.log(1e-4)
     dark = dataclasses.replace(solution, state=objective.evaluate(problem, latent))
-    prior = uncertainty.prior_precision(problem, latent)
+    prior = prior_precision(problem, latent)
     for blend in uncertainty.laplace(problem, dark):
         for member, i in enumerate(blend.rows):
             own = blend.own(member)[MOVE, MOVE]
