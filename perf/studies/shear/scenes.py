@@ -82,7 +82,8 @@ def draw_pairs(n: int, psf_ellipticity: float) -> Pairs:
     neighbours = pool[order[nearest]]
     both = population.Galaxies(**{
         f.name: np.stack([getattr(targets, f.name), getattr(neighbours, f.name)], 1)
-        .reshape(2 * MAX_PAIRS, *getattr(targets, f.name).shape[1:]) for f in dataclasses.fields(population.Galaxies)})
+        .reshape(2 * MAX_PAIRS, *getattr(targets, f.name).shape[1:]) for f in dataclasses.fields(population.Galaxies)
+        if getattr(targets, f.name) is not None})
     target = rng.uniform(-0.5, 0.5, (MAX_PAIRS, 2))
     distance = rng.uniform(*SEPARATION, MAX_PAIRS) / depth.pixel_scale
     direction = rng.uniform(0, 2 * np.pi, MAX_PAIRS)
