@@ -22,7 +22,7 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "perf" / "results"
 GROUPS = {
-    "accuracy": ("accuracy", "peers", "beyond", "stars", "shear", "robustness", "real", "ablation"),
+    "accuracy": ("accuracy", "peers", "beyond", "stars", "shear", "robustness", "real", "sky", "sky_tried", "ablation"),
     "performance": ("cpu", "gpu", "patch"),
     "embedding": ("embedding",),
 }
