@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import canvases
 from deblendrt.engine.compute.problem import Problem, where_measured
-from deblendrt.engine.solve import constants, joint_fluxes
-from deblendrt.engine.solve.curvature import assembled, by_latent, derivative_images, unit_columns
+from deblendrt.engine.solve import joint_fluxes
+from deblendrt.engine.solve.curvature import assembled, by_latent, covariance_of, derivative_images, unit_columns
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.detail import BlendCovariance
 from deblendrt.engine.solve.joint_step import inner_products
@@ -56,11 +56,7 @@ def laplace(problem: Problem, solution: Solution,
         member = np.arange(len(rows))
         precision[member, :, member] += prior[rows]
         n = len(rows) * precision.shape[1]
-        flat = precision.reshape(n, n)
-        scale = 1 / np.sqrt(flat.diagonal())
-        scaled = flat * scale[:, None] * scale
-        covariance = np.linalg.inv(scaled + constants.COVARIANCE_RIDGE * np.eye(n)) * scale[:, None] * scale
-        yield BlendCovariance(rows, (0.5 * (covariance + covariance.T)).reshape(precision.shape))
+        yield BlendCovariance(rows, covariance_of(precision.reshape(1, n, n)).reshape(precision.shape))
 
 
 def likelihood_precisions(problem: Problem, solution: Solution,

@@ -170,12 +170,18 @@ def apply_blocks(block: DoubleArray, v: DoubleArray) -> DoubleArray:
     return (block @ v[:, :, None])[:, :, 0]
 
 
-def inverse(block: DoubleArray) -> DoubleArray:
+def inverse(block: DoubleArray, ridge: float = constants.BLOCK_RIDGE) -> DoubleArray:
     """Invert symmetric positive blocks, with a ridge on the blocks scaled to unit diagonal."""
     scale = 1 / np.sqrt(block.diagonal(axis1=1, axis2=2))
     scaled = block * scale[:, :, None] * scale[:, None, :]
-    scaled += constants.BLOCK_RIDGE * np.eye(block.shape[1])
+    scaled += ridge * np.eye(block.shape[1])
     return np.linalg.inv(scaled) * scale[:, :, None] * scale[:, None, :]
+
+
+def covariance_of(precision: DoubleArray) -> DoubleArray:
+    """Invert precision matrices, float64 (n, m, m); the result is symmetric to the last bit."""
+    covariance = inverse(precision, constants.COVARIANCE_RIDGE)
+    return 0.5 * (covariance + covariance.transpose(0, 2, 1))
 
 
 def unit_columns(state: State) -> FloatArray:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute import canvases, drawing
 from deblendrt.engine.compute.problem import Canvases, Problem, where_measured
 from deblendrt.engine.solve import constants, objective
-from deblendrt.engine.solve.curvature import derivative_images, mean_weight, unit_columns
+from deblendrt.engine.solve.curvature import covariance_of, derivative_images, mean_weight, unit_columns
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.joint_fluxes import blend_rows
 from deblendrt.engine.solve.joint_step import inner_products
@@ -144,6 +144,8 @@ def solve_detail(problem: Problem, solution: Solution) -> DetailFit | None:
     DetailFit or None
         None: no source has detail.
     """
+    if not len(problem.bundle.detail_shared):
+        return None
     state = solution.state
     n_band, n_latent, n = problem.n_band, state.latent.shape[1], len(state.latent)
     unit = unit_columns(state)
@@ -219,18 +221,14 @@ def _gradients(problem: Problem, solution: Solution, unit: FloatArray, modes: Mo
 def source_modes(problem: Problem, solution: Solution, unit: FloatArray) -> Modes:
     """Choose the modes of every source by its signal to noise, and give them its fluxes."""
     state, n_band = solution.state, problem.n_band
-    n = len(unit)
     lines: dict[int, FloatArray] = {}
     bundle = problem.bundle
-    if not len(bundle.detail_shared):
-        return Modes(np.zeros(n, np.int64), np.zeros(n, np.int64), lines)
     snr = _signal_to_noise(problem, solution)
     shared = (snr > constants.SHARED_SNR) & ~problem.star
     by_band = (snr > constants.BAND_SNR) & ~problem.star
-    sums = bundle.basis_sum
     every = np.concatenate([bundle.detail_shared, bundle.detail_band]).astype(np.float64)
     flux = np.exp(state.latent[:, :n_band])
-    own = every @ sums
+    own = every @ bundle.basis_sum
     for i in np.flatnonzero(shared).tolist():
         n_mode = len(bundle.detail_shared) + (len(bundle.detail_band) if by_band[i] else 0)
         line = every[None, :n_mode] - own[None, :n_mode, None] * unit[i][:, None, 0]
@@ -345,11 +343,11 @@ def _step(system: _System, prior: DoubleArray, scale: DoubleArray, gradient: lis
     through = system.cross
     inverse_v = system.band
     if n_v:
-        inverse_v = _inverse(system.band + np.diag(v_prior))
+        inverse_v = covariance_of(system.band + np.diag(v_prior))
         through = inverse_v @ system.cross
         common -= (system.cross.transpose(0, 2, 1) @ through).sum(0)
         g_c -= (through.transpose(0, 2, 1) @ g_v[:, :, None])[:, :, 0].sum(0)
-    covariance = _inverse(common[None])[0]
+    covariance = covariance_of(common[None])[0]
     step = covariance @ g_c
     held = system.held
     for _ in range(constants.HOLD_ROUNDS):
@@ -361,7 +359,7 @@ def _step(system: _System, prior: DoubleArray, scale: DoubleArray, gradient: lis
         fixed[:, n_band : n_band + 2], fixed[:, n_band + 2 :] = held[:, :1], held[:, 1:]
         free = np.flatnonzero(~np.append(fixed, np.zeros(len(common) - fixed.size, bool)))
         step = np.zeros(len(common))
-        step[free] = _inverse(common[np.ix_(free, free)][None])[0] @ g_c[free]
+        step[free] = covariance_of(common[np.ix_(free, free)][None])[0] @ g_c[free]
     step_v = (inverse_v @ g_v[:, :, None])[:, :, 0] - through @ step if n_v else g_v
     with_detail = {}
     for a, i in enumerate(rows):
@@ -384,12 +382,17 @@ def _step(system: _System, prior: DoubleArray, scale: DoubleArray, gradient: lis
             with_detail[a] = both
         else:
             shared = x[i][n_latent : n_latent + n_u]
-            gamma = n_u - covariance[u, u].trace() / scale[i]
-            scale[i] = np.clip((constants.DETAIL_FREEDOM + shared @ shared) / (constants.DETAIL_FREEDOM + gamma),
-                               constants.MIN_SCALE, constants.MAX_SCALE)
+            scale[i] = next_scale(shared, covariance[u, u], scale[i])
     n = len(rows)
     matrix = covariance[: n * n_latent, : n * n_latent].reshape(n, n_latent, n, n_latent)
     return BlendCovariance(system.rows, matrix, with_detail)
+
+
+def next_scale(u: DoubleArray, covariance: DoubleArray, scale: float) -> float:
+    """Return the scale lambda of a source's detail from u, its covariance, and the scale at which both were found."""
+    gamma = len(u) - covariance.trace() / scale
+    return float(np.clip((constants.DETAIL_FREEDOM + u @ u) / (constants.DETAIL_FREEDOM + gamma),
+                         constants.MIN_SCALE, constants.MAX_SCALE))
 
 
 def _too_far(system: _System, x: list[DoubleArray], step: DoubleArray, n_band: int,
@@ -401,15 +404,6 @@ def _too_far(system: _System, x: list[DoubleArray], step: DoubleArray, n_band: i
     return np.asarray(length > (constants.MAX_LINEAR_OFFSET, constants.MAX_LINEAR_SHAPE))
 
 
-def _inverse(matrix: DoubleArray) -> DoubleArray:
-    """Invert symmetric positive matrices, with a ridge on the matrices scaled to unit diagonal."""
-    scale = 1 / np.sqrt(matrix.diagonal(axis1=-2, axis2=-1))
-    scaled = matrix * scale[..., :, None] * scale[..., None, :]
-    scaled += constants.COVARIANCE_RIDGE * np.eye(matrix.shape[-1])
-    inverse = np.linalg.inv(scaled) * scale[..., :, None] * scale[..., None, :]
-    return 0.5 * (inverse + np.swapaxes(inverse, -1, -2))
-
-
 def _fixed_shape_errors(systems: list[_System], n: int, n_band: int, n_latent: int) -> DoubleArray:
     """Errors of fluxes with all else held fixed."""
     result = np.full((n, n_band), np.inf)
@@ -419,6 +413,6 @@ def _fixed_shape_errors(systems: list[_System], n: int, n_band: int, n_latent: i
             flux = np.arange(m) * n_latent + b
             block = system.common[np.ix_(flux, flux)]
             known = block.diagonal() > 0
-            inner = _inverse(block[np.ix_(known, known)][None])[0]
+            inner = covariance_of(block[np.ix_(known, known)][None])[0]
             result[system.rows[known], b] = np.sqrt(inner.diagonal())
     return result

@@ -29,7 +29,7 @@ class RealGalaxy:
         Background subtracted; any unit.
     pixel_scale : float [arcsec]
     psf_fwhm : float [arcsec]
-        Of a Gaussian that is deconvolved; 0: the PSF is much narrower than the survey's.
+        FWHM of a Gaussian that is deconvolved; 0: the PSF is much narrower than the survey's.
     """
 
     image: NDArray[np.float64]

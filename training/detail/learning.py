@@ -33,7 +33,7 @@ AT_ONCE = 32  # galaxies fitted at once
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What the images say about the detail of galaxies.
+    """Information of the images about the detail of galaxies, all else marginalised.
 
     Attributes
     ----------
@@ -131,9 +131,7 @@ def posterior(found: Statistics, i: int, factor: NDArray[np.float64],
     inner = factor.T @ found.precision[i] @ factor
     spread = np.linalg.inv(inner + np.eye(len(inner)) / scale)
     u = spread @ (factor.T @ found.pull[i])
-    gamma = len(inner) - spread.trace() / scale
-    following = (constants.DETAIL_FREEDOM + u @ u) / (constants.DETAIL_FREEDOM + gamma)
-    return factor @ u, factor @ spread @ factor.T, float(np.clip(following, constants.MIN_SCALE, constants.MAX_SCALE))
+    return factor @ u, factor @ spread @ factor.T, detail.next_scale(u, spread, scale)
 
 
 def evidence(found: Statistics, covariance: NDArray[np.float64]) -> float:

@@ -21,7 +21,7 @@ class TrainingSet:
     Attributes
     ----------
     maps : Tensor, float32 (n, n_component, n_basis)
-        Of unit flux: bulge, disk, and bar, knots and companion of galaxies with structure.
+        Components of unit flux: bulge, disk, and bar, knots and companion of galaxies with structure.
     flux : Tensor, float32 (n, n_component, n_band) [nJy]
     """
 

@@ -164,7 +164,7 @@ def flux_score(scenes: Sequence[Injected], flux: NDArray[np.float64]) -> dict[st
     ----------
     scenes : sequence of Injected
     flux : float64 (n_scene, n_band) [nJy]
-        Of the injected galaxies; NaN where a deblender failed.
+        Fluxes of the injected galaxies; NaN where a deblender failed.
 
     Returns
     -------

@@ -86,7 +86,7 @@ def draw_worst(all_blends: Sequence[Blend], solution: Solution, path: Path) -> l
     all_blends : sequence of Blend
     solution : Solution
     path : Path
-        Of the picture.
+        File of the picture.
     """
     models = solution.models[SIZES[-1]]
     total = [excess(blend, model).sum() for blend, model in zip(all_blends, models, strict=True)]
