@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
+from perf import metrics
 from perf.report import median
 from perf.studies.sky import blends
 from perf.studies.sky.blends import BANDS, Blend
@@ -152,11 +153,6 @@ def inject_all(all_blends: Sequence[Blend], hst: Path, draws: int = DRAWS) -> li
     return [one for one in made if one is not None]
 
 
-def pull_width(pull: NDArray[np.float64]) -> float:
-    """1.4826 times the median absolute value of the finite pulls: 1 where errors are right."""
-    return float(1.4826 * np.median(abs(pull[np.isfinite(pull)])))
-
-
 def flux_score(scenes: Sequence[Injected], flux: NDArray[np.float64]) -> dict[str, Any]:
     """Errors of fluxes and colours, for every deblender.
 
@@ -218,10 +214,10 @@ def error_score(scenes: Sequence[Injected], found: Mapping[str, NDArray[Any]]) -
     def share(values: NDArray[np.bool_]) -> float:
         return float(values.mean()) if len(values) else float("nan")
 
-    return {"width": pull_width(pull), "beyond_3": share(~(abs(pull) <= 3)), "width_total": pull_width(total),
-            "beyond_3_total": share(wrong), "flagged": share(flagged), "flagged_right": share(~wrong[flagged]),
-            "missed": share(wrong[~flagged]), "color_width": pull_width(color_pull),
-            "position_width": pull_width(place_pull)}
+    pulls = {"width": pull, "width_total": total, "color_width": color_pull, "position_width": place_pull}
+    return {name: metrics.pull_summary(values)["width"] for name, values in pulls.items()} | {
+        "beyond_3": share(~(abs(pull) <= 3)), "beyond_3_total": share(wrong), "flagged": share(flagged),
+        "flagged_right": share(~wrong[flagged]), "missed": share(wrong[~flagged])}
 
 
 def measure(deblender: Deblender, scenes: Sequence[Injected],
