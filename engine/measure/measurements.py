@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
-from deblendrt.engine.measure import adaptive_moments, apertures, fit_quality, systematic_error, uncertainty
+from deblendrt.engine.measure import adaptive_moments, apertures, fit_quality, sky_level, systematic_error, uncertainty
 from deblendrt.engine.measure.light_shares import share
 from deblendrt.engine.result.rows import Rows
+from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.solve import constants, curvature, joint_fluxes, objective
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.detail import DetailFit
@@ -78,6 +79,8 @@ def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solu
     own = systematic_error.flux_error(misfit, map_flux, problem.bundle)
     hidden = systematic_error.from_neighbours(problem, map_flux, rows.flux_err[row], shared.flux_overlap)
     rows.write(row, flux_sys_err=np.where(measured, np.hypot(own, hidden), np.nan))
+    shift = np.abs(sky_level.flux_shift(problem, final, unit, rows.flux_err[row]))
+    rows.flag(row, Flag.SKY_OFFSET, (shift > sky_level.SKY_SHIFT * rows.flux_err[row]).any(1))
     moving = ~(remaining < fit_quality.CONVERGED)
     if detail is not None:  # its solve takes the last step of offset and shape
         moving[list(detail.lines)] = False

@@ -33,6 +33,7 @@ class Flag(enum.IntFlag):
     FOUND = 1 << 18
     PSF_MISSING = 1 << 19
     NEAR_RESIDUAL_PEAK = 1 << 20
+    SKY_OFFSET = 1 << 21
 
 
 DESCRIPTIONS: dict[Flag, str] = {
@@ -58,6 +59,7 @@ DESCRIPTIONS: dict[Flag, str] = {
     Flag.FOUND: "not in the list of sources: found in the residual of the others",
     Flag.PSF_MISSING: "no PSF was given for the source's cell: the nearest cell's was used",
     Flag.NEAR_RESIDUAL_PEAK: "a peak of the residual within 3 arcsec: a source that the list lacks, or a misfit",
+    Flag.SKY_OFFSET: "the residual has a sky that moves the flux by more than half of its error: background is off",
 }
 
 SUSPECT = Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.POOR_FIT | Flag.UNMODELLED_FLUX

@@ -1,4 +1,4 @@
-"""Changes of fluxes by incomplete lists, missing bands, masks, edges and crowding.
+"""Changes of fluxes by incomplete lists, missing bands, masks, edges, a wrong sky and crowding.
 
     python -m perf.studies.robustness
 
@@ -23,7 +23,7 @@ from deblendrt.engine.units import to_flux
 from deblendrt.training.simulation import blend_scenes
 from perf import scenes, study
 
-DISTRUST = int(SUSPECT | Flag.NEIGHBOUR_SUSPECT | Flag.NEAR_RESIDUAL_PEAK)
+DISTRUST = int(SUSPECT | Flag.NEIGHBOUR_SUSPECT | Flag.NEAR_RESIDUAL_PEAK | Flag.SKY_OFFSET)
 SEED = 41
 FAR = 3.0  # arcsec
 STAR = (18.0, 3.5)  # i magnitude, arcsec from a galaxy
@@ -31,7 +31,9 @@ PIXEL_SCALE = 0.2
 REFERENCE = 3  # i
 DENSITIES = (50, 100, 150)  # arcmin^-2
 SIDE, STAMP = 300, 101  # pixel, of a field and of a galaxy drawn into it
-
+SKIES = (0.0, -0.3, -0.1, 0.1, 0.3)  # sigma per pixel
+FAINT = 24.0  # i magnitude
+SMALL_MARGIN = 15  # pixel: cut off on all sides for small cutouts
 
 
 class Disturbances:
@@ -189,6 +191,27 @@ def masks_and_edges(cases: Disturbances) -> None:
         cases.compare(f"{left} pixels from the edge", result, target & cases.clean)
 
 
+def wrong_sky(cases: Disturbances) -> None:
+    """Add a sky to all bands, of whole scenes and of small cutouts; compare with the truth."""
+    cases.title("A sky that is left in the image (all sources, against the truth, in i)",
+                "case | sources | median flux error | median pull | SKY_OFFSET | of those with a pull above 2")
+    truth = np.concatenate(cases.flux)
+    sigma = cases.tests.sky_sigma[:, None, None]
+    bright = truth[:, REFERENCE] > to_flux(FAINT)
+    for margin, size in ((0, "whole scene"), (SMALL_MARGIN, "small cutout")):
+        for sky in SKIES:
+            cut = slice(margin, -margin or None)
+            result = cases.fit([(y + sky * sigma).astype(np.float32)[:, cut, cut] for y in cases.image],
+                               [c - margin for c in cases.centers], [v[:, cut, cut] for v in cases.variance])
+            error = (result.flux / truth - 1)[:, REFERENCE]
+            pull = ((result.flux - truth) / result.flux_err)[:, REFERENCE]
+            flagged = (result.flags & int(Flag.SKY_OFFSET)) > 0
+            for name, here in ((f"i < {FAINT:g}", bright), ("fainter", ~bright)):
+                cases.row(f"{size}, {sky:+g} sigma, {name}", int(here.sum()), float(np.median(error[here])),
+                          float(np.median(pull[here])), _share(flagged[here]),
+                          _share(flagged[here & (np.abs(pull) > 2)]))
+
+
 def field(density: int, seed: int) -> tuple[Any, ...]:
     """Draw a field of galaxies at least two pixels apart: image, variance, centres, fluxes."""
     pool, psf, depth = scenes.sky()
@@ -285,7 +308,7 @@ def main() -> None:
     """Measure everything, write the page."""
     arguments = study.parser("perf.studies.robustness", __doc__, n_scene=24).parse_args()
     cases = Disturbances(arguments.bundle, arguments.cache, arguments.n_scene)
-    for section in (incomplete_lists, missing_bands, masks_and_edges, crowding, large_galaxies):
+    for section in (incomplete_lists, missing_bands, masks_and_edges, wrong_sky, crowding, large_galaxies):
         start = time.process_time()
         section(cases)
         print(f"{section.__name__}: {time.process_time() - start:.0f} s", flush=True)
