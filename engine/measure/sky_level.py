@@ -23,8 +23,9 @@ from deblendrt.engine.solve import objective
 from deblendrt.engine.solve.descent import Solution
 
 SKY_BLOCK = 8  # pixel: side of a block, longer than the correlation of a coadd's noise
-QUIET_LIGHT = 0.2  # sigma per pixel. Galaxies swell in a sky of +0.3 sigma: in 6 test cutouts of 71 x 71 pixels 3% of the
-# bands have no level then, 72% with 0.1
+# sigma per pixel. Galaxies swell in a sky of +0.3 sigma: in 6 cutouts of 71 x 71 pixels 3% of the bands have no level
+# then, with a limit of 0.1 72%.
+QUIET_LIGHT = 0.2
 MIN_BLOCKS = 16  # fewer blocks give no level: their scatter is too uncertain
 SKY_SIGNIFICANCE = 5.0  # a level below this many errors counts as zero
 SKY_SHIFT = 0.5  # errors: a source whose flux moves by more in some band is flagged
