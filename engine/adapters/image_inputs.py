@@ -19,10 +19,22 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
             "star_fraction": arguments.star_fraction, "n_threads": arguments.threads}
 
 
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Return names of columns by role from ``x=NAME,y=NAME``; roles are those of `catalogues.COLUMN_ROLES`."""
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    found = {role.strip().lower(): name.strip() for role, _, name in pairs}
+    if any(not (sign and role.strip() and name.strip()) for role, sign, name in pairs) or len(found) < len(pairs):
+        raise ValueError(f"--columns: expected names such as x=NAME,y=NAME,id=NAME, got {text!r}")
+    return found
+
+
 def read_inputs(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[str]]:
     """Return the image, its list of sources, and notes about every assumption."""
     bands = fits_header.parse_bands(arguments.bands) if arguments.bands else None
-    image = fits.read_image(arguments.image, bands=bands, bad_bits=arguments.bad_bits)
+    columns = parse_columns(arguments.columns)
+    listed = arguments.catalog is None and not arguments.detect  # else the file's CENTERS are not used
+    image = fits.read_image(arguments.image, bands=bands, bad_bits=arguments.bad_bits,
+                            one_based=listed and arguments.one_based, columns=columns if listed else None)
     notes = list(image.notes)
     if image.bands is None:
         raise ValueError(
@@ -46,15 +58,19 @@ def read_inputs(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog,
 
     if arguments.catalog is not None and arguments.detect:
         raise ValueError("--catalog and --detect exclude each other")
+    if arguments.detect and (columns or arguments.one_based):
+        raise ValueError("--detect takes no list of sources: leave --columns and --one-based out")
     if arguments.catalog is not None:
-        catalog = read_source_list(arguments.catalog, image.wcs, arguments.one_based)
+        catalog = read_source_list(arguments.catalog, image.wcs, arguments.one_based, columns,
+                                   (image.image.shape[1], image.image.shape[2]))
+        notes += catalog.notes
     elif arguments.detect:
         from deblendrt.engine.files.detection import detect
 
         catalog = Catalog(detect(image.image, image.variance, image.mask, threshold=arguments.threshold))
         notes.append(f"{len(catalog.centers)} sources detected above {arguments.threshold:g} sigma")
     elif image.centers is not None:
-        catalog = Catalog(image.centers)
+        catalog = Catalog(image.centers, image.ids, image.kinds)
     else:
         raise ValueError(f"{image.path}: no CENTERS in the file: give --catalog CAT or --detect")
     if not len(catalog.centers):

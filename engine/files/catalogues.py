@@ -1,24 +1,29 @@
-"""Readers of tables of sources (FITS, ECSV, CSV, Parquet) and of the positions in them."""
+"""Lists of sources: the positions, identifiers and kinds in a table."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy import units as u
-from astropy.table import Table
+from astropy.coordinates import SkyCoord
+from astropy.table import Column, Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from deblendrt.engine.files.fits_check import open_fits
+from deblendrt.engine.files import sky_positions as sky
+from deblendrt.engine.files import table_files
+from deblendrt.engine.files.identifiers import by_small_letters, identifiers
 
-PIXEL_COLUMNS = ("x", "y")
-ONE_BASED_COLUMNS = ("x_image", "y_image")  # columns of SourceExtractor, which counts pixels from 1, as ds9 does
-SKY_COLUMNS = (("ra", "dec"), ("coord_ra", "coord_dec"), ("alpha_j2000", "delta_j2000"))
-MAX_LINE, MAX_HEADER = 2**17, 2**18  # bytes of the first line, which names the columns, and of the header of ECSV
-ID_COLUMNS = ("id", "objectid", "source_id", "number")
+PIXEL_COLUMNS = (("x", "y"), ("xcentroid", "ycentroid"), ("x_centroid", "y_centroid"), ("xcenter", "ycenter"),
+                 ("x_fit", "y_fit"), ("x_peak", "y_peak"))  # photutils counts from 0
+# SourceExtractor and ds9 count pixels from 1.
+ONE_BASED_COLUMNS = (("x_image", "y_image"), ("xwin_image", "ywin_image"), ("xpsf_image", "ypsf_image"),
+                     ("xmodel_image", "ymodel_image"), ("xpeak_image", "ypeak_image"))
+COLUMN_ROLES = ("x", "y", "ra", "dec", "id", "kind")
+DISAGREEMENT = 0.5  # pixel: positions of one source in two systems of coordinates agree to the digits of the file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,55 +34,32 @@ class Catalog:
     ----------
     centers : float64 (n_source, 2) [pixel]
         (x, y), 0-based; NaN where the table has no value.
-    ids : array (n_source,), or None
-        The table's identifiers.
+    ids : masked array (n_source,) of int64, float64 or str, or None
+        The table's identifiers; masked where the table has none.
     kinds : list of str (n_source,), or None
         "galaxy", "star" or "auto", from the column kind.
+    notes : tuple of str
+        Assumptions that the reader made, for the user.
     """
 
     centers: NDArray[np.float64]
-    ids: NDArray[Any] | None = None
+    ids: Any = None
     kinds: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
 
-def read_table(path: str | Path) -> Table:
-    """Read a table from FITS (the first table in the file), ECSV, CSV or Parquet (needs the extra ``parquet``).
-
-    Raises
-    ------
-    ValueError
-        The file is no table; the message says what the file holds.
-    FileNotFoundError
-        There is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        suffixes = {suffix.lower() for suffix in path.suffixes}
-        if suffixes & {".fits", ".fit", ".fz"}:
-            with open_fits(path) as hdus:
-                return Table.read(hdus)
-        if ".parquet" in suffixes:
-            return Table.read(path, format="parquet")
-        ecsv = ".ecsv" in suffixes
-        _check_text(path, ecsv)
-        return Table.read(path, format="ascii.ecsv" if ecsv else "ascii.csv")
-    except MemoryError:
-        raise
-    except Exception as error:  # astropy's readers raise different classes
-        raise ValueError(f"{path}: not readable as a table ({(str(error).splitlines() or [''])[0][:200]})") from error
+def read_table(path: str | Path, any_compression: bool = False) -> Table:
+    """Read a table; of several tables in a file the first with positions. See `table_files`."""
+    return table_files.read_first_table(path, _has_positions, any_compression)
 
 
-def identifiers(table: Table) -> tuple[NDArray[Any] | None, list[str] | None]:
-    """Return the identifiers (`ID_COLUMNS`) and the kinds of a table's sources; None if the column is missing."""
-    columns = {name.lower(): name for name in table.colnames}
-    key = next((columns[name] for name in ID_COLUMNS if name in columns), None)
-    return (None if key is None else np.asarray(table[key]),
-            [str(kind) for kind in table[columns["kind"]]] if "kind" in columns else None)
+def _has_positions(names: Sequence[str]) -> bool:
+    return any(pair[0] in names and pair[1] in names for pair in (*PIXEL_COLUMNS, *ONE_BASED_COLUMNS)) or bool(
+        sky.find(names))
 
 
-def read_source_list(path: str | Path, wcs: WCS | None = None, one_based: bool = False) -> Catalog:
+def read_source_list(path: str | Path, wcs: WCS | None = None, one_based: bool = False,
+                     columns: Mapping[str, str] | None = None, shape: tuple[int, int] | None = None) -> Catalog:
     """Read the sources of a catalogue file.
 
     Parameters
@@ -87,74 +69,202 @@ def read_source_list(path: str | Path, wcs: WCS | None = None, one_based: bool =
     wcs : astropy.wcs.WCS, optional
         The image's WCS, which a catalogue of sky positions needs.
     one_based : bool
-        The catalogue counts pixels from 1 (ds9, SourceExtractor). ``x_image, y_image`` are accepted then.
+        The catalogue counts pixels from 1 (ds9). Columns of SourceExtractor such as ``X_IMAGE`` always do.
+    columns : mapping of str to str, optional
+        The catalogue's names for the roles `COLUMN_ROLES`. A number is the number of a column, from 1.
+    shape : tuple of int, optional
+        n_y, n_x of the image.
 
     Raises
     ------
     ValueError
         The file is no table or has no positions; the message says what the file holds.
     """
-    table = read_table(path)
-    return Catalog(positions(str(path), table, wcs, one_based), *identifiers(table))
+    return source_list(str(path), read_table(path), wcs, one_based, columns, shape)
 
 
-def _check_text(path: Path, ecsv: bool) -> None:
-    """Refuse text that takes much more memory or time to read than its size suggests."""
-    with path.open("rb") as file:
-        first = file.readline(MAX_LINE + 1)
-        if len(first) > MAX_LINE:
-            raise ValueError(f"a first line of more than {MAX_LINE} bytes")
-        header = first
-        while ecsv and first.startswith(b"#") and len(header) <= MAX_HEADER:
-            first = file.readline(MAX_LINE + 1)
-            header += first
-    if ecsv and len(header) > MAX_HEADER:
-        raise ValueError(f"a header of more than {MAX_HEADER} bytes")
+def source_list(where: str, table: Table, wcs: WCS | None = None, one_based: bool = False,
+                columns: Mapping[str, str] | None = None, shape: tuple[int, int] | None = None) -> Catalog:
+    """Return the sources of a table; `where` begins error messages. See `read_source_list`."""
+    told = _told(where, table, columns)
+    notes: list[str] = []
+    centers = positions(where, table, wcs, one_based, told, shape, notes)
+    ids, kinds = identifiers(table, where, told, notes)
+    return Catalog(centers, ids, kinds, tuple(notes))
 
 
-def positions(where: str, table: Table, wcs: WCS | None = None, one_based: bool = False) -> NDArray[np.float64]:
-    """Return pixel positions from the columns ``x, y`` or from sky coordinates (degree, if the column has no unit).
+def _told(where: str, table: Table, columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the table's names of columns by role, from names or numbers that the caller told."""
+    told = {}
+    for role, name in (columns or {}).items():
+        if role not in COLUMN_ROLES:
+            raise ValueError(f"columns: expected names for {', '.join(COLUMN_ROLES)}, got one for {role!r}")
+        if name not in table.colnames and name.isdecimal() and 1 <= int(name) <= len(table.colnames):
+            name = table.colnames[int(name) - 1]
+        alike = [own for own in table.colnames if own.lower() == name.lower()]
+        if name not in table.colnames and len(alike) != 1:
+            raise ValueError(f"{where}: columns: no column {name!r}; found {_listed(table.colnames)}")
+        told[role] = name if name in table.colnames else alike[0]
+    for pair in (("x", "y"), ("ra", "dec")):
+        if len([role for role in pair if role in told]) == 1:
+            raise ValueError(f"columns: expected both {pair[0]} and {pair[1]}, got {dict(columns or {})}")
+    return told
+
+
+def _listed(names: Sequence[str]) -> str:
+    text = ", ".join(names[:40])
+    return text if len(names) <= 40 else f"{text}, ... ({len(names)} columns)"
+
+
+def positions(where: str, table: Table, wcs: WCS | None = None, one_based: bool = False,
+              told: Mapping[str, str] | None = None, shape: tuple[int, int] | None = None,
+              notes: list[str] | None = None) -> NDArray[np.float64]:
+    """Return pixel positions from columns of pixels or of sky coordinates.
+
+    Parameters
+    ----------
+    where : str
+        Begin of error messages.
+    table : astropy.table.Table
+    wcs, one_based, shape : see `read_source_list`
+    told : mapping of str to str, optional
+        Columns of the table by role.
+    notes : list of str, optional
+        Assumptions are appended.
 
     Returns
     -------
     float64 (n_source, 2) [pixel]
         (x, y), 0-based.
     """
-    columns = {name.lower(): name for name in table.colnames}
-    pixel = [PIXEL_COLUMNS, ONE_BASED_COLUMNS] if one_based else [PIXEL_COLUMNS]
-    for names in pixel:
-        if all(name in columns for name in names):
-            return _stack(where, table, [columns[name] for name in names]) - (1.0 if one_based else 0.0)
-    sky = sky_positions(where, table)
-    if sky is not None:
-        if wcs is None:
-            names = next(names for names in SKY_COLUMNS if all(name in columns for name in names))
-            raise ValueError(f"{where}: sky positions ({', '.join(names)}), but the image has no WCS")
-        finite = np.isfinite(sky).all(axis=1)
-        centers = np.full(sky.shape, np.nan)
-        # A position on the far side of the sky becomes NaN. The source stays in the list and is flagged.
-        centers[finite] = np.column_stack(wcs.all_world2pix(*sky[finite].T, 0, quiet=True))
-        return centers
-    hint = "; x_image, y_image count from 1: say so with one_based (--one-based)" if "x_image" in columns else ""
-    raise ValueError(f"{where}: expected columns x, y or ra, dec; found {', '.join(table.colnames)}{hint}")
+    told, notes, columns = told or {}, [] if notes is None else notes, by_small_letters(table)
+    names: tuple[str, str] | None = (told["x"], told["y"]) if "x" in told else None
+    pixels = None
+    shift = 1.0 if one_based else 0.0
+    if names is None and "ra" not in told:
+        for pairs, first in ((PIXEL_COLUMNS, shift), (ONE_BASED_COLUMNS, 1.0)):
+            pair = next((pair for pair in pairs if pair[0] in columns and pair[1] in columns), None)
+            if names is None and pair is not None:
+                names, shift = (columns[pair[0]], columns[pair[1]]), first
+                if pairs is ONE_BASED_COLUMNS and not one_based:
+                    notes.append(f"{where}: {', '.join(names)} count pixels from 1, as in SourceExtractor")
+    elif names is not None and names[0].lower() in {pair[0] for pair in ONE_BASED_COLUMNS}:
+        shift = 1.0
+    if names is not None:
+        pixels = _pixels(where, table, names) - shift
+    if "x" in told and "ra" not in told and pixels is not None:
+        return pixels
+    world = sky_columns(where, table, told, wcs, shape, notes)
+    if world is None:
+        if pixels is None:
+            raise ValueError(f"{where}: expected columns x, y or ra, dec; found {_listed(table.colnames)}; name them "
+                             "with columns (--columns x=NAME,y=NAME)")
+        return pixels
+    if wcs is None:
+        if pixels is not None:
+            return pixels
+        raise ValueError(f"{where}: sky positions (ra, dec), but the image has no WCS")
+    there = sky.to_pixels(wcs, world, where)
+    if pixels is None:
+        return there
+    _compare(where, pixels, there, names or ("x", "y"), notes)
+    return pixels
 
 
-def sky_positions(where: str, table: Table) -> NDArray[np.float64] | None:
-    """Return RA and Dec, float64 (n_source, 2) [deg], from the first of `SKY_COLUMNS` in a table; or None."""
-    columns = {name.lower(): name for name in table.colnames}
-    names = next((names for names in SKY_COLUMNS if all(name in columns for name in names)), None)
-    return None if names is None else _stack(where, table, [columns[name] for name in names], unit=u.deg)
+def _compare(where: str, pixels: NDArray[np.float64], there: NDArray[np.float64], names: tuple[str, str],
+             notes: list[str]) -> None:
+    """Raise ValueError if most positions in pixels are elsewhere than the positions on the sky; note single sources."""
+    offset = there - pixels
+    offset = offset[np.isfinite(offset).all(axis=1)]
+    if not len(offset):
+        return
+    far = np.hypot(*offset.T) > DISAGREEMENT
+    middle = np.median(offset, axis=0)
+    if far.mean() > 0.5 or (len(far) < 3 and far.any()):
+        hint = ("; the pixels seem to count from 1: say so with one_based (--one-based)"
+                if np.abs(middle + 1).max() < 0.2 else "")
+        raise ValueError(f"{where}: {', '.join(names)} and the sky positions disagree, by {middle[0]:.2f}, "
+                         f"{middle[1]:.2f} pixel (median){hint}; choose with columns (--columns x={names[0]},"
+                         f"y={names[1]} or ra=NAME,dec=NAME)")
+    if far.any():
+        notes.append(f"{where}: {', '.join(names)} and the sky positions disagree for {far.sum()} of {len(far)} "
+                     f"sources; {', '.join(names)} are used")
 
 
-def _stack(where: str, table: Table, names: list[str], unit: u.Unit | None = None) -> NDArray[np.float64]:
+def sky_columns(where: str, table: Table, told: Mapping[str, str] | None = None, wcs: WCS | None = None,
+                shape: tuple[int, int] | None = None, notes: list[str] | None = None) -> NDArray[np.float64] | None:
+    """Return right ascension and declination (ICRS), float64 (n_source, 2) [deg], of a table; None if it has none.
+
+    Parameters are those of `positions`. The WCS and the shape decide between degrees and radians for a column of
+    `sky_positions.UNSURE` without a unit.
+    """
+    told, columns = told or {}, by_small_letters(table)
+    if "ra" not in told and "x" not in told:
+        mixed = next((name for name in table.colnames if isinstance(table[name], SkyCoord)), None)
+        if mixed is not None:
+            own = table[mixed].icrs
+            return np.column_stack([np.ma.filled(np.ma.asarray(own.ra.deg), np.nan),
+                                    np.ma.filled(np.ma.asarray(own.dec.deg), np.nan)])
+    found = (told["ra"], told["dec"], "icrs") if "ra" in told else sky.find(list(columns))
+    if found is None:
+        return None
+    known = next((entry for entry in sky.SKY_COLUMNS if (entry[0], entry[1]) == (found[0].lower(), found[1].lower())),
+                 None)
+    frame = known[2] if known else "icrs"
+    names = [columns.get(name, name) if "ra" not in told else name for name in found[:2]]
+    if not len(table):
+        return np.empty((0, 2))
+    world = np.column_stack([sky.angles(where, name, table[name], hours=k == 0 and frame != "galactic")
+                             for k, name in enumerate(names)])
+    if tuple(name.lower() for name in names) == sky.UNSURE and all(
+            getattr(table[name], "unit", None) is None for name in names):
+        world = _degrees(where, world, wcs, shape, notes)
+    return sky.converted(world, frame)
+
+
+def _degrees(where: str, world: NDArray[np.float64], wcs: WCS | None, shape: tuple[int, int] | None,
+             notes: list[str] | None) -> NDArray[np.float64]:
+    """Return angles without a unit as degrees: they may be radians if they are small, and the image decides."""
+    with np.errstate(invalid="ignore"):
+        small = not ((np.abs(world[:, 0]) > 2 * np.pi).any() or (np.abs(world[:, 1]) > np.pi / 2).any())
+    if not small or not np.isfinite(world).any():
+        return world
+    if wcs is not None and shape is not None:
+        inside = []
+        for angles in (world, np.degrees(world)):
+            x, y = sky.to_pixels(wcs, angles, where).T
+            inside.append(int(((x > -1) & (x < shape[1]) & (y > -1) & (y < shape[0])).sum()))
+        if inside[0] != inside[1]:
+            if inside[1] > inside[0] and notes is not None:
+                notes.append(f"{where}: coord_ra, coord_dec have no unit: taken as radian, which is in the image")
+            return np.degrees(world) if inside[1] > inside[0] else world
+    raise ValueError(f"{where}: coord_ra, coord_dec have no unit, and may be degree or radian: give the columns a unit")
+
+
+def _pixels(where: str, table: Table, names: Sequence[str]) -> NDArray[np.float64]:
     values = []
     for name in names:
         column = table[name]
+        unit = str(getattr(column, "unit", None) or "")
+        if unit and unit.lower() not in ("pix", "pixel", "pixels"):
+            raise ValueError(f"{where}: column {name!r}: expected a position in pixels, got the unit {unit}")
         try:
-            numbers = np.ma.filled(np.ma.asarray(column).astype(np.float64), np.nan)
+            values.append(_floats(column))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: column {name!r} is not numeric ({column.dtype})") from error
-        if unit is not None and column.unit is not None:
-            numbers = (numbers * column.unit).to_value(unit)
-        values.append(np.asarray(numbers))
+            raise ValueError(f"{where}: column {name!r} is not numeric ({column.dtype}: {str(error)[:80]})") from error
     return np.stack(values, axis=1) if len(table) else np.empty((0, 2))
+
+
+def _floats(column: Any) -> NDArray[np.float64]:
+    """Return a column as numbers; NaN where it has no value."""
+    if hasattr(column, "value") and hasattr(column, "unit") and not isinstance(column, Column):
+        column = column.value  # a Quantity
+    values = np.ma.asarray(column)
+    if values.ndim != 1:
+        raise ValueError(f"an array of {values.shape[1:]} in each row")
+    if values.dtype.kind in "SUO":
+        texts = ["" if gone or value is None else str(value.decode() if isinstance(value, bytes) else value).strip()
+                 for value, gone in zip(np.ma.getdata(values), np.ma.getmaskarray(values), strict=True)]
+        return np.array([float(text) if text not in ("", "null", "None", "--", "N/A") else np.nan for text in texts],
+                        np.float64)
+    return np.asarray(np.ma.filled(values.astype(np.float64), np.nan))

@@ -14,7 +14,7 @@ The flux scale is the AB magnitude of one image unit: 31.4 if ``BUNIT`` is nJy, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from deblendrt.engine.files import fits_header
-from deblendrt.engine.files.catalogues import positions
+from deblendrt.engine.files.catalogues import Catalog, source_list
 from deblendrt.engine.files.fits_check import open_fits
 
 BAD_PLANES = ("BAD", "NO_DATA", "SAT", "SUSPECT", "EDGE")
@@ -50,6 +50,8 @@ class ImageFile:
     psf : float32 (n_band, q, q), or None
     centers : float64 (n_source, 2), or None [pixel]
         (x, y), 0-based.
+    ids, kinds : see `deblendrt.engine.files.catalogues.Catalog`
+        Identifiers and kinds of the sources in ``CENTERS``.
     zero_point : float, or None [AB magnitude of 1 unit]
     unit : str, or None
         Value of ``BUNIT``, unchanged.
@@ -67,6 +69,8 @@ class ImageFile:
     mask: NDArray[np.bool_] | None = None
     psf: NDArray[np.float32] | None = None
     centers: NDArray[np.float64] | None = None
+    ids: Any = None
+    kinds: list[str] | None = None
     zero_point: float | None = None
     unit: str | None = None
     pixel_scale: float | None = None
@@ -74,7 +78,8 @@ class ImageFile:
     notes: tuple[str, ...] = ()
 
 
-def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: int | None = None) -> ImageFile:
+def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: int | None = None, *,
+               one_based: bool = False, columns: Mapping[str, str] | None = None) -> ImageFile:
     """Read a scene from a FITS file.
 
     Parameters
@@ -86,6 +91,10 @@ def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: i
     bad_bits : int, optional
         A pixel is bad if ``MASK & bad_bits`` is not zero. The default is the bits of the planes `BAD_PLANES`,
         from the ``MP_`` header keys. In a mask of only 0 and 1, pixels of 1 are bad.
+    one_based : bool
+        The table ``CENTERS`` counts pixels from 1.
+    columns : mapping of str to str, optional
+        Names of the columns of ``CENTERS``, see `deblendrt.engine.files.catalogues.read_source_list`.
 
     Raises
     ------
@@ -96,7 +105,7 @@ def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: i
     """
     path = Path(path)
     with open_fits(path) as hdus:
-        return _read(path, hdus, tuple(bands) if bands else None, bad_bits)
+        return _read(path, hdus, tuple(bands) if bands else None, bad_bits, one_based, columns)
 
 
 def read_psf(path: str | Path, n_band: int) -> NDArray[np.float32]:
@@ -115,7 +124,8 @@ def read_psf(path: str | Path, n_band: int) -> NDArray[np.float32]:
     return np.broadcast_to(psf, (n_band, *psf.shape[1:])).copy()
 
 
-def _read(path: Path, hdus: fits.HDUList, bands: tuple[str, ...] | None, bad_bits: int | None) -> ImageFile:
+def _read(path: Path, hdus: fits.HDUList, bands: tuple[str, ...] | None, bad_bits: int | None, one_based: bool,
+          columns: Mapping[str, str] | None) -> ImageFile:
     named = {_name(hdu).upper(): hdu for hdu in hdus if _name(hdu) and _has_data(hdu)}
     notes: list[str] = []
     if "IMAGE" in named or _has_data(hdus[0]):
@@ -148,6 +158,11 @@ def _read(path: Path, hdus: fits.HDUList, bands: tuple[str, ...] | None, bad_bit
         raise ValueError(f"{path}[PSF]: shape {psf.shape}, expected ({image.shape[0]}, q, q)")
 
     wcs = fits_header.celestial_wcs(path, header)
+    sources: Catalog | None = None
+    if "CENTERS" in named:
+        sources = source_list(f"{path}[CENTERS]", _table(path, named["CENTERS"]), wcs, one_based, columns,
+                              (image.shape[1], image.shape[2]))
+        notes += sources.notes
     return ImageFile(
         path=path,
         image=image,
@@ -155,7 +170,9 @@ def _read(path: Path, hdus: fits.HDUList, bands: tuple[str, ...] | None, bad_bit
         variance=variance,
         mask=mask,
         psf=psf,
-        centers=positions(f"{path}[CENTERS]", _table(path, named["CENTERS"]), wcs) if "CENTERS" in named else None,
+        centers=None if sources is None else sources.centers,
+        ids=None if sources is None else sources.ids,
+        kinds=None if sources is None else sources.kinds,
         zero_point=zero_point,
         unit=unit if isinstance(unit := header.get("BUNIT"), str) else None,
         pixel_scale=fits_header.pixel_scale(path, wcs, header, hdus[0].header),

@@ -6,8 +6,8 @@ completely in its file, tables must be as wide as their columns, and pointers mu
 may unpack to `UNPACKED_RATIO` times the size of the file or to `UNPACKED_FLOOR`, whichever is more. Keywords of
 structure must occur once and be written as in the standard: readers could disagree about other forms.
 
-The check also refuses random groups, extensions of unusual kinds, PLIO and HCOMPRESS (funpack unpacks them), and files
-that are compressed as a whole by another method than gzip.
+The check also refuses random groups, extensions of unusual kinds, PLIO and HCOMPRESS (unless the caller trusts the
+file), and files that are compressed as a whole by another method than gzip.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ UNPACKED_FLOOR, UNPACKED_RATIO = 128 * 2**20, 100  # bytes, and a ratio; survey 
 MAX_PADDING = 10 * FITS_BLOCK  # zeros or blanks after the last extension; tapes were padded to 10 blocks
 BYTES = {8: 1, 16: 2, 32: 4, 64: 8, -32: 4, -64: 8}
 COMPRESSIONS = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "NOCOMPRESS")
+TRUSTING = ("PLIO_1", "HCOMPRESS_1")  # decoders that write where the compressed data say
 _WIDTH = {"L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "A": 1, "E": 4, "D": 8, "C": 8, "M": 16, "P": 8, "Q": 16}
 _STRUCTURE = re.compile(r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|GROUPS|TFIELDS|TFORM\d+|TBCOL\d+|THEAP|ZIMAGE|"
                         r"ZBITPIX|ZNAXIS\d*|ZTILE\d+|ZCMPTYPE|ZNAME\d+|ZVAL\d+")
@@ -45,7 +46,8 @@ Header = dict[str, Any]
 
 
 @contextlib.contextmanager
-def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | None = None) -> Iterator[fits.HDUList]:
+def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | None = None,
+              any_compression: bool = False) -> Iterator[fits.HDUList]:
     """Check the structure of a FITS file, plain or gzipped, and open it.
 
     Parameters
@@ -55,6 +57,9 @@ def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | Non
         Number of units to check, for a caller that reads only the first units.
     memmap : bool, optional
         Option of `astropy.io.fits.open`.
+    any_compression : bool
+        Also read images compressed by PLIO and HCOMPRESS. Their decoders trust the compressed data: for files from
+        sources that you trust.
 
     Raises
     ------
@@ -71,8 +76,8 @@ def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | Non
         limit = max(UNPACKED_FLOOR, UNPACKED_RATIO * packed)
         gzipped = file.read(2) == b"\x1f\x8b"
         if gzipped:
-            file = stack.enter_context(_unzipped(path, limit))
-        check_structure(file, str(path), limit, n_unit)
+            file = stack.enter_context(unzipped(path, limit))
+        check_structure(file, str(path), limit, n_unit, any_compression=any_compression)
         file.seek(0)
         try:
             yield stack.enter_context(fits.open(file if gzipped else path, memmap=memmap))
@@ -82,7 +87,7 @@ def open_fits(path: str | Path, n_unit: int | None = None, *, memmap: bool | Non
             raise OSError(f"{path}: not readable as FITS ({type(error).__name__}: {str(error)[:200]})") from error
 
 
-def _unzipped(path: Path, limit: int) -> IO[bytes]:
+def unzipped(path: Path, limit: int) -> IO[bytes]:
     """Unpack a gzipped file into a file without a name."""
     with tempfile.TemporaryFile() as target, gzip.open(path) as source:
         try:
@@ -97,7 +102,8 @@ def _unzipped(path: Path, limit: int) -> IO[bytes]:
         return os.fdopen(os.dup(target.fileno()), "rb")  # astropy needs a file that is open for reading only
 
 
-def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None = None) -> None:
+def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None = None, *,
+                    any_compression: bool = False) -> None:
     """Check the units of a FITS file, one after the other.
 
     Parameters
@@ -109,6 +115,8 @@ def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None 
         Bytes that all compressed images together may unpack to.
     n_unit : int, optional
         Largest number of units to check.
+    any_compression : bool
+        Accept PLIO and HCOMPRESS.
 
     Raises
     ------
@@ -129,7 +137,7 @@ def check_structure(file: IO[bytes], where: str, limit: int, n_unit: int | None 
                 columns = _columns(header)
                 _check_pointers(file, start, header, columns)
                 if header.get("ZIMAGE") is True:
-                    unpacked += _check_image(file, start, header, columns, limit - unpacked)
+                    unpacked += _check_image(file, start, header, columns, limit - unpacked, any_compression)
             elif header.get("XTENSION") == "TABLE":
                 _check_text_table(header)
             number += 1
@@ -278,11 +286,13 @@ def _check_pointers(file: IO[bytes], start: int, header: Header, columns: list[t
             raise _Fault("arrays of variable length that share their data")
 
 
-def _check_image(file: IO[bytes], start: int, header: Header, columns: list[tuple[int, str, str]], limit: int) -> int:
+def _check_image(file: IO[bytes], start: int, header: Header, columns: list[tuple[int, str, str]], limit: int,
+                 any_compression: bool) -> int:
     """Check a compressed image, and return the bytes that it unpacks to."""
-    if header.get("ZCMPTYPE") not in COMPRESSIONS:
-        raise _Fault(f"compression {header.get('ZCMPTYPE')!r}, expected one of {', '.join(COMPRESSIONS)}; funpack "
-                     "unpacks others")
+    known = (*COMPRESSIONS, *TRUSTING) if any_compression else COMPRESSIONS
+    if (kind := header.get("ZCMPTYPE")) not in known:
+        hint = "; for a file that you trust say any_compression (--any-compression)" if kind in TRUSTING else ""
+        raise _Fault(f"compression {kind!r}, expected one of {', '.join(known)}; funpack unpacks others{hint}")
     if header.get("ZBITPIX") not in BYTES or type(header["ZBITPIX"]) is not int:
         raise _Fault(f"ZBITPIX {header.get('ZBITPIX')!r}")
     axes = range(1, _integer(header, "ZNAXIS", 1, MAX_AXES) + 1)

@@ -15,7 +15,7 @@ from deblendrt.engine.result.result import DeblendResult
 
 def write_images(path: str | Path, result: DeblendResult, i_scene: int = 0, wcs: WCS | None = None) -> None:
     """Write the model and the residual of a scene, (band, y, x) in nJy, and the names of their bands."""
-    header = fits.Header() if wcs is None else wcs.to_header()
+    header = fits.Header() if wcs is None else wcs.to_header(relax=True)  # with the distortion (SIP)
     header["BUNIT"] = "nJy"
     header["BANDS"] = (",".join(result.bands), "names along the third axis")
     residual = fits.ImageHDU(result.residual(i_scene), header, name="RESIDUAL")

@@ -158,7 +158,8 @@ class AlertDeblender:
             rows = self.catalog.near(float(ra), float(dec), 1.01 * corner)
             sky.append(np.stack([self.catalog.ra[rows], self.catalog.dec[rows]], 1))
             origins += ["catalogue"] * len(rows)
-            ids += [None if self.catalog.ids is None else str(self.catalog.ids[r]) for r in rows]
+            ids += [None if self.catalog.ids is None or np.ma.getmaskarray(self.catalog.ids)[r]
+                    else str(self.catalog.ids[r]) for r in rows]
             kinds += [self.settings.kind if self.catalog.kinds is None else str(self.catalog.kinds[r]) for r in rows]
         if self.settings.history:
             sky.append(alert.positions)

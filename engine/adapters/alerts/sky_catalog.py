@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.files.catalogues import identifiers, read_table, sky_positions
+from deblendrt.engine.files.catalogues import read_table, sky_columns
+from deblendrt.engine.files.identifiers import identifiers
 from deblendrt.engine.scene.arguments import SOURCE_KINDS
 
 
@@ -20,7 +21,7 @@ class SkyCatalog:
     Attributes
     ----------
     ra, dec : float64 (n,) [deg]
-    ids : array (n,) or None
+    ids : masked array (n,) or None
     kinds : array of str (n,) or None
     """
 
@@ -44,13 +45,13 @@ class SkyCatalog:
             The file is no table, or a column is missing or wrong; the message says what the file holds.
         """
         table = read_table(path)
-        sky = sky_positions(str(path), table)
+        sky = sky_columns(str(path), table)
         if sky is None:
             raise ValueError(f"{path}: expected columns ra, dec; found {', '.join(table.colnames)}")
         ra, dec = sky.T
         usable = np.flatnonzero(np.isfinite(ra) & (np.abs(dec) <= 90))
         order = usable[np.argsort(dec[usable], kind="stable")]
-        ids, words = identifiers(table)
+        ids, words = identifiers(table, str(path))
         kinds = None if words is None else np.array(words, str)[order]
         if kinds is not None and (other := sorted(set(kinds) - set(SOURCE_KINDS))):
             raise ValueError(f"{path}: kind: expected {', '.join(SOURCE_KINDS)}, found {other[0]!r}")

@@ -18,6 +18,8 @@ from astropy import units as u
 from deblendrt.engine.adapters import image_inputs
 from deblendrt.engine.files import atomic_write, fits
 from deblendrt.engine.files.catalogues import Catalog
+from deblendrt.engine.files.identifiers import id_column
+from deblendrt.engine.files.sky_positions import to_icrs
 from deblendrt.engine.result.image_files import write_images, write_stamps
 from deblendrt.engine.result.result_file import tables
 from deblendrt.engine.scene.flags import Flag
@@ -83,11 +85,10 @@ def _claim(out: Path, targets: list[str], overwrite: bool) -> None:
 def _write(arguments: argparse.Namespace, result: DeblendResult, catalog: Catalog, image: fits.ImageFile) -> None:
     table = result.to_table()
     if catalog.ids is not None:
-        found = np.full(len(table) - len(catalog.ids), -1).astype(catalog.ids.dtype)
-        table.add_column(np.concatenate([catalog.ids, found]), name="catalog_id", index=1)  # -1: found in the residual
+        table.add_column(id_column(catalog.ids, len(table)), index=1)
     if image.wcs is not None:
         sky = np.full((len(table), 2), np.nan)
-        sky[result.fitted] = np.column_stack(image.wcs.all_pix2world(*result.position[result.fitted].T, 0))
+        sky[result.fitted] = to_icrs(image.wcs, result.position[result.fitted], str(image.path))
         table["ra"], table["dec"] = sky.T * u.deg
     with atomic_write.in_place_of(arguments.out / CATALOG) as partial:
         tables(result, table).writeto(partial, overwrite=True)

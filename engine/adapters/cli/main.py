@@ -116,9 +116,11 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--overwrite", action="store_true", help="replace results that are there")
 
     sources = run.add_argument_group("sources")
-    sources.add_argument("--catalog", type=Path, metavar="CAT", help="FITS, ECSV or CSV with x, y (0-based) or ra, dec,"
-                         " and kind (galaxy, star, auto); default: the image file's CENTERS")  # fmt: skip
-    sources.add_argument("--one-based", action="store_true", help="the catalogue counts pixels from 1")
+    sources.add_argument("--catalog", type=Path, metavar="CAT", help="FITS, VOTable, Parquet, ECSV, CSV or other text "
+                         "with x, y (0-based) or ra, dec, and id, kind; default: the image file's CENTERS")  # fmt: skip
+    sources.add_argument("--one-based", action="store_true", help="the catalogue, or CENTERS, counts pixels from 1")
+    sources.add_argument("--columns", metavar="x=NAME,y=NAME", help="the catalogue's columns for x, y, ra, dec, id, "
+                         "kind, by name, or by number from 1")  # fmt: skip
     sources.add_argument("--detect", action="store_true", help="find the sources with SEP instead of a catalogue")
     sources.add_argument("--find-missed", action="store_true", help="add peaks of the residual and fit once more")
     sources.add_argument("--kind", choices=("galaxy", "star", "auto"), help="kind of all sources; auto: the "

@@ -112,6 +112,9 @@ def run_shard(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     paths = list_inputs(arguments.image)
     units = split_into_units(paths, arguments.cutouts)
+    for_images = [name for name in ("catalog", "columns", "detect", "psf", "bad_bits") if getattr(arguments, name)]
+    if units and for_images and all(unit.row is not None for unit in units):
+        raise ValueError(f"--{for_images[0].replace('_', '-')}: for images, but all inputs are catalogues of cutouts")
     deblender = Deblender.load(arguments.model, device=arguments.device)
     options = image_inputs.options(arguments)
     run = _describe(arguments, options, paths, units, deblender)
@@ -181,19 +184,24 @@ def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
         told = {name: value for name in ("bands", "zero_point", "pixel_scale", "kind")
                 if (value := getattr(arguments, name)) is not None}
         for scene in CutoutCatalog(unit.path).rows(unit.row, unit.row + unit.stop - unit.start):
-            yield scene if isinstance(scene, ValueError) else told | scene  # the row's own values have precedence
+            if not isinstance(scene, ValueError):
+                scene = told | scene  # the row's own values have precedence
+                scene["centers"] = scene["centers"] - float(arguments.one_based)
+            yield scene
         return
     one = copy.copy(arguments)
     one.image = unit.path
     if arguments.catalog is not None:
         one.catalog = Path(str(arguments.catalog).format(stem=unit.path.name.split(".")[0], folder=unit.path.parent))
     try:
-        image, catalog, _ = image_inputs.read_inputs(one)
+        image, catalog, notes = image_inputs.read_inputs(one)
     except NOT_THE_INPUT:
         raise
     except Exception as error:  # astropy raises any class for a damaged file
         yield error
         return
+    for note in () if arguments.quiet else notes:
+        _log(f"{unit.path.name}: {note}")
     kind = arguments.kind or catalog.kinds
     yield {"image": image.image, "centers": catalog.centers, "variance": image.variance, "mask": image.mask,
            "psf": image.psf, "bands": image.bands, "zero_point": image.zero_point, "pixel_scale": image.pixel_scale,
@@ -203,8 +211,8 @@ def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
 def _describe(arguments: argparse.Namespace, options: dict[str, Any], paths: list[Path], units: list[Unit],
               deblender: Deblender) -> dict[str, Any]:
     """Return everything that the results depend on, and its fingerprint."""
-    told = {name: str(value) for name in ("catalog", "one_based", "detect", "threshold", "kind", "bands", "zero_point",
-                                          "pixel_scale", "psf", "bad_bits")
+    told = {name: str(value) for name in ("catalog", "one_based", "columns", "detect", "threshold", "kind", "bands",
+                                          "zero_point", "pixel_scale", "psf", "bad_bits")
             if (value := getattr(arguments, name)) is not None}
     run: dict[str, Any] = {
         "revision": SHARD_REVISION, "deblendrt": package_version("deblendrt") or "unknown",

@@ -16,9 +16,12 @@ from astropy.table import Table
 from deblendrt.engine.adapters.input_rows import Outcome, columns
 from deblendrt.engine.files import atomic_write
 from deblendrt.engine.files.fits_check import FITS_BLOCK
+from deblendrt.engine.files.identifiers import fits_text
+from deblendrt.engine.files.sky_positions import to_icrs
 from deblendrt.engine.result.result import DeblendResult
 
 UNITS = "units"  # folder of results
+MAX_ERROR = 500  # letters: one long reason would widen the column for all rows
 DIGEST = "DIGEST"  # card of a unit's primary header
 
 
@@ -71,6 +74,7 @@ def unit_tables(unit: Unit, outcomes: list[Outcome], empty: DeblendResult,
     """
     found = columns(outcomes, empty)
     number = found.pop("scene")
+    found["error"] = np.array([text[:MAX_ERROR] for text in found["error"]], object)
     catalog = Table({"input": unit.start + number, **{name: _texts(values) for name, values in found.items()}})
     if unit.row is None:
         _add_catalog(catalog, outcomes[0], extra)
@@ -91,18 +95,20 @@ def _add_catalog(catalog: Table, outcome: Outcome, extra: tuple[Any, Any] | None
         catalog_ids, wcs = extra
         if catalog_ids is not None:
             listed = min(len(catalog_ids), n)
-            ids[:listed] = [str(name) for name in catalog_ids[:listed]]
+            missing = np.ma.getmaskarray(catalog_ids)
+            ids[:listed] = ["" if missing[k] else fits_text(catalog_ids[k]) for k in range(listed)]
+            ids[listed:] = "-1"
         if wcs is not None:
             fitted = np.isfinite(np.asarray(catalog["x"], float))
-            sky[fitted] = np.column_stack(wcs.all_pix2world(catalog["x"][fitted], catalog["y"][fitted], 0))
+            sky[fitted] = to_icrs(wcs, np.column_stack([catalog["x"][fitted], catalog["y"][fitted]]))
     catalog["catalog_id"], catalog["ra"], catalog["dec"] = _texts(ids), sky[:, 0], sky[:, 1]
 
 
 def _texts(values: Any) -> Any:
-    """Return columns of objects as ASCII text, which FITS requires."""
+    """Return columns of objects as ASCII text, which FITS requires; other characters become escapes."""
     if np.asarray(values).dtype.kind != "O":
         return values
-    plain = [str(value).encode("ascii", "replace").decode()[:500] for value in values]
+    plain = [fits_text(value) for value in values]
     return np.array(plain) if plain else np.zeros(0, "U1")
 
 
