@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from deblendrt.engine.files import fits, fits_header
 from deblendrt.engine.files.catalogues import Catalog, read_source_list
+from deblendrt.engine.units import InputWarning
+
+
+@contextlib.contextmanager
+def gathered_notices() -> Iterator[list[str]]:
+    """Yield a list that takes the texts of notices, each text once, in place of warnings. Other warnings are shown."""
+    found: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def keep(message: Warning | str, category: type[Warning], *others: Any, **named: Any) -> None:
+            if not issubclass(category, InputWarning):
+                show(message, category, *others, **named)
+            elif str(message) not in found:
+                found.append(str(message))
+
+        warnings.showwarning = keep
+        warnings.simplefilter("always", InputWarning)
+        yield found
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
