@@ -33,7 +33,7 @@ numpydoc_class_members_toctree = False
 autosummary_context = {  # for extensions/templates/autosummary/module.rst: a folder is a page, its modules are sections
     "packages": _pyproject["tool"]["setuptools"]["packages"],
     "public_modules": [  # their classes are on the pages of the public interface
-        "deblendrt.engine.deblender", "deblendrt.engine.result.result", "deblendrt.engine.scene.psf_field"],
+        "deblendrt.engine.deblender", "deblendrt.engine.result.result", "deblendrt.engine.scene.psf.field"],
 }
 
 # Single backticks in docstrings name objects with a page (functions, modules) and without (arguments, fields).

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from deblendrt.engine.files.fits import ImageFile, read_image
     from deblendrt.engine.result.result import DeblendResult
     from deblendrt.engine.scene.flags import Flag
-    from deblendrt.engine.scene.psf_field import CellPsf
+    from deblendrt.engine.scene.psf.field import CellPsf
     from deblendrt.engine.units import InputWarning
 
 __all__ = ["CellPsf", "DeblendResult", "Deblender", "DeviceError", "Flag", "ImageFile", "InputWarning", "deblend_batch",
            "deblend_dask", "read_image"]
 
-_HOMES = {"CellPsf": "engine.scene.psf_field", "Deblender": "engine.deblender",
+_HOMES = {"CellPsf": "engine.scene.psf.field", "Deblender": "engine.deblender",
           "DeblendResult": "engine.result.result", "DeviceError": "cuda.driver.device", "Flag": "engine.scene.flags",
           "ImageFile": "engine.files.fits", "InputWarning": "engine.units",
           "deblend_dask": "engine.adapters.dask.cluster", "read_image": "engine.files.fits"}

@@ -33,7 +33,7 @@ from deblendrt.engine.result.rows import Rows, empty_chi2
 from deblendrt.engine.scene.batches import Chunk, Memory, divide_into_chunks
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 from deblendrt.engine.scene.patches import Part
-from deblendrt.engine.scene.psf import psf_key
+from deblendrt.engine.scene.psf.images import psf_key
 from deblendrt.engine.scene.scene import Scene, make_scenes, with_sources, with_stars
 from deblendrt.engine.scene.settings import Settings, checked_settings
 from deblendrt.engine.solve import constants, descent, unlisted

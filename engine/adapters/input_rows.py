@@ -24,7 +24,7 @@ from deblendrt.engine.result.fields import QUANTITIES, entries
 from deblendrt.engine.result.one_scene import scene_result
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.arguments import band_names
-from deblendrt.engine.scene.psf_field import CellPsf
+from deblendrt.engine.scene.psf.field import CellPsf
 
 PER_SCENE = ("variance", "mask", "psf", "kind", "background")
 PER_CALL = ("bands", "zero_point", "pixel_scale")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute.folded_basis import FoldedBasis
-from deblendrt.engine.scene.psf import psf_key
+from deblendrt.engine.scene.psf.images import psf_key
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

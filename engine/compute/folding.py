@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from deblendrt.engine.compute.folded_basis import NESTED, FoldedBasis, smaller_window
 from deblendrt.engine.compute.matmul import matmul
 from deblendrt.engine.model.bundle import Bundle
-from deblendrt.engine.scene.psf import normalize_psf, psf_fwhm, psf_key
+from deblendrt.engine.scene.psf.images import normalize_psf, psf_fwhm, psf_key
 
 PAD = 5  # pixel around the stamp for light that the PSF spreads; the kernel itself is not cut
 

@@ -15,8 +15,8 @@ from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.folded_bases import FoldedBases
 from deblendrt.engine.result.fields import Quantities
 from deblendrt.engine.scene.flags import NOT_FITTED
-from deblendrt.engine.scene.psf import psf_fwhm
-from deblendrt.engine.scene.psf_field import PsfField
+from deblendrt.engine.scene.psf.field import PsfField
+from deblendrt.engine.scene.psf.images import psf_fwhm
 from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.solve import constants, unlisted
 

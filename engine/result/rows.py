@@ -16,7 +16,7 @@ from deblendrt.engine.result.fields import QUANTITIES
 from deblendrt.engine.result.fitted_scenes import FittedScenes
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 from deblendrt.engine.scene.patches import Area, Part
-from deblendrt.engine.scene.psf_field import PsfField
+from deblendrt.engine.scene.psf.field import PsfField
 from deblendrt.engine.scene.scene import Scene
 from deblendrt.engine.scene.settings import Settings
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.scene import patches
 from deblendrt.engine.scene.patches import Part
-from deblendrt.engine.scene.psf_field import PsfField
+from deblendrt.engine.scene.psf.field import PsfField
 from deblendrt.engine.scene.scene import Scene
 
 CHUNK = 512  # sources solved together

@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.scene.psf_field import PsfField
+from deblendrt.engine.scene.psf.field import PsfField
 from deblendrt.engine.scene.scene import Scene
 
 SIDE = 800  # pixel: 300 MB of images at work in six bands

@@ -31,8 +31,8 @@ from deblendrt.engine.scene.arguments import (
 )
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.scene.images import GivenImages, Images, checked_band, with_variance
-from deblendrt.engine.scene.psf import NORM_TOLERANCE, normalize_psf
-from deblendrt.engine.scene.psf_field import CellPsf, PsfField, psf_field
+from deblendrt.engine.scene.psf.field import CellPsf, PsfField, psf_field
+from deblendrt.engine.scene.psf.images import NORM_TOLERANCE, normalize_psf
 from deblendrt.engine.scene.windows import Windows, anchor_pixels, too_close
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.adapters.rubin import rubin_objects
-from deblendrt.engine.scene.psf_field import CellPsf
+from deblendrt.engine.scene.psf.field import CellPsf
 
 
 def sample_psf(exposures: dict[str, Any], centers: NDArray[np.float64], xy0: tuple[int, int],

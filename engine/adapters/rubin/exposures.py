@@ -28,7 +28,7 @@ from deblendrt.engine.adapters.rubin.rubin_objects import Sources
 from deblendrt.engine.compute import canvases
 from deblendrt.engine.files.fits import BAD_PLANES
 from deblendrt.engine.measure.light_shares import footprint
-from deblendrt.engine.scene.psf_field import CELL, CellPsf
+from deblendrt.engine.scene.psf.field import CELL, CellPsf
 from deblendrt.engine.units import to_magnitude
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from deblendrt.engine.compute.cuda.streams import DevicePool, device_runtime
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene import batches
-from deblendrt.engine.scene.psf_field import CellPsf
+from deblendrt.engine.scene.psf.field import CellPsf
 from deblendrt.engine.solve import constants, descent, device_descent
 
 OFF = {"default": 5e-3, "hard": 2e-2}

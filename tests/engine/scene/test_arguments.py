@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deblendrt.engine.scene.psf_field import CellPsf
+from deblendrt.engine.scene.psf.field import CellPsf
 from deblendrt.engine.scene.scene import make_scenes
 
 HUGE = 10**400

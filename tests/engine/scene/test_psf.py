@@ -6,7 +6,7 @@ from tolerances import FLOAT32, relative_error
 
 from deblendrt.engine.compute import folding
 from deblendrt.engine.compute.folding import NARROW_RESIDUAL, fold, reference_transform
-from deblendrt.engine.scene.psf import normalize_psf, psf_fwhm, psf_key
+from deblendrt.engine.scene.psf.images import normalize_psf, psf_fwhm, psf_key
 
 SIZE = 41  # stamp
 TOLERANCE = {
