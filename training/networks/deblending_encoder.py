@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deblendrt.engine.compute import folding
 from deblendrt.engine.model import outskirts
-from deblendrt.engine.scene import psf
+from deblendrt.engine.scene.psf.images import psf_fwhm
 from deblendrt.training.config import Config
 from deblendrt.training.networks.encoder_blends import EncoderBlends, make_blends
 from deblendrt.training.networks.training_set import TrainingSet
@@ -111,7 +111,7 @@ def train_encoder(encoder: DeblendingEncoder, galaxy_encoder: GalaxyEncoder, dat
     for _ in tqdm(range(N_PSF), "blends", disable=None):
         drawn = survey.random_psf(depth, rng)
         folded = folding.fold(core, drawn.image, settings.basis.reference_psf_sigma)
-        fwhm = np.array([psf.psf_fwhm(image) for image in drawn.image], np.float32)
+        fwhm = np.array([psf_fwhm(image) for image in drawn.image], np.float32)
         chunks += [make_blends(data, settings, folded, fwhm, shift, min(500, per_psf - a), rng)
                    for a in range(0, per_psf, 500)]
     cutouts, offsets, summary, rows = (np.concatenate([getattr(c, f.name) for c in chunks])
