@@ -18,11 +18,11 @@ MARKER = re.compile(r"^<!-- table: (\w+) -->$", re.MULTILINE)
 
 def flags() -> str:
     """Return bit, name, meaning and group of every flag."""
-    from deblendrt.engine.scene.flags import DESCRIPTIONS, NOT_FITTED, SUSPECT, Flag
+    from deblendrt.engine.scene.flags import DESCRIPTIONS, NOT_FITTED, UNTRUSTED, Flag
 
     rows = ["| bit | name | meaning | group |", "|---:|---|---|---|"]
     for flag in Flag:
-        group = "not fitted" if flag & NOT_FITTED else "suspect" if flag & SUSPECT else ""
+        group = "not fitted" if flag & NOT_FITTED else "untrusted" if flag & UNTRUSTED else ""
         rows.append(f"| {flag.bit_length() - 1} | `{flag.name}` | {DESCRIPTIONS[flag]} | {group} |")
     return "\n".join(rows)
 

@@ -20,7 +20,7 @@ from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.model.bundle import Bundle
 from deblendrt.engine.model.manifest import BundleError
-from deblendrt.engine.result.fields import QUANTITIES, entries
+from deblendrt.engine.result.fields import entries
 from deblendrt.engine.result.one_scene import scene_result
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.arguments import band_names
@@ -237,7 +237,7 @@ def columns(outcomes: Sequence[Outcome], empty: DeblendResult) -> dict[str, NDAr
     for entry in entries(empty.bands):
         if entry.column not in _OF_THE_BATCH:
             values = [entry.values(result) for result in (*results, empty)]
-            nothing = np.array([QUANTITIES[entry.field].unfitted], values[-1].dtype)
+            nothing = np.array([entry.unfitted], values[-1].dtype)
             found[entry.column] = np.concatenate([*values, nothing])[index]
     for axis, name in enumerate(("x_input", "y_input")):
         given = [o.centers[:, axis] if len(o.centers) else np.array([np.nan]) for o in outcomes]

@@ -228,9 +228,18 @@ class Entry(NamedTuple):
         values: NDArray[Any] = getattr(result, self.field)
         return values if self.component is None else values[:, self.component]
 
+    @property
+    def unfitted(self) -> float:
+        """The column's value for a source that was not fitted."""
+        return QUANTITIES[self.field].unfitted if self.field in QUANTITIES else False
+
+
+TRUSTED = Entry("trusted", "trusted", None, None, "no flag that says not to trust the source")
+"""The column of `DeblendResult.trusted`, which follows from `flags`: a file holds it for its readers alone."""
+
 
 def entries(bands: tuple[str, ...]) -> list[Entry]:
-    """Return the columns of the catalogue; the quantities by band are in the middle, band after band.
+    """Return the columns of the catalogue: by band in the middle, band after band; `TRUSTED` is last.
 
     Parameters
     ----------
@@ -246,7 +255,7 @@ def entries(bands: tuple[str, ...]) -> list[Entry]:
                for b, band in enumerate(bands) for q in chosen if q.by_band]
     first, last = ([entry for q in part if not q.by_band for entry in component_columns(q)]
                    for part in (chosen[:low], chosen[low:]))
-    return [*first, *by_band, *last]
+    return [*first, *by_band, *last, TRUSTED]
 
 
 def component_columns(q: Quantity) -> Iterator[Entry]:

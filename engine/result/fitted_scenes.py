@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.folded_bases import FoldedBases
 from deblendrt.engine.result.fields import Quantities
-from deblendrt.engine.scene.flags import NOT_FITTED
+from deblendrt.engine.scene.flags import NOT_FITTED, trusted
 from deblendrt.engine.scene.psf.field import PsfField
 from deblendrt.engine.scene.psf.images import psf_fwhm
 from deblendrt.engine.scene.scene import Scene
@@ -72,6 +72,11 @@ class FittedScenes(Quantities):
     def fitted(self) -> NDArray[np.bool_]:
         """Sources that have a fit, bool (n_source,)."""
         return (self.flags & NOT_FITTED) == 0
+
+    @property
+    def trusted(self) -> NDArray[np.bool_]:
+        """Sources that have none of the flags `deblendrt.engine.scene.flags.UNTRUSTED`, bool (n_source,)."""
+        return trusted(self.flags)
 
     @property
     def extended(self) -> NDArray[np.bool_]:

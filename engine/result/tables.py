@@ -100,8 +100,8 @@ def rubin_table(result: FittedScenes) -> Table:
 
 def _rubin_name(entry: Entry, bands: tuple[str, ...]) -> str:
     """Return Rubin's name of a column; empty if Rubin has no such column."""
-    q = QUANTITIES[entry.field]
-    if not q.rubin:
+    q = QUANTITIES.get(entry.field)
+    if q is None or not q.rubin:
         return ""
     return f"{bands[entry.component or 0]}_{q.rubin[0]}" if q.by_band else q.rubin[entry.component or 0]
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import enum
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Flag(enum.IntFlag):
     """The bits of a source's `flags`; `DESCRIPTIONS` has their meanings."""
@@ -63,10 +66,27 @@ DESCRIPTIONS: dict[Flag, str] = {
 }
 
 SUSPECT = Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.POOR_FIT | Flag.UNMODELLED_FLUX
-"""Do not trust the fit of a source with any of these flags."""
+"""A source with any of these flags puts NEIGHBOUR_SUSPECT on the other sources of its blend."""
 
 NOT_FITTED = Flag.NO_DATA | Flag.OFF_IMAGE | Flag.CENTER_NOT_FINITE
 """A source with any of these flags has NaN results and an empty model."""
+
+UNTRUSTED = NOT_FITTED | Flag.POOR_FIT | Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.NEIGHBOUR_SUSPECT
+"""A source is trusted if it has none of these flags."""
+
+
+def trusted(flags: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return the mask of the sources that have none of the flags `UNTRUSTED`.
+
+    Parameters
+    ----------
+    flags : int64 (n_source,)
+
+    Returns
+    -------
+    bool (n_source,)
+    """
+    return (np.asarray(flags) & int(UNTRUSTED)) == 0
 
 
 def describe(flags: int) -> list[str]:

@@ -26,7 +26,6 @@ from astropy.table import Table
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.export.solver.solver_graph import solver_graph, write_solver
 from perf import report
 from perf.embedding import record
@@ -64,11 +63,10 @@ def node(graph: Path, files: list[Path]) -> list[Row]:
 
 
 def differences(rows: list[Row], expected: DeblendResult) -> tuple[np.ndarray, np.ndarray]:
-    """|flux - engine's flux| / flux_err of a scene, (n_source, n_band), and a mask of converged sources."""
+    """|flux - engine's flux| / flux_err of a scene, (n_source, n_band), and the mask of trusted sources."""
     flux = np.array([row["flux"] for row in rows], np.float64)
     assert (np.isfinite(flux) == np.isfinite(expected.flux)).all()
-    converged = (expected.flags & int(SUSPECT | Flag.NEIGHBOUR_SUSPECT)) == 0
-    return np.abs(flux - expected.flux) / expected.flux_err, converged
+    return np.abs(flux - expected.flux) / expected.flux_err, expected.trusted
 
 
 def agreement(deblender: Deblender, folder: Path, name: str, n_scene: int) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def agreement(deblender: Deblender, folder: Path, name: str, n_scene: int) -> di
         "file [MB]": graph.stat().st_size / 1e6, "seconds to export": export,
         "difference of fluxes in units of flux_err: median": float(np.median(difference)),
         "99th percentile": float(np.quantile(difference, 0.99)), "worst": float(difference.max()),
-        "worst among sources without SUSPECT or NEIGHBOUR_SUSPECT": float(converged.max()),
+        "worst among trusted sources": float(converged.max()),
         "the engine against itself, sources in reverse order: median": float(np.median(np.concatenate(reversed_order))),
         "its 99th percentile": float(np.quantile(np.concatenate(reversed_order), 0.99)),
         "its worst": float(np.concatenate(reversed_order).max()),

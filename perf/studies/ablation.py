@@ -306,7 +306,7 @@ def markdown(figures: dict[str, Any]) -> str:
         f"{figures['n_scene']} scenes, {figures['n_source']} galaxies, scenes sha256 `{figures['scenes_sha256']}`. "
         f"Made by `{figures['command']}`. Every row changes one thing of the default. The first three rows solve for "
         "fluxes only, with given profiles. Errors are medians; pulls are of all sources above "
-        f"SNR {MIN_SNR:g}, flagged or not. *Expected* is the median error if reported errors are right and Gaussian; "
+        f"SNR {MIN_SNR:g}, trusted or not. *Expected* is the median error if reported errors are right and Gaussian; "
         "times are the processor's.", table,
         f"The posterior expects a flux error of {report.number(default['expected'])} in r and the engine's is "
         f"{report.number(default['flux_error_r'])}; the floor's are "

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from deblendrt.engine import Deblender, DeblendResult
 from deblendrt.engine.scene import patches
-from deblendrt.engine.scene.flags import SUSPECT, Flag
 from deblendrt.training import config
 from deblendrt.training.simulation import blend_scenes, population, survey
 from perf import study
@@ -33,7 +32,6 @@ SEED = 20_261_123
 REPEAT = 2  # repetitions along each axis
 NODE = 80  # pixel: grid of the galaxies' PSFs
 STAMP = 151  # pixel: of the drawn galaxies; larger galaxies lose light far below the noise
-SUSPECT_FLAGS = int(SUSPECT | Flag.NEIGHBOUR_SUSPECT)
 EDGE = 32.0  # pixel: half a window; sources nearer to an edge have neighbours in another part
 
 
@@ -109,7 +107,7 @@ def measures(result: DeblendResult, flux: NDArray[np.float64], chosen: NDArray[n
     """Summary of flux errors and pulls in i of some sources."""
     b = result.bands.index("i")
     good = chosen & (flux[:, b] > 10 * result.flux_err[:, b])
-    trusted = good & ((result.flags & SUSPECT_FLAGS) == 0)
+    trusted = good & result.trusted
     pull = (result.flux[:, b] - flux[:, b]) / result.flux_err[:, b]
     return {"n": int(good.sum()), "error": float(np.median(np.abs(result.flux[good, b] / flux[good, b] - 1))),
             "width": float(1.4826 * np.median(np.abs(pull[good]))), "beyond": float((np.abs(pull[good]) > 3).mean()),

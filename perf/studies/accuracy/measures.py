@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.measure import apertures
-from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.scene.flags import UNTRUSTED, Flag
 from deblendrt.engine.solve import constants
 from deblendrt.training.simulation import blend_scenes, components, population
 from perf import metrics, report, scenes
@@ -177,7 +177,7 @@ def calibrate(deblender: Deblender, tests: scenes.SceneSet, solver: str, result:
     reference = reference_truth(galaxies, centers, i, deblender.bundle.reference_psf_sigma)
     moved, given = jittered(deblender, tests)
     snr, snr_i = truth["snr"], truth["snr"][:, i : i + 1]
-    good, moved_good = uncertainty.trusted(result.flags), uncertainty.trusted(moved.flags)
+    good, moved_good = result.trusted, moved.trusted
     axes = ("x", "y")
     quantities = {
         "Flux": (uncertainty.pulls(bands, result.flux, result.flux_err, flux, snr), good),
@@ -203,15 +203,15 @@ def calibrate(deblender: Deblender, tests: scenes.SceneSet, solver: str, result:
     before, after = given - centers, moved.position - centers
     every = (result.flux[:, i] - flux[:, i]) / result.flux_err[:, i]
     found = {
-        "solver": solver, "min_snr": uncertainty.MIN_SNR, "n_source": len(good), "n_unflagged": int(good.sum()),
-        "untrusted": [flag.name for flag in Flag if flag & uncertainty.UNTRUSTED],
+        "solver": solver, "min_snr": uncertainty.MIN_SNR, "n_source": len(good), "n_trusted": int(good.sum()),
+        "untrusted": [flag.name for flag in Flag if flag & UNTRUSTED],
         "notes": {**NOTES, "Position, errors in the given centres": _position_note(before, after, moved_good)},
         "quantities": uncertainty.summaries(quantities),
         "by_snr": uncertainty.in_bins(every, good, snr[:, i], report.SNR_EDGES),
         "by_blendedness": uncertainty.in_bins(pull_i, good, truth["blendedness"][:, i], report.BLENDEDNESS_EDGES),
         "by_flag": uncertainty.by_flag(pull_i, result.flags),
         "worst_all": uncertainty.worst_groups(pull_i, properties),
-        "worst_unflagged": uncertainty.worst_groups(np.where(good, pull_i, np.nan), properties)}
+        "worst_trusted": uncertainty.worst_groups(np.where(good, pull_i, np.nan), properties)}
     return found, quantities
 
 
@@ -238,7 +238,7 @@ def _color_pulls(result: Any, flux: FloatArray, snr: FloatArray) -> uncertainty.
 def _position_note(before: FloatArray, after: FloatArray, good: NDArray[np.bool_]) -> str:
     """Errors of the given centres and of the fitted positions, as a sentence."""
     def figures(error: FloatArray) -> str:
-        return (f"{np.sqrt(np.nanmean(error**2)):.3f} pixel ({np.sqrt(np.nanmean(error[good] ** 2)):.3f} unflagged; "
+        return (f"{np.sqrt(np.nanmean(error**2)):.3f} pixel ({np.sqrt(np.nanmean(error[good] ** 2)):.3f} trusted; "
                 f"1.48 times the median absolute error {1.4826 * report.median(np.abs(error).ravel()):.3f})")
 
     return (f"Errors of the given centres: N(0, {uncertainty.CENTER_SIGMA} pixel) per axis. RMS error per axis before "

@@ -54,8 +54,8 @@ def _pull_table(what: str, rows: Sequence[tuple[str, dict[str, Any]]], *, share:
 
 
 def _both(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Rows of a table, first for all sources and then for unflagged sources, from summaries by name."""
-    return [(f"{name}, {which}", both[which]) for which in ("all", "unflagged") for name, both in found.items()]
+    """Rows of a table, first for all sources and then for trusted sources, from summaries by name."""
+    return [(f"{name}, {which}", both[which]) for which in ("all", "trusted") for name, both in found.items()]
 
 
 def _calibration(found: dict[str, Any]) -> list[str]:
@@ -64,8 +64,8 @@ def _calibration(found: dict[str, Any]) -> list[str]:
              f"Solver {found['solver']}; sources with an SNR above {found['min_snr']:g} in the band (positions, "
              "ellipticities: in i; colours: in both bands). A pull is (measured - true) / reported error; coverage is "
              "how often the truth lies inside 1, 2 and 3 reported errors, 68.3%, 95.4% and 99.7% if errors are right "
-             f"and Gaussian. *Unflagged* sources carry none of {', '.join(found['untrusted'])} "
-             f"({found['n_unflagged']} of {found['n_source']} sources).",
+             f"and Gaussian. *Trusted* sources carry none of {', '.join(found['untrusted'])} "
+             f"({found['n_trusted']} of {found['n_source']} sources).",
              "![pulls and coverage](accuracy.png)"]
     for name, by_label in found["quantities"].items():
         lines += [f"### {name}", *([found["notes"][name]] if name in found["notes"] else []),
@@ -77,7 +77,7 @@ def _calibration(found: dict[str, Any]) -> list[str]:
               "The Laplace approximation describes a single minimum, and only errors that the model can make. Pulls of "
               "the flux in i by flag; a source may have several "
               "flags:", _pull_table("flag", list(found["by_flag"].items()))]
-    for key, title in (("worst_all", "all sources"), ("worst_unflagged", "unflagged sources")):
+    for key, title in (("worst_all", "all sources"), ("worst_trusted", "trusted sources")):
         lines += [f"The groups with the most flux pulls in i beyond 3, {title}. Groups overlap. A Gaussian has 0.3% "
                   "beyond 3. *Share* is the group's part of all pulls beyond 3.",
                   _pull_table("group", [(row["group"], row) for row in found[key]], share=True)]
@@ -111,7 +111,7 @@ def _realisations(found: list[dict[str, Any]]) -> list[str]:
             markdown_table(["blend", "separation [pixel]", "band", "reported error / scatter",
                             "RMS error / reported error", "bias / reported error", "reported correlation",
                             "sample correlation"], rows),
-            "Sources without a flag: " + ", ".join(f"{b['name']} {percent(b['unflagged'])}" for b in found) + "."]
+            "Trusted sources: " + ", ".join(f"{b['name']} {percent(b['trusted'])}" for b in found) + "."]
 
 
 def _cost(figures: dict[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ def draw(quantities: Mapping[str, tuple[Pulls, NDArray[np.bool_]]], band: str, p
     Parameters
     ----------
     quantities : mapping of str to (Pulls, bool (n_source,))
-        The pulls, and which sources are unflagged. "Flux" must be among the keys.
+        The pulls, and which sources are trusted. "Flux" must be among the keys.
     band : str
         The band in which quantities other than the flux are shown.
     path : Path
@@ -41,7 +41,7 @@ def draw(quantities: Mapping[str, tuple[Pulls, NDArray[np.bool_]]], band: str, p
     panels[0].set_ylim(0.5, max(2.0, 2.5 * fullest))
     axes = lower.subplots(1, 3, sharey=True)
     for axis, keep, title in ((axes[0], np.ones_like(good), "flux, all sources"),
-                              (axes[1], good, "flux, unflagged sources")):
+                              (axes[1], good, "flux, trusted sources")):
         for label, pull in zip(pulls.labels, pulls.pull.T, strict=True):
             axis.plot(GRID, metrics.coverage(pull[keep], GRID), lw=1.3, color=BAND_COLORS.get(label), label=label)
         _finish(axis, title)
@@ -49,7 +49,7 @@ def draw(quantities: Mapping[str, tuple[Pulls, NDArray[np.bool_]]], band: str, p
         pull = found.pull[keep]
         pull = (pull[:, found.labels.index(band)] if band in found.labels else pull).ravel()
         axes[2].plot(GRID, metrics.coverage(pull, GRID), lw=1.3, label=name[0].lower() + name[1:])
-    _finish(axes[2], f"unflagged sources, fluxes in {band}")
+    _finish(axes[2], f"trusted sources, fluxes in {band}")
     axes[0].set_ylabel("fraction of truths inside")
     figure.savefig(path, dpi=100)
 
@@ -59,7 +59,7 @@ def _histogram(axis: Any, label: str, pull: NDArray[np.float64], good: NDArray[n
     width = edges[1] - edges[0]
     finite = np.isfinite(pull)
     for keep, style in ((finite, {"color": "0.75", "label": "all"}),
-                        (finite & good, {"histtype": "step", "color": "C0", "lw": 1.3, "label": "unflagged"})):
+                        (finite & good, {"histtype": "step", "color": "C0", "lw": 1.3, "label": "trusted"})):
         axis.hist(np.clip(pull[keep], edges[0], edges[-1]), edges, **style)
     middle = np.linspace(-RANGE, RANGE, 200)
     scale = (finite & good).sum() * width / np.sqrt(2 * np.pi)

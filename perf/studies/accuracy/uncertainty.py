@@ -1,8 +1,8 @@
 """Tests of the reported errors: pulls and coverage on the test scenes, covariances against noise realisations.
 
 Pulls. (measured - true) / reported error of every quantity with an error, for sources above an SNR of 10. They are
-summarised for all sources and for unflagged sources, which carry none of the flags `UNTRUSTED`; then by SNR, by
-blendedness, and for the groups of sources that do worst.
+summarised for all sources and for trusted sources; then by SNR, by blendedness, and for
+the groups of sources that do worst.
 
 Noise realisations. A few blends of two or three galaxies are simulated without noise and deblended under many
 realisations of the noise, each with its own error of the given centres. The sample covariance of the fluxes is compared
@@ -22,15 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.scene.flags import NOT_FITTED, SUSPECT, Flag
+from deblendrt.engine.scene.flags import Flag, trusted
 from deblendrt.training.simulation import blend_scenes, population, survey
 from perf import metrics, report
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-UNTRUSTED = (NOT_FITTED | SUSPECT | Flag.NEIGHBOUR_SUSPECT | Flag.NON_FINITE | Flag.BAD_VARIANCE
-             | Flag.MASKED_CENTER | Flag.TOO_CLOSE)
 MIN_SNR = 10.0
 MIN_GROUP = 15  # sources; the fraction beyond 3 of a smaller group says nothing
 N_WORST = 10
@@ -73,42 +71,37 @@ def pulls(labels: tuple[str, ...], measured: FloatArray, error: FloatArray, true
     return Pulls(labels, np.where(snr > MIN_SNR, (measured - true) / error, np.nan))
 
 
-def trusted(flags: NDArray[np.int64]) -> BoolArray:
-    """Mask of the sources without any of the flags `UNTRUSTED`."""
-    return (flags & int(UNTRUSTED)) == 0
-
-
 def summaries(quantities: Mapping[str, tuple[Pulls, BoolArray]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """`metrics.pull_summary` by quantity, label and "all" or "unflagged" sources.
+    """`metrics.pull_summary` by quantity, label and "all" or "trusted" sources.
 
     Parameters
     ----------
     quantities : mapping of str to (Pulls, bool (n_source,))
-        The pulls, and which sources are without flags.
+        The pulls, and which sources are trusted.
     """
-    return {name: {label: {"all": metrics.pull_summary(column), "unflagged": metrics.pull_summary(column[good])}
+    return {name: {label: {"all": metrics.pull_summary(column), "trusted": metrics.pull_summary(column[good])}
                    for label, column in zip(found.labels, found.pull.T, strict=True)}
             for name, (found, good) in quantities.items()}
 
 
 def in_bins(pull: FloatArray, good: BoolArray, by: FloatArray, edges: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Summaries of a column of pulls in bins, low <= by < high, for all and for unflagged sources."""
+    """Summaries of a column of pulls in bins, low <= by < high, for all and for trusted sources."""
     rows = []
     for low, high in itertools.pairwise(edges):
         inside = (by >= low) & (by < high)
         rows.append({"low": low, "high": high, "all": metrics.pull_summary(pull[inside]),
-                     "unflagged": metrics.pull_summary(pull[inside & good])})
+                     "trusted": metrics.pull_summary(pull[inside & good])})
     return rows
 
 
 def by_flag(pull: FloatArray, flags: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
-    """Summaries of the sources with each flag that occurs, and of unflagged sources."""
+    """Summaries of the sources with each flag that occurs, and of trusted sources."""
     rows = {}
     for flag in Flag:
         having = (flags & int(flag)) != 0
         if np.isfinite(pull[having]).any():
             rows[str(flag.name)] = metrics.pull_summary(pull[having])
-    return {**rows, "none that says not to trust": metrics.pull_summary(pull[trusted(flags)])}
+    return {**rows, "trusted": metrics.pull_summary(pull[trusted(flags)])}
 
 
 def worst_groups(pull: FloatArray, properties: Mapping[str, FloatArray]) -> list[dict[str, Any]]:
@@ -185,7 +178,7 @@ def realise(deblender: Any, galaxies: population.Galaxies, psf: survey.Psf, dept
     Returns
     -------
     list of dict
-        `compare_covariance` of each blend, with ``name``, ``separation`` (n_pair,) [pixel] and ``unflagged``,
+        `compare_covariance` of each blend, with ``name``, ``separation`` (n_pair,) [pixel] and ``trusted``,
         a fraction.
     """
     rows = []
@@ -205,7 +198,7 @@ def realise(deblender: Any, galaxies: population.Galaxies, psf: survey.Psf, dept
         reported = np.mean([result.flux_covariance(range(k * m, (k + 1) * m)) for k in range(n_realisation)], axis=0)
         separation = [float(np.hypot(*(scene.centers[i] - scene.centers[j]))) for i, j in pairs(m)]
         rows.append({"name": name, "n_realisation": n_realisation, "separation": separation,
-                     "unflagged": float(trusted(result.flags).mean()),
+                     "trusted": float(result.trusted.mean()),
                      **compare_covariance(flux, reported, scene.flux, depth.bands)})
     return rows
 

@@ -23,7 +23,6 @@ from deblendrt.engine.measure import fit_quality, systematic_error
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import Flag
 from perf import metrics, report, study
-from perf.studies.accuracy import uncertainty
 from perf.studies.beyond import departures, page, plots
 from perf.studies.beyond.departures import DEPARTURES, Departure, Field
 
@@ -54,7 +53,7 @@ def columns(result: DeblendResult, fields: list[Field]) -> dict[str, NDArray[Any
         "pull": (flux - true[:, b]) / error,
         "pull_total": (flux - true[:, b]) / np.hypot(error, systematic),
         "systematic": systematic / flux,
-        "flagged": ~uncertainty.trusted(result.flags[listed]),
+        "untrusted": ~result.trusted[listed],
         "poor": (result.flags[listed] & int(Flag.POOR_FIT)) != 0,
         "snr": np.concatenate([f.snr for f in fields])[:, b],
         "alone": np.repeat([len(f.flux) == 1 for f in fields], [len(f.flux) for f in fields]),
@@ -68,13 +67,13 @@ def summarise(found: dict[str, NDArray[Any]], keep: NDArray[np.bool_]) -> dict[s
     -------
     dict
         ``n``; medians ``flux_error``, ``bias``, ``color_error``, ``systematic``; robust widths ``width``,
-        ``width_unflagged``, ``width_total``, ``width_total_unflagged``; fractions ``beyond_3``, ``beyond_3_unflagged``,
-        ``beyond_3_total``, ``flagged``; ``caught`` and ``caught_wrong``, the flagged fractions of the sources beyond 3
-        and of the sources that are also off by more than `WRONG`; ``silent``, the fraction of sources that are wrong
-        and not flagged; ``false_alarm``, the flagged fraction of the sources within 3.
+        ``width_trusted``, ``width_total``, ``width_total_trusted``; fractions ``beyond_3``, ``beyond_3_trusted``,
+        ``beyond_3_total``, ``untrusted``; ``caught`` and ``caught_wrong``, the untrusted fractions of the sources
+        beyond 3 and of the sources that are also off by more than `WRONG`; ``silent``, the fraction of sources that are
+        wrong and trusted; ``false_alarm``, the untrusted fraction of the sources within 3.
     """
     own = {name: values[keep] for name, values in found.items()}
-    good, beyond = ~own["flagged"], np.abs(own["pull"]) > 3
+    good, beyond = ~own["untrusted"], np.abs(own["pull"]) > 3
     wrong = beyond & (np.abs(own["relative"]) > WRONG)
 
     def share(part: NDArray[np.bool_], of: NDArray[np.bool_]) -> float:
@@ -82,14 +81,14 @@ def summarise(found: dict[str, NDArray[Any]], keep: NDArray[np.bool_]) -> dict[s
 
     every = np.ones_like(good)
     pulls = {f"width{name}{suffix}": metrics.pull_summary(own[f"pull{name}"][rows])["width"]
-             for name in ("", "_total") for suffix, rows in (("", every), ("_unflagged", good))}
+             for name in ("", "_total") for suffix, rows in (("", every), ("_trusted", good))}
     return {"n": int(keep.sum()), "flux_error": report.median(np.abs(own["relative"])),
             "bias": report.median(own["relative"]), "color_error": report.median(own["color"]),
             "systematic": report.median(own["systematic"]), **pulls, "beyond_3": share(beyond, every),
-            "beyond_3_unflagged": share(beyond, good), "beyond_3_total": share(np.abs(own["pull_total"]) > 3, every),
-            "flagged": share(own["flagged"], every), "poor": share(own["poor"], every),
-            "caught": share(own["flagged"], beyond), "caught_wrong": share(own["flagged"], wrong),
-            "silent": share(wrong & good, every), "false_alarm": share(own["flagged"], ~beyond)}
+            "beyond_3_trusted": share(beyond, good), "beyond_3_total": share(np.abs(own["pull_total"]) > 3, every),
+            "untrusted": share(own["untrusted"], every), "poor": share(own["poor"], every),
+            "caught": share(own["untrusted"], beyond), "caught_wrong": share(own["untrusted"], wrong),
+            "silent": share(wrong & good, every), "false_alarm": share(own["untrusted"], ~beyond)}
 
 
 def groups(found: dict[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
@@ -119,8 +118,9 @@ def measure(bundle: str, scale: float) -> tuple[dict[str, Any], list[plots.Examp
         if case.name in plots.SHOWN:
             examples.append(plots.example(case.name, result, fields[shown], shown))
         row = summary[case.name]["all"]
-        print(f"{case.name}: width {row['width']:.2f}, total {row['width_total']:.2f}, flagged {row['flagged']:.2f}, "
-              f"caught {row['caught']:.2f}, false alarms {row['false_alarm']:.2f}", file=sys.stderr)
+        print(f"{case.name}: width {row['width']:.2f}, total {row['width_total']:.2f}, "
+              f"untrusted {row['untrusted']:.2f}, caught {row['caught']:.2f}, "
+              f"false alarms {row['false_alarm']:.2f}", file=sys.stderr)
     every = {name: np.concatenate([found[name] for found in pooled]) for name in pooled[0]}
     return {
         "bundle": bundle,

@@ -12,22 +12,22 @@ UNFIT = 2.0  # times the control's median flux error: a case above it counts as 
 WORSE, WIDE, SILENT = 1.25, 1.3, 0.02  # limits of `verdict`
 
 ACCURACY = ("flux_error", "bias", "color_error")
-ERRORS = ("width", "beyond_3", "width_unflagged", "beyond_3_unflagged", "systematic", "width_total", "beyond_3_total",
-          "width_total_unflagged")
-FLAGS = ("flagged", "poor", "caught", "caught_wrong", "silent", "false_alarm")
+ERRORS = ("width", "beyond_3", "width_trusted", "beyond_3_trusted", "systematic", "width_total", "beyond_3_total",
+          "width_total_trusted")
+FLAGS = ("untrusted", "poor", "caught", "caught_wrong", "silent", "false_alarm")
 LABELS = {
     "flux_error": "flux error", "bias": "bias", "color_error": "abs d(g-r) [mag]", "width": "width",
-    "beyond_3": "beyond 3", "width_unflagged": "width, unflagged", "beyond_3_unflagged": "beyond 3, unflagged",
+    "beyond_3": "beyond 3", "width_trusted": "width, trusted", "beyond_3_trusted": "beyond 3, trusted",
     "systematic": "flux_sys_err", "width_total": "width with flux_sys_err", "beyond_3_total": "beyond 3 with it",
-    "width_total_unflagged": "width with it, unflagged", "flagged": "flagged", "poor": "POOR_FIT",
+    "width_total_trusted": "width with it, trusted", "untrusted": "untrusted", "poor": "POOR_FIT",
     "caught": "caught", "caught_wrong": "caught, off by > 10%", "silent": "wrong and silent",
     "false_alarm": "false alarms",
 }
-PERCENT = {"flux_error", "bias", "systematic", "beyond_3", "beyond_3_unflagged", "beyond_3_total", *FLAGS}
+PERCENT = {"flux_error", "bias", "systematic", "beyond_3", "beyond_3_trusted", "beyond_3_total", *FLAGS}
 VERDICTS = {
     "same": "Fitted as well as the control",
     "says so": "Fitted less well, and the errors or the flags say so",
-    "silent": "Fitted less well, and not always flagged",
+    "silent": "Fitted less well, and trusted more often",
 }
 
 
@@ -36,7 +36,7 @@ def verdict(row: Row, control: Row) -> str:
 
     A case is fitted as well as the control if the median flux error is at most `WORSE` times the control's, and the
     robust width of the pulls, `flux_sys_err` included, at most `WIDE`. A case is silent if the share of sources that
-    are off by more than 10% and 3 sigma without a flag exceeds the control's by more than `SILENT`.
+    are off by more than 10% and 3 sigma and trusted exceeds the control's by more than `SILENT`.
     """
     if row["silent"] > control["silent"] + SILENT:
         return "silent"
@@ -55,9 +55,9 @@ def markdown(figures: Mapping[str, Any]) -> str:
         f"in blends of four; LSST 10-year noise and seeing. Made by `{figures['command']}` "
         f"({figures['cpu_seconds'] / 60:.0f} minutes of CPU). Fluxes, pulls and S/N are those in {band}. A pull is "
         "(measured - true) / `flux_err`; widths are 1.4826 times the median absolute pull, 1 where errors are right. "
-        "*With flux_sys_err*: the denominator is hypot(`flux_err`, `flux_sys_err`). *Flagged*: with a flag that says "
-        "not to trust the source or its neighbours. *Caught*: flagged, of those beyond 3 sigma. *Wrong and silent*: "
-        "off by more than 10% and 3 sigma without a flag, of all. *False alarms*: flagged, of those within 3 sigma.",
+        "*With flux_sys_err*: the denominator is hypot(`flux_err`, `flux_sys_err`). *Untrusted*: not "
+        "`result.trusted`. *Caught*: untrusted, of the sources beyond 3 sigma. *Wrong and silent*: trusted, and off by "
+        "more than 10% and 3 sigma, of all. *False alarms*: untrusted, of the sources within 3 sigma.",
         "![Examples: data, model, residual in sigma](beyond.png)",
         "## In plain words",
         *_words(cases),
@@ -81,7 +81,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
                 ("Median flux error", "flux_error"),
                 ("Width of the pulls", "width"),
                 ("Width with flux_sys_err", "width_total"),
-                ("Flagged", "flagged"),
+                ("Untrusted", "untrusted"),
                 ("Caught", "caught"),
                 ("False alarms", "false_alarm"),
             )
@@ -92,7 +92,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
             for title, key in (
                 ("Median flux error", "flux_error"),
                 ("Width with flux_sys_err", "width_total"),
-                ("Flagged", "flagged"),
+                ("Untrusted", "untrusted"),
                 ("Caught", "caught"),
             )
         ),
@@ -129,15 +129,15 @@ def _words(cases: Mapping[str, Any]) -> list[str]:
         row = case["all"]
         text = (f"- **{name}**: median flux error {_value(row, 'flux_error')}, bias {_value(row, 'bias')}, width of "
                 f"the pulls {_value(row, 'width')}, with `flux_sys_err` {_value(row, 'width_total')}; "
-                f"{_value(row, 'flagged')} flagged, {_value(row, 'caught')} of those beyond 3 sigma, "
+                f"{_value(row, 'untrusted')} untrusted, {_value(row, 'caught')} of those beyond 3 sigma, "
                 f"{_value(row, 'silent')} wrong and silent.")
         if name != "control":
             lines[verdict(row, control)].append(text)
     rule = (f"The control has bulge and disk galaxies far brighter than most of the sky's. Its median flux error is "
             f"{_value(control, 'flux_error')}, its width {_value(control, 'width')} ({_value(control, 'width_total')} "
-            f"with `flux_sys_err`), {_value(control, 'flagged')} flagged, {_value(control, 'silent')} wrong and "
+            f"with `flux_sys_err`), {_value(control, 'untrusted')} untrusted, {_value(control, 'silent')} wrong and "
             f"silent. Fitted as well as the control means a median flux error of at most {WORSE} times the control's "
-            f"and a width of at most {WIDE} with `flux_sys_err`. Not always flagged means {report.percent(SILENT)} "
+            f"and a width of at most {WIDE} with `flux_sys_err`. Trusted more often means {report.percent(SILENT)} "
             "more sources wrong and silent than in the control.")
     unfit = sorted((name for name, case in cases.items()
                     if case["all"]["flux_error"] > UNFIT * control["flux_error"]),

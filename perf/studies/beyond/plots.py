@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.scene.flags import SUSPECT, Flag
+from deblendrt.engine.scene.flags import UNTRUSTED, Flag
 from perf.studies.beyond.departures import Field, GalaxyLayout, sky
 
 SHOWN = ("control", "Sersic n = 0.5", "Sersic n = 6", "clumpy", "ring", "spiral arms", "colour gradient",
@@ -61,7 +61,7 @@ def example(name: str, result: DeblendResult, field: Field, k: int) -> Example:
     residual = result.residual(k, model) * np.sqrt(result.scenes[k].inverse_variance)
     data, drawn, left = (image[b, y : y + CUT, x : x + CUT] for image in (field.image, model, residual))
     off, pull = result.flux[i, r] / field.flux[0, r] - 1, (result.flux[i, r] - field.flux[0, r]) / result.flux_err[i, r]
-    flags = [str(flag.name) for flag in Flag if result.flags[i] & flag & (SUSPECT | Flag.NEIGHBOUR_SUSPECT)]
+    flags = [str(flag.name) for flag in Flag if result.flags[i] & flag & UNTRUSTED]
     caption = (f"flux in r {100 * off:+.1f}% ({pull:+.1f} sigma)\n"
                f"systematic error {100 * result.flux_sys_err[i, r] / result.map_flux[i, r]:.1f}%\n"
                + ("\n".join(flags) or "no flag"))

@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
 from perf import metrics, report, study
-from perf.studies.accuracy import uncertainty
 from perf.studies.shear import bias, page, shapes
 from perf.studies.shear import scenes as ring
 from perf.studies.shear.bias import ELLIPTICAL, MINUS, PLUS, Columns
@@ -117,7 +116,7 @@ def _measure_group(columns: Columns, deblender: Deblender, pairs: ring.Pairs, ro
         image, middle = shapes.model_images(deblender, result, band)
         put(f"{who}: response", shapes.model_response(image[which], middle[which], sigma))
         put(f"{who}: error", result.ellipticity_err[which, 0])
-        put(f"{who}: trusted", uncertainty.trusted(result.flags[which]))
+        put(f"{who}: trusted", result.trusted[which])
     for j, who in enumerate(("true brighter", "true fainter")):
         offset = np.array([c[j] - np.rint(c[j]) for c in center])
         drawn = np.array([shapes.reference_image(pairs, 2 * k + j, at, ring.ANGLES[a], shear, sigma, band)

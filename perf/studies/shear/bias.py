@@ -194,8 +194,8 @@ def _groups(columns: Columns, who: str, magnitude: FloatArray, separation: Float
     keep = resolved(columns, TRUE[who])
     own = magnitude[:, int(who == "fainter")]
     trusted = (columns[f"{who}: trusted"][..., : MINUS + 1] == 1).all((1, 2))
-    groups = {"resolved": keep, "resolved, unflagged": keep & trusted, "all sizes": np.ones_like(keep),
-              "all sizes, unflagged": trusted}
+    groups = {"resolved": keep, "resolved, trusted": keep & trusted, "all sizes": np.ones_like(keep),
+              "all sizes, trusted": trusted}
     for low, high in itertools.pairwise(MAGNITUDE_EDGES):
         groups[f"i {low:g} to {high:g}"] = keep & (own >= low) & (own < high)
     if who in ("brighter", "fainter"):

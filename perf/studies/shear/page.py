@@ -59,8 +59,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
         f"Left out because a measurement failed in any of a galaxy's images: {_failed(biases)}.",
         "All sizes (regauss is too noisy on small galaxies to say):",
         _cases(biases, "all sizes", ("model", "model, PSF removed")),
-        "Without sources that are flagged as not to be trusted in any image:",
-        _cases(biases, "resolved, unflagged"),
+        "Sources that are trusted in every image:",
+        _cases(biases, "resolved, trusted"),
         "Change of m by a neighbour, for the same galaxies and noise (the brighter source of the "
         "blend less the isolated galaxy, resolved):",
         _changes(biases),

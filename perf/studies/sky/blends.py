@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 
 BANDS = ("g", "r", "i", "z", "y")
 NJY = 10 ** (0.4 * (31.4 - 27.0))  # nJy of one image unit
 MAX_PEAKS = 14
 PARTS = ("all", "tuning", "test")
-DISTRUSTED = NOT_FITTED | Flag.POOR_FIT | Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.NEIGHBOUR_SUSPECT
 SMOOTHING = 1.2  # pixel: sigma of the Gaussian under which the significance of a pixel is measured
 
 
@@ -105,11 +103,6 @@ def deblend(deblender: Deblender, images: Sequence[NDArray[np.float64]], weights
     result = deblender.deblend_batch(list(images), list(centers), variance=variances, mask=masks, psf=psf, bands=BANDS,
                                      **options)
     return result, (time.process_time() - start) / sum(map(len, centers))
-
-
-def distrusted(flags: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether a source has a flag that says not to trust it."""
-    return (flags & int(DISTRUSTED)) != 0
 
 
 def smoothed(image: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:

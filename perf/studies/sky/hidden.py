@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.scene.flags import UNTRUSTED, Flag
 from perf.report import median
 from perf.studies.sky import blends
 from perf.studies.sky.blends import Blend
@@ -102,9 +102,9 @@ def measure(deblender: Deblender, all_blends: Sequence[Blend], size: int,
 
 
 def flag_score(flags: NDArray[np.int64]) -> dict[str, Any]:
-    """Shares of the listed sources with flags: ``poor_fit``, ``not_converged``, ``either``, ``distrusted``."""
+    """Shares of the listed sources with flags: ``poor_fit``, ``not_converged``, ``either``, ``untrusted``."""
     listed = flags[(flags & Flag.FOUND) == 0]
     found = {name: float(((listed & int(flag)) != 0).mean()) for name, flag in (
         ("poor_fit", Flag.POOR_FIT), ("not_converged", Flag.NOT_CONVERGED),
-        ("either", Flag.POOR_FIT | Flag.NOT_CONVERGED), ("distrusted", blends.DISTRUSTED))}
+        ("either", Flag.POOR_FIT | Flag.NOT_CONVERGED), ("untrusted", UNTRUSTED))}
     return {**found, "n_source": len(listed)}

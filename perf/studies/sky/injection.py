@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
+from deblendrt.engine.scene.flags import trusted
 from perf import metrics
 from perf.report import median
 from perf.studies.sky import blends
@@ -200,24 +201,25 @@ def error_score(scenes: Sequence[Injected], found: Mapping[str, NDArray[Any]]) -
     -------
     dict
         For the injected galaxies in i: ``width`` of the pulls and share ``beyond_3`` sigma with `flux_err`;
-        ``width_total`` and ``beyond_3_total`` with `flux_sys_err` in quadrature. ``flagged``: share with a flag of
-        `blends.DISTRUSTED`; ``flagged_right``: share of these within 3 sigma; ``missed``: share of the others beyond 3
-        sigma, both with the total error. ``color_width`` of g - i and ``position_width``: widths of pulls.
+        ``width_total`` and ``beyond_3_total`` with `flux_sys_err` in quadrature. ``untrusted``: share of the
+        sources that are not trusted; ``untrusted_right``: share of these within 3 sigma; ``missed``: share of the
+        others beyond 3 sigma, both with the total error. ``color_width`` of g - i and ``position_width``: widths of
+        pulls.
     """
     true, i = np.array([s.flux for s in scenes]), BANDS.index("i")
     miss, error = (found["flux"] - true)[:, i], found["flux_err"][:, i]
     pull, total = miss / error, miss / np.hypot(error, found["flux_sys_err"][:, i])
     color_pull = (found["color"] + 2.5 * np.log10(true[:, 0] / true[:, i])) / found["color_err"]
     place_pull = (found["position"] - [s.position for s in scenes]) / found["position_err"]
-    flagged, wrong = blends.distrusted(found["flags"]), ~(abs(total) <= 3)
+    good, wrong = trusted(found["flags"]), ~(abs(total) <= 3)
 
     def share(values: NDArray[np.bool_]) -> float:
         return float(values.mean()) if len(values) else float("nan")
 
     pulls = {"width": pull, "width_total": total, "color_width": color_pull, "position_width": place_pull}
     return {name: metrics.pull_summary(values)["width"] for name, values in pulls.items()} | {
-        "beyond_3": share(~(abs(pull) <= 3)), "beyond_3_total": share(wrong), "flagged": share(flagged),
-        "flagged_right": share(~wrong[flagged]), "missed": share(wrong[~flagged])}
+        "beyond_3": share(~(abs(pull) <= 3)), "beyond_3_total": share(wrong), "untrusted": share(~good),
+        "untrusted_right": share(~wrong[~good]), "missed": share(wrong[good])}
 
 
 def measure(deblender: Deblender, scenes: Sequence[Injected],

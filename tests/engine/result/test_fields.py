@@ -12,7 +12,7 @@ from astropy import units
 from toy_scenes import VARIANCE
 
 from deblendrt.engine.deblender import Deblender
-from deblendrt.engine.result.fields import QUANTITIES, Quantity, entries, file_columns
+from deblendrt.engine.result.fields import QUANTITIES, TRUSTED, Quantity, entries, file_columns
 from deblendrt.engine.result.result import DeblendResult
 
 README = Path(__file__).parents[3] / "README.md"
@@ -55,7 +55,8 @@ def test_entries_are_whole(q: Quantity) -> None:
 def test_every_quantity_is_written_once() -> None:
     columns = [entry.field for entry in entries(BANDS)]
     columns += [entry.field for table in ("CATALOG", "FIT", "SCENES") for entry in file_columns(table)]
-    assert set(columns) == set(QUANTITIES)
+    assert set(columns) == {*QUANTITIES, TRUSTED.field}
+    assert columns.count(TRUSTED.field) == 1
     for name, q in QUANTITIES.items():
         assert columns.count(name) == (len(BANDS) if q.by_band else len(q.columns))
 
@@ -72,7 +73,8 @@ def test_readme_names_what_there_is() -> None:
     for row in table.splitlines()[1:]:
         names, shape, _ = (cell.strip() for cell in row.strip("|").split("|", 2))
         for name in re.findall(r"`(\w+)", names):
-            assert name in QUANTITIES or callable(getattr(DeblendResult, name)), name
+            found = getattr(DeblendResult, name, None)
+            assert name in QUANTITIES or callable(found) or isinstance(found, property), name
             if name in QUANTITIES and shape:
                 q = QUANTITIES[name]
                 quantities.add(name)

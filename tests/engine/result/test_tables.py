@@ -11,7 +11,7 @@ from deblendrt.engine.scene.flags import Flag
 
 BANDS = ("g", "i")
 DIMENSIONLESS = ("id", "scene", "star", "star_probability", "blend", "blendedness", "enclosed", "e1", "e2", "chi2",
-                 "n_pixel", "reduced_chi2", "log_prior", "flags")
+                 "n_pixel", "reduced_chi2", "log_prior", "flags", "trusted")
 
 
 def test_columns(result):
@@ -22,7 +22,7 @@ def test_columns(result):
     assert table.colnames == [
         "id", "scene", "star", "star_probability", "blend", "x", "y", "x_err", "y_err", "x_input", "y_input",
         *per_band, "ixx", "iyy", "ixy", "e1", "e2", "e1_err", "e2_err", "chi2", "n_pixel", "reduced_chi2", "log_prior",
-        "flags"]
+        "flags", "trusted"]
     for column in table.itercols():
         assert column.description
         assert column.ndim == 1
@@ -48,6 +48,15 @@ def test_values(result):
     assert all(len(key) <= 8 for key in table.meta)
     table["flux_g"][:] = 0  # a copy
     assert result.flux[0, 0] != 0
+
+
+def test_trusted_is_a_column(result):
+    expected = result.fitted & ((result.flags & (Flag.POOR_FIT | Flag.NOT_CONVERGED)) == 0)
+    assert 0 < expected.sum() < result.fitted.sum()
+    np.testing.assert_array_equal(result.trusted, expected)
+    table = result.to_table()
+    assert table.colnames[-1] == "trusted"
+    np.testing.assert_array_equal(table["trusted"], result.trusted)
 
 
 def test_every_entry_is_one_column(result):

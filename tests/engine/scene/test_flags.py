@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from deblendrt.engine.scene.flags import DESCRIPTIONS, NOT_FITTED, Flag, describe
+from deblendrt.engine.scene.flags import DESCRIPTIONS, NOT_FITTED, Flag, describe, trusted
 
 
 def test_every_flag_is_one_bit_and_described():
@@ -32,3 +33,13 @@ def test_describe_refuses_unknown_bits(value):
 def test_not_fitted_is_said_so():
     for flag, text in DESCRIPTIONS.items():
         assert bool(flag & NOT_FITTED) == text.endswith("not fitted")
+
+
+def test_trusted_sources_have_none_of_seven_flags() -> None:
+    names = ("NO_DATA", "OFF_IMAGE", "CENTER_NOT_FINITE", "POOR_FIT", "NOT_CONVERGED", "PRIOR_OUTLIER",
+             "NEIGHBOUR_SUSPECT")
+    alone = np.array([0, *Flag], np.int64)
+    expected = [True, *(flag.name not in names for flag in Flag)]
+    np.testing.assert_array_equal(trusted(alone), expected)
+    np.testing.assert_array_equal(trusted(alone | int(Flag.EDGE)), expected)
+    assert not trusted(alone | int(Flag.POOR_FIT)).any()

@@ -70,11 +70,11 @@ def test_correlated_noise_has_the_pixels_variance() -> None:
 def test_summaries() -> None:
     found = {"relative": np.array([0.0, 0.5, 0.2, -0.01]), "color": np.zeros(4), "pull": np.array([0.0, 10, 4, -1]),
              "pull_total": np.array([0.0, 2, 1, -1]), "systematic": np.full(4, 0.01),
-             "flagged": np.array([True, True, False, False]), "poor": np.zeros(4, bool), "snr": np.full(4, 20.0),
+             "untrusted": np.array([True, True, False, False]), "poor": np.zeros(4, bool), "snr": np.full(4, 20.0),
              "alone": np.ones(4, bool)}
     row = beyond.summarise(found, np.ones(4, bool))
     expected = {"n": 4, "beyond_3": 0.5, "beyond_3_total": 0.0, "caught": 0.5, "caught_wrong": 0.5, "silent": 0.25,
-                "false_alarm": 0.5, "flagged": 0.5, "flux_error": 0.105}
+                "false_alarm": 0.5, "untrusted": 0.5, "flux_error": 0.105}
     for key, value in expected.items():
         np.testing.assert_allclose(row[key], value, err_msg=key)
     assert set(beyond.groups(found)) == {"all", "alone", "blends", "S/N 10 to 50", "S/N 50 to 300", "S/N above 300"}

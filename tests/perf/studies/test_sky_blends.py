@@ -146,8 +146,8 @@ def test_scores_of_fluxes_and_errors(blend: Blend) -> None:
     assert rows["color_width"] == pytest.approx(1, rel=0.06)
     assert rows["position_width"] == pytest.approx(1, rel=0.06)
     assert rows["missed"] == rows["beyond_3_total"] < rows["beyond_3"]
-    assert rows["flagged"] == 0
-    assert np.isnan(rows["flagged_right"])
+    assert rows["untrusted"] == 0
+    assert np.isnan(rows["untrusted_right"])
 
 
 def test_solutions_survive_their_file(blend: Blend, light: np.ndarray, hst: Path, tmp_path: Path) -> None:

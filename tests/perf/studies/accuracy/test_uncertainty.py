@@ -38,13 +38,12 @@ def test_pulls_are_as_wide_as_errors_are_wrong(factor: float) -> None:
     assert (abs(inside[0] - 0.6827) < 0.05) == (factor == 1.0)
 
 
-def test_sources_that_are_flagged_are_told_apart() -> None:
+def test_trusted_sources_are_told_apart() -> None:
     flags = np.array([0, Flag.EDGE, Flag.NOT_CONVERGED, Flag.NEIGHBOUR_SUSPECT, Flag.OFF_IMAGE])
-    np.testing.assert_array_equal(uncertainty.trusted(flags), [True, True, False, False, False])
     pull = np.array([0.1, -0.2, 9.0, 4.0, np.nan])
     rows = uncertainty.by_flag(pull, flags)
-    assert set(rows) == {"EDGE", "NOT_CONVERGED", "NEIGHBOUR_SUSPECT", "none that says not to trust"}
-    assert rows["none that says not to trust"]["n"] == 2
+    assert set(rows) == {"EDGE", "NOT_CONVERGED", "NEIGHBOUR_SUSPECT", "trusted"}
+    assert rows["trusted"]["n"] == 2
     assert rows["NOT_CONVERGED"]["beyond_3"] == 1.0
 
 
