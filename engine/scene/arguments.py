@@ -6,38 +6,29 @@ value. Pixels are not converted here: `scene` converts a large image band by ban
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.units import to_flux
+from deblendrt.engine.scene.objects.arrays import (
+    Numbers,
+    came,
+    is_a,
+    is_sequence,
+    mask_array,
+    number,
+    rank,
+    read_numbers,
+)
+from deblendrt.engine.scene.objects.attached import read_variance
+from deblendrt.engine.scene.objects.bands import in_order, labels, split_scenes, stated_bands
+from deblendrt.engine.scene.objects.flux_units import image_factor, like_image_factor
 
 SOURCE_KINDS = ("galaxy", "star", "auto")
 PIXEL_SCALE_TOLERANCE = 0.02  # relative: an error of 2% in size is far below the scatter of galaxy sizes
-
-
-class Numbers(NamedTuple):
-    """A numeric argument.
-
-    Attributes
-    ----------
-    values : number array
-        The values, not converted; if possible they share the caller's memory.
-    scale : float64 () or (n,), or None
-        Factor from the values to nJy (nJy^2 for a variance), for each leading element; None without a flux unit.
-    counts : str
-        The name of a unit that is no flux density, for messages; otherwise "".
-    masked : bool array, or None
-        Mask of a NumPy masked array.
-    """
-
-    values: NDArray[Any]
-    scale: NDArray[np.float64] | None
-    counts: str
-    masked: NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +76,8 @@ def band_names(bands: str | Sequence[str] | None, bundle_bands: Sequence[str]) -
         return known
     if not isinstance(bands, str):
         try:
+            if isinstance(bands, Set | Mapping):
+                raise TypeError("no order")
             names = tuple(bands)
         except TypeError as error:
             raise ValueError(f"bands: expected distinct names among {', '.join(known)}, got {bands!r}") from error
@@ -99,6 +92,20 @@ def band_names(bands: str | Sequence[str] | None, bundle_bands: Sequence[str]) -
     return names
 
 
+def chosen_bands(cutouts: Any, bands: str | Sequence[str] | None, bundle_bands: Sequence[str]) -> tuple[str, ...]:
+    """Return the caller's bands: the argument, or else the bands that the cutouts state, or else the model's.
+
+    Cutouts that state their bands are read by name, in this order.
+    """
+    stated = stated_bands(cutouts) if bands is None else None
+    if stated is None:
+        return band_names(bands, bundle_bands)
+    if unknown := [band for band in stated if band not in tuple(bundle_bands)]:
+        raise ValueError(f"cutouts: expected bands among {', '.join(bundle_bands)}, got {', '.join(unknown[:8])}; "
+                         "choose with bands=")
+    return stated
+
+
 def check_pixel_scale(pixel_scale: Any, bundle_pixel_scale: float) -> None:
     """Raise ValueError if the pixel scale is not the model's.
 
@@ -110,7 +117,7 @@ def check_pixel_scale(pixel_scale: Any, bundle_pixel_scale: float) -> None:
     if pixel_scale is None:
         return
     try:
-        scale = float(pixel_scale.to_value("arcsec") if hasattr(pixel_scale, "to_value") else pixel_scale)
+        scale = number(pixel_scale, ("arcsec", "arcsec / pix"))
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"pixel_scale: expected arcsec per pixel, got {pixel_scale!r}") from error
     if not abs(scale / bundle_pixel_scale - 1) <= PIXEL_SCALE_TOLERANCE * (1 + 1e-9):
@@ -134,16 +141,23 @@ def split_cutouts(cutouts: Any, names: Sequence[str]) -> tuple[list[Any], bool]:
     nested : bool
         Whether the argument is a sequence of scenes. The other arguments are then nested likewise.
     """
-    depth = _rank(cutouts)
-    if depth == 4 or (_is_sequence(cutouts) and (len(cutouts) == 0 or (depth == 3 and len(names) == 1))):
+    cutouts = split_scenes(cutouts, "cutouts")
+    depth = rank(cutouts)
+    if isinstance(cutouts, Mapping) and depth != 3:
+        raise ValueError("cutouts: expected a dict of bands, an image (n_y, n_x) each, or a list of such dicts, got "
+                         f"{came(cutouts)} with entries of {depth - 1} dimensions")
+    if depth == 4 and not is_sequence(cutouts) and not hasattr(cutouts, "__getitem__"):
+        raise ValueError(f"cutouts: expected a list of scenes, got {type(cutouts).__name__} of 4 dimensions")
+    if depth == 4 or (is_sequence(cutouts) and (len(cutouts) == 0 or (depth == 3 and len(names) == 1))):
         return list(cutouts), True
     if depth in (2, 3):
         return [cutouts], False
     raise ValueError("cutouts: expected an image (n_band, n_y, n_x), a stack (n_scene, n_band, n_y, n_x) or a sequence "
-                     f"of images, got {_came(cutouts)}")
+                     f"of images, got {came(cutouts)}")
 
 
-def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: tuple[int, ...] = ()) -> list[Any]:
+def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: tuple[int, ...] = (),
+              n_band: int = 0, band_ranks: tuple[int, ...] = ()) -> list[Any]:
     """Return the value of an argument for each scene. It is nested like the cutouts or shared by all scenes.
 
     Parameters
@@ -154,26 +168,54 @@ def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: t
     nested : bool
     shared_ranks : tuple of int
         Numbers of dimensions of a value that all scenes share.
+    n_band : int
+        Number of the caller's bands.
+    band_ranks : tuple of int
+        Numbers of dimensions of a value whose entries may belong to the bands.
 
     Returns
     -------
     list
         A value for each scene, `n_scene` in all.
+
+    Raises
+    ------
+    ValueError
+        There is not one entry for each scene, or the entries may belong to the scenes or to the bands.
     """
     if value is None or not nested:
         return [value] * n_scene
     if isinstance(value, list | tuple) and len(value) == n_scene and any(entry is None for entry in value):
         return list(value)  # None stands for a scene without the value
-    depth = _rank(value)
-    if depth in shared_ranks and not (depth == 1 and len(value) == n_scene == 0):
+    value = split_scenes(value, name)
+    depth, named = rank(value), labels(value, name) is not None
+    if depth in band_ranks and not named and len(value) == n_scene > 1:
+        if n_scene == n_band and not _all_alike(value):
+            raise ValueError(
+                f"{name}: expected entries that belong either to the {n_band} bands or to the {n_scene} scenes, got "
+                f"{n_scene} entries that may mean both; for the bands give a dict {{band: entry}}, for the scenes a "
+                f"list of {n_scene} such dicts, or of entries with an axis of {n_band} bands")
+        if n_scene != n_band:
+            return list(value)
+    if depth in shared_ranks and not (depth == 1 and not named and len(value) == n_scene == 0):
         return [value] * n_scene
     try:
-        entries = list(value) if depth else []
+        table = isinstance(value, Mapping) or is_a(value, "pandas", "DataFrame")
+        entries = list(value) if depth and not table else []
     except TypeError:
         entries = []
     if depth == 0 or len(entries) != n_scene:
-        raise ValueError(f"{name}: expected one entry for each of the {n_scene} scenes, got {_came(value)}")
+        raise ValueError(f"{name}: expected one entry for each of the {n_scene} scenes, got {came(value)}")
     return entries
+
+
+def _all_alike(entries: Any) -> bool:
+    """Return whether all entries of a sequence are equal, so that their order has no meaning."""
+    try:
+        first, *others = entries
+        return all(np.shape(entry) == np.shape(first) and bool(np.all(entry == first)) for entry in others)
+    except (TypeError, ValueError):
+        return False
 
 
 def read_centers(centers: Any, name: str) -> NDArray[np.float64]:
@@ -196,7 +238,7 @@ def read_centers(centers: Any, name: str) -> NDArray[np.float64]:
     try:
         array = np.array(np.ma.filled(np.ma.asarray(centers, dtype=np.float64), np.nan))
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name}: expected numbers of shape (n_source, 2), got {_came(centers)}") from error
+        raise ValueError(f"{name}: expected numbers of shape (n_source, 2), got {came(centers)}") from error
     if array.shape == (0,):
         return np.zeros((0, 2))
     if array.ndim != 2 or array.shape[1] != 2:
@@ -205,7 +247,7 @@ def read_centers(centers: Any, name: str) -> NDArray[np.float64]:
 
 
 def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_point: Any, names: Sequence[str],
-                where: str = "") -> GivenPixels:
+                where: str = "", own_variance: Numbers | None = None) -> GivenPixels:
     """Check the shapes of a scene's arrays and resolve their units.
 
     Parameters
@@ -215,52 +257,72 @@ def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_poin
         The caller's bands.
     where : str
         Index of the scene for error messages, such as "[3]".
+    own_variance : Numbers, optional
+        Variance that the image object itself carries.
 
     Returns
     -------
     GivenPixels
     """
     n_band, listed = len(names), ", ".join(names)
-    given = _numbers(image, "cutouts" + where, 1)
+    given = read_numbers(image, "cutouts" + where)
     values, masked = given.values, given.masked
     if values.ndim == 2 and n_band == 1:
         values, masked = values[None], None if masked is None else masked[None]
     if values.ndim != 3 or values.shape[0] != n_band:
         raise ValueError(f"cutouts{where}: expected shape ({n_band}, n_y, n_x) for the bands {listed}, got "
                          f"{given.values.shape}; name the image's bands with bands=")
-    if given.scale is not None and zero_point is not None:
-        raise ValueError("zero_point: expected None for images with a unit of flux density, got a number")
-    if given.counts and zero_point is None:
-        raise ValueError(f"cutouts{where}: expected a unit of flux density, or zero_point= with counts, "
-                         f"got the unit {given.counts}")
-    if zero_point is not None:
-        magnitude = np.asarray(zero_point)
-        if magnitude.shape not in ((), (n_band,)) or magnitude.dtype.kind not in "fiu" or not np.isfinite(
-                magnitude).all():
-            raise ValueError(f"zero_point: expected a finite number or one for each of {listed}, got {zero_point!r}")
-        factor = to_flux(magnitude.astype(np.float64))
-    else:
-        factor = np.ones(()) if given.scale is None else given.scale
-    factor = np.broadcast_to(factor, n_band)
+    magnitude = _read_zero_point(zero_point, names)
+    factor = image_factor(given, magnitude, names, "cutouts" + where)
     masks = [] if masked is None else [masked]
     if mask is not None:
-        masks.append(_mask(mask, values.shape, "mask" + where))
-    spread, spread_factor, hidden = _like_image(variance, values.shape, factor**2, "variance" + where, 2)
-    if hidden is not None:
-        masks.append(hidden)
-    level, level_factor, _ = _like_image(background, values.shape, factor, "background" + where, 1)
-    return GivenPixels(values, factor, masks, spread, spread_factor, level, level_factor)
+        masks.append(_mask(in_order(mask, names, "mask" + where), values.shape, "mask" + where))
+    spread = own_variance
+    if variance is not None:
+        if own_variance is not None:
+            raise ValueError(f"variance{where}: expected None, since cutouts{where} has an uncertainty; got "
+                             f"{came(variance)}")
+        spread = read_variance(in_order(variance, names, "variance" + where), "variance" + where)
+    level = None if background is None else read_numbers(in_order(background, names, "background" + where),
+                                                         "background" + where)
+    arrays: list[NDArray[Any] | None] = []
+    factors = []
+    for part, name, power in ((spread, "variance", 2), (level, "background", 1)):
+        if part is None:
+            arrays.append(None)
+            factors.append(factor**power)
+            continue
+        array, hidden = _like_image(part, values.shape, name + where)
+        arrays.append(array)
+        factors.append(like_image_factor(part, power, name + where, given, factor, zero_point is not None))
+        if hidden is not None:
+            masks.append(hidden)
+    return GivenPixels(values, factor, masks, arrays[0], factors[0], arrays[1], factors[1])
 
 
-def _like_image(value: Any, shape: tuple[int, ...], factor: NDArray[np.float64], name: str, power: int,
-                ) -> tuple[NDArray[Any] | None, NDArray[np.float64], NDArray[np.bool_] | None]:
-    """Return the values (n_band, ...) of an argument, their factor and their mask.
+def _read_zero_point(zero_point: Any, names: Sequence[str]) -> NDArray[np.float64] | None:
+    """Return a zero point, a number or a number for each band [AB mag]."""
+    if zero_point is None:
+        return None
+    expected = f"zero_point: expected a finite number or one for each of {', '.join(names)}"
+    try:
+        given = read_numbers(in_order(zero_point, names, "zero_point"), "zero_point")
+    except ValueError as error:
+        raise ValueError(f"{expected}, got {came(zero_point)} ({error})") from error
+    for unit in given.units:
+        if str(unit) not in ("mag", "mag(AB)"):
+            raise ValueError(f"{expected} in AB magnitudes, got the unit {unit}")
+    if given.values.shape not in ((), (len(names),)) or not np.isfinite(given.values).all() or (
+            given.masked is not None):
+        raise ValueError(f"{expected}, got {zero_point!r}")
+    return given.values.astype(np.float64)
+
+
+def _like_image(given: Numbers, shape: tuple[int, ...], name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Return the values (n_band, ...) of an argument and their mask.
 
     The argument is a number, a number per band, or an array like the image.
     """
-    if value is None:
-        return None, factor, None
-    given = _numbers(value, name, power)
     values, masked = given.values, given.masked
     if values.ndim == 2 and shape[0] == 1:
         values, masked = values[None], None if masked is None else masked[None]
@@ -269,72 +331,18 @@ def _like_image(value: Any, shape: tuple[int, ...], factor: NDArray[np.float64],
         masked = None if masked is None else np.broadcast_to(np.broadcast_to(masked, shape[0])[:, None, None], shape)
     elif values.shape != shape:
         raise ValueError(f"{name}: expected a number, shape ({shape[0]},) or the image's {shape}, got {values.shape}")
-    return values, factor if given.scale is None else np.broadcast_to(given.scale, shape[0]), masked
+    return values, masked
 
 
 def _mask(mask: Any, shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
     """Return a mask as bool (1 or n_band, n_y, n_x)."""
-    try:
-        array = np.asarray(mask)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array of one shape, got {_came(mask)}") from error
+    parts = [mask_array(part, f"{name}[{i}]") for i, part in enumerate(mask)] if is_sequence(mask) else None
+    if parts is not None and len({part.shape for part in parts}) > 1:
+        raise ValueError(f"{name}: expected an array of one shape, got shapes {[part.shape for part in parts]}")
+    array = mask_array(mask, name) if parts is None else np.array(parts)
     if array.shape not in (shape, shape[1:]):
         raise ValueError(f"{name}: expected shape {shape[1:]} or {shape}, got {array.shape}")
-    if array.dtype.kind in "iu" and ((array == 0) | (array == 1)).all():
-        array = array.astype(bool)
-    if array.dtype != bool:
-        raise ValueError(f"{name}: expected bool, True meaning bad, got {array.dtype}; select bit planes first, "
-                         "(mask & bits) != 0")
     return array if array.ndim == 3 else array[None]
-
-
-def _numbers(value: Any, name: str, power: int) -> Numbers:
-    """Return the values and the unit of a numeric argument; `power` is 1 for fluxes and 2 for variances."""
-    if _is_sequence(value) and any(hasattr(item, "unit") or np.ma.isMA(item) for item in value):
-        parts = [_numbers(item, f"{name}[{i}]", power) for i, item in enumerate(value)]
-        if len({(part.values.shape, part.scale is None) for part in parts}) > 1:
-            raise ValueError(f"{name}: expected arrays of one shape, all with a unit of flux density or all without, "
-                             f"got shapes {[part.values.shape for part in parts]}")
-        masks = [np.zeros(part.values.shape, bool) if part.masked is None else part.masked for part in parts]
-        scales = [part.scale for part in parts if part.scale is not None]
-        return Numbers(np.stack([part.values for part in parts]), np.array(scales) if scales else None,
-                       parts[0].counts, np.stack(masks))
-    scale, counts = None, ""
-    if hasattr(value, "unit") and hasattr(value, "to_value"):
-        from astropy import units
-
-        try:
-            scale = np.asarray(value.unit.to(units.nJy**power), np.float64)
-        except units.UnitConversionError:
-            counts = str(value.unit)
-        value = value.value
-    masked = np.ma.getmaskarray(value) if np.ma.isMA(value) else None
-    try:
-        values = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array of one shape, got {_came(value)}") from error
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: expected real numbers, got {_came(value)} of {values.dtype}")
-    return Numbers(values, scale, counts, masked)
-
-
-def _is_sequence(value: Any) -> bool:
-    """Return whether a value is a sequence of arrays. An array of objects counts as a sequence."""
-    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.dtype == object)
-
-
-def _rank(value: Any) -> int:
-    """Return the number of dimensions of an array, or of nested sequences down to their deepest element."""
-    if _is_sequence(value):
-        return 1 + max((_rank(item) for item in value if item is not None), default=0)
-    return int(getattr(value, "ndim", 0))
-
-
-def _came(value: Any) -> str:
-    """Describe a value for an error message."""
-    if _is_sequence(value):
-        return f"a sequence of {len(value)}"
-    return f"shape {value.shape}" if hasattr(value, "shape") and value.shape else repr(value)
 
 
 def read_kind(kind: Any, name: str, n_source: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from deblendrt.engine.scene.arguments import (
     GivenPixels,
-    band_names,
     check_pixel_scale,
+    chosen_bands,
     per_scene,
     read_centers,
     read_kind,
@@ -31,6 +32,9 @@ from deblendrt.engine.scene.arguments import (
 )
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.scene.images import GivenImages, Images, checked_band, with_variance
+from deblendrt.engine.scene.objects.arrays import plain_images
+from deblendrt.engine.scene.objects.attached import attached
+from deblendrt.engine.scene.objects.bands import in_order
 from deblendrt.engine.scene.psf.field import CellPsf, PsfField, psf_field
 from deblendrt.engine.scene.psf.images import NORM_TOLERANCE, normalize_psf
 from deblendrt.engine.scene.windows import Windows, anchor_pixels, too_close
@@ -170,20 +174,23 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     ValueError
         An argument is wrong. The message names the argument, the expectation and the value.
     """
-    names = band_names(bands, bundle_bands)
+    names = chosen_bands(cutouts, bands, bundle_bands)
     check_pixel_scale(pixel_scale, bundle_pixel_scale)
     images, nested = split_cutouts(cutouts, names)
     n = len(images)
     center_list = per_scene(centers, "centers", n, nested)
-    variance_list = per_scene(variance, "variance", n, nested, shared_ranks=(0, 1))
-    mask_list = per_scene(mask, "mask", n, nested)
+    shared = partial(per_scene, n_scene=n, nested=nested, n_band=len(names))
+    numbers = partial(shared, shared_ranks=(0, 1), band_ranks=(1,))
+    variance_list, background_list = numbers(variance, "variance"), numbers(background, "background")
+    zero_point_list = numbers(zero_point, "zero_point")
+    mask_list = shared(mask, "mask", band_ranks=(3,) if len(names) > 1 else ())
     # With one band, several 2-D images are the PSFs of the scenes; all scenes share a single 2-D image.
     single = isinstance(psf, Sized) and getattr(psf, "shape", None) != () and len(psf) == 1
     psf_ranks = (3,) if len(names) > 1 else (2, 3) if single else (2,)
     varies = callable(psf) or isinstance(psf, CellPsf)
-    psf_list = [psf] * n if varies else per_scene(psf, "psf", n, nested, shared_ranks=psf_ranks)
+    psf_list = [psf] * n if varies else shared(psf, "psf", shared_ranks=psf_ranks,
+                                               band_ranks=(3,) if len(names) > 1 else ())
     kind_list = [kind] * n if kind is None or isinstance(kind, str) else per_scene(kind, "kind", n, nested)
-    background_list = per_scene(background, "background", n, nested, shared_ranks=(0, 1))
     target = np.array([list(bundle_bands).index(name) for name in names])
     sky = np.full(len(bundle_bands), np.nan) if bundle_sky_sigma is None else np.asarray(bundle_sky_sigma, np.float64)
     folded: dict[tuple[int, bytes], tuple[NDArray[np.float64] | None, bool]] = {}
@@ -191,13 +198,20 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     scenes = []
     for i in range(n):
         where = f"[{i}]" if nested else ""
-        pixels = read_pixels(images[i], variance_list[i], mask_list[i], background_list[i], zero_point, names, where)
+        image = in_order(images[i], names, "cutouts" + where)
+        own = attached(image, "cutouts" + where)
+        pixels = read_pixels(image, variance_list[i], mask_list[i], background_list[i], zero_point_list[i], names,
+                             where, own.variance)
         given = read_centers(center_list[i], "centers" + where)
         windows = Windows(given, (pixels.image.shape[1], pixels.image.shape[2]), window_half)
         checked, flags, n_weighted = _check_pixels(pixels, target, sky, windows)
         flags[too_close(np.where(windows.on_image[:, None], given, np.nan))] |= Flag.TOO_CLOSE
         present = n_weighted > 0
         images_psf: NDArray[np.float64] | PsfField | None = None
+        if own.psf is not None:
+            if psf_list[i] is not None:
+                raise ValueError(f"psf{where}: expected None, since cutouts{where} has a PSF")
+            psf_list[i] = own.psf
         if callable(psf_list[i]) or isinstance(psf_list[i], CellPsf):
             place = (id(psf_list[i]), present.tobytes(), checked.shape)
             if place not in fields and present.any():
@@ -308,6 +322,7 @@ def _psf_images(psf: Any, target: NDArray[np.int64], present: NDArray[np.bool_],
     A band without data needs no valid PSF, because pipelines have no PSF for it. The images are None if no band has
     data.
     """
+    psf = plain_images(in_order(psf, names, name, grid=False), name)
     try:
         planes = [np.asarray(plane, np.float64) for plane in psf]
         if len(names) == 1 and planes and planes[0].ndim == 1:

@@ -1,0 +1,1 @@
+"""Objects of other packages that hold images, numbers with units, or positions."""
