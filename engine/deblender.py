@@ -170,7 +170,7 @@ class Deblender:
 
     def deblend_batch(self, cutouts: Any, centers: Any, *, variance: Any = None, mask: Any = None, psf: Any = None,
                       bands: Any = None, kind: Any = None, background: Any = None, zero_point: Any = None,
-                      pixel_scale: Any = None,
+                      pixel_scale: Any = None, wcs: Any = None,
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
                       robust: bool = True, detail: bool = True,
                       center_sigma: float = constants.CENTER_SIGMA, aperture_diameter: float = 1.2,
@@ -258,7 +258,7 @@ class Deblender:
         scenes = make_scenes(cutouts, centers, bundle_bands=self.bundle.bands,
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
-                             pixel_scale=pixel_scale, kind=kind, bundle_sky_sigma=self.bundle.sky_sigma)
+                             pixel_scale=pixel_scale, kind=kind, wcs=wcs, bundle_sky_sigma=self.bundle.sky_sigma)
         rows = self._with_kinds(self.solve_scenes(scenes, settings), settings)
         if find_missed:  # after the kinds: a bright star fitted as a galaxy leaves rings
             peaks = [rows.residual_peaks(k)[:, :2] for k in range(len(scenes))]
@@ -273,6 +273,8 @@ class Deblender:
         """Copy the arrays of an argument from the GPU to the host, where scenes are checked."""
         if isinstance(value, list | tuple):
             return [self._on_host(name, part) for part in value]
+        if isinstance(value, dict):
+            return {band: self._on_host(name, part) for band, part in value.items()}
         if not interop.is_on_device(value):
             return value
         if self.pool is None:

@@ -181,7 +181,8 @@ def _build() -> type:
                                      f"got {self.max_n_sources}")
             points = zero_points(survey, bands)
             electrons = 10 ** ((points - AB_ZERO_POINT) / 2.5)  # electrons per nJy
-            arguments = {"bands": bands, "psf": draw_psfs(batch.psf, scale), "zero_point": points,
+            psf = dict(zip(bands, draw_psfs(batch.psf, scale), strict=True))
+            arguments = {"bands": bands, "psf": psf, "zero_point": dict(zip(bands, points, strict=True)),
                          "pixel_scale": scale, "n_threads": n_threads, **self.options}
             variance = [np.broadcast_to(sky[:, None, None], image.shape) for image in images]
             result = self.deblender.deblend_batch(images, centers, variance=variance, **arguments)

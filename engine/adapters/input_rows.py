@@ -23,10 +23,13 @@ from deblendrt.engine.model.manifest import BundleError
 from deblendrt.engine.result.fields import entries
 from deblendrt.engine.result.one_scene import scene_result
 from deblendrt.engine.result.result import DeblendResult
-from deblendrt.engine.scene.arguments import band_names
+from deblendrt.engine.scene.arguments import band_names, chosen_bands
+from deblendrt.engine.scene.objects.arrays import came, is_a, is_nddata, is_sequence, rank
+from deblendrt.engine.scene.objects.bands import in_order, labels, stated_bands
 from deblendrt.engine.scene.psf.field import CellPsf
 
-PER_SCENE = ("variance", "mask", "psf", "kind", "background")
+PER_SCENE = ("variance", "mask", "psf", "kind", "background", "wcs")
+BY_BAND = ("variance", "mask", "psf", "background", "zero_point")
 PER_CALL = ("bands", "zero_point", "pixel_scale")
 SCENE_KEYS = ("image", "centers", *PER_SCENE, *PER_CALL, "id")
 # Errors that no input causes. They are raised: the operator of the cluster must see them, and a second try elsewhere
@@ -130,6 +133,8 @@ def _solve(deblender: Deblender, scenes: list[tuple[int, dict[str, Any]]],
     """Deblend scenes in one call. If the call is refused, its halves are tried, down to the bad scene."""
     group = [scene for _, scene in scenes]
     call = dict(options) | {key: group[0][key] for key in PER_CALL if key in group[0]}
+    bands = band_names(call.get("bands"), deblender.bundle.bands)
+    call |= {key: _by_band(key, call[key], bands) for key in BY_BAND if key in call}
     call |= {key: [scene[key] for scene in group] for key in PER_SCENE if key in group[0]}
     try:
         result = deblender.deblend_batch([s["image"] for s in group], [s["centers"] for s in group], **call)
@@ -153,28 +158,37 @@ def _scene(given: Any, bundle: Bundle, options: Mapping[str, Any]) -> dict[str, 
         raise ValueError(f"a scene: unknown {', '.join(unknown)}; known are {', '.join(SCENE_KEYS)}")
     if missing := [key for key in ("image", "centers") if key not in scene]:
         raise ValueError(f"a scene: no {' and no '.join(missing)}")
-    names = band_names(scene.get("bands", options.get("bands")), bundle.bands)
-    image = scene["image"] = np.asanyarray(scene["image"])
-    if image.ndim == 2 and len(names) == 1:
-        image = scene["image"] = image[None]
-    if image.ndim != 3:
-        raise ValueError(f"image: expected shape ({len(names)}, n_y, n_x), got {image.shape}")
-    for key in ("variance", "background"):
-        if key in scene:
-            value = np.asanyarray(scene[key])
-            if value.shape in ((), image.shape[:1]):
-                value = np.broadcast_to(value.reshape(-1, 1, 1), image.shape, subok=True)
-            scene[key] = value
-    if "mask" in scene:
-        scene["mask"] = np.asanyarray(scene["mask"])
+    names = chosen_bands(scene["image"], scene.get("bands", options.get("bands")), bundle.bands)
+    if stated_bands(scene["image"]) is not None:
+        scene["bands"] = names
+    image = in_order(scene["image"], names, "image")
+    if isinstance(image, list | tuple) and not any(is_nddata(plane) for plane in image):
+        image = np.asanyarray(image)
+    if rank(image) == 2 and len(names) == 1:
+        image = image[None] if isinstance(image, np.ndarray) else [image]
+    if rank(image) != 3:
+        raise ValueError(f"image: expected shape ({len(names)}, n_y, n_x), got {came(image)}")
+    scene["image"] = image
+    scene |= {key: _by_band(key, scene[key], names) for key in BY_BAND if key in scene}
     psf = scene.get("psf")
-    if psf is not None and not (callable(psf) or isinstance(psf, CellPsf)):
-        planes = [np.asarray(psf)] if len(names) == 1 and np.ndim(psf) == 2 else [np.asarray(plane) for plane in psf]
-        if len(planes) != len(names) or any(plane.ndim != 2 for plane in planes):
-            raise ValueError(f"psf: expected images ({len(names)}, q, q) for the bands {', '.join(names)}, got shapes "
-                             f"{[plane.shape for plane in planes]}")
-        scene["psf"] = planes
+    if psf is not None and not (callable(psf) or isinstance(psf, CellPsf) or is_sequence(psf) or rank(psf) == 3
+                                or isinstance(psf, Mapping)):
+        raise ValueError(f"psf: expected images ({len(names)}, q, q) for the bands {', '.join(names)}, got {came(psf)}")
     return scene
+
+
+def _by_band(key: str, value: Any, names: Sequence[str]) -> Any:
+    """Return a value as a dict of bands if a call may take its entries for the scenes' entries; others as they are.
+
+    Such a value is a number or an image for all bands, or has a number or a PSF for each band.
+    """
+    if callable(value) or is_a(value, "astropy.nddata", "NDUncertainty") or labels(value, key) is not None:
+        return value
+    depth = rank(value)
+    if (depth == 1 or (key == "psf" and depth == 3)) and len(value) == len(names) and not is_nddata(value):
+        return dict(zip(names, value, strict=True))
+    whole = depth in (0, 2) and isinstance(value, np.ndarray | np.number | int | float)
+    return dict.fromkeys(names, value) if whole else value
 
 
 def _id(given: Any) -> str:

@@ -26,6 +26,7 @@ from deblendrt.engine.scene.objects.arrays import (
 from deblendrt.engine.scene.objects.attached import read_variance
 from deblendrt.engine.scene.objects.bands import in_order, labels, split_scenes, stated_bands
 from deblendrt.engine.scene.objects.flux_units import image_factor, like_image_factor
+from deblendrt.engine.units import notify
 
 SOURCE_KINDS = ("galaxy", "star", "auto")
 PIXEL_SCALE_TOLERANCE = 0.02  # relative: an error of 2% in size is far below the scatter of galaxy sizes
@@ -106,22 +107,24 @@ def chosen_bands(cutouts: Any, bands: str | Sequence[str] | None, bundle_bands: 
     return stated
 
 
-def check_pixel_scale(pixel_scale: Any, bundle_pixel_scale: float) -> None:
+def check_pixel_scale(pixel_scale: Any, bundle_pixel_scale: float, name: str = "pixel_scale") -> None:
     """Raise ValueError if the pixel scale is not the model's.
 
     Parameters
     ----------
     pixel_scale : float or Quantity, or None [arcsec]
     bundle_pixel_scale : float [arcsec]
+    name : str
+        Name of the argument, for messages.
     """
     if pixel_scale is None:
         return
     try:
         scale = number(pixel_scale, ("arcsec", "arcsec / pix"))
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"pixel_scale: expected arcsec per pixel, got {pixel_scale!r}") from error
+        raise ValueError(f"{name}: expected arcsec per pixel, got {pixel_scale!r}") from error
     if not abs(scale / bundle_pixel_scale - 1) <= PIXEL_SCALE_TOLERANCE * (1 + 1e-9):
-        raise ValueError(f"pixel_scale: expected the model's {bundle_pixel_scale} arcsec within "
+        raise ValueError(f"{name}: expected the model's {bundle_pixel_scale} arcsec within "
                          f"{PIXEL_SCALE_TOLERANCE:.0%}, got {scale:.6g}: resample the image or use another model")
 
 
@@ -190,7 +193,11 @@ def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: t
     value = split_scenes(value, name)
     depth, named = rank(value), labels(value, name) is not None
     if depth in band_ranks and not named and len(value) == n_scene > 1:
-        if n_scene == n_band and not _all_alike(value):
+        if n_scene == n_band and depth in shared_ranks and depth == 3 and type(value) is np.ndarray:
+            if not _all_alike(value):  # an array (n_band, q, q) is the usual form of PSFs that all scenes share
+                notify(f"{name}: the array {value.shape} is taken for the {n_band} bands, the same in all {n_scene} "
+                       "scenes; for an image of each scene give a list of dicts {band: image}")
+        elif n_scene == n_band and not _all_alike(value):
             raise ValueError(
                 f"{name}: expected entries that belong either to the {n_band} bands or to the {n_scene} scenes, got "
                 f"{n_scene} entries that may mean both; for the bands give a dict {{band: entry}}, for the scenes a "
@@ -216,34 +223,6 @@ def _all_alike(entries: Any) -> bool:
         return all(np.shape(entry) == np.shape(first) and bool(np.all(entry == first)) for entry in others)
     except (TypeError, ValueError):
         return False
-
-
-def read_centers(centers: Any, name: str) -> NDArray[np.float64]:
-    """Return the positions of a scene's sources.
-
-    Parameters
-    ----------
-    centers : float (n_source, 2) [pixel]
-        (x, y); an empty sequence stands for no source.
-    name : str
-        Name of the argument, for messages.
-
-    Returns
-    -------
-    float64 (n_source, 2)
-        A copy.
-    """
-    if centers is None:
-        raise ValueError(f"{name}: expected positions (n_source, 2), got None")
-    try:
-        array = np.array(np.ma.filled(np.ma.asarray(centers, dtype=np.float64), np.nan))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name}: expected numbers of shape (n_source, 2), got {came(centers)}") from error
-    if array.shape == (0,):
-        return np.zeros((0, 2))
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"{name}: expected shape (n_source, 2), (x, y) of each source, got {array.shape}")
-    return array
 
 
 def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_point: Any, names: Sequence[str],

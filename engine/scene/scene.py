@@ -25,7 +25,6 @@ from deblendrt.engine.scene.arguments import (
     check_pixel_scale,
     chosen_bands,
     per_scene,
-    read_centers,
     read_kind,
     read_pixels,
     split_cutouts,
@@ -35,6 +34,8 @@ from deblendrt.engine.scene.images import GivenImages, Images, checked_band, wit
 from deblendrt.engine.scene.objects.arrays import plain_images
 from deblendrt.engine.scene.objects.attached import attached
 from deblendrt.engine.scene.objects.bands import in_order
+from deblendrt.engine.scene.objects.positions import read_positions
+from deblendrt.engine.scene.objects.world import check_same_grid, pixel_scales
 from deblendrt.engine.scene.psf.field import CellPsf, PsfField, psf_field
 from deblendrt.engine.scene.psf.images import NORM_TOLERANCE, normalize_psf
 from deblendrt.engine.scene.windows import Windows, anchor_pixels, too_close
@@ -127,7 +128,7 @@ class Scene:
 def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bundle_pixel_scale: float,
                 window_half: int, bands: str | Sequence[str] | None = None, variance: Any = None, mask: Any = None,
                 psf: Any = None, background: Any = None, zero_point: ArrayLike | None = None, pixel_scale: Any = None,
-                kind: Any = None, bundle_sky_sigma: ArrayLike | None = None) -> list[Scene]:
+                kind: Any = None, wcs: Any = None, bundle_sky_sigma: ArrayLike | None = None) -> list[Scene]:
     """Check a batch of scenes and bring it to the model's bands and units.
 
     Parameters
@@ -179,6 +180,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     images, nested = split_cutouts(cutouts, names)
     n = len(images)
     center_list = per_scene(centers, "centers", n, nested)
+    wcs_list = per_scene(wcs, "wcs", n, nested) if isinstance(wcs, list | tuple) else [wcs] * n
     shared = partial(per_scene, n_scene=n, nested=nested, n_band=len(names))
     numbers = partial(shared, shared_ranks=(0, 1), band_ranks=(1,))
     variance_list, background_list = numbers(variance, "variance"), numbers(background, "background")
@@ -202,8 +204,13 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         own = attached(image, "cutouts" + where)
         pixels = read_pixels(image, variance_list[i], mask_list[i], background_list[i], zero_point_list[i], names,
                              where, own.variance)
-        given = read_centers(center_list[i], "centers" + where)
-        windows = Windows(given, (pixels.image.shape[1], pixels.image.shape[2]), window_half)
+        shape = (pixels.image.shape[1], pixels.image.shape[2])
+        given_wcs = [each for each in (wcs_list[i], *own.wcs) if each is not None]
+        check_same_grid(given_wcs, shape, "cutouts" + where)
+        for scale in (scale for each in given_wcs for scale in pixel_scales(each)):
+            check_pixel_scale(scale, bundle_pixel_scale, "wcs" + where)
+        given, kinds = read_positions(center_list[i], "centers" + where, given_wcs[0] if given_wcs else None, shape)
+        windows = Windows(given, shape, window_half)
         checked, flags, n_weighted = _check_pixels(pixels, target, sky, windows)
         flags[too_close(np.where(windows.on_image[:, None], given, np.nan))] |= Flag.TOO_CLOSE
         present = n_weighted > 0
@@ -228,7 +235,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
             flags |= Flag.PSF_NOT_NORMALIZED if odd_sum else 0
         flags[~windows.on_image] = Flag.OFF_IMAGE
         flags[~np.isfinite(given).all(1)] = Flag.CENTER_NOT_FINITE
-        star, auto = read_kind(kind_list[i], "kind" + where, len(given))
+        star, auto = read_kind(kinds if kind_list[i] is None else kind_list[i], "kind" + where, len(given))
         scenes.append(Scene(checked, given, flags, images_psf, star, auto, present, int(n_weighted.sum()), str(i)))
     return scenes
 

@@ -65,6 +65,13 @@ def rank(value: Any) -> int:
     return int(getattr(value, "ndim", 0))
 
 
+def is_plain(value: Any) -> bool:
+    """Return whether a value is a number or an array without a unit or a mask, or nested sequences of these."""
+    if is_sequence(value):
+        return all(is_plain(item) for item in value)
+    return isinstance(value, int | float | np.number) or type(value) is np.ndarray
+
+
 def came(value: Any) -> str:
     """Describe a value for an error message."""
     if is_sequence(value):
@@ -95,8 +102,7 @@ def read_numbers(value: Any, name: str) -> Numbers:
     ValueError
         The argument holds no real numbers, its arrays have several shapes, or only some have a unit.
     """
-    if is_sequence(value) and any(not isinstance(item, int | float | np.number | list | tuple)
-                                  and type(item) is not np.ndarray for item in value):
+    if is_sequence(value) and not is_plain(value):
         return stacked([read_numbers(item, f"{name}[{i}]") for i, item in enumerate(value)], name)
     inner, unit, masked = opened(value, name)
     try:

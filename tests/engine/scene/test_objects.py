@@ -21,6 +21,7 @@ from astropy.table import Column
 from astropy.utils.masked import Masked
 
 from deblendrt.engine.scene.scene import Scene, make_scenes
+from deblendrt.engine.units import InputWarning
 
 BANDS = ("g", "r", "i")
 MODEL: dict[str, Any] = {"bundle_bands": BANDS, "bundle_pixel_scale": 0.2, "window_half": 4}
@@ -237,7 +238,7 @@ def many(n: int = 3, **options: Any) -> list[Scene]:
 
 @pytest.mark.parametrize(("argument", "entries"), [
     ("variance", list(STATED)), ("variance", np.array(STATED)), ("variance", STATED * u.nJy**2),
-    ("background", list(STATED)), ("zero_point", [27.0, 28.0, 29.0]), ("psf", list(PSF)), ("psf", PSF),
+    ("background", list(STATED)), ("zero_point", [27.0, 28.0, 29.0]), ("psf", list(PSF)),
     ("mask", list(BAD)), ("mask", BAD),
 ])
 def test_entries_of_scenes_or_bands(argument: str, entries: Any) -> None:
@@ -255,6 +256,13 @@ def test_entries_of_scenes_or_bands(argument: str, entries: Any) -> None:
             entry = [entries[0], entries[2], entries[1], entries[0]][:n]
             for scene, own in zip(many(n, **{argument: entry}), entry, strict=True):
                 same(scene, one(**{argument: dict.fromkeys(BANDS, own)}))
+
+
+def test_an_array_of_psfs_means_bands_and_says_so() -> None:
+    with pytest.warns(InputWarning, match="psf: the array .* is taken for the 3 bands"):
+        scenes = many(psf=PSF)
+    for scene in scenes:
+        same(scene, one(psf=PSF))
 
 
 def test_scenes_of_dicts_and_data_arrays() -> None:
