@@ -23,7 +23,7 @@ from deblendrt.cuda.driver.device import DeviceArray, DeviceError, OutOfDeviceMe
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.folded_basis import FoldedBasis
 from deblendrt.engine.compute.folding import fold_bundle, window_side
-from deblendrt.engine.measure import star_or_galaxy
+from deblendrt.engine.measure import fitted_sky, star_or_galaxy
 from deblendrt.engine.measure.measurements import record
 from deblendrt.engine.model.bundle import Bundle, load_bundle
 from deblendrt.engine.model.networks import Runtime
@@ -172,7 +172,7 @@ class Deblender:
                       bands: Any = None, kind: Any = None, background: Any = None, zero_point: Any = None,
                       pixel_scale: Any = None, wcs: Any = None,
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
-                      robust: bool = True, detail: bool = True,
+                      robust: bool = True, detail: bool = True, sky: str = "subtracted",
                       center_sigma: float = constants.CENTER_SIGMA, aperture_diameter: float = 1.2,
                       find_missed: bool = False, star_fraction: float = 0.1, n_threads: int = 1,
                       memory_limit: float | None = None) -> DeblendResult:
@@ -222,6 +222,11 @@ class Deblender:
             `deblendrt.engine.solve.detail`. It needs a bundle with modes of detail, see
             `Bundle.detail_shared`; the shipped bundles have none. False gives the decoder's galaxies, and the published
             objective together with `robust=False`. A GPU with such a bundle needs False.
+        sky : {"subtracted", "fit"}
+            "subtracted" takes images without a sky. "fit" fits a constant per band and scene along with the sources,
+            see `deblendrt.engine.measure.fitted_sky`. The result's `sky` has the constants; errors include their
+            uncertainty; residuals and shares of light are those of the image without the sky. "fit" takes up to twice
+            the time. It needs device="cpu", and images of at most 1200 pixels on a side.
         center_sigma : float [pixel]
             Standard deviation of the prior on a source's position around the given centre, per axis.
         aperture_diameter : float [arcsec]
@@ -248,10 +253,12 @@ class Deblender:
         ValueError
             A mistake in the arguments; the message names the argument, what was expected and what came.
         """
-        settings = checked_settings(solver, n_iteration, start, robust, detail, center_sigma, aperture_diameter,
+        settings = checked_settings(solver, n_iteration, start, robust, detail, sky, center_sigma, aperture_diameter,
                                     star_fraction, n_threads, memory_limit, iterations=constants.ITERATIONS)
         if settings.detail and self.pool is not None and len(self.bundle.detail_shared):
             raise ValueError('detail: expected False with device="cuda": detail is not solved for on a GPU yet')
+        if settings.sky == "fit" and self.pool is not None:
+            raise ValueError('sky: expected "subtracted" with device="cuda": a sky is not fitted on a GPU yet')
         cutouts, variance, mask, psf, background = (
             self._on_host(name, value) for name, value in (
                 ("cutouts", cutouts), ("variance", variance), ("mask", mask), ("psf", psf), ("background", background)))
@@ -342,6 +349,12 @@ class Deblender:
         first = rows.source_start[:-1]
         psf = np.where(first < rows.source_start[1:], np.append(rows.folded_index, 0)[first], -1)
         chunks = divide_into_chunks(scenes, psf, new, settings.n_threads if on_host else 1, memory)
+        if settings.sky == "fit":
+            count = collections.Counter(chunk.members[0] for chunk in chunks if chunk.part is not None)
+            for i, n_part in count.items():
+                if n_part > 1:
+                    raise ValueError(f"sky: expected 'subtracted' for an image that is solved in parts, got 'fit' with "
+                                     f"scene {i} of {scenes[i].shape[1]} x {scenes[i].shape[0]} pixels")
         n_worker = min(settings.n_threads, memory.most_workers(chunks, scenes))
         totals = {chunk.members[0]: np.zeros(2) for chunk in chunks if chunk.part is not None}
 
@@ -413,14 +426,20 @@ class Deblender:
         problem, per_scene = build_problem(
             scenes, folded, self.runtime, self.bundle, center_sigma=settings.center_sigma, robust=settings.robust,
             part=part, device=self.device(settings.memory_limit))
-        problem, latent, floor = start_latents(problem, settings.start)
+        start = partial(start_latents, start=settings.start)
+        descend = partial(descent.solve, solver=settings.solver, n_iteration=settings.n_iteration)
+        sky = None
+        if settings.sky == "fit":
+            sky = fitted_sky.fit(problem, start, descend)
+            problem = fitted_sky.without(problem, sky)
+        problem, latent, floor = start(problem)
         # No search in parts of a patch: among hundreds of sources one starts so badly that it leaves a peak, and every
         # part would be solved twice.
         search = search and settings.robust and (part is None or bool(part.own.all()))
         found = unlisted.peaks(scenes, problem, latent) if search else []
-        solution = descent.solve(problem, latent, floor, settings.solver, settings.n_iteration)
-        detail = solve_detail(solution.problem, solution) if settings.detail else None
-        solution = record(rows, members, per_scene, solution, detail)
+        solution = descend(problem, latent, floor)
+        detail = solve_detail(solution.problem, solution, sky=sky is not None) if settings.detail else None
+        solution = record(rows, members, per_scene, solution, detail, sky)
         if settings.robust:
             for i, places in zip(members, unlisted.left(scenes, solution), strict=True):
                 self._flag_near(rows, i, places)

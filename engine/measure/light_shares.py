@@ -181,5 +181,6 @@ def redistributed_image(result: FittedScenes, i_source: int) -> tuple[FloatArray
             light[:, here.y, here.x] += np.maximum(here.image, 0)
             covered[here.y, here.x] |= canvases.place(inside, x - x0, y - y0, own.shape).image
     image, weight = scene.window(x0, y0, own.shape[1])
+    image = result.without_sky(int(result.scene_index[i]), image, weight)
     light[~(covered & (weight > 0) & (light > 0))] = np.inf
     return own + np.maximum(own, 0) / light * (image - model), (x0, y0)

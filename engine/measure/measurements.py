@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.compute import drawing
 from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
-from deblendrt.engine.measure import adaptive_moments, apertures, fit_quality, sky_level, systematic_error, uncertainty
+from deblendrt.engine.measure import (
+    adaptive_moments,
+    apertures,
+    fit_quality,
+    fitted_sky,
+    sky_level,
+    systematic_error,
+    uncertainty,
+)
 from deblendrt.engine.measure.light_shares import share
 from deblendrt.engine.result.rows import Rows
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.solve import constants, curvature, joint_fluxes, objective
 from deblendrt.engine.solve.descent import Solution
-from deblendrt.engine.solve.detail import DetailFit
+from deblendrt.engine.solve.detail import BlendCovariance, DetailFit
 
 
 def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solution: Solution,
-           detail: DetailFit | None = None) -> Solution:
+           detail: DetailFit | None = None, sky: DoubleArray | None = None) -> Solution:
     """Measure a solved problem and write its rows.
 
     Parameters
@@ -38,6 +47,8 @@ def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solu
     solution : Solution
     detail : DetailFit, optional
         Replaces the solution of the blends that it solved.
+    sky : float64 (n_scene, n_band) [nJy per pixel], optional
+        The fitted sky of each scene, which the problem's data lack.
 
     Returns
     -------
@@ -67,14 +78,22 @@ def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solu
     shared = share(problem, coefficients, model_flux)
     rows.write(row, redistributed_flux=shared.redistributed_flux, blendedness=shared.blendedness,
                flux_overlap=shared.flux_overlap, max_overlap=shared.max_overlap)
-    remaining = _write_with_errors(rows, row, solution, detail, coefficients, offset)
+    blends: Iterable[BlendCovariance] = itertools.chain(
+        uncertainty.laplace(problem, solution, None if detail is None else ~detail.solved),
+        [] if detail is None else detail.blends)
+    penalty = np.zeros(len(members))
+    if sky is not None:
+        fitted_by, blends = fitted_sky.marginalise(solution, sky, blends)
+        rows.sky[members], penalty = sky, fitted_by.penalty
+        rows.sky_err[members] = np.sqrt(fitted_by.covariance.diagonal(axis1=1, axis2=2))
+    remaining = _write_with_errors(rows, row, solution, detail, coefficients, offset, blends)
     by_shape = np.maximum(rows.flux_err[row] ** 2 - fixed_shape_err**2, 0.0)
     rows.write(row, redistributed_flux_err=np.sqrt(shared.redistributed_flux_err**2 + by_shape))
     chi2, n_pixel, n_lost = fit_quality.core_statistics(problem, final)
     rows.write(row, chi2=chi2, n_pixel=n_pixel, reduced_chi2=chi2 / np.where(n_pixel > 0, n_pixel, np.nan))
     for s, i in enumerate(members):
         rows.scene_chi2[i] = fit_quality.chi2_image(problem, final, s)[problem.area[s]].sum(dtype=np.float64)
-        rows.objective[i] = solution.objective[s]
+        rows.objective[i] = solution.objective[s] + penalty[s]
     misfit = systematic_error.misfit(problem, final)
     own = systematic_error.flux_error(misfit, map_flux, problem.bundle)
     hidden = systematic_error.from_neighbours(problem, map_flux, rows.flux_err[row], shared.flux_overlap)
@@ -99,7 +118,8 @@ def _with_detail(solution: Solution, detail: DetailFit) -> Solution:
 
 
 def _write_with_errors(rows: Rows, row: NDArray[np.int64], solution: Solution, detail: DetailFit | None,
-                       coefficients: FloatArray, offset: DoubleArray) -> DoubleArray:
+                       coefficients: FloatArray, offset: DoubleArray,
+                       blends: Iterable[BlendCovariance]) -> DoubleArray:
     """Write the quantities whose errors come from the posterior covariance, and the covariances of the blends.
 
     Returns
@@ -129,8 +149,7 @@ def _write_with_errors(rows: Rows, row: NDArray[np.int64], solution: Solution, d
     downhill = solution.downhill.copy()
     downhill[:, :n_band] /= np.exp(state.latent[:, :n_band])
     remaining = np.empty(len(row))
-    blends = uncertainty.laplace(problem, solution, None if detail is None else ~detail.solved)
-    for blend in itertools.chain(blends, [] if detail is None else detail.blends):
+    for blend in blends:
         number = int(row[blend.rows[0]])
         missing = ~problem.measured[blend.rows]
         fluxes = blend.matrix[:, :n_band, :, :n_band].astype(np.float32)

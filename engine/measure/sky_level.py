@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.compute.problem import DoubleArray, FloatArray, Problem
+from deblendrt.engine.compute.problem import Canvases, DoubleArray, FloatArray, Problem
 from deblendrt.engine.solve import objective
 from deblendrt.engine.solve.descent import Solution
 
@@ -31,8 +31,8 @@ SKY_SIGNIFICANCE = 5.0  # a level below this many errors counts as zero
 SKY_SHIFT = 0.5  # errors: a source whose flux moves by more in some band is flagged
 
 
-def levels(problem: Problem, solution: Solution, s: int) -> tuple[DoubleArray, DoubleArray]:
-    """Measure the sky in the residual of a scene.
+def levels(problem: Problem, model: Canvases, s: int) -> tuple[DoubleArray, DoubleArray]:
+    """Measure the sky in the residual of a scene, data - model.
 
     Returns
     -------
@@ -40,9 +40,9 @@ def levels(problem: Problem, solution: Solution, s: int) -> tuple[DoubleArray, D
         NaN in bands with fewer than `MIN_BLOCKS` blocks.
     """
     area = (slice(None), *problem.area[s])
-    weight, model = problem.weight[s][area], solution.state.model[s][area]
-    quiet = np.where(np.abs(model) * np.sqrt(weight) < QUIET_LIGHT, weight, 0)
-    residual = np.where(quiet > 0, problem.data[s][area] - model, 0)
+    weight, image = problem.weight[s][area], model[s][area]
+    quiet = np.where(np.abs(image) * np.sqrt(weight) < QUIET_LIGHT, weight, 0)
+    residual = np.where(quiet > 0, problem.data[s][area] - image, 0)
     total = _blocks(quiet)
     mean = _blocks(quiet * residual) / np.where(total > 0, total, np.nan)
     n_pixel = _blocks((quiet > 0).astype(np.float32))
@@ -75,7 +75,7 @@ def flux_shift(problem: Problem, solution: Solution, unit: FloatArray, flux_err:
     """
     sky = np.zeros((len(problem.data), problem.weight[0].shape[0]))
     for s in range(len(sky)):
-        level, error = levels(problem, solution, s)
+        level, error = levels(problem, solution.state.model, s)
         sky[s] = np.where(np.abs(level) > SKY_SIGNIFICANCE * error, level, 0.0)
     if not sky.any():
         return np.zeros_like(flux_err)

@@ -168,6 +168,7 @@ def scenes_alone(result: FittedScenes, rows: NDArray[np.int64], model: Callable[
         own = drawing.stamps(result.coefficients[[i]], folded)[0][:, inside, inside]
         others = canvases.window_of(model(int(result.scene_index[i])), x, y, size) - own
         image, w = scene.window(x, y, size)
+        image = result.without_sky(int(result.scene_index[i]), image, w)
         w = w / (1 + w * ((np.float32(KIND_MODEL_ERROR) * own) ** 2 + (np.float32(NEIGHBOUR_ERROR) * others) ** 2))
         w[:, distance > RADIUS * folded.fwhm.mean()] = 0
         scenes.append(dataclasses.replace(

@@ -198,6 +198,11 @@ class Quantities:
     scene_n_pixel: Int64 = quantity("number of the pixels of chi2", "n_scene", solved=False, file="SCENES",
                                     columns="n_pixel")
     objective: Float64 = quantity("the objective's value at the solution", "n_scene", file="SCENES")
+    sky: Float64 = quantity("fitted sky of the images, per pixel", "n_scene, n_band", "nJy", unfitted=0, file="SCENES",
+                            note="0 unless it was fitted (`deblendrt.engine.measure.fitted_sky`); residuals and "
+                            "shares of light are those of the image without it")
+    sky_err: Float64 = quantity("standard deviation of sky", "n_scene, n_band", "nJy", unfitted=0, file="SCENES",
+                                note="0 where no sky was fitted")
 
 
 def _entry(field: dataclasses.Field[Any]) -> Quantity:

@@ -50,6 +50,7 @@ def plot_overview(result: DeblendResult, i_scene: int = 0, title: str | None = N
     colors, band = palette(result, i_scene), reference_band(result, i_scene)
     n_y, n_x = scene.shape
     given, inverse_variance = scene.images.arrays()
+    given = result.without_sky(i_scene, given, inverse_variance)
     factor = -(-max(n_y, n_x) // MAX_DRAWN)
     select = np.arange(result.n_source)[result.sources(i_scene)]
     fitted = result.fitted[select]

@@ -146,8 +146,27 @@ class FittedScenes(Quantities):
         if not self.has_images:
             raise ValueError(f"{name}: the result was read from a file without images; write it with images=True")
 
+    def without_sky(self, i_scene: int, image: NDArray[np.float32],
+                    inverse_variance: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Subtract the fitted sky of a scene from its image, or from a cutout of its image, where there is weight.
+
+        Parameters
+        ----------
+        i_scene : int
+        image, inverse_variance : float32 (n_band, n_y, n_x) [nJy], [nJy^-2]
+
+        Returns
+        -------
+        float32 (n_band, n_y, n_x) [nJy]
+            The image itself if no sky was fitted.
+        """
+        sky = self.sky[i_scene]
+        if not sky.any():
+            return image
+        return np.where(inverse_variance > 0, image - sky[:, None, None].astype(np.float32), image)
+
     def residual(self, i_scene: int, model: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Return the residual of a scene, data - model.
+        """Return the residual of a scene, data - model, without the fitted sky.
 
         Parameters
         ----------
@@ -172,7 +191,7 @@ class FittedScenes(Quantities):
         self.need_images("residual")
         model = self.model(i_scene) if model is None else model
         image, inverse_variance = self.scenes[i_scene].images.arrays()
-        return np.where(inverse_variance > 0, image - model, np.float32(0))
+        return np.where(inverse_variance > 0, self.without_sky(i_scene, image, inverse_variance) - model, np.float32(0))
 
     def residual_peaks(self, i_scene: int, threshold: float | None = None) -> NDArray[np.float64]:
         """Return the peaks of the residual, at which a source may be missing from the list.
@@ -195,9 +214,10 @@ class FittedScenes(Quantities):
         used = np.unique(self.folded_index[rows]).tolist()
         fwhm = np.mean([[psf_fwhm(band) for band in self.folded.images[k]] for k in used], 0) if used else (
             self.folded.fold(None if isinstance(scene.psf, PsfField) else scene.psf).fwhm)
+        image, inverse_variance = scene.images.arrays()
         return unlisted.residual_peaks(
-            *scene.images.arrays(), self.model(i_scene), fwhm, self.position[rows],
-            constants.PEAK_THRESHOLD if threshold is None else threshold)
+            self.without_sky(i_scene, image, inverse_variance), inverse_variance, self.model(i_scene), fwhm,
+            self.position[rows], constants.PEAK_THRESHOLD if threshold is None else threshold)
 
 
 def checked_index(name: str, value: int, n: int) -> int:

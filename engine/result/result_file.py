@@ -44,7 +44,7 @@ from deblendrt.engine.scene.flags import DESCRIPTIONS
 from deblendrt.engine.scene.images import Images, ReadyImages
 from deblendrt.engine.scene.scene import Scene
 
-REVISION = 3  # revision of the layout above; the reader refuses other revisions
+REVISION = 4  # revision of the layout above; the reader refuses other revisions
 Units = dict[str, Any]
 N_UNIT = 12  # number of extensions that are read: all but MODEL_<k> and RESIDUAL_<k>
 MAX_SIDE = 2**16  # pixel

@@ -156,9 +156,11 @@ class Rows(FittedScenes):
                 self.covariances[first] = np.ascontiguousarray(covariance[kept][:, :, kept])
 
     def adopt_scenes(self, scenes: Sequence[int], solved: Rows, of_solved: Sequence[int]) -> None:
-        """Copy scenes of `solved`, with chi2 and objective. Sources beyond the end of a scene's list are left out."""
+        """Copy scenes of `solved`, with their own quantities. Sources beyond the end of a scene's list are left out."""
         for k, i in zip(scenes, of_solved, strict=True):
-            self.scene_chi2[k], self.objective[k] = solved.scene_chi2[i], solved.objective[i]
+            for q in QUANTITIES.values():
+                if q.solved and q.axes[0] == "n_scene":
+                    getattr(self, q.name)[k] = getattr(solved, q.name)[i]
         rows = self.of_scenes(scenes)
         first = np.repeat([solved.source_start[i] - self.source_start[k]
                            for k, i in zip(scenes, of_solved, strict=True)], np.diff(self.source_start)[list(scenes)])
@@ -168,6 +170,7 @@ class Rows(FittedScenes):
         """Copy a part's own sources from `solved`, which has the rows of this part alone."""
         rows = int(self.source_start[i_scene]) + part.rows
         self.adopt(rows[part.own], solved, np.flatnonzero(part.own))
+        self.sky[i_scene], self.sky_err[i_scene] = solved.sky[0], solved.sky_err[0]  # a sky needs a single part
 
     def forget_blends(self, i_scene: int) -> None:
         """Drop the covariances of the blends of a scene."""

@@ -19,6 +19,7 @@ class Settings:
     start: str
     robust: bool
     detail: bool
+    sky: str
     center_sigma: float
     aperture_diameter: float
     star_fraction: float
@@ -27,7 +28,7 @@ class Settings:
 
 
 def checked_settings(solver_name: str, n_iteration: int | None, start: str, robust: bool, detail: bool,
-                     center_sigma: float, aperture_diameter: float, star_fraction: float, n_threads: int,
+                     sky: str, center_sigma: float, aperture_diameter: float, star_fraction: float, n_threads: int,
                      memory_limit: float | None, *, iterations: Mapping[str, int]) -> Settings:
     """Check the options of `Deblender.deblend_batch`.
 
@@ -45,6 +46,8 @@ def checked_settings(solver_name: str, n_iteration: int | None, start: str, robu
         raise ValueError(f"solver: expected one of {sorted(iterations)}, got {solver_name!r}")
     if start not in ("linear", "encoder"):
         raise ValueError(f"start: expected 'linear' or 'encoder', got {start!r}")
+    if sky not in ("subtracted", "fit"):
+        raise ValueError(f"sky: expected 'subtracted' or 'fit', got {sky!r}")
     count = iterations[solver_name] if n_iteration is None else n_iteration
     if not _is_whole(count, 0):
         raise ValueError(f"n_iteration: expected a whole number of at least 0, got {n_iteration!r}")
@@ -58,7 +61,7 @@ def checked_settings(solver_name: str, n_iteration: int | None, start: str, robu
         raise ValueError(f"memory_limit: expected a positive number of bytes, got {memory_limit!r}")
     if not _is_whole(n_threads, 1):
         raise ValueError(f"n_threads: expected a whole number of at least 1, got {n_threads!r}")
-    return Settings(solver_name, int(count), start, bool(robust), bool(detail), float(center_sigma),
+    return Settings(solver_name, int(count), start, bool(robust), bool(detail), sky, float(center_sigma),
                     float(aperture_diameter), float(star_fraction), int(n_threads),
                     None if memory_limit is None else float(memory_limit))
 

@@ -46,6 +46,10 @@ DETAIL_PASSES = 2
 # stays, and the rest is solved for again.
 MAX_LINEAR_OFFSET, MAX_LINEAR_SHAPE, HOLD_ROUNDS = 0.3, 1.0, 3
 
+# The fitted sky, see `measure.fitted_sky`.
+SKY_PRIOR = 0.2  # sigma per pixel: standard deviation of a sky around zero, in the noise of a band's median pixel
+SKY_STEPS = 1  # descents before the last one; each of them ends with a joint step of the sky
+
 # Limits of a step.
 MIN_FLUX_FACTOR, MAX_FLUX_FACTOR = 0.3, 3.0
 MAX_OFFSET_STEP = 0.3  # pixel

@@ -197,6 +197,23 @@ def unit_columns(state: State) -> FloatArray:
     return result
 
 
+def constant_products(lines: FloatArray, projected: FloatArray) -> DoubleArray:
+    """Compute the inner products of images with a constant image.
+
+    Parameters
+    ----------
+    lines : float32 (n_source, n_band, n_line, n_basis)
+        Coefficients of the images, as in `unit_columns`.
+    projected : float32 (n_source, n_band, n_basis)
+        The weights, projected (`objective.project`).
+
+    Returns
+    -------
+    float64 (n_source, n_band, n_line)
+    """
+    return np.asarray((lines.astype(np.float64) @ projected.astype(np.float64)[..., None])[..., 0])
+
+
 def derivative_images(problem: Problem, unit: FloatArray, rows: NDArray[np.int64]) -> dict[int, canvases.Placed]:
     """Draw the derivatives of the model image by each source's parameters, where there may be weight.
 

@@ -33,12 +33,37 @@ from numpy.typing import NDArray
 from deblendrt.engine.compute import canvases, drawing
 from deblendrt.engine.compute.problem import Canvases, Problem, where_measured
 from deblendrt.engine.solve import constants, objective
-from deblendrt.engine.solve.curvature import covariance_of, derivative_images, mean_weight, unit_columns
+from deblendrt.engine.solve.curvature import (
+    constant_products,
+    covariance_of,
+    derivative_images,
+    mean_weight,
+    unit_columns,
+)
 from deblendrt.engine.solve.descent import Solution
 from deblendrt.engine.solve.joint_fluxes import blend_rows
 from deblendrt.engine.solve.joint_step import inner_products
 from deblendrt.engine.solve.prior import prior_precision
 from deblendrt.engine.units import DoubleArray, FloatArray
+
+
+@dataclasses.dataclass(frozen=True)
+class SkyResponse:
+    """The parameters of a blend under a sky of one per pixel: A^-1 C, with C the products of D and a constant image.
+
+    Attributes
+    ----------
+    latent : float64 (n_member, n_latent, n_band)
+        Response of flux, offset and shape to the sky of each band.
+    absorbed : float64 (n_band, n_band) [nJy^-2]
+        C' A^-1 C, the weight of the sky that the blend's parameters can absorb.
+    with_detail : dict of int to float64 (n_band, n, n_band)
+        For members with detail: response of (flux, offset, shape, u, v of the band) in every band.
+    """
+
+    latent: DoubleArray
+    absorbed: DoubleArray
+    with_detail: dict[int, DoubleArray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +79,14 @@ class BlendCovariance:
         have variance one.
     with_detail : dict of int to float64 (n_band, n, n)
         For members with detail: the covariance of (flux, offset, shape, u, v of the band) in every band.
+    sky : SkyResponse, optional
+        Given if a sky was asked for.
     """
 
     rows: NDArray[np.int64]
     matrix: DoubleArray
     with_detail: dict[int, DoubleArray] = dataclasses.field(default_factory=dict)
+    sky: SkyResponse | None = None
 
     def own(self, member: int) -> DoubleArray:
         """Return a source's covariance, its neighbours marginalised, float64 (n_latent, n_latent)."""
@@ -130,7 +158,7 @@ class DetailFit:
     off_center: NDArray[np.bool_]
 
 
-def solve_detail(problem: Problem, solution: Solution) -> DetailFit | None:
+def solve_detail(problem: Problem, solution: Solution, *, sky: bool = False) -> DetailFit | None:
     """Solve for fluxes, offsets, shapes and detail around the MAP solution.
 
     Parameters
@@ -138,6 +166,8 @@ def solve_detail(problem: Problem, solution: Solution) -> DetailFit | None:
     problem : Problem
         On the CPU.
     solution : Solution
+    sky : bool
+        Whether the covariances get their `SkyResponse`.
 
     Returns
     -------
@@ -160,6 +190,7 @@ def solve_detail(problem: Problem, solution: Solution) -> DetailFit | None:
     x = [np.zeros(n_latent + s + n_band * q) for s, q in zip(modes.n_shared, modes.n_band_mode, strict=True)]
     scale = np.ones(n)
     model = state.model
+    constant = _constants(problem, solution, unit, modes) if sky else None
     blends: list[BlendCovariance] = []
     for k in range(constants.DETAIL_PASSES):
         gradient = _gradients(problem, solution, unit, modes, model)
@@ -167,7 +198,7 @@ def solve_detail(problem: Problem, solution: Solution) -> DetailFit | None:
             g[n_band:n_latent] += state.prior_gradient[i, n_band:] - prior[i, n_band:, n_band:] @ x[i][n_band:n_latent]
             g[n_latent:] -= x[i][n_latent:] / scale[i]
         last = k == constants.DETAIL_PASSES - 1
-        blends = [_step(system, prior, scale, gradient, x, n_band, n_latent, last) for system in systems]
+        blends = [_step(system, prior, scale, gradient, x, n_band, n_latent, last, constant) for system in systems]
         coefficients = _coefficients(state.coefficients, unit, modes, x)
         model = objective.render(problem, coefficients)
     off_center = np.zeros(n, bool)
@@ -215,6 +246,15 @@ def _gradients(problem: Problem, solution: Solution, unit: FloatArray, modes: Mo
             of_mode = np.einsum("bck,bk->bc", modes.lines[i], projected[i])
             parts += [of_mode[:, :r].sum(0), of_mode[:, r:].ravel()]
         result.append(np.concatenate(parts))
+    return result
+
+
+def _constants(problem: Problem, solution: Solution, unit: FloatArray, modes: Modes) -> list[DoubleArray]:
+    """Products of every source's derivative images and modes with a constant image, (n_band, n_column + n_mode)."""
+    projected = objective.project(problem, solution.weights)
+    result = list(constant_products(unit, projected))
+    for i, lines in modes.lines.items():
+        result[i] = np.hstack([result[i], constant_products(lines[None], projected[[i]])[0]])
     return result
 
 
@@ -324,7 +364,8 @@ def _system(problem: Problem, rows: NDArray[np.int64], drawn: dict[int, canvases
 
 
 def _step(system: _System, prior: DoubleArray, scale: DoubleArray, gradient: list[DoubleArray],
-          x: list[DoubleArray], n_band: int, n_latent: int, last: bool) -> BlendCovariance:
+          x: list[DoubleArray], n_band: int, n_latent: int, last: bool,
+          constant: list[DoubleArray] | None) -> BlendCovariance:
     """Solve a blend's system: add the step to x, and set the scales unless this pass is the last."""
     rows = system.rows.tolist()
     common = system.common.copy()
@@ -385,7 +426,38 @@ def _step(system: _System, prior: DoubleArray, scale: DoubleArray, gradient: lis
             scale[i] = next_scale(shared, covariance[u, u], scale[i])
     n = len(rows)
     matrix = covariance[: n * n_latent, : n * n_latent].reshape(n, n_latent, n, n_latent)
-    return BlendCovariance(system.rows, matrix, with_detail)
+    sky = None if constant is None or not last else _sky_response(system, constant, covariance, through, inverse_v,
+                                                                  n_latent)
+    return BlendCovariance(system.rows, matrix, with_detail, sky)
+
+
+def _sky_response(system: _System, constant: list[DoubleArray], covariance: DoubleArray, through: DoubleArray,
+                  inverse_v: DoubleArray, n_latent: int) -> SkyResponse:
+    """Solve a blend's system for a sky of one per pixel in every band."""
+    n_band, n_v = system.band.shape[:2]
+    band = np.arange(n_band)
+    c, of_v = np.zeros((len(system.common), n_band)), np.zeros((n_band, n_v))
+    n_column = n_latent - n_band + 1
+    for a, i in enumerate(system.rows.tolist()):
+        u, own = system.u[a], constant[i]
+        end = n_column + u.stop - u.start
+        c[a * n_latent + band, band] = own[:, 0]
+        c[a * n_latent + n_band : (a + 1) * n_latent] = own[:, 1:n_column].T
+        c[u], of_v[:, system.v[a]] = own[:, n_column:end].T, own[:, end:]
+    v_alone = (inverse_v @ of_v[:, :, None])[:, :, 0]
+    c -= (through.transpose(0, 2, 1) @ of_v[:, :, None])[:, :, 0].T
+    by_c = covariance @ c
+    by_v = -through @ by_c
+    by_v[band, :, band] += v_alone
+    absorbed = c.T @ by_c + np.diag((of_v * v_alone).sum(1))
+    with_detail = {}
+    for a in range(len(system.rows)):
+        u, v = system.u[a], system.v[a]
+        if u.stop > u.start:
+            common = np.concatenate([by_c[a * n_latent : (a + 1) * n_latent], by_c[u]])
+            with_detail[a] = np.concatenate([np.broadcast_to(common, (n_band, *common.shape)), by_v[:, v]], 1)
+    latent = by_c[: len(system.rows) * n_latent].reshape(-1, n_latent, n_band)
+    return SkyResponse(latent, absorbed, with_detail)
 
 
 def next_scale(u: DoubleArray, covariance: DoubleArray, scale: float) -> float:

@@ -33,6 +33,7 @@ SIDE, STAMP = 300, 101  # pixel, of a field and of a galaxy drawn into it
 SKIES = (0.0, -0.3, -0.1, 0.1, 0.3)  # sigma per pixel
 FAINT = 24.0  # i magnitude
 SMALL_MARGIN = 15  # pixel: cut off on all sides for small cutouts
+N_ALONE = 24
 
 
 class Disturbances:
@@ -191,24 +192,51 @@ def masks_and_edges(cases: Disturbances) -> None:
 
 
 def wrong_sky(cases: Disturbances) -> None:
-    """Add a sky to all bands, of whole scenes and of small cutouts; compare with the truth."""
+    """Add a sky to all bands, of whole scenes and of small cutouts; compare with the truth, without and with a fit."""
     cases.title("A sky that is left in the image (all sources, against the truth, in i)",
-                "case | sources | median flux error | median pull | SKY_OFFSET | of those with a pull above 2")
+                "case | sources | median flux error | median pull | SKY_OFFSET | of those with a pull above 2 | "
+                "sky fitted: median flux error | median pull | width of pulls")
     truth = np.concatenate(cases.flux)
     sigma = cases.tests.sky_sigma[:, None, None]
     bright = truth[:, REFERENCE] > to_flux(FAINT)
     for margin, size in ((0, "whole scene"), (SMALL_MARGIN, "small cutout")):
         for sky in SKIES:
             cut = slice(margin, -margin or None)
-            result = cases.fit([(y + sky * sigma).astype(np.float32)[:, cut, cut] for y in cases.image],
-                               [c - margin for c in cases.centers], [v[:, cut, cut] for v in cases.variance])
+            given = ([(y + sky * sigma).astype(np.float32)[:, cut, cut] for y in cases.image],
+                     [c - margin for c in cases.centers], [v[:, cut, cut] for v in cases.variance])
+            result, fitted = cases.fit(*given), cases.fit(*given, sky="fit")
             error = (result.flux / truth - 1)[:, REFERENCE]
             pull = ((result.flux - truth) / result.flux_err)[:, REFERENCE]
             flagged = (result.flags & int(Flag.SKY_OFFSET)) > 0
             for name, here in ((f"i < {FAINT:g}", bright), ("fainter", ~bright)):
                 cases.row(f"{size}, {sky:+g} sigma, {name}", int(here.sum()), float(np.median(error[here])),
                           float(np.median(pull[here])), _share(flagged[here]),
-                          _share(flagged[here & (np.abs(pull) > 2)]))
+                          _share(flagged[here & (np.abs(pull) > 2)]),
+                          *_errors(fitted, truth, here))
+    cases.title(f"Galaxies of i = {FAINT:g}, alone under a sky, in i",
+                "sky [sigma] | galaxies | median flux error | median pull | width of pulls | SKY_OFFSET | "
+                "sky fitted: median flux error | median pull | width of pulls | error of the sky [sigma]")
+    pool, psf, depth = scenes.sky()
+    rng = np.random.default_rng([SEED, 6])
+    order = np.argsort(np.abs(pool.magnitude - FAINT))[:N_ALONE]
+    made = [blend_scenes.simulate_scene(pool, [int(i)], rng.uniform(49.5, 50.5, (1, 2)), psf, depth, (101, 101), rng)
+            for i in order]
+    truth, every = np.concatenate([s.flux for s in made]), np.ones(N_ALONE, bool)
+    for sky in SKIES:
+        given = ([(s.image + sky * sigma).astype(np.float32) for s in made], [s.centers for s in made],
+                 [s.variance for s in made])
+        result, fitted = cases.fit(*given), cases.fit(*given, sky="fit")
+        cases.row(f"{sky:+g}", N_ALONE, *_errors(result, truth, every),
+                  _share((result.flags & int(Flag.SKY_OFFSET)) > 0), *_errors(fitted, truth, every),
+                  float(np.std(fitted.sky / cases.tests.sky_sigma - sky)))
+
+
+def _errors(result: DeblendResult, truth: NDArray[np.float64], here: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Median flux error, median pull and width of the pulls in i."""
+    difference = (result.flux - truth)[here, REFERENCE]
+    pull = difference / result.flux_err[here, REFERENCE]
+    return (float(np.median(difference / truth[here, REFERENCE])), float(np.median(pull)),
+            float(1.4826 * np.median(np.abs(pull - np.median(pull)))))
 
 
 def field(density: int, seed: int) -> tuple[Any, ...]:

@@ -76,7 +76,8 @@ def make_toy_result(
         flux_overlap=0.2 * flux, max_overlap=0.3 * nan[:, None] * np.ones(n_band), map_flux=flux, chi2=100 * nan,
         n_pixel=np.where(fitted, 90, 0), reduced_chi2=100 / 90 * nan, log_prior=nan, flags=flags,
         enclosed=nan[:, None] * np.ones(n_band), scenes=[scene], scene_chi2=np.array([1.0]),
-        scene_n_pixel=np.array([100]), objective=np.array([1.0]), coefficients=coefficients,
+        scene_n_pixel=np.array([100]), objective=np.array([1.0]), sky=np.zeros((1, n_band)),
+        sky_err=np.zeros((1, n_band)), coefficients=coefficients,
         star=np.arange(n_source) == 3, star_probability=np.where(fitted, np.arange(n_source) == 3, np.nan),
         extent=np.zeros(n_source, np.int8), anchor=np.where(fitted[:, None], np.rint(center), 0).astype(np.int64),
         folded=bases, folded_index=np.zeros(n_source, np.int64), model_name="toy", model_version="1",
@@ -147,6 +148,7 @@ def make_random_result(bundle: Bundle, shapes: Sequence[tuple[int, int]], per_sc
         anchor=np.concatenate([np.zeros((0, 2), np.int64), *[scene.anchors for scene in scenes]]), folded=folded,
         folded_index=folded_index.astype(np.int64), model_name=bundle.name, model_version=bundle.model_version,
         model_sha256=bundle.sha256, solver="gauss_newton", n_iteration=15, aperture_diameter=1.2,
+        sky=0.1 * rng.normal(size=(n_scene, n_band)), sky_err=rng.random((n_scene, n_band)),
     )
 
 

@@ -150,7 +150,7 @@ def expected_flags(case: Case, half: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def row_columns(result: DeblendResult) -> dict[str, np.ndarray]:
-    other = {"source_start", "scene_chi2", "scene_n_pixel", "objective", "folded_index"}
+    other = {"source_start", "scene_chi2", "scene_n_pixel", "objective", "sky", "sky_err", "folded_index"}
     found = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in other}
     return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
 
@@ -159,7 +159,7 @@ def bits(result: DeblendResult, i_scene: int) -> dict[str, bytes]:
     """Bytes of every column of a scene's rows, of the scene's own numbers and of its model image."""
     rows = result.sources(i_scene)
     found = {name: value[rows].tobytes() for name, value in row_columns(result).items() if name not in SCENE_OF_ROWS}
-    for name in ("scene_chi2", "scene_n_pixel", "objective"):
+    for name in ("scene_chi2", "scene_n_pixel", "objective", "sky", "sky_err"):
         found[name] = getattr(result, name)[i_scene].tobytes()
     blends = np.unique(result.blend[rows])
     found["blend_flux_cov"] = b"".join(result.blend_flux_cov[b].tobytes() for b in blends[blends >= 0])

@@ -17,6 +17,7 @@ from deblendrt.engine.files.installation import n_usable_cpu, package_version
 
 SOLVERS = ("gauss_newton", "adam")
 STARTS = ("linear", "encoder")
+SKIES = ("subtracted", "fit")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,6 +155,8 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     fit.add_argument("--aperture", type=_positive, default=1.2, metavar="ARCSEC", help="diameter of the aperture of "
                      "aperture_flux (default 1.2)")  # fmt: skip
     fit.add_argument("--no-detail", action="store_true", help="galaxies as the decoder draws them, without detail")
+    fit.add_argument("--sky", choices=SKIES, default="subtracted", help="fit: fit a constant per band along with the "
+                     "sources (default subtracted)")  # fmt: skip
     fit.add_argument("--no-robust", action="store_true", help="plain Gaussian likelihood, without robust weights")
 
     many = run.add_argument_group("many inputs", "results: `deblendrt merge DIR`")

@@ -117,6 +117,7 @@ def test_defaults_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> No
         "start": "encoder",
         "robust": True,
         "detail": True,
+        "sky": "subtracted",
         "kind": None,
         "find_missed": False,
         "star_fraction": 0.1,
@@ -130,7 +131,7 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
     fits.PrimaryHDU(np.ones((5, 5))).writeto(tmp_path / "psf.fits")
     options = (
         "--no-plot --quiet --bands r,i,z --zero-point 25 --pixel-scale 0.3 --model other --device cuda --solver adam "
-        "--start encoder --iterations 7 --threads 2 --no-robust --center-sigma 0.5 --aperture 2"
+        "--start encoder --iterations 7 --threads 2 --sky fit --no-robust --center-sigma 0.5 --aperture 2"
     )
     out = tmp_path / "out"
     run(write_scene(tmp_path, fake.result), "--out", out, *options.split(), "--psf", tmp_path / "psf.fits")
@@ -142,6 +143,7 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
         "n_threads": 2,
         "robust": False,
         "detail": True,
+        "sky": "fit",
         "center_sigma": 0.5,
         "aperture_diameter": 2.0,
         "variance": None,

@@ -27,7 +27,7 @@ ALWAYS = ("position", "latent", "position_err", "moments", "ellipticity", "ellip
           "flux_overlap", "max_overlap", "map_flux", "chi2", "reduced_chi2",
           "log_prior", "enclosed")
 """Finite for every fitted source, whatever its bands."""
-NOT_OF_ROWS = {"source_start", "scene_chi2", "scene_n_pixel", "objective", "folded_index"}
+NOT_OF_ROWS = {"source_start", "scene_chi2", "scene_n_pixel", "objective", "sky", "sky_err", "folded_index"}
 
 
 def columns(result: DeblendResult) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ def scene(deblender: Deblender, model: ToyModel, sky: tuple[float, ...]) -> tupl
 def test_the_level_is_the_sky_s(toy_deblender: Deblender, toy_model: ToyModel, sky: tuple[float, ...]) -> None:
     image, centers = scene(toy_deblender, toy_model, sky)
     solution = descent.solve(*make_problem(toy_deblender, image, centers), "gauss_newton", 15)
-    level, error = sky_level.levels(solution.problem, solution, 0)
+    level, error = sky_level.levels(solution.problem, solution.state.model, 0)
     pixel_error = np.array(SKY_SIGMA) / np.sqrt(image[0].size)
     assert ((error > pixel_error) & (error < 2 * pixel_error)).all()  # a median has 1.25 times the mean's error
     np.testing.assert_array_less(np.abs(level - np.array(sky) * SKY_SIGMA), 4 * error)
@@ -52,7 +52,7 @@ def test_a_small_image_has_no_level(toy_deblender: Deblender, toy_model: ToyMode
     image, centers = scene(toy_deblender, toy_model, (0.3, 0.3, 0.3))
     image, centers = image[:, 18:42, 16:48], centers[:1] - [16, 18]  # twelve blocks
     solution = descent.solve(*make_problem(toy_deblender, image, centers), "gauss_newton", 5)
-    assert np.isnan(sky_level.levels(solution.problem, solution, 0)).all()
+    assert np.isnan(sky_level.levels(solution.problem, solution.state.model, 0)).all()
 
 
 def test_a_flag_of_the_data_is_no_flag_of_the_fit() -> None:

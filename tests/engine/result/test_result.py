@@ -54,7 +54,9 @@ def test_residual(result):
     scene = result.scenes[0]
     residual = result.residual(0)
     used = scene.inverse_variance > 0
-    np.testing.assert_array_equal(residual[used], (scene.image - result.model(0))[used])
+    sky = result.sky[0].astype(np.float32)[:, None, None]
+    assert sky.all()
+    np.testing.assert_array_equal(residual[used], (scene.image - sky - result.model(0))[used])
     assert not residual[~used].any()
     assert (~used).any()
     assert residual.dtype == np.float32

@@ -116,7 +116,8 @@ def test_one_blend(many, toy_bundle, tmp_path, images):
         if images:
             assert_equal(many.scenes[i_scene].image, scene.image)
             alone_model = part.model(0)
-            expected = np.where(scene.inverse_variance > 0, scene.image - alone_model, np.float32(0))
+            sky = many.sky[i_scene].astype(np.float32)[:, None, None]
+            expected = np.where(scene.inverse_variance > 0, scene.image - sky - alone_model, np.float32(0))
             assert_equal(expected, part.residual(0))
 
 
@@ -211,7 +212,7 @@ def test_mistakes(many, toy_bundle, tmp_path):
     with pytest.raises(ValueError, match="holds no result"):
         DeblendResult.read(tmp_path / "other.fits")
     fits.setval(path, "REVISION", value=result_file.REVISION + 1, extname="FIT")
-    with pytest.raises(ValueError, match=r"has layout 4, this version reads 3"):
+    with pytest.raises(ValueError, match=r"has layout 5, this version reads 4"):
         DeblendResult.read(path, model=toy_bundle)
 
 

@@ -21,7 +21,7 @@ CENTERS = np.array([[12.0, 10.0], [20.0, 15.0], [8.0, 25.0], [30.0, 22.0]])
 def make_rows(deblender: Deblender, shift: int = 0) -> Rows:
     """Rows of one scene, blends 0 (sources 0, 2, 3) and 1 (source 1), every solved quantity its row's number."""
     bundle = deblender.bundle
-    settings = checked_settings("gauss_newton", None, "encoder", True, True, 0.2, 1.2, 0.1, 1, None,
+    settings = checked_settings("gauss_newton", None, "encoder", True, True, "fit", 0.2, 1.2, 0.1, 1, None,
                                 iterations=ITERATIONS)
     scenes = make_scenes(np.zeros((N_BAND, 40, 50)), CENTERS + shift, bundle_bands=bundle.bands,
                          bundle_pixel_scale=bundle.pixel_scale, window_half=7, variance=VARIANCE)

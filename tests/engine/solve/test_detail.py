@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tolerances import SAMPLE_SIGMA
+from tolerances import REORDERED, SAMPLE_SIGMA
 from toy_model import N_BAND, N_SHAPE, SKY_SIGMA, ToyModel, add_noise, draw_latent, make_problem, paint
 
 from deblendrt.engine.compute import canvases
 from deblendrt.engine.compute.problem import Problem
 from deblendrt.engine.deblender import Deblender
+from deblendrt.engine.measure import fitted_sky
 from deblendrt.engine.solve import constants, descent
 from deblendrt.engine.solve.curvature import unit_columns
 from deblendrt.engine.solve.descent import Solution
@@ -58,8 +59,12 @@ def make(deblender: Deblender, model: ToyModel, extra: float = 0.0, level: float
     return problem, descent.solve(problem, start, floor, "gauss_newton", 20)
 
 
-def dense(problem: Problem, solution: Solution) -> tuple[np.ndarray, np.ndarray]:
-    """Step and covariance of both passes, with every parameter's image in one matrix."""
+def dense(problem: Problem, solution: Solution,
+          sky_weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Step and covariance of both passes, with every parameter's image in one matrix.
+
+    With `sky_weight` the last covariance has a sky per band too, with this weight of its prior: its errors come last.
+    """
     state, folded, (canvas,) = solution.state, problem.folded, problem.data
     unit, bundle = unit_columns(state).astype(np.float64), problem.bundle
     flux = np.exp(state.latent[:, :N_BAND])
@@ -100,7 +105,17 @@ def dense(problem: Problem, solution: Solution) -> tuple[np.ndarray, np.ndarray]
             last, scale[i] = scale[i], ((constants.DETAIL_FREEDOM + x_all[u] @ x_all[u])
                                         / (constants.DETAIL_FREEDOM + gamma))
             assert last > 0
-    return x_all.reshape(2, n_own), covariance.reshape(2, n_own, 2, n_own)
+    sky = np.zeros((N_BAND, N_BAND))
+    if sky_weight is not None:
+        constant = np.zeros((N_BAND, *canvas.shape))
+        constant[np.arange(N_BAND), np.arange(N_BAND)] = 1
+        every = np.hstack([flat, constant.reshape(N_BAND, -1).T])
+        bordered = (every * weight[:, None]).T @ every
+        bordered[: 2 * n_own, : 2 * n_own] = matrix
+        bordered[2 * n_own :, 2 * n_own :] += np.diag(sky_weight)
+        inverse = np.linalg.inv(bordered)
+        covariance, sky = inverse[: 2 * n_own, : 2 * n_own], inverse[2 * n_own :, 2 * n_own :]
+    return x_all.reshape(2, n_own), covariance.reshape(2, n_own, 2, n_own), sky
 
 
 def test_is_the_dense_solve(with_modes: Deblender, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +127,7 @@ def test_is_the_dense_solve(with_modes: Deblender, toy_model: ToyModel, monkeypa
     assert fit is not None
     assert fit.solved.all()
     assert [len(fit.lines[i][0]) for i in range(2)] == [N_SHARED + N_BAND_MODE] * 2
-    step, covariance = dense(problem, solution)
+    step, covariance, _ = dense(problem, solution)
     (blend,) = fit.blends
     error = np.sqrt(np.einsum("apap->ap", covariance))
     flux = np.exp(solution.state.latent[:, :N_BAND])
@@ -126,6 +141,34 @@ def test_is_the_dense_solve(with_modes: Deblender, toy_model: ToyModel, monkeypa
             first = N_LATENT + N_SHARED + b * N_BAND_MODE
             here = np.r_[: N_LATENT + N_SHARED, first : first + N_BAND_MODE]
             scale = error[a, here]
+            np.testing.assert_allclose(blend.with_detail[a][b] / scale / scale[:, None],
+                                       covariance[a][:, a][np.ix_(here, here)] / scale / scale[:, None],
+                                       atol=PRECISION)
+
+
+def test_covariance_with_a_sky_is_that_of_the_dense_solve(with_modes: Deblender, toy_model: ToyModel,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an image that the sources fill, so that the sky is a large part of the errors."""
+    monkeypatch.setattr(constants, "MAX_LINEAR_SHAPE", np.inf)
+    monkeypatch.setattr(constants, "MAX_LINEAR_OFFSET", np.inf)
+    problem, solution = make(with_modes, toy_model)
+    fit = solve_detail(problem, solution, sky=True)
+    assert fit is not None
+    sky, (blend,) = fitted_sky.marginalise(solution, np.zeros((1, N_BAND)), fit.blends)
+    prior = np.array(SKY_SIGMA) ** -2 / constants.SKY_PRIOR**2
+    _, covariance, of_sky = dense(problem, solution, prior)
+    np.testing.assert_allclose(sky.covariance[0] * prior, of_sky * prior, atol=PRECISION * of_sky[0, 0] * prior[0])
+    sigma = np.sqrt(np.einsum("apap->ap", covariance))
+    expected = covariance[:, :N_LATENT, :, :N_LATENT] / sigma[:, :N_LATENT, None, None] / sigma[:, :N_LATENT]
+    actual = blend.matrix / sigma[:, :N_LATENT, None, None] / sigma[:, :N_LATENT]
+    np.testing.assert_allclose(actual, expected, atol=PRECISION)
+    without = fit.blends[0].matrix / sigma[:, :N_LATENT, None, None] / sigma[:, :N_LATENT]
+    assert np.abs(without - expected).max() > 20 * PRECISION
+    for a in range(2):
+        for b in range(N_BAND):
+            first = N_LATENT + N_SHARED + b * N_BAND_MODE
+            here = np.r_[: N_LATENT + N_SHARED, first : first + N_BAND_MODE]
+            scale = sigma[a, here]
             np.testing.assert_allclose(blend.with_detail[a][b] / scale / scale[:, None],
                                        covariance[a][:, a][np.ix_(here, here)] / scale / scale[:, None],
                                        atol=PRECISION)
@@ -165,6 +208,26 @@ def test_without_modes_or_unwanted(toy_deblender: Deblender, with_modes: Deblend
     assert np.isfinite(wanted.aperture_flux_err).all()
     np.testing.assert_allclose(wanted.model(0), sum(_placed(wanted, i) for i in range(2)), atol=1e-3)
     assert (wanted.flux_err > 0.99 * none.flux_err).all()
+
+
+def test_a_sky_is_fitted_beside_detail(with_modes: Deblender, toy_model: ToyModel) -> None:
+    """The fitted sky, given as a background, gives the same fluxes; with smaller errors."""
+    rng = np.random.default_rng(3)
+    latent = draw_latent(2, rng)
+    latent[:, :N_BAND] = np.log(400 * np.array(SKY_SIGMA))
+    shape = (104, 100)
+    sky = 0.3 * np.array(SKY_SIGMA)
+    image = add_noise(paint(toy_model, with_modes.fold(None), latent, ANCHORS + 30, shape), rng) + sky[:, None, None]
+    given: dict[str, Any] = {"centers": ANCHORS + 30.0, "variance": np.array(SKY_SIGMA) ** 2, "n_iteration": 30}
+    fit = with_modes.deblend_batch(image, **given, sky="fit")
+    assert (np.abs(fit.sky[0] - sky) < SAMPLE_SIGMA * fit.sky_err[0]).all()
+    assert (fit.flux != with_modes.deblend_batch(image, **given, sky="fit", detail=False).flux).all()
+    told = with_modes.deblend_batch(image, **given, background=fit.sky[0])
+    assert (np.abs(fit.flux - told.flux) < REORDERED * told.flux_err).all()
+    for name in ("flux_err", "aperture_flux_err", "ellipticity_err", "position_err"):
+        a, b = getattr(fit, name), getattr(told, name)
+        assert ((a > (1 - REORDERED) * b) & (a < 1.2 * b)).all()
+    assert (fit.flux_err > told.flux_err).all()
 
 
 def _placed(result: Any, i: int) -> np.ndarray:
