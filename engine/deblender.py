@@ -35,7 +35,7 @@ from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 from deblendrt.engine.scene.patches import Part
 from deblendrt.engine.scene.psf.images import psf_key
 from deblendrt.engine.scene.scene import Scene, make_scenes, with_sources, with_stars
-from deblendrt.engine.scene.settings import Settings, checked_settings
+from deblendrt.engine.scene.settings import Settings, check_yes_or_no, checked_settings
 from deblendrt.engine.solve import constants, descent, unlisted
 from deblendrt.engine.solve.detail import solve_detail
 from deblendrt.engine.solve.start import build_problem, start_latents
@@ -253,6 +253,7 @@ class Deblender:
         ValueError
             A mistake in the arguments; the message names the argument, what was expected and what came.
         """
+        check_yes_or_no(find_missed, "find_missed")
         settings = checked_settings(solver, n_iteration, start, robust, detail, sky, center_sigma, aperture_diameter,
                                     star_fraction, n_threads, memory_limit, iterations=constants.ITERATIONS)
         if settings.detail and self.pool is not None and len(self.bundle.detail_shared):

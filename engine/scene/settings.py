@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from deblendrt.engine.scene.objects.arrays import number
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -42,6 +44,12 @@ def checked_settings(solver_name: str, n_iteration: int | None, start: str, robu
     ValueError
         An option is wrong. The message names the argument, the expectation and the value.
     """
+    center_sigma, aperture_diameter, star_fraction, memory_limit = (
+        _without_unit(value, name, unit) for value, name, unit in (
+            (center_sigma, "center_sigma", "pix"), (aperture_diameter, "aperture_diameter", "arcsec"),
+            (star_fraction, "star_fraction", ""), (memory_limit, "memory_limit", "byte")))
+    for name, value in (("robust", robust), ("detail", detail)):
+        check_yes_or_no(value, name)
     if not isinstance(solver_name, str) or solver_name not in iterations:
         raise ValueError(f"solver: expected one of {sorted(iterations)}, got {solver_name!r}")
     if start not in ("linear", "encoder"):
@@ -64,6 +72,22 @@ def checked_settings(solver_name: str, n_iteration: int | None, start: str, robu
     return Settings(solver_name, int(count), start, bool(robust), bool(detail), sky, float(center_sigma),
                     float(aperture_diameter), float(star_fraction), int(n_threads),
                     None if memory_limit is None else float(memory_limit))
+
+
+def check_yes_or_no(value: Any, name: str) -> None:
+    """Raise ValueError if an option is not True or False: the text "False" would count as True."""
+    if not isinstance(value, bool | np.bool_) and not (isinstance(value, int) and value in (0, 1)):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+
+
+def _without_unit(value: Any, name: str, unit: str) -> Any:
+    """Return a Quantity as a number of a unit, and any other value as it is."""
+    if not hasattr(value, "unit"):
+        return value
+    try:
+        return number(value, (unit,))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected a number{' of ' * bool(unit)}{unit}, got {value}") from error
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -97,6 +97,8 @@ def _table(given: Any, name: str) -> Any:
     from astropy.table import QTable, Row, Table
 
     try:
+        if isinstance(given, QTable):
+            return Table(given, copy=False)  # columns with units in place of Quantities
         if isinstance(given, Table):
             return given
         if isinstance(given, Row):
@@ -113,7 +115,7 @@ def _table(given: Any, name: str) -> Any:
                 raise ValueError(f"two columns of one name among {', '.join(labels)}")
             return Table({str(column): _column(given[column]) for column in given.columns})
         if isinstance(given, Mapping):
-            return QTable({str(key): _column(value) for key, value in given.items()})
+            return Table({str(key): _column(value) for key, value in given.items()})
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{name}: expected a table with columns of one length, got {type(given).__name__} "
                          f"({str(error)[:200]})") from error
