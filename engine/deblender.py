@@ -182,12 +182,16 @@ class Deblender:
         ----------
         cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of images
             Images of any sizes [nJy; or Quantities; or counts with `zero_point`]. NaN pixels are dropped. With a GPU,
-            this argument and those below may be arrays of CuPy, torch or PyCUDA in its memory.
+            this argument and those below may be arrays of CuPy, torch or PyCUDA in its memory. An image may also be a
+            CCDData or another NDData, whose unit, mask, uncertainty, PSF and WCS are used, a Cutout2D, an xarray
+            DataArray, a dict {band: image}, or a list with one of these for each band.
         centers : float (n_source, 2) [pixel], or a sequence of such arrays, nested like `cutouts`
-            (x, y), 0-based, integer = pixel centre.
+            (x, y), 0-based, integer = pixel centre. Or a table (astropy, pandas, a dict of columns), whose columns are
+            found by name, or a SkyCoord; positions on the sky need a WCS.
         variance : float, optional
-            Total variance, in squared image units: a number, (n_band,), or like a cutout. Default: the variance of the
-            sky, estimated from the image; the sources are flagged.
+            Total variance, in squared image units: a number, (n_band,), or like a cutout, or an astropy uncertainty.
+            Default: the variance of the sky, estimated from the image; the sources are flagged. If the image has a unit
+            of flux density, the variance needs a unit too.
         mask : bool (n_y, n_x) or (n_band, n_y, n_x), optional
             True means bad.
         psf : float (n_band, q, q), `CellPsf` or callable, optional
@@ -200,11 +204,14 @@ class Deblender:
             galaxies. "auto" sources are fitted as both kinds, and a `star_probability` above 0.5 makes a source a star.
             This takes about twice the time, three times if all scenes have stars.
         background : float, optional
-            Subtracted from the image.
+            Subtracted from the image: a number, (n_band,), or like a cutout.
         zero_point : float, optional [AB mag of one image unit]
-            Zero point of an image in counts.
+            Zero point of an image in counts, or one for each band.
         pixel_scale : float or Quantity, optional [arcsec]
             Pixel scale of the images, checked against the model's.
+        wcs : astropy.wcs.WCS, optional
+            WCS of the images, for all scenes or a list with one for each; it converts positions on the sky, and its
+            pixel scale is checked against the model's.
         solver : {"gauss_newton", "adam"}
         n_iteration : int, optional
             Number of iterations of all blends. Default: 8 (Gauss-Newton) or 200 (Adam). Blends that still move after
@@ -252,6 +259,13 @@ class Deblender:
         ------
         ValueError
             A mistake in the arguments; the message names the argument, what was expected and what came.
+
+        Notes
+        -----
+        Arguments about images are given once for all scenes, or in a list with an entry for each scene. A dict
+        {band: entry} has an entry for each band. Entries that may belong to the scenes as well as to the bands, since
+        there are as many scenes as bands, are an error. Only an array (n_band, q, q) of PSFs then belongs to the bands,
+        with a warning.
         """
         check_yes_or_no(find_missed, "find_missed")
         settings = checked_settings(solver, n_iteration, start, robust, detail, sky, center_sigma, aperture_diameter,

@@ -136,8 +136,9 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of images
         One scene, or several scenes of any sizes. With a single band, (n_y, n_x) stands for (1, n_y, n_x). The unit is
         nJy, unless the images are astropy Quantities or `zero_point` is given. NaN and infinite pixels are dropped.
+        An image may be an object that `deblendrt.engine.scene.objects` reads.
     centers : float (n_source, 2) [pixel], or a sequence of such arrays, nested like `cutouts`
-        (x, y), 0-based; an integer is the centre of a pixel.
+        (x, y), 0-based; an integer is the centre of a pixel. Or tables or SkyCoords, see `read_positions`.
     bundle_bands : sequence of str
         The model's bands.
     bundle_pixel_scale : float [arcsec]
@@ -162,7 +163,10 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     pixel_scale : float or Quantity, optional [arcsec]
         Pixel scale of the cutouts, which must be the model's.
     kind : str, or sequence of str (n_source,), or a sequence of these, optional
-        "galaxy", "star" or "auto", for all sources or for each source, nested like `centers`; default: "galaxy".
+        "galaxy", "star" or "auto", for all sources or for each source, nested like `centers`; default: the column kind
+        of a table of centres, or else "galaxy".
+    wcs : WCS, or a list with a WCS for each scene, optional
+        WCS of the images, for positions on the sky. Its pixel scale must be the model's.
     bundle_sky_sigma : float (len(bundle_bands),), optional [nJy]
         Noise of a pixel at nominal depth, for images that are too small or too smooth to estimate the noise.
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.scene.flags import DESCRIPTIONS, Flag
+from deblendrt.engine.solve import constants
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -29,3 +31,11 @@ def test_plain_text_is_kept(what: str, text: str, expected: str) -> None:
     lines = text.split("\n")
     runpy.run_path(str(DOCS / "conf.py"))["keep_plain_text"](None, what, "", None, None, lines)
     assert "\n".join(lines) == expected
+
+
+def test_the_docstring_of_deblend_batch_has_the_numbers_of_iterations() -> None:
+    text = " ".join((Deblender.deblend_batch.__doc__ or "").split())
+    assert (f"Default: {constants.ITERATIONS['gauss_newton']} (Gauss-Newton) or {constants.ITERATIONS['adam']} "
+            "(Adam)") in text
+    words = {5: "five"}
+    assert f"at most {words[sum(constants.FURTHER_ROUNDS)]} times this number" in text

@@ -39,9 +39,10 @@ def read_positions(given: Any, name: str, wcs: Any = None, shape: tuple[int, int
     if given is None:
         raise ValueError(f"{name}: expected positions (n_source, 2), got None")
     if is_sequence(given) and len(given) and all(is_a(item, "astropy.coordinates", "SkyCoord") for item in given):
-        from astropy.coordinates import SkyCoord, concatenate
+        from astropy.coordinates import SkyCoord
 
-        given = SkyCoord(concatenate([item.icrs.reshape(-1) for item in given]))
+        ra, dec = (np.concatenate([np.ravel(getattr(item.icrs, axis).deg) for item in given]) for axis in ("ra", "dec"))
+        given = SkyCoord(ra, dec, unit="deg")
     if is_a(given, "astropy.coordinates", "SkyCoord") or is_a(given, "astropy.coordinates", "BaseCoordinateFrame"):
         return world.sky_pixels(given, wcs, name), None
     table = _table(given, name)

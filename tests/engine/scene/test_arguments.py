@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import pytest
+from astropy import units as u
 
 from deblendrt.engine.scene.psf.field import CellPsf
 from deblendrt.engine.scene.scene import make_scenes
+from deblendrt.engine.scene.settings import checked_settings
 
 HUGE = 10**400
 MODEL: dict[str, Any] = {"bundle_bands": ("g", "r"), "bundle_pixel_scale": 0.2, "window_half": 5}
@@ -52,3 +55,31 @@ def test_two_scenes(argument: str, value: Any) -> None:
         return
     with pytest.raises(ValueError, match=argument):
         make_scenes(**arguments)
+
+
+OPTIONS: dict[str, Any] = {"center_sigma": 0.2, "aperture_diameter": 1.2, "star_fraction": 0.1, "memory_limit": 4e9,
+                           "robust": True, "detail": True}
+
+
+def settings(**options: Any) -> Any:
+    arguments = inspect.signature(checked_settings).parameters
+    plain = {"solver_name": "adam", "n_iteration": 3, "start": "encoder", "n_threads": 1, "sky": "subtracted"} | OPTIONS
+    return checked_settings(**{key: value for key, value in (plain | options).items() if key in arguments},
+                            iterations={"adam": 3})
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("center_sigma", 0.2 * u.pix), ("aperture_diameter", 0.02 * u.arcmin), ("star_fraction", 10 * u.percent),
+    ("memory_limit", 4 * u.Gbyte), ("robust", np.True_), ("detail", 1),
+])
+def test_an_option_with_a_unit(option: str, value: Any) -> None:
+    assert getattr(settings(**{option: value}), option) == pytest.approx(OPTIONS[option])
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("center_sigma", 0.2 * u.arcsec), ("aperture_diameter", 6 * u.pix), ("star_fraction", 0.1 * u.mag),
+    ("memory_limit", 4 * u.s), ("robust", "False"), ("detail", "no"), ("robust", None), ("detail", 2),
+])
+def test_an_option_with_a_wrong_unit(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option}: expected"):
+        settings(**{option: value})
