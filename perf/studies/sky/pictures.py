@@ -1,6 +1,6 @@
 """Pictures of the DC2 fields: image, model and residual, with a mark for every source by its kind.
 
-    python -m perf.studies.sky.pictures DATA_FOLDER [--out docs/pictures]
+    python -m perf.studies.sky.pictures DATA_FOLDER [--out docs/static/pictures]
 
 All kinds are "auto", and unlisted sources are searched for. The command also prints figures of the residual.
 """
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with dc2_field_*.fits")
     parser.add_argument("--bundle", default="lsst")
-    parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
+    parser.add_argument("--out", type=Path, default=Path("docs/static/pictures"))
     args = parser.parse_args(argv)
     paths = sorted(args.data.glob("dc2_field_*.fits"))
     if not paths:
