@@ -41,8 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     bundle.add_argument("--check-tensorrt", action="store_true",
                         help="also parse and build every graph under TensorRT (tensorrt-rtx; needs no GPU)")
     detail = parser.add_argument_group("detail (--detail)")
-    detail.add_argument("--stamps", type=Path, metavar="DIR",
-                        help="FITS images of real galaxies to learn from; default: galaxies of the training population")
+    detail.add_argument("--stamps", type=Path, metavar="PATH",
+                        help="FITS file, or folder of files, with images of real galaxies to learn from; "
+                             "default: galaxies of the training population")
     detail.add_argument("--galaxies", type=int, default=400, metavar="N", help="galaxies to draw (default 400)")
     detail.add_argument("--scale", type=float, default=1.0, help="factor of the learnt covariance (default 1)")
     solver = parser.add_argument_group("solvers (--solver, --triton)")

@@ -37,34 +37,44 @@ class RealGalaxy:
     psf_fwhm: float
 
 
-def read_galaxies(folder: Path) -> list[RealGalaxy]:
-    """Read all galaxy stamps of a folder of FITS files.
+def read_galaxies(where: Path) -> list[RealGalaxy]:
+    """Read all galaxy stamps of a FITS file, or of a folder of FITS files.
 
-    Every two-dimensional image of every ``*.fits`` file is a galaxy. Its header has ``PIXSCALE`` (arcsec) and may have
-    ``PSF_FWHM`` (arcsec).
+    Every two-dimensional image of the file, or of every ``*.fits`` file of the folder, is a galaxy. Its header has
+    ``PIXSCALE`` (arcsec) and may have ``PSF_FWHM`` (arcsec).
+
+    Parameters
+    ----------
+    where : Path
+
+    Returns
+    -------
+    list of RealGalaxy
+        In the order of the file's HDUs; file after file, by name.
 
     Raises
     ------
     ValueError
         No stamp, a stamp without ``PIXSCALE``, or a stamp that is not finite.
     """
+    where = Path(where)
     found = []
-    for path in sorted(Path(folder).glob("*.fits")):
+    for path in [where] if where.is_file() else sorted(where.glob("*.fits")):
         with fits.open(path) as file:
             for k, unit in enumerate(file):
                 if unit.data is None or not unit.is_image:
                     continue
-                where = f"{path.name}[{k}]"
+                name = f"{path.name}[{k}]"
                 if unit.data.ndim != 2 or not np.isfinite(unit.data).all():
-                    raise ValueError(f"{where}: expected a finite image of two dimensions, got {unit.data.shape}")
+                    raise ValueError(f"{name}: expected a finite image of two dimensions, got {unit.data.shape}")
                 scale = unit.header.get("PIXSCALE")
                 if not isinstance(scale, int | float) or not scale > 0:
-                    raise ValueError(f"{where}: expected the keyword PIXSCALE with the pixel scale in arcsec, "
+                    raise ValueError(f"{name}: expected the keyword PIXSCALE with the pixel scale in arcsec, "
                                      f"got {scale!r}")
                 found.append(RealGalaxy(unit.data.astype(np.float64), float(scale),
                                         float(unit.header.get("PSF_FWHM", 0.0))))
     if not found:
-        raise ValueError(f"{folder}: no FITS image of a galaxy")
+        raise ValueError(f"{where}: no FITS image of a galaxy")
     return found
 
 

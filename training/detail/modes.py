@@ -53,8 +53,8 @@ def learn_modes(deblender: Deblender, stamps: Path | None, *, n_galaxy: int = 40
     deblender : Deblender
         Its bundle has the population, and the survey whose nominal PSF and depth the galaxies are seen with.
     stamps : Path or None
-        A folder of real galaxies, see `deblendrt.training.detail.galaxies.read_galaxies`. None: galaxies of the
-        training population.
+        Images of real galaxies, a folder or a file: `deblendrt.training.detail.galaxies.read_galaxies`. None: galaxies
+        of the training population.
     n_galaxy : int
         Galaxies to draw. Real galaxies are drawn in turn, each time otherwise.
     scale : float

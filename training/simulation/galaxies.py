@@ -76,7 +76,7 @@ class Galaxies:
     bulge_ellipticity, disk_ellipticity : float64 (n,)
         |g| = (a - b) / (a + b).
     position_angle : float64 (n,) [rad]
-        Of the disk, from +x towards +y; of the bulge too, in galaxies without structure.
+        Angle of the disk's major axis, from +x towards +y. The bulge has the same angle in galaxies without structure.
     bulge_flux, disk_flux : float64 (n, n_band) [nJy]
     bulge_sersic, disk_sersic : float64 (n,)
         Sersic indices.

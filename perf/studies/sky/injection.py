@@ -18,18 +18,18 @@ from typing import Any
 
 import galsim
 import numpy as np
-from astropy.io import fits
 from numpy.typing import NDArray
 
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import trusted
+from deblendrt.training.detail.galaxies import read_galaxies
 from perf import metrics
 from perf.report import median
 from perf.studies.sky import blends
 from perf.studies.sky.blends import BANDS, Blend
 
-HST_SCALE, HSC_SCALE = 0.03, 0.168  # arcsec
+HSC_SCALE = 0.168  # arcsec
 LEAST_SNR = 20.0  # of an HST image
 SNR = (20.0, 300.0)
 FAINT = 60.0  # S/N up to which an injected galaxy counts as faint
@@ -87,18 +87,17 @@ def galaxies(path: Path) -> tuple[galsim.GSObject, ...]:
     The border's median is subtracted, and the outer tenth of the stamp is tapered to 0.
     """
     found = []
-    with fits.open(path) as file:
-        for hdu in file[2::2]:
-            image = np.asarray(hdu.data, np.float64)
-            border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-            sky = np.median(border)
-            noise = 1.4826 * np.median(abs(border - sky))
-            y, x = (2 * (np.arange(n) + 0.5) / n - 1 for n in image.shape)
-            inside = np.clip((1 - np.hypot(x, y[:, None])) / 0.1, 0, 1)
-            image = (image - sky) * np.sin(0.5 * np.pi * inside) ** 2
-            if image.sum() > LEAST_SNR * noise * np.sqrt((inside > 0).sum()):
-                profile = galsim.InterpolatedImage(galsim.Image(image, scale=HST_SCALE), flux=1.0)
-                found.append(profile.shift(*(-HST_SCALE * centroid(image))))
+    for galaxy in read_galaxies(path)[1::2]:
+        image, scale = galaxy.image, galaxy.pixel_scale
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        sky = np.median(border)
+        noise = 1.4826 * np.median(abs(border - sky))
+        y, x = (2 * (np.arange(n) + 0.5) / n - 1 for n in image.shape)
+        inside = np.clip((1 - np.hypot(x, y[:, None])) / 0.1, 0, 1)
+        image = (image - sky) * np.sin(0.5 * np.pi * inside) ** 2
+        if image.sum() > LEAST_SNR * noise * np.sqrt((inside > 0).sum()):
+            profile = galsim.InterpolatedImage(galsim.Image(image, scale=scale), flux=1.0)
+            found.append(profile.shift(*(-scale * centroid(image))))
     if not found:
         raise ValueError(f"path: expected HST galaxies with S/N above {LEAST_SNR:g}, found none in {path}")
     return tuple(found)

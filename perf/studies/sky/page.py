@@ -17,6 +17,9 @@ blends, and all pixels pooled in brackets.
 *Injected*: HST galaxies of known flux, S/N 20 to 300, 3 to 9 pixels from a listed source;
 median errors in i. Pulls are 1.4826 times the median of |F - F true| / error, 1 is perfect. Choices are made on the
 tuning part. The injected galaxies are the same 16 in both parts, so the test part is independent in its blends only.
+
+*Ms a source*: processor time of the runs with hidden pixels, over their listed sources; the same for all deblenders.
+*Untrusted*: not `result.trusted`.
 """
 LEFT = """## Where it fails
 

@@ -43,7 +43,8 @@ def blend(light: np.ndarray) -> Blend:
 def hst(tmp_path: Path) -> Path:
     """Four bright HST galaxies of Gaussian profile, of which those of odd index are injected."""
     rng = np.random.default_rng(1)
-    stamps = [fits.ImageHDU(flux * gaussian((60, 60), 31.5, 26.5, 4) + rng.standard_normal((60, 60)))
+    header = fits.Header({"PIXSCALE": 0.03})
+    stamps = [fits.ImageHDU(flux * gaussian((60, 60), 31.5, 26.5, 4) + rng.standard_normal((60, 60)), header)
               for flux in (1e5, 2e5, 3e5, 4e5)]
     fits.HDUList([fits.PrimaryHDU(), *stamps]).writeto(tmp_path / "hst.fits")
     return tmp_path / "hst.fits"

@@ -75,6 +75,8 @@ def test_stamps_are_read(tmp_path: Path) -> None:
     first, second = galaxies.read_galaxies(tmp_path)
     assert (first.image.shape, first.pixel_scale, first.psf_fwhm) == ((5, 7), 0.03, 0.1)
     assert (second.pixel_scale, second.psf_fwhm) == (0.05, 0.0)
+    alone, = galaxies.read_galaxies(tmp_path / "b.fits")
+    assert (alone.image.shape, alone.pixel_scale) == ((4, 4), 0.05)
 
 
 @pytest.mark.parametrize(("data", "keywords", "message"), [
