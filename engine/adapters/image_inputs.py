@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from deblendrt.engine.files import fits, fits_header
@@ -43,38 +44,83 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def parse_columns(text: str | None) -> dict[str, str]:
     """Return names of columns by role from ``x=NAME,y=NAME``; roles are those of `catalogues.COLUMN_ROLES`."""
-    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
-    found = {role.strip().lower(): name.strip() for role, _, name in pairs}
-    if any(not (sign and role.strip() and name.strip()) for role, sign, name in pairs) or len(found) < len(pairs):
-        raise ValueError(f"--columns: expected names such as x=NAME,y=NAME,id=NAME, got {text!r}")
+    return {} if not text else {role.lower(): name for role, name in
+                                _pairs("columns", text, "x=NAME,y=NAME,id=NAME").items()}
+
+
+def told_bands(text: str | None) -> dict[str, str] | None:
+    """Return the file's names of bands by the wanted names, from ``gri``, ``g,r,i`` or ``g=HSC-G,r=HSC-R``."""
+    if not text:
+        return None
+    if "=" not in text:
+        return {name: name for name in fits_header.parse_bands(text)}
+    words = [word.strip() for word in text.split(",")]
+    return _pairs("bands", ",".join(word if "=" in word else f"{word}={word}" for word in words), "g=HSC-G,r=HSC-R")
+
+
+def told_zero_point(text: str) -> float | list[float] | dict[str, float]:
+    """Return zero points from ``27``, ``27,27.5`` or ``g=27,r=27.5``."""
+    if "=" in text:
+        return {band: float(value) for band, value in _pairs("zero-point", text, "g=27,r=27.5").items()}
+    values = [float(word) for word in text.split(",")]
+    return values[0] if len(values) == 1 else values
+
+
+def by_band(name: str, given: list[str] | None) -> Path | dict[str, Path] | None:
+    """Return the file of an option ``--name FILE``, or files by band of ``--name g=FILE --name r=FILE``."""
+    if not given:
+        return None
+    if len(given) == 1 and not _named_file(given[0]):
+        return Path(given[0])
+    if wrong := [text for text in given if not _named_file(text)]:
+        raise ValueError(f"--{name}: expected one FILE, or BAND=FILE for each band, got {wrong[0]}")
+    pairs = [text.split("=", 1) for text in given]
+    if twice := [band for band, _ in pairs if [pair[0] for pair in pairs].count(band) > 1]:
+        raise ValueError(f"--{name}: band {twice[0]} is given twice")
+    return {band: Path(path) for band, path in pairs}
+
+
+def _named_file(text: str) -> bool:
+    """Return whether a text is BAND=FILE, and not a path with a sign "="."""
+    band, sign, path = text.partition("=")
+    return bool(sign and band and path and "/" not in band and not Path(text).exists())
+
+
+def _pairs(option: str, text: str, example: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    found = {key.strip(): value.strip() for key, _, value in pairs}
+    if any(not (sign and key.strip() and value.strip()) for key, sign, value in pairs) or len(found) < len(pairs):
+        raise ValueError(f"--{option}: expected names such as {example}, got {text!r}")
     return found
 
 
 def read_inputs(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog, list[str]]:
     """Return the image, its list of sources, and notes about every assumption."""
-    bands = fits_header.parse_bands(arguments.bands) if arguments.bands else None
+    bands = told_bands(arguments.bands)
     columns = parse_columns(arguments.columns)
     listed = arguments.catalog is None and not arguments.detect  # else the file's CENTERS are not used
-    image = fits.read_image(arguments.image, bands=bands, bad_bits=arguments.bad_bits,
-                            one_based=listed and arguments.one_based, columns=columns if listed else None)
+    planes = {name: by_band(name, getattr(arguments, name)) for name in ("variance", "weight", "error", "mask")}
+    with gathered_notices():  # they are the image's notes
+        image = fits.read_image(arguments.image, bands=bands, bad_bits=arguments.bad_bits,
+                                zero_point=arguments.zero_point, one_based=listed and arguments.one_based,
+                                columns=columns if listed else None, any_compression=arguments.any_compression,
+                                **planes)
     notes = list(image.notes)
     if image.bands is None:
         raise ValueError(
             f"{image.path}: no band names in the file: say --bands, such as gri, for its {len(image.image)}"
         )
-    zero_point = arguments.zero_point if arguments.zero_point is not None else image.zero_point
-    if zero_point is None:
+    if image.zero_point is None:
         found = f"BUNIT {image.unit!r}" if image.unit else "no BUNIT"
         raise ValueError(f"{image.path}: {found} and no zero point in the header: say --zero-point (31.4 means nJy)")
-    if image.zero_point is not None and zero_point != image.zero_point:
-        notes.append(f"zero point {zero_point} as told; the file says {image.zero_point:g}")
-    image = dataclasses.replace(image, zero_point=zero_point, pixel_scale=arguments.pixel_scale or image.pixel_scale)
+    image = dataclasses.replace(image, pixel_scale=arguments.pixel_scale or image.pixel_scale)
     if image.pixel_scale is None:
         notes.append("no pixel scale in the header: taken to be the model's")
     if image.variance is None:
         notes.append("no variance in the file: estimated from the image (sky noise only)")
-    if arguments.psf is not None:
-        image = dataclasses.replace(image, psf=fits.read_psf(arguments.psf, len(image.image)))
+    psf = by_band("psf", arguments.psf)
+    if psf is not None:
+        image = dataclasses.replace(image, psf=fits.read_psfs(psf, image.bands or ()))
     elif image.psf is None:
         notes.append("no PSF in the file: taken to be the model's nominal PSF; give --psf for the true one")
 

@@ -14,8 +14,8 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from deblendrt.engine.files import sky_positions as sky
-from deblendrt.engine.files import table_files
-from deblendrt.engine.files.identifiers import by_small_letters, identifiers
+from deblendrt.engine.files.tables import table_files
+from deblendrt.engine.files.tables.identifiers import by_small_letters, identifiers
 
 PIXEL_COLUMNS = (("x", "y"), ("xcentroid", "ycentroid"), ("x_centroid", "y_centroid"), ("xcenter", "ycenter"),
                  ("x_fit", "y_fit"), ("x_peak", "y_peak"))  # photutils counts from 0

@@ -1,100 +1,81 @@
 """Reader of scenes from FITS files.
 
-An image file has one of three forms, tried in this order:
+An image file has one of these forms, tried in this order:
 
-1. an image extension ``IMAGE`` (band, y, x) or (y, x). Optional extensions are the arrays ``VARIANCE``, ``MASK`` and
-   ``PSF`` and the tables ``BANDS`` (``band`` and, instead of a variance map, ``sky_sigma``) and ``CENTERS``;
-2. an image in the primary HDU, with the same optional extensions;
-3. a 2-D image extension per band, named by band (``g``, ``r``), with optional ``g_VARIANCE``, ``g_MASK``, ``g_PSF``.
-   Case is lost in extension names (astropy writes capitals), so a one-letter name is a lower-case band.
+1. an image extension ``IMAGE`` or ``SCI`` (band, y, x) or (y, x); several of them, (y, x), told apart by EXTVER or
+   FILTER, are bands;
+2. an image in the primary HDU;
+3. a 2-D image extension per band, ``IMAGE_g`` or ``g``. Case is lost in extension names (astropy writes capitals), so
+   a one-letter name is a lower-case band.
+
+Or each band has a file of its own. `planes` lists the extensions with noise, masks and PSFs that are used. The tables
+``BANDS`` (``band`` and, instead of a variance map, ``sky_sigma``; optionally ``zero_point``) and ``CENTERS`` are
+optional.
 
 The flux scale is the AB magnitude of one image unit: 31.4 if ``BUNIT`` is nJy, else from a header key.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from astropy.io import fits
-from astropy.table import Table
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from deblendrt.engine.files import fits_header
-from deblendrt.engine.files.catalogues import Catalog, source_list
+from deblendrt.engine.files import fits_header, fits_reader, planes
 from deblendrt.engine.files.fits_check import open_fits
+from deblendrt.engine.files.fits_reader import MAX_PSF, FitsReader, ImageFile, ZeroPoint
+from deblendrt.engine.files.planes import BAD_PLANES, STANDARD_BITS, FitsPlane, has_data, name_of
+from deblendrt.engine.units import notify
 
-BAD_PLANES = ("BAD", "NO_DATA", "SAT", "SUSPECT", "EDGE")
-# Bits of BAD_PLANES in LSST and HSC files without the MP_ keys. afw has never changed them.
-STANDARD_BITS = {"BAD": 0, "SAT": 1, "EDGE": 4, "SUSPECT": 7, "NO_DATA": 8}
-MAX_PSF = 1023  # pixel
-COMPANIONS = ("VARIANCE", "MASK", "PSF", "BANDS", "CENTERS")
+__all__ = ["BAD_PLANES", "MAX_PSF", "STANDARD_BITS", "ImageFile", "read_image", "read_psf"]
 
-
-@dataclasses.dataclass(frozen=True)
-class ImageFile:
-    """The contents of an image file. An item that the file lacks is None.
-
-    Attributes
-    ----------
-    path : Path
-    image : float32 (n_band, n_y, n_x) [units of `zero_point`]
-    bands : tuple of str, or None
-    variance : float32 (n_band, n_y, n_x) or (n_band,), or None [units of `zero_point`, squared]
-    mask : bool (n_band, n_y, n_x) or (n_y, n_x), or None
-        True means bad.
-    psf : float32 (n_band, q, q), or None
-    centers : float64 (n_source, 2), or None [pixel]
-        (x, y), 0-based.
-    ids, kinds : see `deblendrt.engine.files.catalogues.Catalog`
-        Identifiers and kinds of the sources in ``CENTERS``.
-    zero_point : float, or None [AB magnitude of 1 unit]
-    unit : str, or None
-        Value of ``BUNIT``, unchanged.
-    pixel_scale : float, or None [arcsec]
-    wcs : astropy.wcs.WCS, or None
-        Celestial part of the WCS.
-    notes : tuple of str
-        Assumptions that the reader made, for the user.
-    """
-
-    path: Path
-    image: NDArray[np.float32]
-    bands: tuple[str, ...] | None = None
-    variance: NDArray[np.float32] | None = None
-    mask: NDArray[np.bool_] | None = None
-    psf: NDArray[np.float32] | None = None
-    centers: NDArray[np.float64] | None = None
-    ids: Any = None
-    kinds: list[str] | None = None
-    zero_point: float | None = None
-    unit: str | None = None
-    pixel_scale: float | None = None
-    wcs: WCS | None = None
-    notes: tuple[str, ...] = ()
+Paths = str | Path | Mapping[str, str | Path]
 
 
-def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: int | None = None, *,
-               one_based: bool = False, columns: Mapping[str, str] | None = None) -> ImageFile:
-    """Read a scene from a FITS file.
+def read_image(path: Paths, bands: str | Sequence[str] | Mapping[str, str] | None = None,
+               bad_bits: int | None = None, *, variance: Paths | None = None, weight: Paths | None = None,
+               error: Paths | None = None, mask: Paths | None = None, zero_point: ZeroPoint | None = None,
+               one_based: bool = False, columns: Mapping[str, str] | None = None,
+               any_compression: bool = False) -> ImageFile:
+    """Read a scene from a FITS file, or from a file for each band.
 
     Parameters
     ----------
-    path : str or Path
-    bands : sequence of str, optional
-        Names of the image's bands in file order; for a file with an extension per band, the bands to read. They
-        override the names in the file.
+    path : str, Path or mapping
+        A file; or files by the bands' names, ``{"g": "g.fits", "r": "r.fits"}``, whose images have one pixel grid.
+    bands : str, sequence or mapping of str, optional
+        Bands to read, in the wanted order. If the file does not name its bands, their names in the file's order. A
+        mapping from new names to names in the file renames bands.
     bad_bits : int, optional
         A pixel is bad if ``MASK & bad_bits`` is not zero. The default is the bits of the planes `BAD_PLANES`,
-        from the ``MP_`` header keys. In a mask of only 0 and 1, pixels of 1 are bad.
+        from the ``MP_`` header keys. In a mask of only 0 and 1, pixels of 1 are bad. In ``DQ`` and ``MSK``, all pixels
+        but 0 are bad (JWST: those of the bits DO_NOT_USE and SATURATED).
+    variance, weight, error : str, Path or mapping, optional
+        A file with the variance, the inverse variance or the standard deviation, in place of the file's own; a mapping
+        has a file for each band.
+    mask : str, Path or mapping, optional
+        A file with the mask, likewise.
+    zero_point : float, sequence or mapping of float, optional
+        AB magnitude of one unit, for all bands, for each, or by the band's name. It overrides the file's.
     one_based : bool
         The table ``CENTERS`` counts pixels from 1.
     columns : mapping of str to str, optional
         Names of the columns of ``CENTERS``, see `deblendrt.engine.files.catalogues.read_source_list`.
+    any_compression : bool
+        Also read images compressed by PLIO and HCOMPRESS, for files that you trust.
+
+    Returns
+    -------
+    ImageFile
+
+    Warns
+    -----
+    InputWarning
+        A plane of the file is ignored, or something was assumed. The texts are also in `ImageFile.notes`.
 
     Raises
     ------
@@ -103,9 +84,72 @@ def read_image(path: str | Path, bands: Sequence[str] | None = None, bad_bits: i
     OSError
         The file cannot be read.
     """
-    path = Path(path)
-    with open_fits(path) as hdus:
-        return _read(path, hdus, tuple(bands) if bands else None, bad_bits, one_based, columns)
+    others = {"variance": variance, "weight": weight, "sigma": error, "mask": mask}
+    if len([role for role in ("variance", "weight", "sigma") if others[role] is not None]) > 1:
+        raise ValueError("expected one of variance, weight and error, got several")
+    told = _told_bands(bands)
+    if isinstance(path, Mapping):
+        if told is not None and tuple(told) != tuple(path):
+            raise ValueError(f"bands: expected the bands of the files, {', '.join(path)}, got {', '.join(told)}")
+        if not path:
+            raise ValueError("path: expected a file for each band, got none")
+        file = _band_files(path, others, bad_bits, zero_point, one_based, columns, any_compression)
+    else:
+        file = _one_file(Path(path), told, others, bad_bits, zero_point, one_based, columns, any_compression)
+    for note in file.notes:
+        notify(f"{file.path}: {note}")
+    return file
+
+
+def _told_bands(bands: str | Sequence[str] | Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Return the file's names of bands by the names that the caller wants."""
+    if bands is None or isinstance(bands, Mapping):
+        return bands
+    names = fits_header.parse_bands(bands) if isinstance(bands, str) else tuple(bands)
+    return {name: name for name in names} or None
+
+
+def _one_file(path: Path, told: Mapping[str, str] | None, others: Mapping[str, Paths | None], bad_bits: int | None,
+              zero_point: ZeroPoint | None, one_based: bool, columns: Mapping[str, str] | None,
+              any_compression: bool) -> ImageFile:
+    with contextlib.ExitStack() as stack:
+        hdus = stack.enter_context(open_fits(path, any_compression=any_compression))
+        outside = [_outside(stack, role, band, Path(file), any_compression) for role, given in others.items()
+                   for band, file in (given if isinstance(given, Mapping) else {"": given}).items() if file is not None]
+        return FitsReader(path, hdus, told, bad_bits, outside).read(zero_point, one_based, columns)
+
+
+def _outside(stack: contextlib.ExitStack, role: str, band: str, path: Path, any_compression: bool) -> FitsPlane:
+    """Open another file and return its plane of a role: by its extension's name, else its only image."""
+    found = planes.planes_of(stack.enter_context(open_fits(path, any_compression=any_compression)))
+    chosen = [plane for plane in found if plane.role == role] or [
+        plane for plane in found if plane.role in ("", "image", "relative weight")]
+    if len(chosen) != 1:
+        named = ", ".join(f"{plane.name or 'unnamed'} ({planes.MEANINGS.get(plane.role, 'image')})" for plane in found)
+        raise ValueError(f"{path}: expected one image that is the {planes.MEANINGS[role]}, found {named or 'no image'}")
+    return dataclasses.replace(chosen[0], role=role, band=band, version=None, split=False)
+
+
+def _band_files(paths: Mapping[str, str | Path], others: Mapping[str, Paths | None], bad_bits: int | None,
+                zero_point: ZeroPoint | None, one_based: bool, columns: Mapping[str, str] | None,
+                any_compression: bool) -> ImageFile:
+    """Read a file for each band, and join them in the unit of the first."""
+    bands = tuple(paths)
+    for role, given in others.items():
+        if given is not None and (not isinstance(given, Mapping) or set(given) != set(bands)) and (
+                len(bands) > 1 or isinstance(given, Mapping)):
+            came = ", ".join(given) if isinstance(given, Mapping) else str(given)
+            raise ValueError(f"{'error' if role == 'sigma' else role}: expected a file for each of the bands "
+                             f"{', '.join(bands)}, got {came}")
+    points = None if zero_point is None else fits_reader.per_band(zero_point, bands, len(bands))
+    files = []
+    for k, (band, path) in enumerate(paths.items()):
+        with open_fits(path, any_compression=any_compression) as hdus:
+            told = FitsReader(Path(path), hdus, None, bad_bits).band_in_file(band)
+        own = {role: given[band] if isinstance(given, Mapping) else given for role, given in others.items()}
+        files.append(_one_file(Path(path), told, own, bad_bits, None if points is None else points[k],
+                               one_based and k == 0, columns if k == 0 else None, any_compression))
+    return fits_reader.joined(files, bands)
 
 
 def read_psf(path: str | Path, n_band: int) -> NDArray[np.float32]:
@@ -115,177 +159,19 @@ def read_psf(path: str | Path, n_band: int) -> NDArray[np.float32]:
     """
     path = Path(path)
     with open_fits(path) as hdus:
-        images = [hdu for hdu in hdus if hdu.is_image and _has_data(hdu)]
+        images = [hdu for hdu in hdus if hdu.is_image and has_data(hdu)]
         if not images:
             raise ValueError(f"{path}: no image extension")
-        psf = _array(path, next((hdu for hdu in images if _name(hdu).upper() == "PSF"), images[0]))
+        psf = planes.pixels(path, next((hdu for hdu in images if name_of(hdu).upper() == "PSF"), images[0]))
     if psf.shape[0] not in (1, n_band):
         raise ValueError(f"{path}: PSF images of shape {psf.shape}, expected ({n_band}, q, q) or (q, q)")
-    return np.broadcast_to(psf, (n_band, *psf.shape[1:])).copy()
+    return np.broadcast_to(psf, (n_band, *psf.shape[1:])).astype(np.float32)
 
 
-def _read(path: Path, hdus: fits.HDUList, bands: tuple[str, ...] | None, bad_bits: int | None, one_based: bool,
-          columns: Mapping[str, str] | None) -> ImageFile:
-    named = {_name(hdu).upper(): hdu for hdu in hdus if _name(hdu) and _has_data(hdu)}
-    notes: list[str] = []
-    if "IMAGE" in named or _has_data(hdus[0]):
-        main = named.get("IMAGE", hdus[0])
-        pieces = {name: named[name] for name in COMPANIONS if name in named}
-        image = _array(path, main)
-        header = main.header
-        variance = _array(path, pieces["VARIANCE"]) if "VARIANCE" in pieces else None
-        mask = _mask(path, pieces["MASK"], bad_bits, notes) if "MASK" in pieces else None
-        psf = _array(path, pieces["PSF"]) if "PSF" in pieces else None
-        zero_point = fits_header.zero_point(path, header, hdus[0].header)
-    else:
-        main, bands, image, variance, mask, psf, zero_point = _read_per_band(path, hdus, named, bands, bad_bits, notes)
-        header = main.header
-
-    table = _table(path, named["BANDS"]) if "BANDS" in named else None
-    if bands is None:
-        bands = fits_header.bands(header, hdus[0].header) if table is None else _band_column(path, table)
-    if bands is not None and len(bands) != image.shape[0]:
-        raise ValueError(f"{path}: {len(bands)} band names ({', '.join(bands)}) for an image of shape {image.shape}")
-    if variance is None and table is not None and "sky_sigma" in table.colnames:
-        variance = np.asarray(table["sky_sigma"], dtype=np.float32) ** 2
-        notes.append("no VARIANCE: taken as sky_sigma^2 of the BANDS table")
-        if variance.shape != image.shape[:1]:
-            raise ValueError(f"{path}[BANDS]: {variance.size} rows for an image of shape {image.shape}")
-    for name, array in (("VARIANCE", variance), ("MASK", mask)):
-        if array is not None and array.ndim > 1 and array.shape != image.shape[3 - array.ndim :]:
-            raise ValueError(f"{path}[{name}]: shape {array.shape} does not match the image's {image.shape}")
-    if psf is not None and psf.shape[0] != image.shape[0]:
-        raise ValueError(f"{path}[PSF]: shape {psf.shape}, expected ({image.shape[0]}, q, q)")
-
-    wcs = fits_header.celestial_wcs(path, header)
-    sources: Catalog | None = None
-    if "CENTERS" in named:
-        sources = source_list(f"{path}[CENTERS]", _table(path, named["CENTERS"]), wcs, one_based, columns,
-                              (image.shape[1], image.shape[2]))
-        notes += sources.notes
-    return ImageFile(
-        path=path,
-        image=image,
-        bands=bands,
-        variance=variance,
-        mask=mask,
-        psf=psf,
-        centers=None if sources is None else sources.centers,
-        ids=None if sources is None else sources.ids,
-        kinds=None if sources is None else sources.kinds,
-        zero_point=zero_point,
-        unit=unit if isinstance(unit := header.get("BUNIT"), str) else None,
-        pixel_scale=fits_header.pixel_scale(path, wcs, header, hdus[0].header),
-        wcs=wcs,
-        notes=tuple(notes),
-    )
-
-
-def _read_per_band(
-    path: Path,
-    hdus: fits.HDUList,
-    named: dict[str, Any],
-    bands: tuple[str, ...] | None,
-    bad_bits: int | None,
-    notes: list[str],
-) -> tuple[Any, tuple[str, ...], NDArray, NDArray | None, NDArray | None, NDArray | None, float | None]:
-    suffixes = tuple(f"_{name}" for name in COMPANIONS)
-    found = [
-        _name(hdu)
-        for hdu in named.values()
-        if hdu.is_image and len(hdu.shape) == 2 and not _name(hdu).upper().endswith((*suffixes, *COMPANIONS))
-    ]
-    if bands is None:
-        bands = tuple(name.lower() if len(name) == 1 else name for name in found)
-    missing = [band for band in bands if band.upper() not in named]
-    if not bands or missing:
-        what = f"no extension for band {missing[0]!r}" if missing else "no IMAGE, no primary image, no image per band"
-        raise ValueError(f"{path}: {what}; extensions found: {', '.join(_name(hdu) or 'unnamed' for hdu in hdus)}")
-    # Bands that were calibrated separately have different zero points. They are scaled to the first.
-    points = [fits_header.zero_point(path, named[band.upper()].header, hdus[0].header) for band in bands]
-    known = [point for point in points if point is not None]
-    if known and len(known) != len(bands):
-        raise ValueError(f"{path}: a zero point or BUNIT for some bands only ({dict(zip(bands, points, strict=True))})")
-    scales = [10 ** (0.4 * (known[0] - point)) for point in known] or [1.0] * len(bands)
-
-    def gather(suffix: str) -> list[NDArray] | None:
-        present = [band for band in bands if (band + suffix).upper() in named]
-        if present and len(present) != len(bands):
-            raise ValueError(f"{path}: {suffix[1:]} only for band {', '.join(present)} of {', '.join(bands)}")
-        found = [named[(band + suffix).upper()] for band in present]
-        if suffix == "_MASK":
-            return [_mask(path, hdu, bad_bits, notes) for hdu in found] or None
-        return [_array(path, hdu)[0] for hdu in found] or None
-
-    images, variances, masks, psfs = gather(""), gather("_VARIANCE"), gather("_MASK"), gather("_PSF")
-    assert images is not None
-    shapes = sorted({image.shape for image in images})
-    if len(shapes) > 1:
-        raise ValueError(f"{path}: bands of different shape {shapes}; resample them to one pixel grid first")
-    return (
-        named[bands[0].upper()],
-        bands,
-        np.stack([image * np.float32(scale) for image, scale in zip(images, scales, strict=True)]),
-        None if variances is None else np.stack([v * np.float32(s**2) for v, s in zip(variances, scales, strict=True)]),
-        None if masks is None else np.stack(masks),
-        None if psfs is None else _stack_centered(path, psfs),
-        known[0] if known else None,
-    )
-
-
-def _stack_centered(path: Path, psfs: list[NDArray]) -> NDArray[np.float32]:
-    size = max(max(psf.shape) for psf in psfs)
-    if size > MAX_PSF:
-        raise ValueError(f"{path}: PSF images of shapes {[psf.shape for psf in psfs]}, expected {MAX_PSF} pixels at "
-                         "most")
-    padded = [np.pad(psf, [((size - n) // 2, size - n - (size - n) // 2) for n in psf.shape]) for psf in psfs]
-    return np.stack(padded).astype(np.float32)
-
-
-def _name(hdu: Any) -> str:
-    return str(hdu.header.get("EXTNAME", "")).strip()  # hdu.name would be in capitals, but case matters in band names
-
-
-def _has_data(hdu: Any) -> bool:
-    return bool(hdu.header.get("NAXIS", 0) > 0)
-
-
-def _array(path: Path, hdu: Any) -> NDArray[np.float32]:
-    """Return the HDU's data as native float32 with three axes."""
-    if not hdu.is_image or len(hdu.shape) not in (2, 3):
-        found = f"shape {hdu.shape}" if hdu.is_image else "a table"
-        raise ValueError(f"{path}[{_name(hdu) or 'PRIMARY'}]: expected an image (band, y, x) or (y, x), found {found}")
-    data = np.array(hdu.data, dtype=np.float32)
-    return data[None] if data.ndim == 2 else data
-
-
-def _table(path: Path, hdu: Any) -> Table:
-    if hdu.is_image:
-        raise ValueError(f"{path}[{_name(hdu)}]: expected a table, found an image of shape {hdu.shape}")
-    return Table.read(hdu)
-
-
-def _band_column(path: Path, table: Table) -> tuple[str, ...]:
-    if "band" not in table.colnames:
-        raise ValueError(f"{path}[BANDS]: no column 'band'; columns: {', '.join(table.colnames)}")
-    return tuple(str(name).strip() for name in table["band"])
-
-
-def _mask(path: Path, hdu: Any, bad_bits: int | None, notes: list[str]) -> NDArray[np.bool_]:
-    if not hdu.is_image or len(hdu.shape) not in (2, 3) or 0 in hdu.shape:
-        raise ValueError(f"{path}[{_name(hdu)}]: expected a mask image (band, y, x) or (y, x)")
-    data = np.asarray(hdu.data)
-    if not np.issubdtype(data.dtype, np.integer):
-        return data != 0
-    planes = {key[3:]: value for key, value in hdu.header.items() if key.startswith("MP_")}
-    if odd := [f"MP_{name} = {plane!r}" for name, plane in planes.items() if plane not in range(63)]:
-        raise ValueError(f"{path}[{_name(hdu)}]: expected numbers of bits from 0 to 62, got {odd[0][:80]}")
-    if bad_bits is None:
-        if not planes and data.min() >= 0 and data.max() <= 1:
-            return data != 0
-        if not planes:
-            planes = STANDARD_BITS
-            note = "MASK holds bit planes without MP_ keys: read with LSST's standard bits"
-            notes.extend([] if note in notes else [note])
-        bad_bits = sum(1 << int(planes[name]) for name in BAD_PLANES if name in planes)
-    return (data.astype(np.int64) & bad_bits) != 0
+def read_psfs(path: Paths, bands: Sequence[str]) -> NDArray[np.float32]:
+    """Read PSF images (n_band, q, q) from a file, see `read_psf`, or from a file for each band, ``{"g": "g.fits"}``."""
+    if not isinstance(path, Mapping):
+        return read_psf(path, len(bands))
+    if set(path) != set(bands):
+        raise ValueError(f"psf: expected a file for each of the bands {', '.join(bands)}, got {', '.join(path)}")
+    return fits_reader.stack_centered(Path(path[bands[0]]), [read_psf(path[band], 1)[0] for band in bands])

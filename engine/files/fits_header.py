@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
-from deblendrt.engine.units import to_magnitude
+from deblendrt.engine.units import to_flux, to_magnitude
 
 ZERO_POINT_KEYS = ("ZEROPNT", "MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPOINT")
 PIXEL_SCALE_KEYS = ("PIXSCALE", "PIXELSCL", "PIXSCAL1")
-BAND_KEYS = ("BANDS", "BAND", "FILTER")
+BAND_KEYS = ("BANDS", "BAND", "FILTER", "FILTER1", "FILTER2")
+NO_FILTER = re.compile(r"CLEAR\w*|N/A|NONE|OPEN|", re.IGNORECASE)  # ACS has two wheels, and one is clear
+ALIASES = {"nanomaggies": "nmgy", "nanomaggy": "nmgy", "maggies": "mgy", "counts": "ct", "electrons": "electron"}
+SQUARE_TOLERANCE = 0.02  # relative: sides of a pixel that differ by less than this count as equal
 MAX_UNIT, MAX_WCS_AXES, MAX_ORDER = 68, 9, 9
 _SKY = re.compile(r"WCSAXES|WCSNAME|LONPOLE|LATPOLE|RADEC?SYS|EQUINOX|EPOCH|"
                   r"(?:CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA)(\d+)|"
@@ -38,16 +42,22 @@ def parse_bands(text: str) -> tuple[str, ...]:
 
 
 def zero_point(path: Path, *headers: fits.Header) -> float | None:
-    """Return the AB magnitude of one image unit, from ``BUNIT`` if it is a flux density, or from a zero-point key."""
-    unit = next((header["BUNIT"] for header in headers if header.get("BUNIT")), None)
-    if isinstance(unit, str):
-        parsed = _unit(path, unit)
-        if parsed.is_equivalent(u.nJy):
-            return float(to_magnitude(parsed.to(u.nJy)))
-        if parsed.is_equivalent(u.mgy):
-            return -2.5 * float(np.log10(parsed.to(u.mgy)))
+    """Return the AB magnitude of one image unit.
+
+    It follows from ``BUNIT`` if it is a flux density, else from a zero-point key, else from ``PHOTFLAM`` and
+    ``PHOTPLAM`` of HST. A surface brightness needs the pixel's area in ``PIXAR_SR``, as in JWST's files.
+    """
+    text = next((header["BUNIT"] for header in headers if header.get("BUNIT")), None)
+    if isinstance(text, str):
+        parsed = unit(path, text)
+        if (scale := flux_density(parsed)) is not None:
+            return float(to_magnitude(scale))
         if parsed.is_equivalent(u.nJy / u.sr):
-            raise ValueError(f"{path}: BUNIT {unit!r} is a surface brightness; multiply by the pixel's area first")
+            area = next((_number(path, header, "PIXAR_SR") for header in headers if "PIXAR_SR" in header), 0.0)
+            if not area > 0:
+                raise ValueError(f"{path}: BUNIT {text!r} is a surface brightness, and the header has no PIXAR_SR; "
+                                 "multiply by the pixel's area first")
+            return float(to_magnitude((parsed * u.sr).to(u.nJy) * area))
     for header in headers:
         for key in ZERO_POINT_KEYS:
             if key in header:
@@ -57,6 +67,21 @@ def zero_point(path: Path, *headers: fits.Header) -> float | None:
             if not counts > 0:
                 raise ValueError(f"{path}: FLUXMAG0 is {counts}, expected the counts of magnitude 0")
             return 2.5 * math.log10(counts)
+    for header in headers:
+        if "PHOTFLAM" in header and "PHOTPLAM" in header and re.search(r"/ ?s(ec)?$", str(text).lower()):
+            flux, pivot = _number(path, header, "PHOTFLAM"), _number(path, header, "PHOTPLAM")
+            if flux > 0 and pivot > 0:  # erg/s/cm2/Angstrom for one count a second, and Angstrom
+                return -2.5 * math.log10(flux) - 5 * math.log10(pivot) - 2.408
+    return None
+
+
+def flux_density(unit: u.UnitBase) -> float | None:
+    """Return the flux density of a unit in nJy; None if the unit is no flux density. "Per pixel" is left out."""
+    for own in (unit, unit * u.pix) if not isinstance(unit, u.UnrecognizedUnit) else ():
+        if own.is_equivalent(u.nJy):
+            return float(own.to(u.nJy))
+        if own.is_equivalent(u.mgy):
+            return float(own.to(u.mgy)) * float(to_flux(0.0))
     return None
 
 
@@ -71,13 +96,15 @@ def _number(path: Path, header: fits.Header, key: str) -> float:
     return number
 
 
-def _unit(path: Path, text: str) -> u.UnitBase:
+def unit(path: Path, text: str) -> u.UnitBase:
     """Return a unit from a header. Huge powers are refused: Python would compute them for hours."""
     powers = re.findall(r"\d+", text)
     try:
         if len(text) > MAX_UNIT or any(len(power) > 3 for power in powers):
             raise ValueError("too long")
-        return u.Unit(text, parse_strict="silent")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", u.UnitsWarning)  # several slashes are discouraged, but clear
+            return u.Unit(ALIASES.get(text.strip().lower(), text), parse_strict="silent")
     except Exception as error:  # astropy's parsers also raise errors of arithmetic, such as OverflowError
         raise ValueError(f"{path}: BUNIT {text[:MAX_UNIT]!r} is no unit ({error})") from error
 
@@ -86,9 +113,9 @@ def bands(*headers: fits.Header) -> tuple[str, ...] | None:
     """Return the names of the image's bands, in the image's order."""
     for header in headers:
         for key in BAND_KEYS:
-            if str(header.get(key, "")).strip():
-                value = str(header[key])
-                return parse_bands(value) if key == "BANDS" else (value.strip(),)
+            value = str(header.get(key, "")).strip()
+            if not (NO_FILTER.fullmatch(value) and key != "BANDS") and value:
+                return parse_bands(value) if key == "BANDS" else (value,)
     return None
 
 
@@ -132,8 +159,18 @@ def celestial_wcs(path: Path, header: fits.Header) -> WCS | None:
 
 
 def pixel_scale(path: Path, wcs: WCS | None, *headers: fits.Header) -> float | None:
-    """Return the side of a pixel in arcsec, from the WCS or else from a header key."""
+    """Return the side of a pixel in arcsec, from the WCS or else from a header key.
+
+    Raises
+    ------
+    ValueError
+        The pixels of the WCS are not square.
+    """
     if wcs is not None:
+        singular = np.linalg.svd(wcs.pixel_scale_matrix, compute_uv=False)
+        if not singular.max() <= (1 + SQUARE_TOLERANCE) * singular.min():
+            raise ValueError(f"{path}: WCS: expected square pixels, got {singular.max() * 3600:.4g} x "
+                             f"{singular.min() * 3600:.4g} arcsec: resample the image")
         return float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs)))) * 3600
     found = (_number(path, header, key) for header in headers for key in PIXEL_SCALE_KEYS if key in header)
     return next(found, None)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.files.catalogues import read_table, sky_columns
-from deblendrt.engine.files.identifiers import identifiers
+from deblendrt.engine.files.tables.identifiers import identifiers
 from deblendrt.engine.scene.arguments import SOURCE_KINDS
 
 

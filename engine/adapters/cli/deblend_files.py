@@ -18,8 +18,8 @@ from astropy import units as u
 from deblendrt.engine.adapters import image_inputs
 from deblendrt.engine.files import atomic_write, fits
 from deblendrt.engine.files.catalogues import Catalog
-from deblendrt.engine.files.identifiers import id_column
 from deblendrt.engine.files.sky_positions import to_icrs
+from deblendrt.engine.files.tables.identifiers import id_column
 from deblendrt.engine.result.image_files import write_images, write_stamps
 from deblendrt.engine.result.result_file import tables
 from deblendrt.engine.scene.flags import Flag

@@ -111,8 +111,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_run_arguments(run: argparse.ArgumentParser) -> None:
-    run.add_argument("image", type=Path, nargs="+", metavar="IMAGE", help="FITS file, see deblendrt.engine.files.fits; "
+    run.add_argument("image", type=Path, nargs="*", metavar="IMAGE", help="FITS file, see deblendrt.engine.files.fits; "
                      "with --shard any number, folders, lists (.txt), or catalogues of cutouts")  # fmt: skip
+    run.add_argument("--band", action="append", metavar="BAND=FILE", help="an image file for each band, in place of "
+                     "IMAGE: --band g=g.fits --band r=r.fits")  # fmt: skip
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     run.add_argument("--overwrite", action="store_true", help="replace results that are there")
 
@@ -131,12 +133,20 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     sources.add_argument("--threshold", type=float, default=3.0, metavar="SIGMA", help="limit of --detect (default 3)")
 
     data = run.add_argument_group("data that the image file lacks")
-    data.add_argument("--bands", metavar="ugrizy", help="band names in file order: gri or g,r,i")
-    data.add_argument("--zero-point", type=_finite, metavar="MAG", help="AB magnitude of one count")
+    data.add_argument("--bands", metavar="ugrizy", help="bands to read: gri or g,r,i; the names in file "
+                      "order if the file names none; g=HSC-G,r=HSC-R takes a file's bands by other names")  # fmt: skip
+    data.add_argument("--zero-point", type=_zero_point, metavar="MAG", help="AB magnitude of one count; for each band "
+                      "27,27.5 or g=27,r=27.5")  # fmt: skip
+    for name, what in (("variance", "variance"), ("weight", "inverse variance"), ("error", "standard deviation"),
+                       ("mask", "mask")):
+        data.add_argument(f"--{name}", action="append", metavar="[BAND=]FILE", help=f"{what} of the image; for each "
+                          "band a file, or one file with all bands")  # fmt: skip
     data.add_argument("--pixel-scale", type=_positive, metavar="ARCSEC", help="must be the model's within 2%%")
-    data.add_argument("--psf", type=Path, metavar="FITS", help="PSF images (band, y, x); default: PSF in the image "
-                      "file, else the model's nominal PSF")  # fmt: skip
+    data.add_argument("--psf", action="append", metavar="[BAND=]FITS", help="PSF images (band, y, x), or a file for "
+                      "each band; default: PSF in the image file, else the model's nominal PSF")  # fmt: skip
     data.add_argument("--bad-bits", type=lambda text: int(text, 0), metavar="BITS", help="mask bits of bad pixels")
+    data.add_argument("--any-compression", action="store_true", help="also read PLIO and HCOMPRESS, from files that "
+                      "you trust")  # fmt: skip
 
     fit = run.add_argument_group("fit")
     fit.add_argument("--model", default="lsst", metavar="NAME|PATH", help="model bundle (default lsst)")
@@ -192,6 +202,19 @@ def _add_alerts_arguments(alerts: argparse.ArgumentParser) -> None:
     alerts.add_argument("--print-schema", action="store_true", help="print the Avro schema of the results and exit")
 
 
+def _zero_point(text: str) -> float | list[float] | dict[str, float]:
+    from deblendrt.engine.adapters.image_inputs import told_zero_point
+
+    try:
+        value = told_zero_point(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    numbers = [value] if isinstance(value, float) else value.values() if isinstance(value, dict) else value
+    if not all(abs(number) < float("inf") for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected finite numbers, got {text}")
+    return value
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not abs(value) < float("inf"):
@@ -219,7 +242,11 @@ def _capability(text: str) -> tuple[int, int]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if bool(arguments.image) == bool(arguments.band):
+        raise ValueError("IMAGE: expected an image file, or --band BAND=FILE for each band, not both")
     if arguments.shard is not None:
+        if arguments.band:
+            raise ValueError("--band: for one image; with --shard give files with all bands")
         from deblendrt.engine.adapters.shards import run_shard
 
         arguments.shard = run_shard.parse_shard(arguments.shard)
@@ -230,7 +257,14 @@ def _run(arguments: argparse.Namespace) -> int:
                          "to do all")
     from deblendrt.engine.adapters.cli.deblend_files import deblend_files
 
-    arguments.image = arguments.image[0]
+    if arguments.band:
+        from deblendrt.engine.adapters.image_inputs import by_band
+
+        arguments.image = by_band("band", arguments.band)
+        if not isinstance(arguments.image, dict):
+            raise ValueError(f"--band: expected BAND=FILE, got {arguments.band[0]}")
+    else:
+        arguments.image = arguments.image[0]
     deblend_files(arguments)
     return 0
 

@@ -112,7 +112,8 @@ def run_shard(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     paths = list_inputs(arguments.image)
     units = split_into_units(paths, arguments.cutouts)
-    for_images = [name for name in ("catalog", "columns", "detect", "psf", "bad_bits") if getattr(arguments, name)]
+    for_images = [name for name in ("catalog", "columns", "detect", "psf", "bad_bits", "variance", "weight",
+                                  "error", "mask") if getattr(arguments, name)]
     if units and for_images and all(unit.row is not None for unit in units):
         raise ValueError(f"--{for_images[0].replace('_', '-')}: for images, but all inputs are catalogues of cutouts")
     deblender = Deblender.load(arguments.model, device=arguments.device)
@@ -183,6 +184,8 @@ def _read(unit: Unit, arguments: argparse.Namespace) -> Iterator[Any]:
     if unit.row is not None:
         told = {name: value for name in ("bands", "zero_point", "pixel_scale", "kind")
                 if (value := getattr(arguments, name)) is not None}
+        if isinstance(arguments.zero_point, dict):
+            raise ValueError("--zero-point: for catalogues of cutouts a number, or numbers in the order of the bands")
         for scene in CutoutCatalog(unit.path).rows(unit.row, unit.row + unit.stop - unit.start):
             if not isinstance(scene, ValueError):
                 scene = told | scene  # the row's own values have precedence
@@ -212,7 +215,8 @@ def _describe(arguments: argparse.Namespace, options: dict[str, Any], paths: lis
               deblender: Deblender) -> dict[str, Any]:
     """Return everything that the results depend on, and its fingerprint."""
     told = {name: str(value) for name in ("catalog", "one_based", "columns", "detect", "threshold", "kind", "bands",
-                                          "zero_point", "pixel_scale", "psf", "bad_bits")
+                                          "zero_point", "pixel_scale", "psf", "bad_bits", "variance", "weight", "error",
+                                          "mask")
             if (value := getattr(arguments, name)) is not None}
     run: dict[str, Any] = {
         "revision": SHARD_REVISION, "deblendrt": package_version("deblendrt") or "unknown",

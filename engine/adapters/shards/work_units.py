@@ -16,8 +16,8 @@ from astropy.table import Table
 from deblendrt.engine.adapters.input_rows import Outcome, columns
 from deblendrt.engine.files import atomic_write
 from deblendrt.engine.files.fits_check import FITS_BLOCK
-from deblendrt.engine.files.identifiers import fits_text
 from deblendrt.engine.files.sky_positions import to_icrs
+from deblendrt.engine.files.tables.identifiers import fits_text
 from deblendrt.engine.result.result import DeblendResult
 
 UNITS = "units"  # folder of results

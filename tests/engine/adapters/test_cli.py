@@ -130,14 +130,15 @@ def test_defaults_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> No
 def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> None:
     fits.PrimaryHDU(np.ones((5, 5))).writeto(tmp_path / "psf.fits")
     options = (
-        "--no-plot --quiet --bands r,i,z --zero-point 25 --pixel-scale 0.3 --model other --device cuda --solver adam "
-        "--start encoder --iterations 7 --threads 2 --sky fit --no-robust --center-sigma 0.5 --aperture 2"
+        "--no-plot --quiet --bands r,z=i,i=g --zero-point 25 --pixel-scale 0.3 --model other --device cuda "
+        "--solver adam --start encoder --iterations 7 --threads 2 --sky fit --no-robust --center-sigma 0.5 --aperture 2"
     )
     out = tmp_path / "out"
     run(write_scene(tmp_path, fake.result), "--out", out, *options.split(), "--psf", tmp_path / "psf.fits")
     assert fake.loaded == ("other", "cuda")
     assert fake.keywords.pop("psf").shape == (3, 5, 5)
-    expected = {"bands": ("r", "i", "z"), "zero_point": 25.0, "pixel_scale": 0.3, "solver": "adam", "n_iteration": 7}
+    np.testing.assert_array_equal(fake.image, fake.result.scenes[0].image[[1, 2, 0]])
+    expected = {"bands": ("r", "z", "i"), "zero_point": 25.0, "pixel_scale": 0.3, "solver": "adam", "n_iteration": 7}
     expected |= {
         "start": "encoder",
         "n_threads": 2,

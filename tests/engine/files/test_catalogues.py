@@ -14,8 +14,8 @@ from astropy.table import MaskedColumn, QTable, Table
 from astropy.wcs import WCS
 
 from deblendrt.engine.files.catalogues import read_source_list
-from deblendrt.engine.files.identifiers import id_column
 from deblendrt.engine.files.sky_positions import to_icrs, to_pixels
+from deblendrt.engine.files.tables.identifiers import id_column
 
 CENTERS = np.array([[30.25, 40.5], [52.0, 43.75]])
 SHAPE = (81, 91)

@@ -94,7 +94,13 @@ def test_primary_image(tmp_path: Path, keys: dict[str, str]) -> None:
     file = read_image(write(tmp_path / "a.fits", fits.PrimaryHDU(array()), BUNIT="nJy", **keys))
     assert file.bands == ("g", "r", "i")
     assert file.zero_point == pytest.approx(31.4)
-    assert read_image(tmp_path / "a.fits", bands="ugr").bands == ("u", "g", "r")
+    with pytest.raises(ValueError, match=r"whose bands are g, r, i; to rename a band say u=NAME_IN_THE_FILE"):
+        read_image(tmp_path / "a.fits", bands="ugr")
+    renamed = read_image(tmp_path / "a.fits", bands={"u": "g", "g": "r", "r": "i"})
+    assert renamed.bands == ("u", "g", "r")
+    picked = read_image(tmp_path / "a.fits", bands="ig")
+    assert picked.bands == ("i", "g")
+    np.testing.assert_array_equal(picked.image, file.image[[2, 0]])
 
 
 def test_single_band(tmp_path: Path) -> None:

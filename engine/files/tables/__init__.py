@@ -1,0 +1,1 @@
+"""Readers of tables, and the identifiers in them."""
