@@ -32,7 +32,7 @@ ROLES = {
 _ROLE = {name: role for role, names in ROLES.items() for name in names}
 RELATIVE_WEIGHTS = ("WHT",)  # drizzled images: an exposure time, or relative; only its zeros say something
 NOISE_ROLES = ("variance", "sigma", "weight")
-POWERS = {"variance": 2, "sigma": 1, "weight": -2}  # of the image's unit
+UNIT_POWERS = {"variance": 2, "sigma": 1, "weight": -2}  # of the image's unit
 MEANINGS = {"variance": "variance", "sigma": "standard deviation", "weight": "inverse variance", "mask": "mask",
             "psf": "PSF"}
 UNCERTAINTIES = {"StdDevUncertainty": "sigma", "VarianceUncertainty": "variance", "InverseVariance": "weight"}
@@ -165,7 +165,7 @@ def variance_of(path: Path, plane: FitsPlane, image_header: fits.Header, notes: 
 def _unit_ratio(path: Path, plane: FitsPlane, image_header: fits.Header, notes: list[str]) -> float:
     """Return the factor from the unit of a plane of noise to the power of the image's unit that its role means."""
     text, own = (str(header.get("BUNIT") or "").strip() for header in (plane.hdu.header, image_header))
-    power, where = POWERS[plane.role], f"{path}[{plane.name}]"
+    power, where = UNIT_POWERS[plane.role], f"{path}[{plane.name}]"
     if not text or (text == own and power == 1):
         return 1.0
     unit, image_unit = fits_header.unit(path, text), fits_header.unit(path, own) if own else None
