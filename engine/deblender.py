@@ -232,8 +232,9 @@ class Deblender:
         sky : {"subtracted", "fit"}
             "subtracted" takes images without a sky. "fit" fits a constant per band and scene along with the sources,
             see `deblendrt.engine.measure.fitted_sky`. The result's `sky` has the constants; errors include their
-            uncertainty; residuals and shares of light are those of the image without the sky. "fit" takes up to twice
-            the time. It needs device="cpu", and images of at most 1200 pixels on a side.
+            uncertainty; residuals and shares of light are those of the image without the sky. A band of a scene with
+            fewer than about a thousand pixels without light is not fitted, and its `sky_err` is NaN. "fit" takes up to
+            twice the time. It needs device="cpu", and images of at most 1200 pixels on a side.
         center_sigma : float [pixel]
             Standard deviation of the prior on a source's position around the given centre, per axis.
         aperture_diameter : float [arcsec]

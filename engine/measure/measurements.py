@@ -48,7 +48,7 @@ def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solu
     detail : DetailFit, optional
         Replaces the solution of the blends that it solved.
     sky : float64 (n_scene, n_band) [nJy per pixel], optional
-        The fitted sky of each scene, which the problem's data lack.
+        The fitted sky of each scene, which the problem's data lack; NaN where none was fitted.
 
     Returns
     -------
@@ -84,8 +84,9 @@ def record(rows: Rows, members: list[int], fitted: list[NDArray[np.int64]], solu
     penalty = np.zeros(len(members))
     if sky is not None:
         fitted_by, blends = fitted_sky.marginalise(solution, sky, blends)
-        rows.sky[members], penalty = sky, fitted_by.penalty
-        rows.sky_err[members] = np.sqrt(fitted_by.covariance.diagonal(axis1=1, axis2=2))
+        rows.sky[members], penalty = np.nan_to_num(sky), fitted_by.penalty
+        error = np.sqrt(fitted_by.covariance.diagonal(axis1=1, axis2=2))
+        rows.sky_err[members] = np.where(np.isfinite(sky), error, np.nan)
     remaining = _write_with_errors(rows, row, solution, detail, coefficients, offset, blends)
     by_shape = np.maximum(rows.flux_err[row] ** 2 - fixed_shape_err**2, 0.0)
     rows.write(row, redistributed_flux_err=np.sqrt(shared.redistributed_flux_err**2 + by_shape))

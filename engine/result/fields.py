@@ -201,8 +201,8 @@ class Quantities:
     sky: Float64 = quantity("fitted sky of the images, per pixel", "n_scene, n_band", "nJy", unfitted=0, file="SCENES",
                             note="0 unless it was fitted (`deblendrt.engine.measure.fitted_sky`); residuals and "
                             "shares of light are those of the image without it")
-    sky_err: Float64 = quantity("standard deviation of sky", "n_scene, n_band", "nJy", unfitted=0, file="SCENES",
-                                note="0 where no sky was fitted")
+    sky_err: Float64 = quantity("standard deviation of sky", "n_scene, n_band", "nJy", file="SCENES",
+                                note="NaN where no sky was fitted: not asked for, or too few pixels without light")
 
 
 def _entry(field: dataclasses.Field[Any]) -> Quantity:
