@@ -9,6 +9,7 @@ results, the flag NO_DATA and the reason in the column `error`.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.arguments import band_names, chosen_bands
 from deblendrt.engine.scene.objects.arrays import came, is_a, is_nddata, is_sequence, rank
 from deblendrt.engine.scene.objects.bands import in_order, labels, stated_bands
+from deblendrt.engine.scene.objects.positions import read_positions
 from deblendrt.engine.scene.psf.field import CellPsf
 
 PER_SCENE = ("variance", "mask", "psf", "kind", "background", "wcs")
@@ -195,13 +197,24 @@ def _id(given: Any) -> str:
     return str(given["id"]) if isinstance(given, Mapping) and given.get("id") is not None else ""
 
 
+def _n_row(centers: Any) -> int:
+    """Return the number of positions on the sky or of rows of a table; 0 for other objects."""
+    if isinstance(centers, Mapping):
+        return max((len(column) for column in centers.values()), default=0)
+    table = any(hasattr(centers, name) for name in ("colnames", "columns", "icrs"))
+    return len(centers) if table else 0
+
+
 def failed(given: Any, error: BaseException) -> Outcome:
     """Return the outcome of an input that could not be deblended; the text of a ValueError is the reason."""
+    centers = np.zeros((0, 2))
     try:
-        centers = np.array(given["centers"], np.float64)
-        centers = centers if centers.ndim == 2 and centers.shape[1] == 2 else np.zeros((0, 2))
+        centers = np.full((_n_row(given["centers"]), 2), np.nan)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the reason is in the row
+            centers = read_positions(given["centers"], "centers", given.get("wcs"))[0]
     except Exception:  # an object without readable positions
-        centers = np.zeros((0, 2))
+        pass
     try:
         name = _id(given)
     except Exception:  # an object without a readable id

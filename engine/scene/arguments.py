@@ -22,6 +22,7 @@ from deblendrt.engine.scene.objects.arrays import (
     number,
     rank,
     read_numbers,
+    refuse_uncertainty,
 )
 from deblendrt.engine.scene.objects.attached import read_variance
 from deblendrt.engine.scene.objects.bands import in_order, labels, split_scenes, stated_bands
@@ -105,6 +106,19 @@ def chosen_bands(cutouts: Any, bands: str | Sequence[str] | None, bundle_bands: 
         raise ValueError(f"cutouts: expected bands among {', '.join(bundle_bands)}, got {', '.join(unknown[:8])}; "
                          "choose with bands=")
     return stated
+
+
+def notify_order(cutouts: Any, names: Sequence[str], others: Mapping[str, Any]) -> None:
+    """Notify the caller of arguments without names of bands, if the cutouts state their bands in another order."""
+    stated = stated_bands(cutouts)
+    if stated is None or tuple(band for band in stated if band in names) == tuple(names):
+        return
+    nameless = [name for name, value in others.items() if rank(value) and labels(value, name) is None
+                and (rank(value) != 2 or name not in ("mask", "psf"))
+                and not (is_sequence(value) and all(labels(entry, name) is not None for entry in value))]
+    if nameless:
+        notify(f"cutouts: the bands are read by name, {', '.join(names)}; {', '.join(nameless)} without names must "
+               "have this order")
 
 
 def check_pixel_scale(pixel_scale: Any, bundle_pixel_scale: float, name: str = "pixel_scale") -> None:
@@ -262,8 +276,10 @@ def read_pixels(image: Any, variance: Any, mask: Any, background: Any, zero_poin
             raise ValueError(f"variance{where}: expected None, since cutouts{where} has an uncertainty; got "
                              f"{came(variance)}")
         spread = read_variance(in_order(variance, names, "variance" + where), "variance" + where)
-    level = None if background is None else read_numbers(in_order(background, names, "background" + where),
-                                                         "background" + where)
+    level = None
+    if background is not None:
+        refuse_uncertainty(background, "background" + where)
+        level = read_numbers(in_order(background, names, "background" + where), "background" + where)
     arrays: list[NDArray[Any] | None] = []
     factors = []
     for part, name, power in ((spread, "variance", 2), (level, "background", 1)):

@@ -24,6 +24,7 @@ from deblendrt.engine.scene.arguments import (
     GivenPixels,
     check_pixel_scale,
     chosen_bands,
+    notify_order,
     per_scene,
     read_kind,
     read_pixels,
@@ -35,7 +36,7 @@ from deblendrt.engine.scene.objects.arrays import plain_images
 from deblendrt.engine.scene.objects.attached import attached
 from deblendrt.engine.scene.objects.bands import in_order
 from deblendrt.engine.scene.objects.positions import read_positions
-from deblendrt.engine.scene.objects.world import check_same_grid, pixel_scales
+from deblendrt.engine.scene.objects.world import check_same_grid, pixel_scales, read_wcs
 from deblendrt.engine.scene.psf.field import CellPsf, PsfField, psf_field
 from deblendrt.engine.scene.psf.images import NORM_TOLERANCE, normalize_psf
 from deblendrt.engine.scene.windows import Windows, anchor_pixels, too_close
@@ -182,6 +183,8 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     names = chosen_bands(cutouts, bands, bundle_bands)
     check_pixel_scale(pixel_scale, bundle_pixel_scale)
     images, nested = split_cutouts(cutouts, names)
+    notify_order(cutouts, names, {"variance": variance, "mask": mask, "psf": psf, "background": background,
+                                  "zero_point": zero_point})
     n = len(images)
     center_list = per_scene(centers, "centers", n, nested)
     wcs_list = per_scene(wcs, "wcs", n, nested) if isinstance(wcs, list | tuple) else [wcs] * n
@@ -209,7 +212,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         pixels = read_pixels(image, variance_list[i], mask_list[i], background_list[i], zero_point_list[i], names,
                              where, own.variance)
         shape = (pixels.image.shape[1], pixels.image.shape[2])
-        given_wcs = [each for each in (wcs_list[i], *own.wcs) if each is not None]
+        given_wcs = read_wcs(wcs_list[i], shape, "wcs" + where) + read_wcs(own.wcs, shape, f"cutouts{where}.wcs")
         check_same_grid(given_wcs, shape, "cutouts" + where)
         for scale in (scale for each in given_wcs for scale in pixel_scales(each)):
             check_pixel_scale(scale, bundle_pixel_scale, "wcs" + where)

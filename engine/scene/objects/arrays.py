@@ -78,7 +78,7 @@ def came(value: Any) -> str:
         return f"a sequence of {len(value)}"
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, list(value)[:8]))}"
-    if hasattr(value, "shape") and value.shape:
+    if hasattr(value, "dtype") and getattr(value, "shape", None):
         return f"shape {value.shape}"
     text = repr(value)
     return text if len(text) < 80 else type(value).__name__
@@ -207,6 +207,7 @@ def plain_images(value: Any, name: str) -> Any:
 
     if is_sequence(value):
         return [plain_images(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    refuse_uncertainty(value, name)
     inner, unit, masked = opened(value, name)
     if masked is not None:
         raise ValueError(f"{name}: expected images without masked pixels, got {int(masked.sum())} masked")
@@ -214,6 +215,13 @@ def plain_images(value: Any, name: str) -> Any:
             units.dimensionless_unscaled, units.pix**-2, units.sr**-1, units.adu, units.electron, units.count)):
         raise ValueError(f"{name}: expected images without a unit, got the unit {unit}")
     return inner
+
+
+def refuse_uncertainty(value: Any, name: str) -> None:
+    """Raise ValueError for an NDData whose uncertainty would be ignored."""
+    parts = value.values() if isinstance(value, Mapping) else value if is_sequence(value) else [value]
+    if any(is_nddata(part) and part.uncertainty is not None for part in parts):
+        raise ValueError(f"{name}: expected no uncertainty, got {came(value)} with an uncertainty; give its data alone")
 
 
 def parse_unit(text: Any, name: str) -> Any:

@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deblendrt.engine.scene.objects.arrays import Numbers, came, is_a, is_nddata, is_sequence, read_numbers, stacked
+from deblendrt.engine.scene.objects.arrays import (
+    Numbers,
+    is_a,
+    is_nddata,
+    is_sequence,
+    read_numbers,
+    refuse_uncertainty,
+    stacked,
+)
 
 POWERS = {"std": 2, "var": 1, "ivar": -1}  # a variance is the uncertainty to this power
 
@@ -78,8 +86,7 @@ def read_variance(value: Any, name: str) -> Numbers:
     if is_sequence(value) and any(is_a(item, "astropy.nddata", "NDUncertainty") for item in value):
         return stacked([read_variance(item, f"{name}[{i}]") for i, item in enumerate(value)], name)
     if not is_a(value, "astropy.nddata", "NDUncertainty"):
-        if is_nddata(value) and value.uncertainty is not None:
-            raise ValueError(f"{name}: expected no uncertainty of a variance, got {came(value)} with an uncertainty")
+        refuse_uncertainty(value, name)
         return read_numbers(value, name)
     power = POWERS.get(value.uncertainty_type)
     if power is None:

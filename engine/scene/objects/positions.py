@@ -67,6 +67,8 @@ def _from_array(given: Any, name: str) -> NDArray[np.float64]:
     if unit is not None and unit != units.pix:
         hint = ("; give positions on the sky as a SkyCoord and wcs=" if unit.is_equivalent(units.deg) else "")
         raise ValueError(f"{name}: expected positions in pixels, got the unit {unit}{hint}")
+    if getattr(getattr(inner, "dtype", None), "kind", "") == "c":
+        raise ValueError(f"{name}: expected numbers of shape (n_source, 2), got complex numbers")
     try:
         array = np.array(np.ma.filled(np.ma.asarray(inner, dtype=np.float64), np.nan))
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -105,7 +107,9 @@ def _table(given: Any, name: str) -> Any:
         if isinstance(given, Row):
             return given.table[given.index:given.index + 1]
         if isinstance(given, np.ndarray | np.void) and given.dtype.names:
-            return Table(np.atleast_1d(given))
+            return _from_records(given)
+        if is_sequence(given) and len(given) and all(_has_names(item) for item in given):
+            return _from_rows(given)
         if is_data_array(given):
             return None
         if hasattr(given, "column_names") and hasattr(given, "to_pandas"):  # pyarrow
@@ -121,6 +125,35 @@ def _table(given: Any, name: str) -> Any:
         raise ValueError(f"{name}: expected a table with columns of one length, got {type(given).__name__} "
                          f"({str(error)[:200]})") from error
     return None
+
+
+def _from_records(given: Any) -> Any:
+    """Return a structured array as a table, with the units of a FITS table."""
+    from astropy.table import Table
+
+    table, columns = Table(np.atleast_1d(given)), getattr(given, "columns", None)
+    for column in table.columns.values():
+        unit = getattr(columns[column.name], "unit", None) if columns is not None else None
+        column.unit = unit or column.unit
+    return table
+
+
+def _has_names(item: Any) -> bool:
+    """Return whether a row of positions names its columns: a dict, a Row, a record or a named tuple."""
+    return isinstance(item, Mapping) or hasattr(item, "colnames") or hasattr(item, "_fields") or bool(
+        isinstance(item, np.void) and item.dtype.names)
+
+
+def _from_rows(rows: Any) -> Any:
+    """Return rows that name their columns as a table."""
+    from astropy.table import QTable, Table
+
+    names = [str(name) for name in (getattr(rows[0], "colnames", None) or getattr(rows[0], "_fields", None) or (
+        rows[0] if isinstance(rows[0], Mapping) else rows[0].dtype.names))]
+    columns = {}
+    for k, name in enumerate(names):
+        columns[name] = [row[k] if hasattr(row, "_fields") else row[name] for row in rows]
+    return Table(QTable(columns))
 
 
 def _column(values: Any) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deblendrt.engine.scene.objects.arrays import is_a
+from deblendrt.engine.units import notify
 
 GRID_TOLERANCE = 0.1  # pixel: half the scatter of a catalogue's centres; a PSF that is off by it moves fluxes by 0.5%
 
@@ -79,6 +81,39 @@ def pixel_scales(wcs: Any) -> list[float]:
     if not is_fits_wcs(wcs) or not wcs.has_celestial:
         return []
     return [float(scale.to_value("arcsec")) for scale in wcs.celestial.proj_plane_pixel_scales()]
+
+
+def read_wcs(wcs: Any, shape: tuple[int, int], name: str) -> list[Any]:
+    """Return the WCS objects of a scene.
+
+    Parameters
+    ----------
+    wcs : WCS, or a sequence or dict of these for the bands, or None
+    shape : (int, int)
+        n_y, n_x of the image.
+    name : str
+        Name of the argument, for messages.
+
+    Returns
+    -------
+    list
+
+    Raises
+    ------
+    ValueError
+        An object is no WCS.
+    """
+    each = list(wcs.values()) if isinstance(wcs, Mapping) else list(wcs) if isinstance(wcs, list | tuple) else [wcs]
+    found = [entry for entry in each if entry is not None]
+    for entry in found:
+        if not hasattr(entry, "world_to_pixel"):
+            raise ValueError(f"{name}: expected an astropy.wcs.WCS or an object with world_to_pixel, got "
+                             f"{type(entry).__name__}")
+        own = getattr(entry, "pixel_shape", None)
+        if is_fits_wcs(entry) and own is not None and tuple(own[:2]) != shape[::-1]:
+            notify(f"{name}: states an image of {own[0]} x {own[1]} pixels, the image has {shape[1]} x {shape[0]}; for "
+                   "a part of an image cut the WCS too, wcs[y0:y1, x0:x1]")
+    return found
 
 
 def check_same_grid(wcs: list[Any], shape: tuple[int, int], name: str) -> None:

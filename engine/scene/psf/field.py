@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deblendrt.engine.scene.objects.arrays import read_numbers
+
 CELL = 200  # pixel: side of the cells for a PSF function; in 40 arcsec, the PSF of a coadd changes by less than 1%
 
 
@@ -31,7 +33,8 @@ class CellPsf:
     """
 
     def __init__(self, images: Any, x_edges: ArrayLike, y_edges: ArrayLike) -> None:
-        self.x_edges, self.y_edges = (np.array(edges, np.float64) for edges in (x_edges, y_edges))
+        self.x_edges, self.y_edges = (_in_pixels(edges, name) for edges, name in (
+            (x_edges, "x_edges"), (y_edges, "y_edges")))
         for name, edges in (("x_edges", self.x_edges), ("y_edges", self.y_edges)):
             if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
                 raise ValueError(f"{name}: expected at least two ascending numbers, got {edges}")
@@ -64,6 +67,14 @@ class CellPsf:
         x_edges, y_edges = (np.linspace(-0.5, n - 0.5, max(1, round(n / size)) + 1) for n in shape[::-1])
         x, y = (0.5 * (edges[1:] + edges[:-1]) for edges in (x_edges, y_edges))
         return cls([[function(float(a), float(b)) for a in x] for b in y], x_edges, y_edges)
+
+
+def _in_pixels(edges: Any, name: str) -> NDArray[np.float64]:
+    """Return edges of cells as numbers [pixel]."""
+    given = read_numbers(edges, name)
+    if any(str(unit) not in ("pix", "pixel") for unit in given.units):
+        raise ValueError(f"{name}: expected pixels, got the unit {given.units[0]}")
+    return given.values.astype(np.float64)
 
 
 def _has_image(cell: Any) -> bool:

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from astropy.nddata import CCDData, VarianceUncertainty
+from astropy.wcs import WCS
+from toy_model import BANDS
 from toy_scenes import VARIANCE, digest
 
 from deblendrt.engine.adapters.dask import worker_engine
@@ -126,6 +129,26 @@ def test_images_with_centers_beside_them(batch: tuple[list[np.ndarray], list[np.
     images, centers = batch
     assert_rows(synchronous(deblend_dask([dask.delayed(image) for image in images], centers, variance=VARIANCE,
                                          **options)), expected)
+
+
+def test_scenes_of_image_objects(scenes: Scenes, options: dict[str, Any], expected: DeblendResult) -> None:
+    world = WCS(naxis=2)
+    world.wcs.ctype, world.wcs.crval, world.wcs.crpix = ["RA---TAN", "DEC--TAN"], [150.0, 2.0], [10.0, 12.0]
+    world.wcs.cd = np.diag([-0.2, 0.2]) / 3600
+    objects: Scenes = []
+    for scene in scenes:
+        bands = dict(zip(BANDS, scene["image"], strict=True))
+        variance = dict(zip(BANDS, VARIANCE, strict=True))
+        objects.append(scene | {
+            "image": {band: CCDData(plane, unit="nJy", wcs=world, uncertainty=VarianceUncertainty(
+                np.full(plane.shape, variance[band]))) for band, plane in reversed(bands.items())},
+            "centers": world.pixel_to_world(*scene["centers"].T).galactic})
+        del objects[-1]["variance"]
+    found = synchronous(deblend_dask([*objects, objects[0] | {"mask": np.ones(5, bool)}], **options))
+    flux = np.concatenate([table["flux_g"][table["source"] >= 0] for table in found[:-1]])
+    np.testing.assert_allclose(flux, expected.flux[:, 0], rtol=1e-6)  # positions from the sky differ by their rounding
+    assert len(found[-1]) == len(scenes[0]["centers"])  # a refused scene keeps its positions, by its WCS or as NaN
+    assert all("mask" in error for error in found[-1]["error"])
 
 
 def test_every_bad_input_keeps_its_rows_and_says_why(scenes: Scenes, options: dict[str, Any],

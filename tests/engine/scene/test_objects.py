@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import types
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 from astropy import units as u
+from astropy.io import fits
 from astropy.nddata import (
     CCDData,
     Cutout2D,
@@ -20,6 +22,7 @@ from astropy.nddata import (
 from astropy.table import Column
 from astropy.utils.masked import Masked
 
+from deblendrt.engine.scene.psf.field import CellPsf
 from deblendrt.engine.scene.scene import Scene, make_scenes
 from deblendrt.engine.units import InputWarning
 
@@ -176,6 +179,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "background without a unit": (
         lambda: one(IMAGE * u.nJy, background=5.0), "background: expected a unit such as nJy"),
     "mask with a unit": (lambda: one(mask=BAD * u.nJy), "mask: expected bool, True meaning bad, got the unit nJy"),
+    "background with an uncertainty": (
+        lambda: one(background=NDData(IMAGE, uncertainty=StdDevUncertainty(IMAGE))),
+        "background: expected no uncertainty"),
+    "variance with an uncertainty": (
+        lambda: one(variance=NDData(VARIANCE, uncertainty=StdDevUncertainty(IMAGE))),
+        "variance: expected no uncertainty"),
+    "cells in arcsec": (lambda: one(psf=CellPsf([[PSF]], [0, 50] * u.arcsec, [0, 40])), "x_edges: expected pixels"),
+    "HDU": (lambda: one(fits.ImageHDU(IMAGE)), "cutouts: expected an image"),
     "mask of bits": (lambda: one(NDData(IMAGE, mask=BAD * 4)), r"cutouts.mask: expected bool"),
     "flags": (lambda: one(ccd(flags=BAD.astype(int))), "cutouts: expected no flags"),
     "unknown uncertainty": (lambda: one(ccd(uncertainty=UnknownUncertainty(VARIANCE))),
@@ -263,6 +274,22 @@ def test_an_array_of_psfs_means_bands_and_says_so() -> None:
         scenes = many(psf=PSF)
     for scene in scenes:
         same(scene, one(psf=PSF))
+
+
+@pytest.mark.parametrize(("options", "noticed"), [
+    ({"variance": VARIANCE}, True), ({"variance": STATED}, True), ({"psf": PSF}, True),
+    ({"zero_point": [27, 28, 29]}, True), ({"variance": 1.0}, False), ({"mask": BAD[0]}, False),
+    ({"variance": dict(zip(BANDS, STATED, strict=True))}, False),
+])
+def test_arguments_without_names_beside_cutouts_with_names(options: Any, noticed: bool) -> None:
+    cutouts = dict(zip("irg", IMAGE[::-1], strict=True))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", InputWarning)
+        one(cutouts, bands="gri", **options)
+        one(dict(zip("gri", IMAGE, strict=True)), bands="gri", **options)
+    texts = [str(notice.message) for notice in found if "are read by name" in str(notice.message)]
+    assert texts == [f"cutouts: the bands are read by name, g, r, i; {next(iter(options))} without names must have "
+                     "this order"] * noticed
 
 
 def test_scenes_of_dicts_and_data_arrays() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from astropy.nddata import CCDData, Cutout2D
 from astropy.table import MaskedColumn, QTable, Table
 from astropy.utils.masked import Masked
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.scene.scene import Scene, make_scenes
+from deblendrt.engine.units import InputWarning
 
 MODEL: dict[str, Any] = {"bundle_bands": ("g", "r"), "bundle_pixel_scale": 0.2, "window_half": 4}
 IMAGE = np.random.default_rng(0).normal(size=(2, 40, 50))
@@ -67,6 +69,13 @@ HONOURED: dict[str, Any] = {
     "dict of columns": lambda: one({"y": Y.tolist(), "x": X.tolist()}),
     "structured array": lambda: one(np.array(list(zip(Y, X, strict=True)), [("y", float), ("x", float)])),
     "record array": lambda: one(np.rec.fromarrays([Y, X], names="y,x")),
+    "Row": lambda: one([Table({"y": [y], "x": [x]})[0] for x, y in XY]),
+    "rows of a table": lambda: one(list(Table({"y": Y, "x": X}))),
+    "dicts": lambda: one([{"y": y, "x": x} for x, y in XY]),
+    "dicts with units": lambda: one([{"y": y * u.pix, "x": x * u.pix} for x, y in XY]),
+    "named tuples": lambda: one(list(frame({"y": Y, "x": X}).itertuples(index=False))),
+    "records": lambda: one(list(np.array(list(zip(Y, X, strict=True)), [("y", float), ("x", float)]))),
+    "FITS table": lambda: one(fits.BinTableHDU(Table({"y": Y, "x": X})).data),
     "Dataset": lambda: one(pytest.importorskip("xarray").Dataset({"y": ("s", Y), "x": ("s", X)})),
     "DataArray": lambda: one(data_array(XY, ("source", "xy"))),
     "DataArray by name": lambda: one(data_array(XY[:, ::-1], ("source", "axis"), coords={"axis": ["y", "x"]})),
@@ -85,6 +94,8 @@ HONOURED: dict[str, Any] = {
     "WCS of planes": lambda: one(SKY, [CCDData(plane, unit="nJy", wcs=WORLD) for plane in IMAGE],
                                  variance=1 * u.nJy**2),
     "WCS of Cutout2D": lambda: one(SKY, cutouts(), variance=1.0),
+    "WCS of each band": lambda: one(SKY, wcs=[WORLD, WORLD.deepcopy()]),
+    "WCS by band": lambda: one(SKY, wcs={"r": WORLD, "g": WORLD}),
     "WCS of another package": lambda: one(SKY, wcs=Other()),
     "table and WCS of another package": lambda: one(QTable({"position": SKY}), wcs=Other()),
 }
@@ -122,6 +133,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "degrees": (lambda: one([(x * u.deg, y * u.deg) for x, y in XY]), "centers: .* got the unit deg"),
     "flux": (lambda: one(XY * u.nJy), "centers: expected positions in pixels, got the unit nJy"),
     "column in arcsec": (lambda: one(QTable({"x": X * u.arcsec, "y": Y * u.arcsec})), "centers: column 'x'"),
+    "FITS table in arcsec": (lambda: one(fits.BinTableHDU(QTable({"x": X * u.arcsec, "y": Y})).data),
+                             "centers: column 'x': expected a position in pixels, got the unit arcsec"),
+    "dicts in arcsec": (lambda: one([{"y": y * u.arcsec, "x": x * u.arcsec} for x, y in XY]), "centers: column 'x'"),
+    "complex": (lambda: one(XY + 0j), "centers: expected numbers .* complex"),
+    "WCS of bands on shifted grids": (
+        lambda: one(SKY, wcs=[WORLD, sky_wcs(shift=1)]), "cutouts: expected bands on one pixel grid"),
+    "path for positions in pixels": (lambda: one(XY, wcs="image.fits"), "wcs: expected an astropy.wcs.WCS"),
     "SkyCoord without WCS": (lambda: one(SKY), "centers: expected wcs= with positions on the sky"),
     "table of ra, dec without WCS": (
         lambda: one(frame({"ra": SKY.ra.deg, "dec": SKY.dec.deg})), "centers: sky positions .* no WCS"),
@@ -199,6 +217,13 @@ def test_an_entry_for_each_scene() -> None:
     np.testing.assert_allclose(scenes[1].centers, XY + np.array([2, 0]), atol=1e-6)
     with pytest.raises(ValueError, match="wcs: expected one entry for each of the 2 scenes"):
         make_scenes([IMAGE] * 2, [SKY] * 2, wcs=[WORLD], variance=1.0, **MODEL)
+
+
+def test_a_wcs_of_a_larger_image_is_noticed() -> None:
+    large = sky_wcs()
+    large.pixel_shape = (400, 500)
+    with pytest.warns(InputWarning, match="wcs: states an image of 400 x 500 pixels, the image has 50 x 40"):
+        one(XY, wcs=large)
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["RA---TAN", "GLON", "FK4"]), st.floats(0, 360))
