@@ -152,7 +152,7 @@ def celestial_wcs(path: Path, header: fits.Header) -> WCS | None:
             raise ValueError(f"{path}: WCS: {key} is {str(value)[:80]!r}")
         sky[key] = value
     try:
-        wcs = WCS(sky)
+        wcs = WCS(sky, naxis=2 if "A_ORDER" in sky else None)  # astropy has SIP in images of two axes only
         return wcs.celestial if wcs.has_celestial else None
     except Exception as error:  # wcslib's errors, and any error of astropy for an unusual header
         raise ValueError(f"{path}: WCS: {str(error).strip()[:200]}") from error

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy import units as u
+from astropy.io import fits as io_fits
+from astropy.table import Table
 
 from deblendrt.engine.adapters import image_inputs
 from deblendrt.engine.files import atomic_write, fits
@@ -29,19 +31,29 @@ if TYPE_CHECKING:
 
 CATALOG, IMAGES, STAMPS, OVERVIEW, SOURCES = "catalog.fits", "images.fits", "stamps.fits", "overview.png", "sources.png"
 MAX_SOURCE_PANELS = 40
+ROW_BYTES, STAMP_BYTES = 1000, 31 * 31 * 4  # least sizes of a row of the catalogue, and of a stamp in a band
 RUN_STAGES = ("read", "load model", "deblend", "write", "plot")
 
 
-def deblend_files(arguments: argparse.Namespace) -> None:
-    """Deblend the image that the command line names; `deblendrt.engine.adapters.cli.main` parses the arguments."""
+def deblend_files(arguments: argparse.Namespace) -> int:
+    """Deblend the image that the command line names; `deblendrt.engine.adapters.cli.main` parses the arguments.
+
+    Returns
+    -------
+    int
+        Exit status: 1 if no source was fitted, else 0.
+    """
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else print
     plotting = not arguments.no_plot and importlib.util.find_spec("matplotlib") is not None
+    if plotting:
+        importlib.import_module("deblendrt.engine.result.figures")  # a broken installation fails before the work
     targets = [CATALOG, IMAGES, *([STAMPS] if arguments.stamps else []), *([OVERVIEW, SOURCES] if plotting else [])]
     _claim(arguments.out, targets, arguments.overwrite)
     started = time.perf_counter()
     with _progress(arguments.quiet) as stage:
         stage("read")
         image, catalog, notes = image_inputs.read_inputs(arguments)
+        _check_writing(arguments, image, catalog, targets)
         stage("load model")
         from deblendrt.engine.deblender import Deblender
 
@@ -73,13 +85,29 @@ def deblend_files(arguments: argparse.Namespace) -> None:
     for note in notes:
         say(f"note: {note}")
     say(f"wrote {', '.join(targets)} in {arguments.out}")
+    if result.fitted.any() or not result.n_source:
+        return 0
+    print(f"deblendrt: error: no source was fitted: {_raised(result)}", file=sys.stderr)
+    return 1
 
 
 def _claim(out: Path, targets: list[str], overwrite: bool) -> None:
     existing = [name for name in targets if (out / name).exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{out} already holds {', '.join(existing)}: use another --out, or --overwrite")
-    out.mkdir(parents=True, exist_ok=True)
+    atomic_write.claim_folder(out, targets)
+
+
+def _check_writing(arguments: argparse.Namespace, image: fits.ImageFile, catalog: Catalog, targets: list[str]) -> None:
+    """Make headers and columns that depend on the input alone, and check the space, before the work is done."""
+    n_source, n_band = len(catalog.centers), len(image.image)
+    if image.wcs is not None:
+        image.wcs.to_header(relax=True)
+        to_icrs(image.wcs, np.zeros((1, 2)), str(image.path))
+    if catalog.ids is not None:
+        io_fits.BinTableHDU(Table([id_column(catalog.ids, n_source)]))
+    stamps = STAMP_BYTES * n_band * n_source if arguments.stamps else 0
+    atomic_write.claim_folder(arguments.out, targets, 2 * image.image.nbytes + ROW_BYTES * n_source + stamps)
 
 
 def _write(arguments: argparse.Namespace, result: DeblendResult, catalog: Catalog, image: fits.ImageFile) -> None:
@@ -121,9 +149,14 @@ def summary_lines(result: DeblendResult, deblending: float, total: float) -> Ite
     if reduced.size:
         low, median, high = np.percentile(reduced, [10, 50, 90])
         yield f"reduced chi2 per source: median {median:.2f} (10-90%: {low:.2f}-{high:.2f})"
-    counts = Counter({flag.name: int(np.count_nonzero(flags & flag.value)) for flag in Flag})
+    yield f"flags: {_raised(result)}"
+
+
+def _raised(result: DeblendResult) -> str:
+    """Return the names of flags and the numbers of their sources, the most frequent first."""
+    counts = Counter({flag.name: int(np.count_nonzero(np.asarray(result.flags) & flag.value)) for flag in Flag})
     raised = [f"{name} {count}" for name, count in counts.most_common() if count]
-    yield f"flags: {', '.join(raised) or 'none'}" + ("   (`deblendrt flags` explains)" if raised else "")
+    return ", ".join(raised) + "   (`deblendrt flags` explains)" if raised else "none"
 
 
 @contextlib.contextmanager

@@ -1,13 +1,15 @@
 """The command line: ``deblendrt run``, ``merge``, ``alerts``, ``verify``, ``model``, ``build``, ``doctor``, ``flags``.
 
-The exit status is 0 for success, 1 for a problem with the data, a file or the installation (one line on stderr), and 2
-for a wrong command.
+The exit status is 0 for success, 1 for a problem with the data, a file or the installation (one line on stderr) or if
+no source was fitted, and 2 for a wrong command.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,12 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug or not isinstance(error, _problems()):
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = _sentence(error)
         print(f"deblendrt: error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("deblendrt: interrupted", file=sys.stderr)
         return 130
+
+
+def _sentence(error: Exception) -> str:
+    """Return an error as one line. An error of the operating system, ``[Errno 17] ...``, becomes a sentence."""
+    if not isinstance(error, OSError) or error.errno is None or not error.strerror:
+        return " ".join(str(error).split()) or type(error).__name__
+    reasons = {errno.EEXIST: "exists already", errno.EACCES: "no permission", errno.EPERM: "no permission",
+               errno.ENOSPC: "no space is left on the device", errno.EDQUOT: "the quota is used up",
+               errno.EROFS: "the file system cannot be written to", errno.ENOENT: "no such file or folder",
+               errno.ENOTDIR: "a part of the path is a file, expected a folder", errno.EISDIR: "is a folder"}
+    reason = reasons.get(error.errno, error.strerror.lower())
+    path = error.filename2 or error.filename
+    path = os.fsdecode(path) if isinstance(path, str | bytes) else ""
+    name = re.sub(r"\.([^/]+)\.[0-9a-f]{16}\.partial$", r"\1", path)  # the temporary name of a file that is written
+    return f"{name}: {reason}" if name else reason
 
 
 def _problems() -> tuple[type[Exception], ...]:
@@ -265,8 +282,7 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--band: expected BAND=FILE, got {arguments.band[0]}")
     else:
         arguments.image = arguments.image[0]
-    deblend_files(arguments)
-    return 0
+    return deblend_files(arguments)
 
 
 def _merge(arguments: argparse.Namespace) -> int:

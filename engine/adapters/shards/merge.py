@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 from collections.abc import Iterator
@@ -69,6 +70,9 @@ def merge(folder: str | Path, target: str | Path, *, partial: bool = False, over
     folder, target = Path(folder), Path(target)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists: use another --out, or --overwrite")
+    atomic_write.check_target(target)
+    if target.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ImportError('catalogues in Parquet need pyarrow: pip install "deblendrt[parquet]"')
     run = _json(folder / RUN_FILE)
     units = _units(folder, run)
     missing = sorted(set(range(run["n_unit"])) - set(units))
@@ -136,11 +140,9 @@ def _write_fits(target: Path, parts: Iterator[tuple[Table, Table]]) -> None:
 
 
 def _write_parquet(target: Path, parts: Iterator[tuple[Table, Table]]) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError('catalogues in Parquet need pyarrow: pip install "deblendrt[parquet]"') from error
+    import pyarrow
+    import pyarrow.parquet
+
     with atomic_write.in_place_of(_beside(target)) as partial_inputs, atomic_write.in_place_of(target) as partial:
         writers: list[Any] = []
         try:

@@ -110,6 +110,7 @@ def run_shard(arguments: argparse.Namespace) -> None:
     if max_kills < 2:
         raise ValueError("--max-kills: expected 2 or more, for one may be anybody's kill -9")
     out: Path = arguments.out
+    atomic_write.claim_folder(out)
     paths = list_inputs(arguments.image)
     units = split_into_units(paths, arguments.cutouts)
     for_images = [name for name in ("catalog", "columns", "detect", "psf", "bad_bits", "variance", "weight",
@@ -123,20 +124,24 @@ def run_shard(arguments: argparse.Namespace) -> None:
     mine = [unit for unit in units if unit.number % n_shard == number]
     say(f"shard {number}/{n_shard}: {len(mine)} of {len(units)} units, "
         f"{sum(unit.stop - unit.start for unit in mine)} of {units[-1].stop if units else 0} inputs")
-    n_done = 0
+    n_done = n_lost = 0
     for unit in mine:
         file = unit.file(out)
         found = read_unit(file, run["fingerprint"], unit)
         if found is not None and not (arguments.retry_failed and any(found["error"])):
             n_done += 1
+            n_lost += sum(bool(error) for error in found["error"])
             continue
         clock = time.monotonic()
         table = _do(deblender, unit, arguments, options, run["fingerprint"], max_kills)
         n_failed = int((np.asarray(table["error"]) != "").sum())
+        n_lost += n_failed
         say(f"unit {unit.number}: {len(table)} inputs, {table['n_row'].sum()} rows, {n_failed} failed, "
             f"{time.monotonic() - clock:.1f} s")
     _finish(out, run, number, n_shard, mine)
-    say(f"shard {number}/{n_shard} done; {n_done} of its units were there already")
+    say(f"shard {number}/{n_shard} done; {n_done} of its units were there already; {n_lost} inputs failed")
+    if n_lost and n_lost == sum(unit.stop - unit.start for unit in mine):
+        _log(f"shard {number}/{n_shard}: EVERY INPUT FAILED; the column error of its units has the reasons")
 
 
 def _do(deblender: Deblender, unit: Unit, arguments: argparse.Namespace, options: dict[str, Any], fingerprint: str,

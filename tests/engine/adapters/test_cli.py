@@ -16,6 +16,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from deblendrt.engine.adapters.cli import deblend_files, main
+from deblendrt.engine.files import atomic_write
 from deblendrt.engine.model import bundle
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.flags import Flag
@@ -206,6 +207,102 @@ def test_results_are_not_overwritten(fake: FakeDeblender, tmp_path: Path, capsys
     assert (out / "catalog.fits").read_text() == "mine"
     assert fake.image is None  # checked before the work
     assert run(scene, "--out", out, "--no-plot", "--overwrite") == 0
+
+
+def test_no_source_fitted(fake: FakeDeblender, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                          monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = write_scene(tmp_path, fake.result)
+    monkeypatch.setattr(type(fake.result), "fitted", property(lambda result: np.zeros(result.n_source, bool)))
+    assert run(scene, "--out", tmp_path / "out", "--no-plot", "--quiet") == 1
+    assert capsys.readouterr().err.startswith("deblendrt: error: no source was fitted: ")
+    assert (tmp_path / "out" / "catalog.fits").is_file()
+
+
+@pytest.mark.parametrize("case", ["a file", "in a file", "no permission", "a folder as target", "space", "ids"])
+def test_writing_is_checked_before_the_work(fake: FakeDeblender, tmp_path: Path, case: str,
+                                            monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    out, options, message = tmp_path / "out", ["--overwrite"], "out is a file, expected a folder"
+    if case in ("a file", "in a file"):
+        out.write_text("mine")
+        out = out / "deep" if case == "in a file" else out
+    elif case == "no permission":
+        def refuse(**where: Any) -> Any:
+            raise PermissionError(13, "Permission denied", str(where["dir"]))
+        monkeypatch.setattr(atomic_write.tempfile, "TemporaryFile", refuse)
+        message = "out: no file can be written in it (permission denied)"
+    elif case == "a folder as target":
+        (out / "catalog.fits").mkdir(parents=True)
+        message = "catalog.fits is a folder, expected the name of a file"
+    elif case == "space":
+        monkeypatch.setattr(atomic_write.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        message = "out: 0 MB are free, and the results need 0 MB"
+    else:
+        Table({"id": [[1, 2]] * 6, "x": np.arange(6.0), "y": np.ones(6)}).write(tmp_path / "c.fits")
+        options, message = ["--catalog", str(tmp_path / "c.fits")], "'id': expected an identifier in each row"
+    assert run(write_scene(tmp_path, fake.result), "--out", out, "--no-plot", *options) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert message in said
+    assert "Errno" not in said
+    assert fake.image is None
+
+
+@pytest.mark.parametrize(("error", "text"), [
+    (FileExistsError(17, "File exists", "out/x"), "out/x: exists already"),
+    (OSError(28, "No space left on device", "o/.catalog.fits.0123456789abcdef.partial"),
+     "o/catalog.fits: no space is left on the device"),
+    (PermissionError(13, "Permission denied"), "no permission"), (OSError(5, "Input/output error", "x"),
+                                                                  "x: input/output error"),
+    (OSError("x: not readable as FITS"), "x: not readable as FITS"),
+])
+def test_errors_of_the_system_are_sentences(error: OSError, text: str, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(arguments: Any) -> int:
+        raise error
+    monkeypatch.setattr(main, "_run", fail)
+    assert main.main(["run", "a.fits", "--out", "b"]) == 1
+    assert capsys.readouterr().err == f"deblendrt: error: {text}\n"
+
+
+def test_letters_that_fits_lacks_in_ids(fake: FakeDeblender, tmp_path: Path) -> None:
+    names = ["Abell \xe9", "B", "", "D" * 300, "007", "E\u2013F"]
+    rows = "".join(f"{name},{k},1\n" for k, name in enumerate(names))
+    (tmp_path / "c.csv").write_text(f"id,x,y\n{rows}", encoding="utf-8")
+    assert run(write_scene(tmp_path, fake.result), "--out", tmp_path / "out", "--no-plot", "--catalog",
+               tmp_path / "c.csv") == 0
+    found = Table.read(tmp_path / "out" / "catalog.fits", hdu="CATALOG")["catalog_id"].filled("").tolist()
+    assert [name.encode().decode("unicode_escape") for name in found] == names
+
+
+def test_a_distortion_is_kept_in_the_written_images(fake: FakeDeblender, tmp_path: Path) -> None:
+    cards = {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-4,
+             "B_0_2": 2e-4, "CTYPE3": "BAND"}
+    scene = write_scene(tmp_path, fake.result, **cards)
+    assert run(scene, "--out", tmp_path / "out", "--no-plot") == 0
+    before, after = (WCS(fits.getheader(path, name), naxis=2) for path, name in (
+        (scene, "IMAGE"), (tmp_path / "out" / "images.fits", "MODEL")))
+    assert after.sip is not None
+    pixels = np.array([[0.0, 0], [60, 50]])
+    np.testing.assert_allclose(after.all_pix2world(pixels, 0), before.all_pix2world(pixels, 0), rtol=0, atol=1e-9)
+
+
+def test_files_by_band(fake: FakeDeblender, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    centers = ["--catalog", tmp_path / "c.csv", "--columns", "x=col,y=row"]
+    Table({"col": fake.result.center[:, 0], "row": fake.result.center[:, 1]}).write(tmp_path / "c.csv")
+    bands, psfs = [], []
+    for k, band in enumerate("gri"):
+        fits.PrimaryHDU(fake.result.scenes[0].image[k]).writeto(tmp_path / f"{band}.fits")
+        fits.PrimaryHDU(np.full((5, 5), k + 1.0)).writeto(tmp_path / f"{band}_psf.fits")
+        bands += ["--band", f"{band}={tmp_path / band}.fits"]
+        psfs += ["--psf", f"{band}={tmp_path / band}_psf.fits"]
+    assert run(*bands, *psfs, *centers, "--out", tmp_path / "out", "--no-plot", "--zero-point", "27,27,27") == 0
+    np.testing.assert_array_equal(fake.image, fake.result.scenes[0].image)
+    assert fake.keywords["psf"][:, 0, 0].tolist() == [1, 2, 3]
+    assert fake.keywords["zero_point"] == 27
+    for wrong, message in ((["--band", "g.fits"], "--band: expected BAND=FILE"),
+                           ([], "expected an image file, or --band"), (["x.fits", *bands], "not both"), (bands[:2] * 2, "band g is given twice")):
+        assert run(*wrong, "--out", tmp_path / "out2") == 1
+        assert message in capsys.readouterr().err
 
 
 PROBLEMS: dict[str, tuple[dict[str, Any], list[str], str]] = {
