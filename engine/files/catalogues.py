@@ -216,29 +216,50 @@ def sky_columns(where: str, table: Table, told: Mapping[str, str] | None = None,
         return np.empty((0, 2))
     world = np.column_stack([sky.angles(where, name, table[name], hours=k == 0 and frame != "galactic")
                              for k, name in enumerate(names)])
-    if tuple(name.lower() for name in names) == sky.UNSURE and all(
-            getattr(table[name], "unit", None) is None for name in names):
-        world = _degrees(where, world, wcs, shape, notes)
+    bare = all(getattr(table[name], "unit", None) is None and not sky.is_sexagesimal(table[name]) for name in names)
+    if bare and not names[0].lower().endswith("_rad"):
+        world = _degrees(where, names, world, wcs if frame == "icrs" else None, shape, notes)
     return sky.converted(world, frame)
 
 
-def _degrees(where: str, world: NDArray[np.float64], wcs: WCS | None, shape: tuple[int, int] | None,
-             notes: list[str] | None) -> NDArray[np.float64]:
-    """Return angles without a unit as degrees: they may be radians if they are small, and the image decides."""
+def _degrees(where: str, names: Sequence[str], world: NDArray[np.float64], wcs: WCS | None,
+             shape: tuple[int, int] | None, notes: list[str] | None) -> NDArray[np.float64]:
+    """Return angles without a unit as degrees. If they may be radians or hours, the image decides.
+
+    Raises
+    ------
+    ValueError
+        No position in degrees is in the image, but positions in another unit are. Columns of `sky_positions.UNSURE` in
+        radians are accepted.
+    """
     with np.errstate(invalid="ignore"):
-        small = not ((np.abs(world[:, 0]) > 2 * np.pi).any() or (np.abs(world[:, 1]) > np.pi / 2).any())
-    if not small or not np.isfinite(world).any():
+        east, north = np.nanmax(np.abs(world), axis=0, initial=0)
+    unsure = tuple(name.lower() for name in names) == sky.UNSURE
+    small = east <= 2 * np.pi and north <= np.pi / 2
+    if not np.isfinite(world).any() or not (small or east <= 24):
         return world
-    if wcs is not None and shape is not None:
-        inside = []
-        for angles in (world, np.degrees(world)):
-            x, y = sky.to_pixels(wcs, angles, where).T
-            inside.append(int(((x > -1) & (x < shape[1]) & (y > -1) & (y < shape[0])).sum()))
-        if inside[0] != inside[1]:
-            if inside[1] > inside[0] and notes is not None:
-                notes.append(f"{where}: coord_ra, coord_dec have no unit: taken as radian, which is in the image")
-            return np.degrees(world) if inside[1] > inside[0] else world
-    raise ValueError(f"{where}: coord_ra, coord_dec have no unit, and may be degree or radian: give the columns a unit")
+    if wcs is None or shape is None:
+        if unsure and small:
+            raise ValueError(f"{where}: {', '.join(names)} have no unit, and may be degree or radian: give the columns "
+                             "a unit")
+        return world
+    readings = {"degree": world, "radian": np.degrees(world), "hours": world * [15.0, 1.0]}
+    inside = {}
+    for unit, angles in readings.items():
+        x, y = sky.to_pixels(wcs, angles, where).T
+        inside[unit] = int(((x > -1) & (x < shape[1]) & (y > -1) & (y < shape[0])).sum())
+    best = max(inside, key=lambda unit: inside[unit])
+    if inside["degree"] >= inside[best]:
+        if unsure and small and not inside["degree"]:
+            raise ValueError(f"{where}: {', '.join(names)} have no unit, and may be degree or radian: give the columns "
+                             "a unit")
+        return world
+    if unsure and best == "radian":
+        if notes is not None:
+            notes.append(f"{where}: {', '.join(names)} have no unit: taken as radian, which is in the image")
+        return readings["radian"]
+    raise ValueError(f"{where}: {', '.join(names)} are degrees without a unit, and {inside['degree']} of {len(world)} "
+                     f"sources are in the image; read as {best}, {inside[best]} are: give the columns a unit")
 
 
 def _pixels(where: str, table: Table, names: Sequence[str]) -> NDArray[np.float64]:

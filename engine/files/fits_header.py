@@ -21,6 +21,7 @@ from deblendrt.engine.units import to_flux, to_magnitude
 
 ZERO_POINT_KEYS = ("ZEROPNT", "MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPOINT")
 PIXEL_SCALE_KEYS = ("PIXSCALE", "PIXELSCL", "PIXSCAL1")
+MAX_DISAGREEMENT = 1e-3  # mag: between zero points in one header
 BAND_KEYS = ("BANDS", "BAND", "FILTER", "FILTER1", "FILTER2")
 NO_FILTER = re.compile(r"CLEAR\w*|N/A|NONE|OPEN|", re.IGNORECASE)  # ACS has two wheels, and one is clear
 ALIASES = {"nanomaggies": "nmgy", "nanomaggy": "nmgy", "maggies": "mgy", "counts": "ct", "electrons": "electron"}
@@ -59,9 +60,11 @@ def zero_point(path: Path, *headers: fits.Header) -> float | None:
                                  "multiply by the pixel's area first")
             return float(to_magnitude((parsed * u.sr).to(u.nJy) * area))
     for header in headers:
-        for key in ZERO_POINT_KEYS:
-            if key in header:
-                return _number(path, header, key)
+        found = {key: _number(path, header, key) for key in ZERO_POINT_KEYS if key in header}
+        if found:
+            if max(found.values()) - min(found.values()) > MAX_DISAGREEMENT:
+                raise ValueError(f"{path}: zero points that disagree, {found}: say zero_point (--zero-point)")
+            return next(iter(found.values()))
         if "FLUXMAG0" in header:
             counts = _number(path, header, "FLUXMAG0")
             if not counts > 0:

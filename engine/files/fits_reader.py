@@ -230,17 +230,18 @@ class FitsReader:
     def _zero_points(self, told: ZeroPoint | None, n: int) -> list[float | None]:
         """Return the zero point of each plane of the file; a told zero point has precedence."""
         table = self.band_table
-        if len(self.images) > 1:
-            known = [fits_header.zero_point(self.path, plane.hdu.header, self.primary) for plane in self.images]
-        elif table is not None and "zero_point" in table.colnames:
-            known = [float(value) for value in table["zero_point"]]
-        elif told is not None:  # a surface brightness is fine if the caller knows better
-            try:
+        known: list[float | None]
+        try:
+            if len(self.images) > 1:
+                known = [fits_header.zero_point(self.path, plane.hdu.header, self.primary) for plane in self.images]
+            elif table is not None and "zero_point" in table.colnames:
+                known = [float(value) for value in table["zero_point"]]
+            else:
                 known = [fits_header.zero_point(self.path, self.header, self.primary)] * n
-            except ValueError:
-                known = [None] * n
-        else:
-            known = [fits_header.zero_point(self.path, self.header, self.primary)] * n
+        except ValueError:
+            if told is None:  # else the caller knows better, such as for a surface brightness
+                raise
+            known = [None] * n
         if told is not None:
             own = [known[i] for i in self.index]
             given = per_band(told, self.bands, len(self.index))

@@ -25,7 +25,10 @@ SKY_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("ra_icrs", "de_icrs", "icrs"), ("ra_icrs", "dec_icrs", "icrs"), ("raj2000", "dej2000", "icrs"),
     ("raj2000", "decj2000", "icrs"), ("_raj2000", "_dej2000", "icrs"), ("ra_j2000", "dec_j2000", "icrs"),
     ("ra_deg", "dec_deg", "icrs"), ("radeg", "dedeg", "icrs"), ("radeg", "decdeg", "icrs"),
-    ("ra_rad", "dec_rad", "icrs"), ("ramean", "decmean", "icrs"), ("right_ascension", "declination", "icrs"),
+    ("ra_rad", "dec_rad", "icrs"), ("_ra", "_de", "icrs"), ("_ra.icrs", "_de.icrs", "icrs"),
+    ("alpha_sky", "delta_sky", "icrs"), ("x_world", "y_world", "icrs"),
+    ("ramean", "decmean", "icrs"),
+    ("right_ascension", "declination", "icrs"),
     ("rab1950", "deb1950", "fk4"), ("glon", "glat", "galactic"), ("l", "b", "galactic"))
 # Butler's tables hold these columns in radians with a unit, or in degrees without; afw wrote radians without.
 UNSURE = ("coord_ra", "coord_dec")
@@ -102,14 +105,22 @@ def angles(where: str, name: str, column: Any, hours: bool) -> NDArray[np.float6
     else:
         found, sexagesimal = np.ma.filled(values.astype(np.float64), np.nan), False
     unit = getattr(column, "unit", None)
+    if str(unit).strip().lower() in ("degree", "degrees"):
+        unit = u.deg
     if unit is None and name.lower() in ("ra_rad", "dec_rad"):
         unit = u.rad
     if unit is None or sexagesimal:
         return np.asarray(found)
     try:
         return np.asarray((found * unit).to_value(u.deg))
-    except (u.UnitConversionError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # of units that are no angle, or that astropy cannot read
         raise ValueError(f"{where}: column {name!r}: expected a unit of angle, got {unit}") from error
+
+
+def is_sexagesimal(column: Any) -> bool:
+    """Return whether a column has texts such as 10:00:24."""
+    return column.dtype.kind in "SUO" and any(
+        _SEXAGESIMAL.match(value.decode() if isinstance(value, bytes) else str(value)) for value in column)
 
 
 def _no_number(text: str) -> bool:

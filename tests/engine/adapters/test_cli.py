@@ -300,7 +300,8 @@ def test_files_by_band(fake: FakeDeblender, tmp_path: Path, capsys: pytest.Captu
     assert fake.keywords["psf"][:, 0, 0].tolist() == [1, 2, 3]
     assert fake.keywords["zero_point"] == 27
     for wrong, message in ((["--band", "g.fits"], "--band: expected BAND=FILE"),
-                           ([], "expected an image file, or --band"), (["x.fits", *bands], "not both"), (bands[:2] * 2, "band g is given twice")):
+                           ([], "expected an image file, or --band"), (["x.fits", *bands], "not both"),
+                           (bands[:2] * 2, "band g is given twice")):
         assert run(*wrong, "--out", tmp_path / "out2") == 1
         assert message in capsys.readouterr().err
 

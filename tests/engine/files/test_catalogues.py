@@ -151,6 +151,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "unit of length": ({"ra": [1.0] * u.m, "dec": [2.0] * u.m}, {}, "'ra': expected a unit of angle, got m"),
     "pixels in arcsec": ({"x": [1.0] * u.arcsec, "y": [2.0] * u.arcsec}, {}, "'x': expected a position in pixels"),
     "radian or degree": ({"coord_ra": [0.1], "coord_dec": [0.1]}, {}, "have no unit, and may be degree or radian"),
+    "hours without a unit": ({"ra": RA / 15, "dec": DEC}, {}, "0 of 2 sources are in the image; read as hours, 2 are"),
+    "radians as degrees": ({"ra": np.radians(RA), "dec": np.radians(DEC)}, {}, "read as radian, 2 are: give the col"),
     "kind": ({"x": [1.0], "y": [1.0], "kind": ["quasar"]}, {}, "'kind': expected galaxy, star, auto, found 'quasar'"),
     "told role": ({"x": [1.0], "y": [1.0]}, {"columns": {"z": "x"}}, "columns: expected names for x, y.*'z'"),
     "told name": ({"x": [1.0], "y": [1.0]}, {"columns": {"x": "u", "y": "v"}}, "no column 'u'; found x, y"),

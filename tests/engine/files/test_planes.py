@@ -250,6 +250,8 @@ REFUSED: dict[str, tuple[list[Any], dict[str, Any], str]] = {
                           "VARIANCE.*expected a BUNIT that is the power 2 of the image's nJy, got uJy"),
     "no variance above 0": ([hdu(IMAGE, "IMAGE", BANDS="g,r,i"), hdu(VARIANCE * 0, "VARIANCE")], {},
                             "expected positive"),
+    "zero points that disagree": ([hdu(IMAGE, "IMAGE", BANDS="g,r,i", MAGZERO=25.0, ZEROPNT=27.0)], {},
+                                  r"disagree, \{'ZEROPNT': 27.0, 'MAGZERO': 25.0\}: say zero_point"),
     "underflow": ([hdu(IMAGE * 1e-60, "IMAGE", BANDS="g,r,i")], {}, "below the range of float32"),
     "a zero point too few": ([hdu(IMAGE, "IMAGE", BANDS="g,r,i")], {"zero_point": [27, 28]},
                              "zero_point: expected a number, or one for each of 3 bands"),
