@@ -309,7 +309,7 @@ def _read_zero_point(zero_point: Any, names: Sequence[str]) -> NDArray[np.float6
             raise ValueError(f"{expected} in AB magnitudes, got the unit {unit}")
     if given.values.shape not in ((), (len(names),)) or not np.isfinite(given.values).all() or (
             given.masked is not None):
-        raise ValueError(f"{expected}, got {zero_point!r}")
+        raise ValueError(f"{expected}, got {came(zero_point)}")
     return given.values.astype(np.float64)
 
 

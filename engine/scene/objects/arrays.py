@@ -80,7 +80,7 @@ def came(value: Any) -> str:
         return f"a dict of {', '.join(map(str, list(value)[:8]))}"
     if hasattr(value, "dtype") and getattr(value, "shape", None):
         return f"shape {value.shape}"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) < 80 else type(value).__name__
 
 
@@ -108,7 +108,8 @@ def read_numbers(value: Any, name: str) -> Numbers:
     try:
         values = np.asarray(inner)
     except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor that records gradients
-        raise ValueError(f"{name}: expected an array of one shape, got {came(value)}") from error
+        reason = f" ({error})" if isinstance(error, RuntimeError) else ""
+        raise ValueError(f"{name}: expected an array of one shape, got {came(value)}{reason}") from error
     if values.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected real numbers, got {came(value)} of {values.dtype}")
     if masked is not None:
@@ -150,7 +151,7 @@ def opened(value: Any, name: str) -> tuple[Any, Any, NDArray[np.bool_] | None]:
         elif is_data_array(value):
             text = next((text for key, text in value.attrs.items() if str(key).lower() in UNIT_KEYS), None)
             own, inner = parse_unit(text, name), value.data
-        elif hasattr(value, "unmasked") and hasattr(value, "mask"):  # astropy's Masked
+        elif is_a(value, "astropy.utils.masked", "Masked"):
             mask, inner = value.mask, value.unmasked
         elif hasattr(value, "to_value") and hasattr(value, "unit"):  # a Quantity
             own, inner = value.unit, value.value

@@ -25,11 +25,13 @@ def flux_factor(unit: Any, power: int, name: str) -> float | None:
     if isinstance(unit, FunctionUnitBase) or (unit.physical_type in ("unknown", "dimensionless") and any(
             base in (units.mag, units.dex) for base in unit.bases)):
         raise ValueError(f"{name}: expected a linear unit, got {unit}")
-    try:
-        root = unit if power == 1 else unit**0.5
-        return float(root.to(units.nJy, equivalencies=units.zero_point_flux(1 * units.AB)) ** power)
-    except units.UnitConversionError:
-        return None
+    for per in (units.dimensionless_unscaled, units.pix):  # nJy / pix is the flux of a pixel
+        try:
+            root = (unit if power == 1 else unit**0.5) * per
+            return float(root.to(units.nJy, equivalencies=units.zero_point_flux(1 * units.AB)) ** power)
+        except (ValueError, TypeError):  # no flux density, or a unit that astropy does not know
+            continue
+    return None
 
 
 def image_factor(image: Numbers, zero_point: Any, names: Sequence[str], name: str) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy import units as u
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.nddata import (
     CCDData,
@@ -20,6 +21,7 @@ from astropy.nddata import (
     VarianceUncertainty,
 )
 from astropy.table import Column
+from astropy.time import Time
 from astropy.utils.masked import Masked
 
 from deblendrt.engine.scene.psf.field import CellPsf
@@ -75,6 +77,8 @@ PLAIN = {"variance": VARIANCE}
 HONOURED: dict[str, tuple[Any, Any]] = {
     "CCDData, uJy": (lambda: one(ccd(IMAGE * 1e-3, unit="uJy"), variance=VARIANCE * u.nJy**2), PLAIN),
     "CCDData, nanomaggies": (lambda: one(ccd(IMAGE / 10**3.56, unit="nmgy"), variance=VARIANCE * u.nJy**2), PLAIN),
+    "Quantity, nJy per pixel": (
+        lambda: one(IMAGE * u.nJy / u.pix, variance=VARIANCE * u.nJy**2 / u.pix**2), PLAIN),
     "Quantity, cgs": (lambda: one((IMAGE * u.nJy).to(CGS), variance=(VARIANCE * u.nJy**2).to(u.Unit(CGS)**2)), PLAIN),
     "Quantity, variance in nanomaggies": (
         lambda: one(IMAGE * u.nJy, variance=VARIANCE / 10**7.12 * u.nmgy**2), PLAIN),
@@ -158,11 +162,32 @@ def test_honoured(case: str) -> None:
     same(call(), one(**plain))
 
 
+FLUB = u.Unit("flub", parse_strict="silent")
+
+
+class Recording:
+    """A tensor that refuses to become an array."""
+
+    ndim, shape, dtype = 3, SHAPE, "float32"
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("Use tensor.detach()")
+
+
 # ---- refused: the options of a call, and words of the message
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "counts": (lambda: one(ccd(unit="adu")), "cutouts: expected a unit of flux density, or zero_point= .* adu"),
     "surface brightness": (lambda: one(ccd(unit="MJy/sr")), "cutouts: expected a unit of flux density"),
+    "an unknown unit": (
+        lambda: one(ccd(unit=FLUB)), "cutouts: expected a unit of flux density.* flub"),
+    "background in an unknown unit": (
+        lambda: one(background=NDData(np.ones(3), unit=FLUB)), "background: expected a unit .* flub"),
+    "variance in an unknown unit": (
+        lambda: one(IMAGE, variance=NDData(VARIANCE, unit=FLUB), zero_point=27), "variance: expected a unit .* flub"),
+    "positions as cutouts": (lambda: one(SkyCoord([1, 2], [3, 4], unit="deg")), "cutouts: expected an image"),
+    "times": (lambda: one(centers=Time(["2020-01-01"])), "centers: expected numbers"),
+    "a tensor that records gradients": (lambda: one(Recording()), r"cutouts: expected an array .*detach"),
     "magnitudes": (lambda: one(IMAGE * u.ABmag), "cutouts: expected a linear unit, got mag"),
     "magnitudes with a zero point": (lambda: one(IMAGE * u.mag, zero_point=27), "cutouts: expected a linear unit"),
     "variance as sigma": (lambda: one(IMAGE * u.nJy, variance=VARIANCE * u.nJy), "variance: .* nJy2, got the unit nJy"),
