@@ -54,7 +54,7 @@ def to_icrs(wcs: WCS, pixel: NDArray[np.float64], where: str = "wcs") -> NDArray
     """Return right ascension and declination (ICRS), float64 (n, 2) [deg], of pixel positions (x, y), 0-based."""
     if not len(pixel):
         return np.zeros((0, 2))
-    sky = SkyCoord(*wcs.all_pix2world(*pixel.T, 0), unit=u.deg, frame=frame_of(where, wcs)).icrs
+    sky = SkyCoord(*_longitude_first(wcs, *wcs.all_pix2world(*pixel.T, 0)), unit=u.deg, frame=frame_of(where, wcs)).icrs
     return np.column_stack([sky.ra.deg, sky.dec.deg])
 
 
@@ -67,9 +67,14 @@ def to_pixels(wcs: WCS, sky: NDArray[np.float64], where: str = "wcs") -> NDArray
     finite = np.isfinite(sky).all(axis=1) & (np.abs(sky[:, 1]) <= 90)
     if finite.any():
         own = SkyCoord(*sky[finite].T, unit=u.deg).transform_to(frame_of(where, wcs)).spherical
-        world = own.lon.deg, own.lat.deg
+        world = _longitude_first(wcs, own.lon.deg, own.lat.deg)
         pixel[finite] = np.column_stack(wcs.all_world2pix(*world, 0, quiet=True))
     return pixel
+
+
+def _longitude_first(wcs: WCS, first: Any, second: Any) -> tuple[Any, Any]:
+    """Return two values swapped if the WCS has the latitude as its first axis."""
+    return (second, first) if wcs.wcs.lng > wcs.wcs.lat else (first, second)
 
 
 def converted(sky: NDArray[np.float64], frame: str) -> NDArray[np.float64]:

@@ -139,8 +139,9 @@ def _from_records(given: Any) -> Any:
 
 
 def _has_names(item: Any) -> bool:
-    """Return whether a row of positions names its columns: a dict, a Row, a record or a named tuple."""
-    return isinstance(item, Mapping) or hasattr(item, "colnames") or hasattr(item, "_fields") or bool(
+    """Return whether a row of positions names its columns: a dict, a Row, a Series, a record or a named tuple."""
+    return isinstance(item, Mapping) or hasattr(item, "colnames") or hasattr(item, "_fields") or (
+        is_a(item, "pandas", "Series") and all(isinstance(key, str) for key in item.index)) or bool(
         isinstance(item, np.void) and item.dtype.names)
 
 
@@ -149,7 +150,8 @@ def _from_rows(rows: Any) -> Any:
     from astropy.table import QTable, Table
 
     names = [str(name) for name in (getattr(rows[0], "colnames", None) or getattr(rows[0], "_fields", None) or (
-        rows[0] if isinstance(rows[0], Mapping) else rows[0].dtype.names))]
+        rows[0] if isinstance(rows[0], Mapping) else rows[0].index if hasattr(rows[0], "to_dict") else
+        rows[0].dtype.names))]
     columns = {}
     for k, name in enumerate(names):
         columns[name] = [row[k] if hasattr(row, "_fields") else row[name] for row in rows]

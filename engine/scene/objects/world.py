@@ -108,7 +108,7 @@ def read_wcs(wcs: Any, shape: tuple[int, int], name: str) -> list[Any]:
     for entry in found:
         if not hasattr(entry, "world_to_pixel"):
             raise ValueError(f"{name}: expected an astropy.wcs.WCS or an object with world_to_pixel, got "
-                             f"{type(entry).__name__}")
+                             f"{type(wcs if isinstance(wcs, Mapping) else entry).__name__}")
         own = getattr(entry, "pixel_shape", None)
         if is_fits_wcs(entry) and own is not None and tuple(own[:2]) != shape[::-1]:
             notify(f"{name}: states an image of {own[0]} x {own[1]} pixels, the image has {shape[1]} x {shape[0]}; for "

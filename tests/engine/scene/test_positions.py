@@ -49,6 +49,9 @@ WORLD = sky_wcs()
 SKY = WORLD.pixel_to_world(X, Y)
 
 
+DEC_FIRST = WORLD.swapaxes(0, 1)
+
+
 def frame(columns: Any) -> Any:
     return pytest.importorskip("pandas").DataFrame(columns)
 
@@ -84,6 +87,8 @@ HONOURED: dict[str, Any] = {
     "SkyCoord, galactic": lambda: one(SKY.galactic, wcs=WORLD),
     "SkyCoord, FK5": lambda: one(SKY.fk5, wcs=WORLD),
     "list of SkyCoord": lambda: one(list(SKY), wcs=WORLD),
+    "WCS with the declination first": lambda: one(DEC_FIRST.pixel_to_world(X, Y), wcs=DEC_FIRST),
+    "Series": lambda: one([row for _, row in frame({"y": Y, "x": X}).iterrows()]),
     "WCS in galactic": lambda: one(sky_wcs("GLON").pixel_to_world(X, Y).icrs, wcs=sky_wcs("GLON")),
     "WCS in FK4": lambda: one(sky_wcs("FK4").pixel_to_world(X, Y).icrs, wcs=sky_wcs("FK4")),
     "ra, dec": lambda: one(Table({"dec": SKY.dec.deg, "ra": SKY.ra.deg}), wcs=WORLD),
@@ -153,6 +158,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: one(data_array(XY, ("s", "axis"), coords={"axis": ["ra", "dec"]})),
         "centers: expected the coordinates"),
     "WCS without sky": (lambda: one(SKY, wcs=WCS(naxis=2)), "centers: expected a WCS with celestial axes"),
+    "header": (lambda: one(SKY, wcs=WORLD.to_header()), "wcs: expected an astropy.wcs.WCS .* got Header"),
     "no WCS": (lambda: one(SKY, wcs="image.fits"), "wcs: expected an astropy.wcs.WCS"),
     "WCS of another scale": (lambda: one(XY, wcs=sky_wcs(scale=0.168)), "wcs: expected the model's 0.2 arcsec"),
     "bands on shifted grids": (
