@@ -78,6 +78,7 @@ class FitsReader:
         self.tables = {name_of(hdu).upper(): hdu for hdu in hdus if name_of(hdu) and has_data(hdu)}
         kinds = {_family(plane) for plane in outside}  # planes of other files replace the file's own
         self.planes = [plane for plane in planes.planes_of(hdus) if _family(plane) not in kinds]
+        self.told_noise = "noise" in kinds
         self.planes += [dataclasses.replace(plane, band=(told or {}).get(plane.band, plane.band)) for plane in outside]
         self.found = ", ".join(name_of(hdu) or "unnamed" for hdu in hdus)
         self.used: list[FitsPlane] = []
@@ -290,6 +291,9 @@ class FitsReader:
                                      f"{image.shape}")
                 if role == "weight" and first.name.upper() not in ("INVVAR", "IVAR") and not all(
                         planes.is_inverse_variance(*pair) for pair in zip(image, result, strict=True)):
+                    if self.told_noise:
+                        raise ValueError(f"{self.path}: weight: expected the inverse variance of the image's noise, "
+                                         "got a plane of another scale: scale it, or give a variance")
                     hidden, result = np.isinf(result), None
                     self.notes.append(f"{first.name} is no inverse variance of the image's noise: ignored, except that "
                                       "pixels of 0 are bad")
@@ -326,7 +330,8 @@ class FitsReader:
     def _mask(self, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
         mask = None
         for first, listed in self._groups("mask"):
-            bad = [planes.bad_pixels(self.path, plane, self.bad_bits, self.notes) for plane in listed or [first]]
+            bad = [planes.bad_pixels(self.path, plane, self.bad_bits, self.primary, self.notes)
+                   for plane in listed or [first]]
             own = self._taken(bad[0]) if listed is None else np.stack([piece.reshape(shape[1:]) for piece in bad])
             if own.shape != shape[3 - own.ndim :]:
                 raise ValueError(f"{self.path}[{first.name}]: shape {own.shape} does not match the image's {shape}")

@@ -41,7 +41,7 @@ BAD_PLANES = ("BAD", "NO_DATA", "SAT", "SUSPECT", "EDGE")
 STANDARD_BITS = {"BAD": 0, "SAT": 1, "EDGE": 4, "SUSPECT": 7, "NO_DATA": 8}
 JWST_BITS = 1 | 2  # DO_NOT_USE, SATURATED; other bits, such as JUMP_DET, are history
 MASKBITS_BITS = 0x4FC  # SATUR and ALLMASK of each band, BAILOUT; the others tell of bright stars and galaxies nearby
-WEIGHT_NOISE = (0.05, 5.0)  # noise of neighbouring pixels in units of a weight map's; coadds have correlated noise
+WEIGHT_NOISE = (0.2, 2.5)  # noise of neighbouring pixels in units of a weight map's; coadds have correlated noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,17 +191,21 @@ def _unit_ratio(path: Path, plane: FitsPlane, image_header: fits.Header, notes: 
 def is_inverse_variance(image: NDArray[Any], variance: NDArray[Any]) -> bool:
     """Return whether the noise of neighbouring pixels is roughly that of a variance; a relative weight fails."""
     step = max(1, image.shape[0] // 1000)
-    good = np.isfinite(image[::step]) & np.isfinite(variance[::step]) & (variance[::step] > 0)
-    both = good[:, 1:] & good[:, :-1]
-    if both.sum() < 100:
+    values, spread = image[::step].astype(np.float64), variance[::step].astype(np.float64)
+    good = np.isfinite(values) & np.isfinite(spread) & (spread > 0)
+    three = good[:, 2:] & good[:, 1:-1] & good[:, :-2]
+    if three.sum() < 100:
         return True
-    difference = np.abs(np.diff(np.where(good, image[::step], 0).astype(np.float64), axis=1))[both]
-    spread = np.where(good, variance[::step], 0).astype(np.float64)
-    noise = 1.4826 * float(np.median(difference / np.sqrt(spread[:, 1:] + spread[:, :-1])[both]))
+    values, spread = np.where(good, values, 0), np.where(good, spread, 1)
+    second = values[:, 2:] - 2 * values[:, 1:-1] + values[:, :-2]  # free of the slopes of galaxies
+    sigma = np.sqrt(spread[:, 2:] + 4 * spread[:, 1:-1] + spread[:, :-2])
+    # Galaxies may fill more than half of a cutout: the quietest fifth of the pixels counts. 0.2533: of a Gaussian.
+    noise = float(np.quantile(np.abs(second / sigma)[three], 0.2)) / 0.2533
     return noise == 0 or WEIGHT_NOISE[0] < noise < WEIGHT_NOISE[1]
 
 
-def bad_pixels(path: Path, plane: FitsPlane, bad_bits: int | None, notes: list[str]) -> NDArray[np.bool_]:
+def bad_pixels(path: Path, plane: FitsPlane, bad_bits: int | None, primary: fits.Header,
+               notes: list[str]) -> NDArray[np.bool_]:
     """Return the bad pixels of a mask, bool (n_band, n_y, n_x) or (n_y, n_x).
 
     Parameters
@@ -210,6 +214,8 @@ def bad_pixels(path: Path, plane: FitsPlane, bad_bits: int | None, notes: list[s
     plane : FitsPlane
     bad_bits : int or None
         Bits that make a pixel bad; see `deblendrt.engine.files.fits.read_image`.
+    primary : astropy.io.fits.Header
+        The file's primary header, which names the telescope.
     notes : list of str
         Assumptions are appended.
     """
@@ -228,7 +234,7 @@ def bad_pixels(path: Path, plane: FitsPlane, bad_bits: int | None, notes: list[s
         if not named and "MASKBITS" in word:
             bad_bits = MASKBITS_BITS
             notes.append(f"{plane.name}: saturated and masked pixels are bad (Legacy Surveys' bits {bad_bits:#x})")
-        elif not named and str(hdu.header.get("TELESCOP", "")).strip() == "JWST":
+        elif not named and "JWST" in (hdu.header.get("TELESCOP"), primary.get("TELESCOP")):
             bad_bits = JWST_BITS
         elif not named and "MASK" not in word:
             notes.append(f"{plane.name or 'mask'}: every pixel that is not 0 is bad; bad_bits (--bad-bits) chooses")

@@ -13,6 +13,7 @@ from astropy.wcs import WCS
 
 from deblendrt import engine
 from deblendrt.engine.files.fits import read_image
+from deblendrt.engine.files.planes import is_inverse_variance
 
 pytestmark = pytest.mark.filterwarnings("ignore::deblendrt.engine.units.InputWarning")
 N_Y, N_X = 30, 40
@@ -114,6 +115,14 @@ def test_weights_that_are_no_inverse_variance(tmp_path: Path, name: str) -> None
     assert "ignored, except" in file.notes[0]
 
 
+def test_bright_galaxies_do_not_hide_an_inverse_variance() -> None:
+    y, x = np.mgrid[:N_Y, :N_X]
+    galaxy = 3e3 * np.exp(-np.hypot(x - 20, y - 15) / 4)
+    assert is_inverse_variance(IMAGE[0] + galaxy, VARIANCE[0])
+    assert not is_inverse_variance(IMAGE[0] + galaxy, VARIANCE[0] / 100)
+    assert not is_inverse_variance(IMAGE[0] + galaxy, VARIANCE[0] * 1e4)
+
+
 def test_pixels_without_weight_have_infinite_variance(tmp_path: Path) -> None:
     weight = 1 / VARIANCE
     weight[1, 7, 8] = 0
@@ -133,7 +142,7 @@ def test_planes_that_are_not_used_are_named(tmp_path: Path) -> None:
 
 MASKS: dict[str, tuple[str, dict[str, Any], list[int], list[bool]]] = {  # values, and which are bad
     "DQ of HST": ("DQ", {}, [0, 1, 4, 8192], [False, True, True, True]),
-    "DQ of JWST": ("DQ", {"TELESCOP": "JWST"}, [0, 1, 2, 4], [False, True, True, False]),
+    "DQ of JWST": ("DQ", {"PRIMARY": "JWST"}, [0, 1, 2, 4], [False, True, True, False]),
     "MSK of DES": ("MSK", {}, [0, 1, 2, 512], [False, True, True, True]),
     "MASKBITS": ("MASKBITS", {}, [1, 2, 4, 0x800], [False, False, True, False]),
     "MASK of LSST": ("MASK", {"MP_SAT": 2, "MP_DETECTED": 5}, [0, 4, 32, 36], [False, True, False, True]),
@@ -146,7 +155,10 @@ def test_masks(tmp_path: Path, case: str) -> None:
     name, cards, values, expected = MASKS[case]
     data = np.zeros((N_Y, N_X), np.int16)
     data[0, :4] = values
-    file = read_image(write(tmp_path / "a.fits", hdu(IMAGE, "IMAGE", BANDS="g,r,i"), hdu(data, name, **cards)))
+    telescope = {"TELESCOP": cards["PRIMARY"]} if "PRIMARY" in cards else {}
+    cards = {key: value for key, value in cards.items() if key != "PRIMARY"}
+    path = write(tmp_path / "a.fits", hdu(IMAGE, "IMAGE", BANDS="g,r,i"), hdu(data, name, **cards), **telescope)
+    file = read_image(path)
     assert file.mask is not None
     assert file.mask[0, :4].tolist() == expected
     told = read_image(tmp_path / "a.fits", bad_bits=values[2]).mask
@@ -222,6 +234,9 @@ def test_files_by_band(tmp_path: Path) -> None:
         read_image({"g": tmp_path / "r.fits"})
     with pytest.raises(ValueError, match="weight: expected a file for each of the bands g, r, i, got g"):
         read_image(paths, weight={"g": tmp_path / "gw.fits"})
+    write(tmp_path / "exposure.fits", hdu(np.full((N_Y, N_X), 1e4), None))
+    with pytest.raises(ValueError, match="weight: expected the inverse variance of the image's noise, got a plane of"):
+        read_image(paths["g"], weight=tmp_path / "exposure.fits")
     with pytest.raises(ValueError, match=r"expected one image that is the variance, found INVVAR \(inverse variance\)"):
         read_image(paths["g"], variance=tmp_path / "gw.fits")
 
