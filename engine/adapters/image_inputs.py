@@ -12,6 +12,7 @@ from typing import Any
 
 from deblendrt.engine.files import fits, fits_header
 from deblendrt.engine.files.catalogues import Catalog, read_source_list
+from deblendrt.engine.files.tables.identifiers import fits_text
 from deblendrt.engine.units import InputWarning
 
 
@@ -141,6 +142,11 @@ def read_inputs(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog,
         catalog = Catalog(image.centers, image.ids, image.kinds)
     else:
         raise ValueError(f"{image.path}: no CENTERS in the file: give --catalog CAT or --detect")
+    if catalog.ids is not None and catalog.ids.dtype.kind == "U":
+        n_escaped = sum(fits_text(name) != name for name in catalog.ids.filled(""))
+        if n_escaped:
+            notes.append(f"catalog_id: {n_escaped} identifiers with letters that FITS lacks are written with escapes, "
+                         "such as \\xe9")
     if not len(catalog.centers):
         raise ValueError("no sources: " + ("nothing detected" if arguments.detect else "the catalogue has no row"))
     return image, catalog, notes

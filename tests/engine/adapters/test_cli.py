@@ -264,7 +264,8 @@ def test_errors_of_the_system_are_sentences(error: OSError, text: str, monkeypat
     assert capsys.readouterr().err == f"deblendrt: error: {text}\n"
 
 
-def test_letters_that_fits_lacks_in_ids(fake: FakeDeblender, tmp_path: Path) -> None:
+def test_letters_that_fits_lacks_in_ids(fake: FakeDeblender, tmp_path: Path,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
     names = ["Abell \xe9", "B", "", "D" * 300, "007", "E\u2013F"]
     rows = "".join(f"{name},{k},1\n" for k, name in enumerate(names))
     (tmp_path / "c.csv").write_text(f"id,x,y\n{rows}", encoding="utf-8")
@@ -272,6 +273,7 @@ def test_letters_that_fits_lacks_in_ids(fake: FakeDeblender, tmp_path: Path) -> 
                tmp_path / "c.csv") == 0
     found = Table.read(tmp_path / "out" / "catalog.fits", hdu="CATALOG")["catalog_id"].filled("").tolist()
     assert [name.encode().decode("unicode_escape") for name in found] == names
+    assert "note: catalog_id: 2 identifiers with letters that FITS lacks" in capsys.readouterr().out
 
 
 def test_a_distortion_is_kept_in_the_written_images(fake: FakeDeblender, tmp_path: Path) -> None:
