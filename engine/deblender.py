@@ -265,8 +265,8 @@ class Deblender:
         -----
         Arguments about images are given once for all scenes, or in a list with an entry for each scene. A dict
         {band: entry} has an entry for each band. Entries that may belong to the scenes as well as to the bands, since
-        there are as many scenes as bands, are an error. Only an array (n_band, q, q) of PSFs then belongs to the bands,
-        with a warning.
+        there are as many scenes as bands, are an error. Only an array (n_band,), or (n_band, q, q) of PSFs, then
+        belongs to the bands, with a warning.
         """
         check_yes_or_no(find_missed, "find_missed")
         settings = checked_settings(solver, n_iteration, start, robust, detail, sky, center_sigma, aperture_diameter,

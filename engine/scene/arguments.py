@@ -207,10 +207,10 @@ def per_scene(value: Any, name: str, n_scene: int, nested: bool, shared_ranks: t
     value = split_scenes(value, name)
     depth, named = rank(value), labels(value, name) is not None
     if depth in band_ranks and not named and len(value) == n_scene > 1:
-        if n_scene == n_band and depth in shared_ranks and depth == 3 and type(value) is np.ndarray:
-            if not _all_alike(value):  # an array (n_band, q, q) is the usual form of PSFs that all scenes share
+        if n_scene == n_band and depth in shared_ranks and isinstance(value, np.ndarray) and value.dtype != object:
+            if not _all_alike(value):  # arrays (n_band,) and (n_band, q, q) are the usual forms that all scenes share
                 notify(f"{name}: the array {value.shape} is taken for the {n_band} bands, the same in all {n_scene} "
-                       "scenes; for an image of each scene give a list of dicts {band: image}")
+                       "scenes; for the scenes give a list of dicts {band: entry}")
         elif n_scene == n_band and not _all_alike(value):
             raise ValueError(
                 f"{name}: expected entries that belong either to the {n_band} bands or to the {n_scene} scenes, got "

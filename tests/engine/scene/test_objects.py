@@ -273,7 +273,7 @@ def many(n: int = 3, **options: Any) -> list[Scene]:
 
 
 @pytest.mark.parametrize(("argument", "entries"), [
-    ("variance", list(STATED)), ("variance", np.array(STATED)), ("variance", STATED * u.nJy**2),
+    ("variance", list(STATED)), ("variance", [number * u.nJy**2 for number in STATED]),
     ("background", list(STATED)), ("zero_point", [27.0, 28.0, 29.0]), ("psf", list(PSF)),
     ("mask", list(BAD)), ("mask", BAD),
 ])
@@ -294,11 +294,15 @@ def test_entries_of_scenes_or_bands(argument: str, entries: Any) -> None:
                 same(scene, one(**{argument: dict.fromkeys(BANDS, own)}))
 
 
-def test_an_array_of_psfs_means_bands_and_says_so() -> None:
-    with pytest.warns(InputWarning, match="psf: the array .* is taken for the 3 bands"):
-        scenes = many(psf=PSF)
+@pytest.mark.parametrize(("argument", "entries"), [
+    ("psf", PSF), ("variance", np.array(STATED)), ("variance", STATED * u.nJy**2),
+    ("zero_point", np.arange(27.0, 30.0)),
+])
+def test_an_array_means_bands_and_says_so(argument: str, entries: Any) -> None:
+    with pytest.warns(InputWarning, match=f"{argument}: the array .* is taken for the 3 bands"):
+        scenes = many(**{argument: entries})
     for scene in scenes:
-        same(scene, one(psf=PSF))
+        same(scene, one(**{argument: entries}))
 
 
 @pytest.mark.parametrize(("options", "noticed"), [
