@@ -46,7 +46,7 @@ def deblend_dask(scenes: Any, centers: Sequence[Any] | None = None, *, model: st
     ----------
     scenes : dask Bag, dask DataFrame, or list
         The items of a Bag and the elements of a list are scenes. A scene is a mapping with image and centers, and
-        optionally id, variance, mask, psf, kind, background, bands, zero_point and pixel_scale, as
+        optionally id, variance, mask, psf, kind, background, bands, zero_point, pixel_scale and wcs, as
         `Deblender.deblend_batch` takes them for one scene. The elements of a list may be delayed objects or futures. A
         row of a DataFrame is a scene: its columns have these names, or `fetch` makes the scene.
     centers : sequence of float (n_source, 2) [pixel], optional

@@ -14,7 +14,7 @@ from astropy.nddata import CCDData, Cutout2D
 from astropy.table import MaskedColumn, QTable, Table
 from astropy.utils.masked import Masked
 from astropy.wcs import WCS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deblendrt.engine.scene.flags import Flag
@@ -232,6 +232,7 @@ def test_a_wcs_of_a_larger_image_is_noticed() -> None:
         one(XY, wcs=large)
 
 
+@settings(deadline=None)  # the first conversion of FK4 takes a second
 @given(st.integers(0, 10_000), st.sampled_from(["RA---TAN", "GLON", "FK4"]), st.floats(0, 360))
 def test_the_sky_and_back(seed: int, kind: str, turn: float) -> None:
     wcs, expected = sky_wcs(kind, turn=turn), np.random.default_rng(seed).uniform(-5, 60, (4, 2))
