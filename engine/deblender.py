@@ -137,7 +137,7 @@ class Deblender:
         size = self.window
         sigma = np.asarray(self.bundle.sky_sigma)
         image = np.zeros((len(self.bundle.bands), size, size), np.float32)
-        self.deblend_batch(image, [(size // 2, size // 2)], variance=sigma**2, n_iteration=1)
+        self.deblend_batch(image, [(size // 2, size // 2)], variance=sigma**2, psf="nominal", n_iteration=1)
 
     def device(self, memory_limit: float | None = None) -> SharedDevice | None:
         """Return a share of the device that problems compute on; None on the CPU."""
@@ -281,7 +281,8 @@ class Deblender:
         scenes = make_scenes(cutouts, centers, bundle_bands=self.bundle.bands,
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
-                             pixel_scale=pixel_scale, kind=kind, wcs=wcs, bundle_sky_sigma=self.bundle.sky_sigma)
+                             pixel_scale=pixel_scale, kind=kind, wcs=wcs, bundle_sky_sigma=self.bundle.sky_sigma,
+                             bundle_psf_fwhm=self.bundle.psf_fwhm.tolist())
         rows = self._with_kinds(self.solve_scenes(scenes, settings), settings)
         if find_missed:  # after the kinds: a bright star fitted as a galaxy leaves rings
             peaks = [rows.residual_peaks(k)[:, :2] for k in range(len(scenes))]

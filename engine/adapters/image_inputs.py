@@ -81,6 +81,19 @@ def by_band(name: str, given: list[str] | None) -> Path | dict[str, Path] | None
     return {band: Path(path) for band, path in pairs}
 
 
+def told_psf(given: list[str]) -> Any:
+    """Return the PSF of an option ``--psf``, for all bands or as a dict by band: a FWHM, a path, or "nominal"."""
+    told = by_band("psf", given)
+    return {band: _psf(path) for band, path in told.items()} if isinstance(told, dict) else _psf(told)
+
+
+def _psf(told: Path | None) -> float | str:
+    try:
+        return float(str(told))
+    except ValueError:
+        return str(told)
+
+
 def _named_file(text: str) -> bool:
     """Return whether a text is BAND=FILE, and not a path with a sign "="."""
     band, sign, path = text.partition("=")
@@ -119,11 +132,8 @@ def read_inputs(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog,
         notes.append("no pixel scale in the header: taken to be the model's")
     if image.variance is None:
         notes.append("no variance in the file: estimated from the image (sky noise only)")
-    psf = by_band("psf", arguments.psf)
-    if psf is not None:
-        image = dataclasses.replace(image, psf=fits.read_psfs(psf, image.bands or ()))
-    elif image.psf is None:
-        notes.append("no PSF in the file: taken to be the model's nominal PSF; give --psf for the true one")
+    if arguments.psf:
+        image = dataclasses.replace(image, psf=told_psf(arguments.psf))
 
     if arguments.catalog is not None and arguments.detect:
         raise ValueError("--catalog and --detect exclude each other")

@@ -25,10 +25,10 @@ from deblendrt.engine.result.fields import entries
 from deblendrt.engine.result.one_scene import scene_result
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.scene.arguments import band_names, chosen_bands
-from deblendrt.engine.scene.objects.arrays import came, is_a, is_nddata, is_sequence, rank
+from deblendrt.engine.scene.objects.arrays import came, is_a, is_nddata, rank
 from deblendrt.engine.scene.objects.bands import in_order, labels, stated_bands
 from deblendrt.engine.scene.objects.positions import read_positions
-from deblendrt.engine.scene.psf.field import CellPsf
+from deblendrt.engine.scene.psf.models import is_model
 
 PER_SCENE = ("variance", "mask", "psf", "kind", "background", "wcs")
 BY_BAND = ("variance", "mask", "psf", "background", "zero_point")
@@ -172,10 +172,6 @@ def _scene(given: Any, bundle: Bundle, options: Mapping[str, Any]) -> dict[str, 
         raise ValueError(f"image: expected shape ({len(names)}, n_y, n_x), got {came(image)}")
     scene["image"] = image
     scene |= {key: _by_band(key, scene[key], names) for key in BY_BAND if key in scene}
-    psf = scene.get("psf")
-    if psf is not None and not (callable(psf) or isinstance(psf, CellPsf) or is_sequence(psf) or rank(psf) == 3
-                                or isinstance(psf, Mapping)):
-        raise ValueError(f"psf: expected images ({len(names)}, q, q) for the bands {', '.join(names)}, got {came(psf)}")
     return scene
 
 
@@ -184,6 +180,8 @@ def _by_band(key: str, value: Any, names: Sequence[str]) -> Any:
 
     Such a value is a number or an image for all bands, or has a number or a PSF for each band.
     """
+    if key == "psf" and is_model(value):
+        return dict.fromkeys(names, value)
     if callable(value) or is_a(value, "astropy.nddata", "NDUncertainty") or labels(value, key) is not None:
         return value
     depth = rank(value)

@@ -166,12 +166,3 @@ def read_psf(path: str | Path, n_band: int) -> NDArray[np.float32]:
     if psf.shape[0] not in (1, n_band):
         raise ValueError(f"{path}: PSF images of shape {psf.shape}, expected ({n_band}, q, q) or (q, q)")
     return np.broadcast_to(psf, (n_band, *psf.shape[1:])).astype(np.float32)
-
-
-def read_psfs(path: Paths, bands: Sequence[str]) -> NDArray[np.float32]:
-    """Read PSF images (n_band, q, q) from a file, see `read_psf`, or from a file for each band, ``{"g": "g.fits"}``."""
-    if not isinstance(path, Mapping):
-        return read_psf(path, len(bands))
-    if set(path) != set(bands):
-        raise ValueError(f"psf: expected a file for each of the bands {', '.join(bands)}, got {', '.join(path)}")
-    return fits_reader.stack_centered(Path(path[bands[0]]), [read_psf(path[band], 1)[0] for band in bands])

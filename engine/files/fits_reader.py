@@ -341,7 +341,7 @@ class FitsReader:
     def _psf(self, n: int) -> NDArray[np.float32] | None:
         for first, listed in self._groups("psf"):
             if listed is not None:
-                return stack_centered(self.path, [planes.pixels(self.path, plane.hdu)[0] for plane in listed])
+                return stack_psfs(self.path, [planes.pixels(self.path, plane.hdu)[0] for plane in listed])
             psf = self._taken(planes.pixels(self.path, first.hdu))
             if psf.shape[0] not in (1, n):
                 raise ValueError(f"{self.path}[PSF]: shape {psf.shape}, expected ({n}, q, q)")
@@ -387,7 +387,7 @@ def joined(files: Sequence[ImageFile], bands: tuple[str, ...]) -> ImageFile:
         listed, path=first.path, image=image, bands=bands, zero_point=zero,
         variance=_single(np.concatenate(variances), factor**2, "VARIANCE", first.path) if variances else None,
         mask=np.stack(masks) if any(file.mask is not None for file in files) else None,
-        psf=stack_centered(first.path, [psf[0] for psf in psfs]) if psfs else None,
+        psf=stack_psfs(first.path, [psf[0] for psf in psfs]) if psfs else None,
         unit=first.unit, pixel_scale=first.pixel_scale, wcs=first.wcs, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -455,7 +455,8 @@ def per_band(told: ZeroPoint, bands: Sequence[str] | None, n: int) -> list[float
     return [float(value) for value in numbers]
 
 
-def stack_centered(path: Path, psfs: list[NDArray]) -> NDArray[np.float32]:
+def stack_psfs(path: Path, psfs: list[NDArray]) -> NDArray[np.float32]:
+    """Return PSF images as an array (n_band, q, q). Zeros pad smaller images; the engine recentres each PSF."""
     size = max(max(psf.shape) for psf in psfs)
     if size > MAX_PSF:
         raise ValueError(f"{path}: PSF images of shapes {[psf.shape for psf in psfs]}, expected {MAX_PSF} pixels at "

@@ -37,6 +37,8 @@ class Flag(enum.IntFlag):
     PSF_MISSING = 1 << 19
     NEAR_RESIDUAL_PEAK = 1 << 20
     SKY_OFFSET = 1 << 21
+    PSF_NOMINAL = 1 << 22
+    ZERO_PIXELS = 1 << 23
 
 
 DESCRIPTIONS: dict[Flag, str] = {
@@ -63,6 +65,8 @@ DESCRIPTIONS: dict[Flag, str] = {
     Flag.PSF_MISSING: "no PSF was given for the source's cell: the nearest cell's was used",
     Flag.NEAR_RESIDUAL_PEAK: "a peak of the residual within 3 arcsec: a source that the list lacks, or a misfit",
     Flag.SKY_OFFSET: "the residual has a sky that moves the flux by more than half of its error: background is off",
+    Flag.PSF_NOMINAL: "no PSF was given: the model's nominal PSF was used",
+    Flag.ZERO_PIXELS: "regions of exact zeros in the source's window, taken as no data",
 }
 
 SUSPECT = Flag.NOT_CONVERGED | Flag.PRIOR_OUTLIER | Flag.POOR_FIT | Flag.UNMODELLED_FLUX

@@ -12,7 +12,7 @@ the cutouts. Arguments are never modified.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,13 +32,12 @@ from deblendrt.engine.scene.arguments import (
 )
 from deblendrt.engine.scene.flags import Flag
 from deblendrt.engine.scene.images import GivenImages, Images, checked_band, with_variance
-from deblendrt.engine.scene.objects.arrays import plain_images
 from deblendrt.engine.scene.objects.attached import attached
 from deblendrt.engine.scene.objects.bands import in_order
 from deblendrt.engine.scene.objects.positions import read_positions
 from deblendrt.engine.scene.objects.world import check_same_grid, pixel_scales, read_wcs
-from deblendrt.engine.scene.psf.field import CellPsf, PsfField, psf_field
-from deblendrt.engine.scene.psf.images import NORM_TOLERANCE, normalize_psf
+from deblendrt.engine.scene.psf.argument import NOMINAL, GivenPsfs
+from deblendrt.engine.scene.psf.field import PsfField
 from deblendrt.engine.scene.windows import Windows, anchor_pixels, too_close
 
 
@@ -128,8 +127,10 @@ class Scene:
 
 def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bundle_pixel_scale: float,
                 window_half: int, bands: str | Sequence[str] | None = None, variance: Any = None, mask: Any = None,
-                psf: Any = None, background: Any = None, zero_point: ArrayLike | None = None, pixel_scale: Any = None,
-                kind: Any = None, wcs: Any = None, bundle_sky_sigma: ArrayLike | None = None) -> list[Scene]:
+                psf: Any = NOMINAL, background: Any = None, zero_point: ArrayLike | None = None,
+                pixel_scale: Any = None, kind: Any = None, wcs: Any = None,
+                bundle_sky_sigma: ArrayLike | None = None,
+                bundle_psf_fwhm: Sequence[float] | None = None) -> list[Scene]:
     """Check a batch of scenes and bring it to the model's bands and units.
 
     Parameters
@@ -153,10 +154,13 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         of the sky, estimated from pixel differences.
     mask : bool (n_y, n_x) or (n_band, n_y, n_x), per scene, optional
         True means bad.
-    psf : float (n_band, q, q), optional
-        Effective PSFs of the cutouts' bands, for all scenes or for each scene; default: the model's nominal PSFs. A
-        list of 2-D images of different odd sizes is accepted too. A PSF that varies over the image is a `CellPsf`, or a
-        callable (x, y) -> images, which is sampled in cells of some 200 pixels.
+    psf : optional
+        Effective PSFs (the pixel included), for all scenes or for each scene. For each band an image (q, q), a FWHM in
+        arcsec, a model of Piff, photutils, astropy or GalSim, or the path of a FITS or PSFEx file: as an array
+        (n_band, q, q), a sequence or a dict by band; or one of these for all bands. A PSF that varies over the image
+        may also be a `CellPsf`, or a callable (x, y) -> images, which is sampled in cells of some 200 pixels. "nominal"
+        means the model's nominal PSFs; with None they are used too, with a warning and a flag. Even-sized images, and
+        images off centre, are moved to the centroid of the PSF, with a warning.
     background : float, optional
         Background to subtract, in the unit of the image: a number, an array (n_band,), or an array like a cutout.
     zero_point : float or (n_band,), optional [AB magnitude of one image unit]
@@ -170,6 +174,8 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         WCS of the images, for positions on the sky. Its pixel scale must be the model's.
     bundle_sky_sigma : float (len(bundle_bands),), optional [nJy]
         Noise of a pixel at nominal depth, for images that are too small or too smooth to estimate the noise.
+    bundle_psf_fwhm : sequence of float, optional [arcsec]
+        Widths of the model's nominal PSFs, for a notice.
 
     Returns
     -------
@@ -193,17 +199,10 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     variance_list, background_list = numbers(variance, "variance"), numbers(background, "background")
     zero_point_list = numbers(zero_point, "zero_point")
     mask_list = shared(mask, "mask", band_ranks=(3,) if len(names) > 1 else ())
-    # With one band, several 2-D images are the PSFs of the scenes; all scenes share a single 2-D image.
-    single = isinstance(psf, Sized) and getattr(psf, "shape", None) != () and len(psf) == 1
-    psf_ranks = (3,) if len(names) > 1 else (2, 3) if single else (2,)
-    varies = callable(psf) or isinstance(psf, CellPsf)
-    psf_list = [psf] * n if varies else shared(psf, "psf", shared_ranks=psf_ranks,
-                                               band_ranks=(3,) if len(names) > 1 else ())
     kind_list = [kind] * n if kind is None or isinstance(kind, str) else per_scene(kind, "kind", n, nested)
     target = np.array([list(bundle_bands).index(name) for name in names])
     sky = np.full(len(bundle_bands), np.nan) if bundle_sky_sigma is None else np.asarray(bundle_sky_sigma, np.float64)
-    folded: dict[tuple[int, bytes], tuple[NDArray[np.float64] | None, bool]] = {}
-    fields: dict[tuple[int, bytes, tuple[int, ...]], PsfField] = {}
+    psfs = GivenPsfs(psf, names, target, n, nested, bundle_pixel_scale)
     scenes = []
     for i in range(n):
         where = f"[{i}]" if nested else ""
@@ -221,29 +220,13 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         checked, flags, n_weighted = _check_pixels(pixels, target, sky, windows)
         flags[too_close(np.where(windows.on_image[:, None], given, np.nan))] |= Flag.TOO_CLOSE
         present = n_weighted > 0
-        images_psf: NDArray[np.float64] | PsfField | None = None
-        if own.psf is not None:
-            if psf_list[i] is not None:
-                raise ValueError(f"psf{where}: expected None, since cutouts{where} has a PSF")
-            psf_list[i] = own.psf
-        if callable(psf_list[i]) or isinstance(psf_list[i], CellPsf):
-            place = (id(psf_list[i]), present.tobytes(), checked.shape)
-            if place not in fields and present.any():
-                fields[place] = _psf_field(psf_list[i], checked.shape[1:], target, present, names, "psf" + where)
-            if place in fields:
-                images_psf = fields[place]
-                flags[images_psf.renormalized[images_psf.at(given)]] |= Flag.PSF_NOT_NORMALIZED
-                flags[~images_psf.given[images_psf.cells(given)]] |= Flag.PSF_MISSING
-        elif psf_list[i] is not None:
-            key = (id(psf_list[i]), present.tobytes())  # scenes that share a PSF share one array
-            if key not in folded:
-                folded[key] = _psf_images(psf_list[i], target, present, names, "psf" + where)
-            images_psf, odd_sum = folded[key]
-            flags |= Flag.PSF_NOT_NORMALIZED if odd_sum else 0
+        own_psf = psfs.of_scene(i, own.psf, present, (checked.shape[1], checked.shape[2]), len(given), where)
+        flags |= own_psf.flags(given)
         flags[~windows.on_image] = Flag.OFF_IMAGE
         flags[~np.isfinite(given).all(1)] = Flag.CENTER_NOT_FINITE
         star, auto = read_kind(kinds if kind_list[i] is None else kind_list[i], "kind" + where, len(given))
-        scenes.append(Scene(checked, given, flags, images_psf, star, auto, present, int(n_weighted.sum()), str(i)))
+        scenes.append(Scene(checked, given, flags, own_psf.images, star, auto, present, int(n_weighted.sum()), str(i)))
+    psfs.notify(dict(zip(bundle_bands, bundle_psf_fwhm or (), strict=False)))
     return scenes
 
 
@@ -314,46 +297,3 @@ def _window_flags(weighted: Iterable[NDArray[np.bool_] | None], windows: Windows
     flags[windows.cut] |= Flag.EDGE
     flags[masked] |= Flag.MASKED_CENTER
     return flags
-
-
-def _psf_field(psf: Any, shape: tuple[int, ...], target: NDArray[np.int64], present: NDArray[np.bool_],
-               names: Sequence[str], name: str) -> PsfField:
-    """Return the PSFs of the cells of an image that has data."""
-    cells = psf if isinstance(psf, CellPsf) else CellPsf.sample(psf, (shape[0], shape[1]))
-
-    def convert(images: Any, name: str) -> tuple[NDArray[np.float64], bool]:
-        converted, odd = _psf_images(images, target, present, names, name)
-        assert converted is not None  # some band has data
-        return converted, odd
-
-    return psf_field(cells, convert, name)
-
-
-def _psf_images(psf: Any, target: NDArray[np.int64], present: NDArray[np.bool_], names: Sequence[str], name: str,
-                ) -> tuple[NDArray[np.float64] | None, bool]:
-    """Return the PSF images in the model's bands, and whether the sum of a given image was not one.
-
-    A band without data needs no valid PSF, because pipelines have no PSF for it. The images are None if no band has
-    data.
-    """
-    psf = plain_images(in_order(psf, names, name, grid=False), name)
-    try:
-        planes = [np.asarray(plane, np.float64) for plane in psf]
-        if len(names) == 1 and planes and planes[0].ndim == 1:
-            planes = [np.asarray(psf, np.float64)]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name}: expected images ({len(names)}, q, q), got {type(psf).__name__}: {error}") from error
-    shapes = [plane.shape for plane in planes]
-    if len(planes) != len(names) or any(len(s) != 2 or s[0] != s[1] or s[0] % 2 == 0 for s in shapes):
-        raise ValueError(f"{name}: expected odd-sized square images ({len(names)}, q, q) for the bands "
-                         f"{', '.join(names)}, got shapes {shapes}")
-    used = [b for b, t in enumerate(target) if present[t]]
-    if not used:
-        return None, False
-    size = max(s[0] for s in shapes)
-    stack = np.stack([np.pad(planes[b], (size - len(planes[b])) // 2) for b in used])
-    normal, norm = normalize_psf(stack, f"{name} of the bands {', '.join(names[b] for b in used)}")
-    images = np.broadcast_to(normal.mean(0), (len(present), size, size)).copy()
-    images[target[used]] = normal
-    images.flags.writeable = False
-    return images, bool((np.abs(norm - 1) > NORM_TOLERANCE).any())

@@ -286,7 +286,7 @@ def results() -> list[bytes]:
 
     rng = np.random.default_rng(0)
     result = Deblender.load("lsst").deblend_batch([rng.normal(size=(6, 12, 12)), rng.normal(size=(6, 10, 12))],
-                                                  [[(5, 5), (8, 6)], [(4, 4)]], n_iteration=1)
+                                                  [[(5, 5), (8, 6)], [(4, 4)]], n_iteration=1, psf="nominal")
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for images_too in (False, True):

@@ -50,9 +50,9 @@ def main() -> None:
     some = [scenes[k] for k in range(arguments.scenes)]
     images, centers, variance = ([getattr(s, name) for s in some] for name in ("image", "centers", "variance"))
     cpu = Deblender.load("lsst")
-    expected = cpu.deblend_batch(images, centers, variance=variance)
+    expected = cpu.deblend_batch(images, centers, variance=variance, psf="nominal")
     pool = DevicePool.open(cpu.bundle, ShimDevice, 1)
-    result = Deblender(cpu.bundle, cpu.runtime, pool).deblend_batch(images, centers, variance=variance)
+    result = Deblender(cpu.bundle, cpu.runtime, pool).deblend_batch(images, centers, variance=variance, psf="nominal")
     off = difference(result, expected)
     median = np.nanmedian(np.abs(result.flux - expected.flux) / expected.flux_err)
     print(describe("kernels", off) + f", median of all fluxes {median:.1g}, flags that differ: "
@@ -60,7 +60,8 @@ def main() -> None:
     print(describe("kernels, sources without flags", off[expected.flags == 0]))
     rng = np.random.default_rng(1)
     rounded = [(i * (1 + ROUNDING * rng.choice([-1, 1], i.shape))).astype(np.float32) for i in images]
-    print(describe("CPU engine, pixels rounded", difference(cpu.deblend_batch(rounded, centers, variance=variance),
+    print(describe("CPU engine, pixels rounded", difference(cpu.deblend_batch(rounded, centers, variance=variance,
+                                                                              psf="nominal"),
                                                             expected)))
     radii = []
     measure = start.light_radius
@@ -71,7 +72,7 @@ def main() -> None:
 
     with mock.patch.object(start, "light_radius", noted):
         cpu.deblend_batch([s.image for s in scenes], [s.centers for s in scenes],
-                          variance=[s.variance for s in scenes], n_iteration=0, robust=False)
+                          variance=[s.variance for s in scenes], n_iteration=0, robust=False, psf="nominal")
     radius = np.concatenate(radii)
     print(f"light within 13 pixels: {(radius < 13).mean():.0%} of {len(radius)} sources of {len(scenes)} scenes")
 

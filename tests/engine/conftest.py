@@ -104,7 +104,8 @@ def make_random_result(bundle: Bundle, shapes: Sequence[tuple[int, int]], per_sc
     scenes = []
     for k in range(n_scene):  # one by one: some have a PSF and some not
         scenes += make_scenes(rng.normal(size=(1, n_band, *shapes[k])), [center[k]], variance=2.0, mask=[mask[k]],
-                              psf=psf[k], bundle_bands=bundle.bands, bundle_pixel_scale=0.2, window_half=7)
+                              psf="nominal" if psf[k] is None else psf[k], bundle_bands=bundle.bands,
+                              bundle_pixel_scale=0.2, window_half=7)
     nominal = np.asarray(bundle.psf, np.float64)
     folded = FoldedBases(partial(fold_bundle, bundle))
     folded_index = np.repeat([folded.add(nominal if scene.psf is None else scene.psf) for scene in scenes], per_scene)

@@ -24,7 +24,7 @@ from deblendrt.engine.solve.start import filled_cutout
 
 def test_fluxes_are_found(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, truth = scene
-    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE)
+    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal")
     assert not (result.flags & NOT_FITTED).any()
     # shapes were fitted too, which the errors leave out: twice their size
     assert (np.abs(result.flux - truth) < 2 * SAMPLE_SIGMA * result.flux_err).all()
@@ -41,13 +41,14 @@ def test_fluxes_are_found(toy_deblender: Deblender, scene: Any) -> None:
                                      {"center_sigma": 0.05}, {"n_iteration": 40}])
 def test_options_lead_to_the_same_galaxies(toy_deblender: Deblender, scene: Any, options: dict[str, Any]) -> None:
     image, centers, truth = scene
-    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, **options)
+    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal", **options)
     assert (np.abs(result.flux - truth) < 2 * SAMPLE_SIGMA * result.flux_err).all()
 
 
 def test_no_iteration_is_the_start(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, _ = scene
-    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=0, start="linear")
+    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=0, start="linear",
+                                         psf="nominal")
     np.testing.assert_array_equal(result.latent[:, N_BAND + 2 :], np.zeros((4, 3), np.float32))
     np.testing.assert_allclose(result.position, centers)
     assert np.isfinite(result.flux).all()
@@ -63,7 +64,7 @@ def test_bad_pixels(toy_deblender: Deblender, scene: Any) -> None:
     damaged[:, 16, 14] = np.nan
     damaged[1, 30, 45] = np.inf
     damaged[2, 5, 5] = -np.inf
-    result = toy_deblender.deblend_batch(damaged, centers, variance=VARIANCE)
+    result = toy_deblender.deblend_batch(damaged, centers, variance=VARIANCE, psf="nominal")
     near = (result.flags & Flag.NON_FINITE) != 0
     assert near.all()
     assert (result.flags[0] & Flag.MASKED_CENTER) or not np.array_equal(np.rint(centers[0]), [14, 16])
@@ -75,7 +76,7 @@ def test_a_scene_without_any_pixel(toy_deblender: Deblender, scene: Any) -> None
     image, centers, _ = scene
     for options in ({"mask": np.ones(image.shape[1:], bool)}, {"variance": np.inf}, {"variance": 0.0},
                     {"variance": -1.0}, {"variance": np.nan}):
-        options = {"variance": VARIANCE} | options
+        options = {"variance": VARIANCE, "psf": "nominal"} | options
         result = toy_deblender.deblend_batch(image, centers, **options)
         assert (result.flags & Flag.NO_DATA).all()
         assert np.isnan(result.flux).all()
@@ -83,7 +84,7 @@ def test_a_scene_without_any_pixel(toy_deblender: Deblender, scene: Any) -> None
         assert not result.model(0).any()
         assert result.scene_n_pixel[0] == 0
         assert bool((result.flags & Flag.BAD_VARIANCE).all()) == (not np.all(np.asarray(options["variance"]) > 0))
-    nothing = toy_deblender.deblend_batch(np.full_like(image, np.nan), centers)
+    nothing = toy_deblender.deblend_batch(np.full_like(image, np.nan), centers, psf="nominal")
     assert (nothing.flags & Flag.NO_DATA).all()
 
 
@@ -94,9 +95,9 @@ def test_bad_variance_pixels_are_dropped(toy_deblender: Deblender, scene: Any) -
     for value, (x, y) in {0.0: (15, 17), -2.0: (22, 20), np.nan: (40, 33)}.items():
         variance[:, y, x] = value
         mask[:, y, x] = True
-    result = toy_deblender.deblend_batch(image, centers, variance=variance)
+    result = toy_deblender.deblend_batch(image, centers, variance=variance, psf="nominal")
     assert (result.flags & Flag.BAD_VARIANCE).all()
-    masked = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, mask=mask)
+    masked = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, mask=mask, psf="nominal")
     assert not (masked.flags & Flag.BAD_VARIANCE).any()
     np.testing.assert_array_equal(result.flux, masked.flux)
 
@@ -106,7 +107,7 @@ def test_centres_that_cannot_be_fitted_keep_their_rows(toy_deblender: Deblender,
     bad = np.array([[-30.0, 5.0], [np.nan, 4.0], [10.0, np.inf], [1e9, 1e9]])
     mixed = np.concatenate([bad[:1], centers[:2], bad[1:3], centers[2:], bad[3:]])
     good = np.array([1, 2, 5, 6])
-    result = toy_deblender.deblend_batch(image, mixed, variance=VARIANCE)
+    result = toy_deblender.deblend_batch(image, mixed, variance=VARIANCE, psf="nominal")
     assert result.n_source == 8
     np.testing.assert_array_equal(result.center, mixed)
     assert result.flags[0] & Flag.OFF_IMAGE
@@ -115,7 +116,7 @@ def test_centres_that_cannot_be_fitted_keep_their_rows(toy_deblender: Deblender,
     assert result.flags[4] & Flag.CENTER_NOT_FINITE
     np.testing.assert_array_equal(np.flatnonzero(result.fitted), good)
     assert np.isnan(result.flux[[0, 3, 4, 7]]).all()
-    alone = toy_deblender.deblend_batch(image, centers, variance=VARIANCE)
+    alone = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal")
     for name in FIELDS:  # and they are not felt
         np.testing.assert_array_equal(getattr(result, name)[good], getattr(alone, name))
 
@@ -123,7 +124,7 @@ def test_centres_that_cannot_be_fitted_keep_their_rows(toy_deblender: Deblender,
 def test_duplicate_centres(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, truth = scene
     doubled = np.concatenate([centers, centers[3:], centers[3:]])
-    result = toy_deblender.deblend_batch(image, doubled, variance=VARIANCE)
+    result = toy_deblender.deblend_batch(image, doubled, variance=VARIANCE, psf="nominal")
     same = [3, 4, 5]
     assert (result.flags[same] & Flag.TOO_CLOSE).all()
     assert not (result.flags[:3] & Flag.TOO_CLOSE).any()
@@ -135,38 +136,38 @@ def test_duplicate_centres(toy_deblender: Deblender, scene: Any) -> None:
 
 def test_nothing_to_do(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, _ = scene
-    empty = toy_deblender.deblend_batch(image, [], variance=VARIANCE)
+    empty = toy_deblender.deblend_batch(image, [], variance=VARIANCE, psf="nominal")
     assert (empty.n_scene, empty.n_source) == (1, 0)
     assert not empty.model(0).any()
     assert empty.scene_chi2[0] > 0
     none = toy_deblender.deblend_batch([], [])
     assert (none.n_scene, none.n_source) == (0, 0)
     assert len(none.to_table()) == 0
-    some = toy_deblender.deblend_batch([image, image], [centers[:0], centers], variance=VARIANCE)
+    some = toy_deblender.deblend_batch([image, image], [centers[:0], centers], variance=VARIANCE, psf="nominal")
     np.testing.assert_array_equal(some.source_start, [0, 0, 4])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 2)])
 def test_tiny_scenes(toy_deblender: Deblender, shape: tuple[int, int]) -> None:
     image = np.full((N_BAND, *shape), 50.0)
-    result = toy_deblender.deblend_batch(image, [(0, 0)], variance=VARIANCE)
+    result = toy_deblender.deblend_batch(image, [(0, 0)], variance=VARIANCE, psf="nominal")
     assert result.fitted.all()
     assert np.isfinite(result.flux).all()
     assert result.flags[0] & Flag.EDGE
     assert result.model(0).shape == image.shape
     assert (result.enclosed < 0.9).all()
-    no_pixels = toy_deblender.deblend_batch(np.zeros((N_BAND, 0, 5)), [(0, 0)], variance=VARIANCE)
+    no_pixels = toy_deblender.deblend_batch(np.zeros((N_BAND, 0, 5)), [(0, 0)], variance=VARIANCE, psf="nominal")
     assert no_pixels.flags[0] & NOT_FITTED
 
 
 def test_extreme_values_stay_finite(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, _ = scene
     for factor in (0.0, -1.0, 1e-6, 1e6):
-        result = toy_deblender.deblend_batch(factor * image, centers, variance=VARIANCE)
+        result = toy_deblender.deblend_batch(factor * image, centers, variance=VARIANCE, psf="nominal")
         for name in ("flux", "flux_err", "map_flux", "position", "chi2", "latent"):
             assert np.isfinite(getattr(result, name)).all(), (factor, name)
     with np.errstate(over="ignore"):
-        huge = toy_deblender.deblend_batch(image.astype(np.float64) * 1e200, centers, variance=VARIANCE)
+        huge = toy_deblender.deblend_batch(image.astype(np.float64) * 1e200, centers, variance=VARIANCE, psf="nominal")
     assert huge.n_source == 4
 
 
@@ -187,7 +188,7 @@ def test_extreme_values_stay_finite(toy_deblender: Deblender, scene: Any) -> Non
     ({"variance": np.ones((3, 9, 9))}, "variance"),
     ({"mask": np.zeros((7, 7), bool)}, "mask"),
     ({"mask": np.full((48, 52), 0.5)}, "mask"),
-    ({"psf": np.ones((3, 8, 8))}, "psf"),
+    ({"psf": np.ones((2, 8, 8))}, "psf"),
     ({"psf": np.zeros((3, 9, 9))}, "psf"),
     ({"psf": np.full((3, 9, 9), np.nan)}, "psf"),
     ({"pixel_scale": 0.4}, "pixel_scale"),
@@ -207,7 +208,7 @@ def test_extreme_values_stay_finite(toy_deblender: Deblender, scene: Any) -> Non
     ({"center_sigma": "wide"}, "center_sigma"),
 ])
 def test_mistakes(toy_deblender: Deblender, scene: Any, change: dict[str, Any], named: str) -> None:
-    arguments = {"cutouts": scene[0], "centers": scene[1], "variance": VARIANCE} | change
+    arguments = {"cutouts": scene[0], "centers": scene[1], "variance": VARIANCE, "psf": "nominal"} | change
     with pytest.raises(ValueError, match=named) as caught:
         toy_deblender.deblend_batch(arguments.pop("cutouts"), arguments.pop("centers"), **arguments)
     assert "expected" in str(caught.value)
@@ -240,7 +241,7 @@ def test_warmup(toy_deblender: Deblender) -> None:
 
 def test_forms_of_the_same_image(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, _ = scene
-    plain = digest(toy_deblender.deblend_batch(image, centers, variance=VARIANCE))
+    plain = digest(toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal"))
     padded = np.zeros((N_BAND, 48, 52, 2), np.float32)
     padded[..., 0] = image
     readonly = image.copy()
@@ -250,29 +251,31 @@ def test_forms_of_the_same_image(toy_deblender: Deblender, scene: Any) -> None:
              "list of bands": np.array(list(image)), "quantity": image * u.nJy, "masked": np.ma.masked_array(image)}
     for name, form in forms.items():
         variance = VARIANCE * u.nJy**2 if name == "quantity" else VARIANCE
-        assert digest(toy_deblender.deblend_batch(form, centers, variance=variance)) == plain, name
-    lists = toy_deblender.deblend_batch(image, centers.tolist(), variance=VARIANCE.tolist(), bands=list(BANDS))
+        assert digest(toy_deblender.deblend_batch(form, centers, variance=variance, psf="nominal")) == plain, name
+    lists = toy_deblender.deblend_batch(image, centers.tolist(), variance=VARIANCE.tolist(), bands=list(BANDS),
+                                        psf="nominal")
     assert digest(lists) == plain
-    nested = toy_deblender.deblend_batch([image], [centers], variance=VARIANCE)
+    nested = toy_deblender.deblend_batch([image], [centers], variance=VARIANCE, psf="nominal")
     assert digest(nested) == plain
-    assert digest(toy_deblender.deblend_batch(image[None], centers[None], variance=VARIANCE)) == plain
+    assert digest(toy_deblender.deblend_batch(image[None], centers[None], variance=VARIANCE, psf="nominal")) == plain
 
 
 def test_integers_and_units(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, _ = scene
     whole = np.rint(image)
-    reference = toy_deblender.deblend_batch(whole, centers, variance=VARIANCE, n_iteration=CONVERGED)
+    reference = toy_deblender.deblend_batch(whole, centers, variance=VARIANCE, n_iteration=CONVERGED, psf="nominal")
     for dtype in (np.int32, ">i2", np.int64):
-        result = toy_deblender.deblend_batch(whole.astype(dtype), centers, variance=VARIANCE, n_iteration=CONVERGED)
+        result = toy_deblender.deblend_batch(whole.astype(dtype), centers, variance=VARIANCE, n_iteration=CONVERGED,
+                                             psf="nominal")
         assert digest(result) == digest(reference), dtype
     in_units = toy_deblender.deblend_batch(whole * 1e-3 * u.uJy, centers, variance=VARIANCE * 1e-6 * u.uJy**2,
-                                           n_iteration=CONVERGED)
+                                           n_iteration=CONVERGED, psf="nominal")
     assert_close(in_units, reference)
     counts = toy_deblender.deblend_batch(whole * 10, centers, variance=VARIANCE * 100, zero_point=33.9,
-                                         n_iteration=CONVERGED)
+                                         n_iteration=CONVERGED, psf="nominal")
     assert_close(counts, reference)
     offset = toy_deblender.deblend_batch(whole + 8, centers, variance=VARIANCE, background=8.0,
-                                         n_iteration=CONVERGED)
+                                         n_iteration=CONVERGED, psf="nominal")
     assert digest(offset) == digest(reference)
 
 
@@ -302,7 +305,7 @@ def test_bands_go_by_name(toy_deblender: Deblender, scene: Any) -> None:
 @pytest.mark.parametrize("band", [0, 2])
 def test_a_single_band(toy_deblender: Deblender, scene: Any, band: int) -> None:
     image, centers, truth = scene
-    results = [toy_deblender.deblend_batch(form, centers, variance=VARIANCE[band], bands=BANDS[band])
+    results = [toy_deblender.deblend_batch(form, centers, variance=VARIANCE[band], bands=BANDS[band], psf="nominal")
                for form in (image[band], image[band : band + 1])]
     assert digest(results[0]) == digest(results[1])
     result = results[0]
@@ -317,7 +320,8 @@ def test_a_single_band(toy_deblender: Deblender, scene: Any, band: int) -> None:
     assert np.abs(color - toy_deblender.bundle.mean_color).max() < 1.5
 
 
-@pytest.mark.parametrize("options", [{}, {"solver": "adam", "n_iteration": 30}, {"robust": False},
+@pytest.mark.parametrize("options", [{"psf": "nominal"}, {"psf": "nominal", "solver": "adam", "n_iteration": 30},
+                                     {"psf": "nominal", "robust": False},
                                      {"psf": lambda x, y: np.array([gaussian_psf(3.0 + 0.01 * x)] * N_BAND)}])
 def test_leaving_out_bands_without_data_changes_no_bit(toy_deblender: Deblender, scene: Any, options: dict[str, Any],
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,10 +342,11 @@ def test_the_encoder_is_asked_where_its_cutout_can_be_filled(toy_deblender: Debl
     mask = np.ones(image.shape[1:], bool)
     mask[y - 1 : y + 2] = False
     shape = slice(N_BAND + 2, None)
-    masked = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, mask=mask, n_iteration=0)
-    short = toy_deblender.deblend_batch(image[1:], centers, variance=VARIANCE[1:], bands=BANDS[1:], n_iteration=0)
+    masked = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, mask=mask, n_iteration=0, psf="nominal")
+    short = toy_deblender.deblend_batch(image[1:], centers, variance=VARIANCE[1:], bands=BANDS[1:], n_iteration=0,
+                                        psf="nominal")
     half = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, mask=np.indices(mask.shape)[0] < y - 2,
-                                       n_iteration=0)
+                                       n_iteration=0, psf="nominal")
     assert (masked.latent[0, shape] == 0).all()
     assert (short.latent[:, shape] != 0).any(1).all()
     assert (half.latent[0, shape] != 0).any()

@@ -27,7 +27,7 @@ from deblendrt.engine.scene.flags import Flag
 @pytest.mark.parametrize("solver", ["gauss_newton", "adam"])
 def test_a_scene_has_its_own_bits(toy_deblender: Deblender, batch: Any, solver: str) -> None:
     images, centers = batch
-    options: dict[str, Any] = {"variance": VARIANCE, "solver": solver, "n_iteration": 10}
+    options: dict[str, Any] = {"variance": VARIANCE, "psf": "nominal", "solver": solver, "n_iteration": 10}
     together = toy_deblender.deblend_batch(images, centers, **options)
     assert digest(toy_deblender.deblend_batch(images, centers, **options)) == digest(together)  # twice the same
     order = np.random.default_rng(0).permutation(len(images))
@@ -42,11 +42,12 @@ def test_a_scene_has_its_own_bits(toy_deblender: Deblender, batch: Any, solver: 
 def test_chunks_and_threads_change_nothing(toy_deblender: Deblender, batch: Any,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     images, centers = batch
-    whole = digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE))
-    assert digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE, n_threads=2)) == whole
+    whole = digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE, psf="nominal"))
+    assert digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE, n_threads=2, psf="nominal")) == whole
     monkeypatch.setattr(batches, "CHUNK", 4)
     for n_threads in (1, 2, 5):
-        assert digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE, n_threads=n_threads)) == whole
+        assert digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE, n_threads=n_threads,
+                                                  psf="nominal")) == whole
 
 
 def test_psfs_of_their_own(toy_deblender: Deblender, batch: Any) -> None:
@@ -74,19 +75,20 @@ def test_the_cache_of_folded_bases_is_bounded(toy_deblender: Deblender, scene: A
 def test_permuting_the_sources(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, _ = scene
     order = np.array([2, 0, 3, 1])
-    plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED)
-    permuted = toy_deblender.deblend_batch(image, centers[order], variance=VARIANCE, n_iteration=CONVERGED)
+    plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED, psf="nominal")
+    permuted = toy_deblender.deblend_batch(image, centers[order], variance=VARIANCE, n_iteration=CONVERGED,
+                                           psf="nominal")
     np.testing.assert_array_equal(permuted.center, centers[order])
     assert_close(plain, permuted, order)
 
 
 def test_padding_with_pixels_of_no_weight(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, _ = scene
-    plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED)
+    plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED, psf="nominal")
     border = ((0, 0), (9, 4), (7, 12))
     mask = np.pad(np.zeros(image.shape, bool), border, constant_values=True)
     padded = toy_deblender.deblend_batch(np.pad(image, border, constant_values=1e5), centers + np.array([7, 9]),
-                                         mask=mask, variance=VARIANCE, n_iteration=CONVERGED)
+                                         mask=mask, variance=VARIANCE, n_iteration=CONVERGED, psf="nominal")
     assert_close(plain, padded, shift=np.array([7, 9]))
     np.testing.assert_allclose(padded.scene_chi2, plain.scene_chi2, rtol=1e-4)
     assert padded.scene_n_pixel[0] == plain.scene_n_pixel[0]
@@ -95,7 +97,7 @@ def test_padding_with_pixels_of_no_weight(toy_deblender: Deblender, scene: Any) 
 def test_a_crowded_scene_runs(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     anchor = np.random.default_rng(3).integers(3, 97, (150, 2))
     image, centers, _ = make_scene(toy_deblender, toy_model, anchor, (100, 100), seed=4)
-    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE)
+    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal")
     assert result.fitted.all()
     for name in ("flux", "flux_err", "map_flux", "position", "latent"):
         assert np.isfinite(getattr(result, name)).all()
@@ -112,9 +114,9 @@ def test_an_unlisted_star(toy_deblender: Deblender, toy_model: ToyModel) -> None
     star = np.array([gaussian_psf(f, 49) for f in (4.0, 3.6, 3.4)])
     with_star = image.astype(np.float64)
     with_star[:, 0:49, 0:38] += 2e5 * star[:, :, 11:]  # centred at (13, 24), 7 pixels from the first galaxy
-    clean = toy_deblender.deblend_batch(image, centers, variance=VARIANCE)
-    robust = toy_deblender.deblend_batch(with_star, centers, variance=VARIANCE)
-    plain = toy_deblender.deblend_batch(with_star, centers, variance=VARIANCE, robust=False)
+    clean = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal")
+    robust = toy_deblender.deblend_batch(with_star, centers, variance=VARIANCE, psf="nominal")
+    plain = toy_deblender.deblend_batch(with_star, centers, variance=VARIANCE, robust=False, psf="nominal")
     shape = np.linalg.norm(robust.latent[:, N_BAND + 2 :], axis=1)
     assert (shape < toy_deblender.bundle.shape_radius).all()
     assert robust.flags[0] & Flag.UNMODELLED_FLUX
@@ -132,7 +134,7 @@ def test_an_unlisted_star(toy_deblender: Deblender, toy_model: ToyModel) -> None
 def test_two_threads_at_once(toy_deblender: Deblender, batch: Any) -> None:
     images, centers = batch
     fresh = Deblender(toy_deblender.bundle, toy_deblender.runtime)  # with an empty cache: folding races too
-    expected = digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE))
+    expected = digest(toy_deblender.deblend_batch(images, centers, variance=VARIANCE, psf="nominal"))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(fresh.deblend_batch, images, centers, variance=VARIANCE) for _ in range(6)]
         assert {digest(f.result()) for f in futures} == {expected}
@@ -141,8 +143,8 @@ def test_two_threads_at_once(toy_deblender: Deblender, batch: Any) -> None:
 def test_pickle(toy_deblender: Deblender, scene: Any) -> None:
     image, centers, _ = scene
     copy = pickle.loads(pickle.dumps(toy_deblender))
-    expected = toy_deblender.deblend_batch(image, centers, variance=VARIANCE)
-    assert digest(copy.deblend_batch(image, centers, variance=VARIANCE)) == digest(expected)
+    expected = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal")
+    assert digest(copy.deblend_batch(image, centers, variance=VARIANCE, psf="nominal")) == digest(expected)
     result = pickle.loads(pickle.dumps(expected))
     assert digest(result) == digest(expected)
     np.testing.assert_array_equal(result.model(0), expected.model(0))
@@ -153,7 +155,7 @@ def test_spawned_processes(toy_deblender: Deblender, scene: Any) -> None:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         result = pool.submit(toy_deblender.deblend_batch, image, centers, variance=VARIANCE).result(timeout=60)
-    assert digest(result) == digest(toy_deblender.deblend_batch(image, centers, variance=VARIANCE))
+    assert digest(result) == digest(toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal"))
 
 
 FORKED = """
@@ -219,10 +221,12 @@ def test_the_shipped_model_keeps_its_bits(shipped: Deblender, solver: str) -> No
     for image, center in zip(images, centers, strict=True):
         for x, y in center.astype(int):
             image[:, y - 2 : y + 3, x - 2 : x + 3] += 20 * sigma[:, None, None]
-    together = shipped.deblend_batch(images, centers, variance=sigma**2, solver=solver, n_iteration=5)
+    together = shipped.deblend_batch(images, centers, variance=sigma**2, solver=solver, n_iteration=5, psf="nominal")
     for k in range(3):
-        alone = shipped.deblend_batch(images[k], centers[k], variance=sigma**2, solver=solver, n_iteration=5)
+        alone = shipped.deblend_batch(images[k], centers[k], variance=sigma**2, solver=solver, n_iteration=5,
+                                      psf="nominal")
         assert rows(together, k) == rows(alone, 0)
     np.testing.assert_array_equal(
-        engine.deblend_batch(images[0], centers[0], variance=sigma**2, solver=solver, n_iteration=5).flux,
+        engine.deblend_batch(images[0], centers[0], variance=sigma**2, solver=solver, n_iteration=5,
+                             psf="nominal").flux,
         together.flux[together.sources(0)])

@@ -45,7 +45,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"bands": self.bands, "mask": self.mask, "variance": self.variance}
+        return {"bands": self.bands, "mask": self.mask, "variance": self.variance, "psf": "nominal"}
 
     def __repr__(self) -> str:  # for hypothesis' reports
         mask = None if self.mask is None else f"{self.mask.shape}, {self.mask.mean():.0%} bad"
@@ -229,17 +229,18 @@ def test_a_scene_has_the_same_bits_in_any_batch(deblender: Deblender, scenes: li
 
     together = deblender.deblend_batch([scenes[k].image for k in order], [scenes[k].centers for k in order],
                                            mask=[mask(scenes[k]) for k in order], variance=shared, n_iteration=3,
-                                           n_threads=n_threads)
+                                           n_threads=n_threads, psf="nominal")
     for place, k in enumerate(order):
         alone = deblender.deblend_batch(scenes[k].image, scenes[k].centers, mask=mask(scenes[k]), variance=shared,
-                                            n_iteration=3)
+                                            n_iteration=3, psf="nominal")
         mixed, own = bits(together, place), bits(alone, 0)
         assert [name for name in own if mixed[name] != own[name]] == []
 
 
 def test_bits_see_the_smallest_change(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     image, centers, _ = make_scene(toy_deblender, toy_model, [(12, 12), (18, 15)])
-    plain, again = (toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=2) for _ in range(2))
+    plain, again = (toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=2,
+                                                psf="nominal") for _ in range(2))
     assert bits(plain, 0) == bits(again, 0)
     for name, value in row_columns(again).items():
         if name not in {*SCENE_OF_ROWS, "extent"}:  # without outskirts nothing can be drawn as extended
@@ -254,8 +255,8 @@ def test_a_fill_value_spoils_its_own_scene_only(toy_deblender: Deblender, toy_mo
     image, centers, _ = make_scene(toy_deblender, toy_model, [(12, 12), (18, 15)])
     filled = image.astype(np.float64)
     filled[:, 12, 12] = value
-    together = toy_deblender.deblend_batch([image, filled], [centers, centers], variance=VARIANCE)
-    assert bits(together, 0) == bits(toy_deblender.deblend_batch(image, centers, variance=VARIANCE), 0)
+    together = toy_deblender.deblend_batch([image, filled], [centers, centers], variance=VARIANCE, psf="nominal")
+    assert bits(together, 0) == bits(toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal"), 0)
     assert (together.flags[2:] != together.flags[:2]).all()
 
 
@@ -272,7 +273,8 @@ def test_the_order_of_the_bands_changes_nothing(toy_deblender: Deblender, case: 
 
     plain = toy_deblender.deblend_batch(case.image, case.centers, n_iteration=2, **case.options)
     permuted = toy_deblender.deblend_batch(turned(case.image), case.centers, bands=[case.bands[b] for b in order],
-                                           mask=turned(case.mask), variance=turned(case.variance), n_iteration=2)
+                                           mask=turned(case.mask), variance=turned(case.variance), n_iteration=2,
+                                           psf="nominal")
     assert bits(plain, 0) == bits(permuted, 0)
 
 
@@ -288,7 +290,8 @@ def test_a_band_that_is_masked_throughout_is_a_band_that_was_not_given(toy_deble
     if variance is not None:
         variance[index] = case.variance[:, None, None] if np.ndim(case.variance) == 1 else case.variance
     plain = toy_deblender.deblend_batch(case.image, case.centers, n_iteration=2, **case.options)
-    padded = toy_deblender.deblend_batch(full, case.centers, mask=hidden, variance=variance, n_iteration=2)
+    padded = toy_deblender.deblend_batch(full, case.centers, mask=hidden, variance=variance, n_iteration=2,
+                                         psf="nominal")
     assert bits(plain, 0) == bits(padded, 0)
 
 
@@ -306,7 +309,7 @@ def test_types_and_layouts_change_nothing(toy_deblender: Deblender, case: Case, 
         typed = np.asfortranarray(typed)
     elif layout == "read-only":
         typed.flags.writeable = False
-    options = {"mask": case.mask, "variance": VARIANCE, "n_iteration": 2}
+    options = {"mask": case.mask, "variance": VARIANCE, "psf": "nominal", "n_iteration": 2}
     expected = toy_deblender.deblend_batch(np.ascontiguousarray(typed, np.float64), case.centers, **options)
     assert bits(toy_deblender.deblend_batch(typed, case.centers, **options), 0) == bits(expected, 0)
 
@@ -317,7 +320,7 @@ def test_units_change_nothing(toy_deblender: Deblender, case: Case, unit: str) -
     """Results in other units agree to the rounding of a factor; a zero point of 31.4 gives the same bits as nJy."""
     from astropy import units as u
 
-    options: dict[str, Any] = {"mask": case.mask, "n_iteration": 0, "start": "linear"}
+    options: dict[str, Any] = {"mask": case.mask, "psf": "nominal", "n_iteration": 0, "start": "linear"}
     plain = toy_deblender.deblend_batch(case.image, case.centers, variance=VARIANCE, **options)
     if unit.startswith("zero"):
         zero_point = float(unit.split()[-1])
@@ -347,8 +350,9 @@ def test_the_order_of_the_sources_moves_rows_only(toy_deblender: Deblender, toy_
     anchor = data.draw(st.lists(st.sampled_from(spots), min_size=1, max_size=6, unique=True))
     order = np.array(data.draw(st.permutations(range(len(anchor)))))
     image, centers, _ = make_scene(toy_deblender, toy_model, anchor, (46, 48), seed=seed)
-    plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED)
-    permuted = toy_deblender.deblend_batch(image, centers[order], variance=VARIANCE, n_iteration=CONVERGED)
+    plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED, psf="nominal")
+    permuted = toy_deblender.deblend_batch(image, centers[order], variance=VARIANCE, n_iteration=CONVERGED,
+                                           psf="nominal")
     np.testing.assert_array_equal(permuted.center, plain.center[order])
     same_blend = plain.blend[order][:, None] == plain.blend[order]
     np.testing.assert_array_equal(permuted.blend[:, None] == permuted.blend, same_blend)

@@ -34,7 +34,7 @@ def scene(deblender: Deblender) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def full(deblender: Deblender, scene: tuple[np.ndarray, np.ndarray]) -> DeblendResult:
-    result = deblender.deblend_batch(scene[0], CENTERS, variance=scene[1])
+    result = deblender.deblend_batch(scene[0], CENTERS, variance=scene[1], psf="nominal")
     assert (result.flags & int(Flag.NOT_CONVERGED | Flag.NEAR_RESIDUAL_PEAK) == 0).all()
     return result
 
@@ -65,8 +65,8 @@ def assert_same(result: DeblendResult, full: DeblendResult, bands: slice | list[
 def test_unlisted_sources_do_not_make_others_grow(deblender: Deblender, full: DeblendResult, flux: float) -> None:
     image, variance = draw(deblender, np.concatenate([CENTERS, [UNLISTED]]), np.append(FLUX, flux),
                            np.random.default_rng(0))
-    complete = deblender.deblend_batch(image, np.concatenate([CENTERS, [UNLISTED]]), variance=variance)
-    result = deblender.deblend_batch(image, CENTERS, variance=variance)
+    complete = deblender.deblend_batch(image, np.concatenate([CENTERS, [UNLISTED]]), variance=variance, psf="nominal")
+    result = deblender.deblend_batch(image, CENTERS, variance=variance, psf="nominal")
     change = np.abs(result.flux - complete.flux[:4]) / result.flux_err
     settled = (result.flags & int(Flag.NOT_CONVERGED)) == 0
     assert (change[settled] < 1).all(), change.round(1)
@@ -79,14 +79,14 @@ def test_unlisted_sources_do_not_make_others_grow(deblender: Deblender, full: De
     peaks = result.residual_peaks(0)  # the unlisted source stays in the residual
     assert np.hypot(*(peaks[:, :2] - UNLISTED).T).min() < 1
     if flux > 1e5:  # without robust weights the test fails
-        plain = deblender.deblend_batch(image, CENTERS, variance=variance, robust=False)
+        plain = deblender.deblend_batch(image, CENTERS, variance=variance, robust=False, psf="nominal")
         assert (np.abs(plain.flux - complete.flux[:4]) > 10 * plain.flux_err).any()
 
 
 def test_sources_near_an_unlisted_one_are_flagged(deblender: Deblender) -> None:
     image, variance = draw(deblender, np.concatenate([CENTERS, CENTERS[:1] + 8]), np.append(FLUX, 20000.0),
                            np.random.default_rng(0))
-    result = deblender.deblend_batch(image, CENTERS, variance=variance)
+    result = deblender.deblend_batch(image, CENTERS, variance=variance, psf="nominal")
     assert result.flags[0] & int(Flag.NEAR_RESIDUAL_PEAK)
 
 
@@ -117,11 +117,12 @@ def test_masks(deblender: Deblender, scene: tuple[np.ndarray, np.ndarray], full:
     scattered = np.random.default_rng(1).random(image.shape) < 0.1
     mask = {"column": x == 0, "core": x**2 + y**2 <= 9, "half": (x < 0) & (x > -25)}.get(case, scattered)
     if case == "nan":
-        result = deblender.deblend_batch(np.where(mask, np.nan, image), CENTERS, variance=variance)
+        result = deblender.deblend_batch(np.where(mask, np.nan, image), CENTERS, variance=variance, psf="nominal")
     elif case == "variance":
-        result = deblender.deblend_batch(image, CENTERS, variance=np.where(mask, np.inf, variance))
+        result = deblender.deblend_batch(image, CENTERS, variance=np.where(mask, np.inf, variance), psf="nominal")
     else:
-        result = deblender.deblend_batch(np.where(mask, 1e5, image), CENTERS, variance=variance, mask=mask)
+        result = deblender.deblend_batch(np.where(mask, 1e5, image), CENTERS, variance=variance, mask=mask,
+                                         psf="nominal")
     if case == "core":  # most of the source's light is hidden
         assert result.flags[0] & int(Flag.MASKED_CENTER)
         result = changed(result, "flux", 0, full.flux[0])
@@ -132,7 +133,7 @@ def test_masks(deblender: Deblender, scene: tuple[np.ndarray, np.ndarray], full:
 def test_edges(deblender: Deblender, scene: tuple[np.ndarray, np.ndarray], full: DeblendResult, left: int) -> None:
     corner = 50 - left
     image, variance = (a[:, :, corner:] for a in scene)
-    result = deblender.deblend_batch(image, CENTERS - [corner, 0], variance=variance)
+    result = deblender.deblend_batch(image, CENTERS - [corner, 0], variance=variance, psf="nominal")
     inside = CENTERS[:, 0] > corner - 0.5
     np.testing.assert_array_equal((result.flags & int(Flag.OFF_IMAGE)) == 0, inside)
     assert np.isnan(result.flux[~inside]).all()

@@ -191,12 +191,13 @@ class AlertDeblender:
         """Return the records of the cutouts of one group. A cutout that the engine refuses affects no other cutout."""
         settings, first = self.settings, cutouts[0].alert
         has_variance, has_mask, has_psf = self._has(cutouts[0])
+        nominal = "nominal" if settings.psf == "nominal" else None
         try:
             result = self.deblenders[first.survey].deblend_batch(
                 [c.image[None] for c in cutouts], [c.centers for c in cutouts], bands=[first.band],
                 variance=[np.asarray(c.variance)[None] for c in cutouts] if has_variance else None,
                 mask=[np.asarray(c.stamp.mask) for c in cutouts] if has_mask else None,
-                psf=[np.asarray(c.stamp.psf)[None] for c in cutouts] if has_psf else None,
+                psf=[np.asarray(c.stamp.psf)[None] for c in cutouts] if has_psf else nominal,
                 kind=[c.kinds for c in cutouts], find_missed=settings.find_missed, center_sigma=settings.center_sigma,
                 n_threads=settings.threads)
         except (MemoryError, DeviceError):

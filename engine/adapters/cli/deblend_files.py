@@ -60,18 +60,20 @@ def deblend_files(arguments: argparse.Namespace) -> int:
         deblender = Deblender.load(arguments.model, device=arguments.device)
         stage("deblend")
         clock = time.perf_counter()
-        result = deblender.deblend_batch(
-            image.image,
-            catalog.centers,
-            variance=image.variance,
-            mask=image.mask,
-            psf=image.psf,
-            bands=image.bands,
-            kind=arguments.kind or catalog.kinds,
-            zero_point=image.zero_point,
-            pixel_scale=image.pixel_scale,
-            **image_inputs.options(arguments),
-        )
+        with image_inputs.gathered_notices() as notices:
+            result = deblender.deblend_batch(
+                image.image,
+                catalog.centers,
+                variance=image.variance,
+                mask=image.mask,
+                psf=image.psf,
+                bands=image.bands,
+                kind=arguments.kind or catalog.kinds,
+                zero_point=image.zero_point,
+                pixel_scale=image.pixel_scale,
+                **image_inputs.options(arguments),
+            )
+        notes += notices
         deblending = time.perf_counter() - clock
         stage("write")
         _write(arguments, result, catalog, image)

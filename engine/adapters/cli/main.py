@@ -159,8 +159,9 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
         data.add_argument(f"--{name}", action="append", metavar="[BAND=]FILE", help=f"{what} of the image; for each "
                           "band a file, or one file with all bands")  # fmt: skip
     data.add_argument("--pixel-scale", type=_positive, metavar="ARCSEC", help="must be the model's within 2%%")
-    data.add_argument("--psf", action="append", metavar="[BAND=]FITS", help="PSF images (band, y, x), or a file for "
-                      "each band; default: PSF in the image file, else the model's nominal PSF")  # fmt: skip
+    data.add_argument("--psf", action="append", metavar="[BAND=]PSF", help="PSF of all bands, or of each band: a FITS "
+                      "file, a PSFEx file (.psf), or a FWHM in arcsec; \"nominal\" is the model's PSF, which also "
+                      "serves, with a note, where the image file has none")  # fmt: skip
     data.add_argument("--bad-bits", type=lambda text: int(text, 0), metavar="BITS", help="mask bits of bad pixels")
     data.add_argument("--any-compression", action="store_true", help="also read PLIO and HCOMPRESS, from files that "
                       "you trust")  # fmt: skip

@@ -133,7 +133,10 @@ def run_shard(arguments: argparse.Namespace) -> None:
             n_lost += sum(bool(error) for error in found["error"])
             continue
         clock = time.monotonic()
-        table = _do(deblender, unit, arguments, options, run["fingerprint"], max_kills)
+        with image_inputs.gathered_notices() as notices:
+            table = _do(deblender, unit, arguments, options, run["fingerprint"], max_kills)
+        for text in notices:
+            say(f"unit {unit.number}: {text}")
         n_failed = int((np.asarray(table["error"]) != "").sum())
         n_lost += n_failed
         say(f"unit {unit.number}: {len(table)} inputs, {table['n_row'].sum()} rows, {n_failed} failed, "

@@ -41,13 +41,13 @@ def scenes(batch: tuple[list[np.ndarray], list[np.ndarray]]) -> Scenes:
 
 @pytest.fixture(scope="module")
 def options(toy_deblender: Deblender) -> dict[str, Any]:
-    return {"model": toy_deblender.bundle.path, "n_iteration": 4}
+    return {"model": toy_deblender.bundle.path, "psf": "nominal", "n_iteration": 4}
 
 
 @pytest.fixture(scope="module")
 def expected(toy_deblender: Deblender, batch: tuple[list[np.ndarray], list[np.ndarray]]) -> DeblendResult:
     """Return the result of one call in one process."""
-    return toy_deblender.deblend_batch(*batch, variance=VARIANCE, n_iteration=4)
+    return toy_deblender.deblend_batch(*batch, variance=VARIANCE, psf="nominal", n_iteration=4)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,8 @@ def test_a_scenes_result_is_that_of_the_scene_alone(scenes: Scenes, options: dic
     found = synchronous(deblend_dask(scenes, returns="result", **options))
     assert_same(found, expected)
     for k, scene in enumerate(scenes):
-        alone = toy_deblender.deblend_batch([scene["image"]], [scene["centers"]], variance=VARIANCE, n_iteration=4)
+        alone = toy_deblender.deblend_batch([scene["image"]], [scene["centers"]], variance=VARIANCE, n_iteration=4,
+                                            psf="nominal")
         assert digest(found[k]) == digest(alone)
         assert found[k].blend.tolist() == alone.blend.tolist()
         assert [c.tobytes() for c in found[k].blend_flux_cov] == [c.tobytes() for c in alone.blend_flux_cov]
@@ -209,7 +210,7 @@ def test_mistakes_are_errors_before_anything_is_computed(scenes: Scenes, options
 def test_without_dask_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask", None)
     with pytest.raises(ImportError, match=r'pip install "deblendrt\[dask\]"'):
-        deblend_dask([])
+        deblend_dask([], psf="nominal")
 
 
 def test_no_scenes_no_results(options: dict[str, Any]) -> None:

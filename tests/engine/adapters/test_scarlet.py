@@ -85,7 +85,7 @@ def test_fluxes_and_failures(result: DeblendResult, deblender: Deblender) -> Non
 
 
 def test_a_scene_without_sources(deblender: Deblender) -> None:
-    empty = deblender.deblend_batch(np.zeros((6, 20, 20)), np.zeros((0, 2)), variance=1.0)
+    empty = deblender.deblend_batch(np.zeros((6, 20, 20)), np.zeros((0, 2)), variance=1.0, psf="nominal")
     for container in ("scarlet_lite", "lsst"):
         data = scarlet.model_data(empty, deblender.bundle, container=container)
         assert data["blends"] == {}

@@ -100,7 +100,7 @@ def test_every_input_is_there_once_in_any_division(model: Path, cutouts: Path, t
     row = next(alone)
     assert isinstance(row, dict)
     result = toy_deblender.deblend_batch(row["image"], row["centers"], variance=row["variance"], bands=BANDS,
-                                         zero_point=31.4, n_iteration=3)
+                                         zero_point=31.4, n_iteration=3, psf="nominal")
     ours = catalog[catalog["input"] == 5]
     np.testing.assert_array_equal(np.asarray(ours[f"flux_{BANDS[0]}"]), result.flux[:, 0])
 

@@ -52,15 +52,16 @@ def assert_same_answers(a: Any, b: Any, off: float = OFF["default"]) -> None:
 
 def test_same_answers(on_device: Callable[..., Deblender], toy_deblender: Deblender, batch: Any) -> None:
     images, centers = batch
-    expected = toy_deblender.deblend_batch(images, centers, variance=VARIANCE)
-    assert_same_answers(on_device(toy_deblender).deblend_batch(images, centers, variance=VARIANCE), expected)
+    expected = toy_deblender.deblend_batch(images, centers, variance=VARIANCE, psf="nominal")
+    assert_same_answers(on_device(toy_deblender).deblend_batch(images, centers, variance=VARIANCE,
+                                                               psf="nominal"), expected)
 
 
 def test_blends_that_conjugate_gradients_solve(on_device: Callable[..., Deblender], toy_deblender: Deblender,
                                                batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     images, centers = (list(a[:3]) for a in batch)
     monkeypatch.setattr(constants, "MAX_DENSE", 1)
-    results = [d.deblend_batch(images, centers, variance=VARIANCE, n_iteration=4)
+    results = [d.deblend_batch(images, centers, variance=VARIANCE, n_iteration=4, psf="nominal")
                for d in (on_device(toy_deblender), toy_deblender)]
     assert_same_answers(*results)
 
@@ -85,9 +86,9 @@ def test_bits_do_not_depend_on_the_batch(on_device: Callable[..., Deblender], to
                                          batch: Any) -> None:
     images, centers = batch
     deblender = on_device(toy_deblender)
-    together = deblender.deblend_batch(images, centers, variance=VARIANCE)
-    again = on_device(toy_deblender, reverse=True).deblend_batch(images, centers, variance=VARIANCE)
-    alone = deblender.deblend_batch(images[2:3], centers[2:3], variance=VARIANCE)
+    together = deblender.deblend_batch(images, centers, variance=VARIANCE, psf="nominal")
+    again = on_device(toy_deblender, reverse=True).deblend_batch(images, centers, variance=VARIANCE, psf="nominal")
+    alone = deblender.deblend_batch(images[2:3], centers[2:3], variance=VARIANCE, psf="nominal")
     rows = together.sources(2)
     for name in FIELDS:
         np.testing.assert_array_equal(getattr(again, name), getattr(together, name))
@@ -100,7 +101,7 @@ def test_threads_share_streams(on_device: Callable[..., Deblender], toy_deblende
     images, centers = batch
     monkeypatch.setattr(batches, "CHUNK", 4)
     deblender = on_device(toy_deblender, n_stream=2)
-    one, four = (deblender.deblend_batch(images, centers, variance=VARIANCE, n_iteration=2, n_threads=n)
+    one, four = (deblender.deblend_batch(images, centers, variance=VARIANCE, n_iteration=2, n_threads=n, psf="nominal")
                  for n in (1, 4))
     for name in FIELDS:
         np.testing.assert_array_equal(getattr(one, name), getattr(four, name))
@@ -112,7 +113,7 @@ def test_threads_share_streams(on_device: Callable[..., Deblender], toy_deblende
 def test_options(on_device: Callable[..., Deblender], toy_deblender: Deblender, batch: Any,
                  options: dict[str, Any]) -> None:
     images, centers = (list(a[:3]) for a in batch)
-    results = [d.deblend_batch(images, centers, variance=VARIANCE, **options)
+    results = [d.deblend_batch(images, centers, variance=VARIANCE, psf="nominal", **options)
                for d in (on_device(toy_deblender), toy_deblender)]
     hard = options.get("kind") == "star" or not options.get("robust", True)
     assert_same_answers(*results, OFF["hard" if hard else "default"])
@@ -134,7 +135,7 @@ def test_outskirts_and_several_psfs(on_device: Callable[..., Deblender], wide_to
 def test_model_on_device(on_device: Callable[..., Deblender], toy_deblender: Deblender, batch: Any) -> None:
     images, centers = (list(a[:2]) for a in batch)
     deblender = on_device(toy_deblender)
-    result = deblender.deblend_batch(images, centers, variance=VARIANCE, n_iteration=1)
+    result = deblender.deblend_batch(images, centers, variance=VARIANCE, n_iteration=1, psf="nominal")
     for k in range(2):
         image = deblender.model_on_device(result, k)
         assert image.shape == images[k].shape
@@ -158,7 +159,7 @@ def test_out_of_memory_halves_the_batch(on_device: Callable[..., Deblender], toy
 
     def run(**options: Any) -> DeblendResult:
         return deblender.deblend_batch(images, centers, variance=VARIANCE, n_iteration=0, start="linear", robust=False,
-                                       **options)
+                                       psf="nominal", **options)
 
     expected = run()
     assert deblender.pool is not None

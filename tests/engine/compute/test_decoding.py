@@ -83,7 +83,7 @@ def test_stars_are_found_to_their_errors(deblender: Deblender, solver: str) -> N
     image, centers, flux, star = star_field(deblender)
     kind = np.where(star, "star", "galaxy")
     variance = np.asarray(deblender.bundle.sky_sigma) ** 2
-    result = deblender.deblend_batch(image, centers, variance=variance, kind=kind, solver=solver)
+    result = deblender.deblend_batch(image, centers, variance=variance, kind=kind, solver=solver, psf="nominal")
     np.testing.assert_array_equal(result.star, star)
     pull = (result.flux - flux) / result.flux_err
     assert (np.abs(pull[star]) < SAMPLE_SIGMA).all()
@@ -106,7 +106,8 @@ def test_kinds_as_they_come(toy_deblender: Deblender, toy_model: ToyModel) -> No
 
     def star(kind: object, nested: bool = False) -> list[bool]:
         given = ([image, image], [centers, centers]) if nested else (image, centers)
-        result: DeblendResult = toy_deblender.deblend_batch(*given, variance=VARIANCE, kind=kind, n_iteration=1)
+        result: DeblendResult = toy_deblender.deblend_batch(*given, variance=VARIANCE, psf="nominal", kind=kind,
+                                                              n_iteration=1)
         return result.star.tolist()
 
     assert star(None) == star("galaxy") == [False, False]
@@ -122,9 +123,9 @@ def test_kinds_as_they_come(toy_deblender: Deblender, toy_model: ToyModel) -> No
 def test_a_galaxy_does_not_notice_a_star_elsewhere(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     """A scene without stars keeps its bits beside a scene with stars."""
     image, centers, _ = make_scene(toy_deblender, toy_model, [[14, 16], [30, 20]])
-    alone = toy_deblender.deblend_batch(image, centers, variance=VARIANCE)
+    alone = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal")
     both = toy_deblender.deblend_batch([image, image], [centers, centers], variance=VARIANCE,
-                                       kind=[["star", "galaxy"], ["galaxy", "galaxy"]])
+                                       kind=[["star", "galaxy"], ["galaxy", "galaxy"]], psf="nominal")
     np.testing.assert_array_equal(both.flux[2:], alone.flux)
     np.testing.assert_array_equal(both.latent[2:], alone.latent)
     assert (draw_latent(1, np.random.default_rng(0)).shape[1],) == both.latent.shape[1:]

@@ -115,13 +115,13 @@ def test_one_step_is_enough(toy_deblender: Deblender, toy_model: ToyModel) -> No
 @pytest.mark.parametrize("sky", [SKY, -SKY, 0 * SKY])
 def test_the_sky_does_not_move_the_sources(toy_deblender: Deblender, toy_model: ToyModel, sky: np.ndarray) -> None:
     image, centers, flux = scene(toy_deblender, toy_model, sky)
-    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fit")
+    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fit", psf="nominal")
     assert (np.abs(result.sky - sky * SKY_SIGMA) < SAMPLE_SIGMA * result.sky_err).all()
     assert (result.sky_err < 0.02 * np.array(SKY_SIGMA)).all()
     assert (np.abs(result.flux - flux) < SAMPLE_SIGMA * result.flux_err).all()
     assert (result.flags & int(Flag.SKY_OFFSET | Flag.POOR_FIT) == 0).all()
     if sky.any():
-        plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE)
+        plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal")
         assert (np.abs(plain.flux - result.flux) > plain.flux_err).any()
         assert (plain.flags & int(Flag.SKY_OFFSET)).any()
         assert not plain.sky.any()
@@ -131,9 +131,10 @@ def test_the_sky_does_not_move_the_sources(toy_deblender: Deblender, toy_model: 
 def test_is_a_fit_without_the_sky(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     """A fitted sky given as the background gives the same sources, images and shares of light."""
     image, centers, _ = scene(toy_deblender, toy_model)
-    fit = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED, sky="fit")
+    fit = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED, sky="fit",
+                                      psf="nominal")
     given = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED,
-                                        background=fit.sky[0])
+                                        background=fit.sky[0], psf="nominal")
     assert (fit.flux_err >= given.flux_err).all()
     assert_close(fit, given)
     np.testing.assert_allclose(fit.redistributed_flux, given.redistributed_flux, rtol=1e-3)
@@ -145,7 +146,8 @@ def test_is_a_fit_without_the_sky(toy_deblender: Deblender, toy_model: ToyModel)
 
 def test_errors_of_the_sky_and_the_fluxes_hold(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     made = [scene(toy_deblender, toy_model, seed=10 + k, shape=(84, 108)) for k in range(24)]
-    result = toy_deblender.deblend_batch([m[0] for m in made], [m[1] for m in made], variance=VARIANCE, sky="fit")
+    result = toy_deblender.deblend_batch([m[0] for m in made], [m[1] for m in made], variance=VARIANCE, sky="fit",
+                                         psf="nominal")
     pull = (result.sky - SKY * SKY_SIGMA) / result.sky_err
     assert abs(pull.std() - 1) < SAMPLE_SIGMA / np.sqrt(2 * pull.size)
     flux_pull = (result.flux - np.concatenate([m[2] for m in made])) / result.flux_err
@@ -155,9 +157,9 @@ def test_errors_of_the_sky_and_the_fluxes_hold(toy_deblender: Deblender, toy_mod
 def test_bits_depend_on_no_other_scene(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     made = [scene(toy_deblender, toy_model, seed=k) for k in range(4)]
     together = toy_deblender.deblend_batch([m[0] for m in made], [m[1] for m in made], variance=VARIANCE, sky="fit",
-                                           n_threads=2)
+                                           n_threads=2, psf="nominal")
     for k, (image, centers, _) in enumerate(made):
-        alone = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fit")
+        alone = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fit", psf="nominal")
         assert rows(alone, 0) == rows(together, k)
         np.testing.assert_array_equal(alone.sky[0], together.sky[k])
 
@@ -166,7 +168,7 @@ def test_kinds_and_found_sources_keep_the_sky(toy_deblender: Deblender, toy_mode
     """Scenes that are solved several times have the sky of the last time, which files keep."""
     image, centers, _ = scene(toy_deblender, toy_model)
     result = toy_deblender.deblend_batch(image, centers[:2], variance=VARIANCE, sky="fit", kind="auto",
-                                         find_missed=True)
+                                         find_missed=True, psf="nominal")
     assert result.n_source == 3
     assert (np.abs(result.sky - SKY * SKY_SIGMA) < SAMPLE_SIGMA * result.sky_err).all()
     assert not (result.star_probability > 0.5).any()
@@ -179,7 +181,8 @@ def test_kinds_and_found_sources_keep_the_sky(toy_deblender: Deblender, toy_mode
 def test_a_missing_band_has_no_sky(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     image, centers, _ = scene(toy_deblender, toy_model)
     bands = "".join(toy_deblender.bundle.bands[:2])
-    result = toy_deblender.deblend_batch(image[:2], centers, variance=VARIANCE[:2], bands=bands, sky="fit")
+    result = toy_deblender.deblend_batch(image[:2], centers, variance=VARIANCE[:2], bands=bands, sky="fit",
+                                         psf="nominal")
     assert (np.abs(result.sky - SKY * SKY_SIGMA)[:, :2] < SAMPLE_SIGMA * result.sky_err[:, :2]).all()
     assert not result.sky[:, 2].any()
     assert np.isnan(result.sky_err[:, 2]).all()
@@ -189,7 +192,7 @@ def test_without_free_pixels_nothing_is_fitted(toy_deblender: Deblender, toy_mod
     """The same bits as without a fit."""
     image, centers, _ = scene(toy_deblender, toy_model)
     image, centers = image[:, 18:50, 18:50], centers[:2] - 18
-    fit, plain = (toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky=sky)
+    fit, plain = (toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky=sky, psf="nominal")
                   for sky in ("fit", "subtracted"))
     assert rows(fit, 0) == rows(plain, 0)
     assert not fit.sky.any()
@@ -199,11 +202,11 @@ def test_without_free_pixels_nothing_is_fitted(toy_deblender: Deblender, toy_mod
 def test_refused(toy_deblender: Deblender, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     image, centers, _ = scene(toy_deblender, toy_model)
     with pytest.raises(ValueError, match="sky: expected 'subtracted' or 'fit', got 'fitted'"):
-        toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fitted")
+        toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fitted", psf="nominal")
     for name, size in {"LARGEST": 90, "SIDE": 60, "BORDER": 35}.items():
         monkeypatch.setattr(patches, name, size)
     with pytest.raises(ValueError, match="sky: expected 'subtracted' for an image that is solved in parts"):
-        toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fit")
+        toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fit", psf="nominal")
     monkeypatch.setattr(toy_deblender, "pool", object())
     with pytest.raises(ValueError, match='sky: expected "subtracted" with device="cuda"'):
-        toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fit")
+        toy_deblender.deblend_batch(image, centers, variance=VARIANCE, sky="fit", psf="nominal")

@@ -196,7 +196,7 @@ def test_images_add_up_to_the_data(toy_result: Callable[..., DeblendResult]) -> 
 
 def test_image_and_flux_agree(toy_deblender: Deblender, batch: tuple[list[np.ndarray], list[np.ndarray]]) -> None:
     images, centers = batch
-    result = toy_deblender.deblend_batch(images, centers, n_iteration=2)
+    result = toy_deblender.deblend_batch(images, centers, n_iteration=2, psf="nominal")
     scenes = [k for k in range(result.n_scene) if len(centers[k])]
     problem, _, _ = make_problem(toy_deblender, [images[k] for k in scenes], [centers[k] for k in scenes],
                                  variance=None)

@@ -52,7 +52,8 @@ def mixed(toy_deblender: Deblender, toy_model: ToyModel) -> DeblendResult:
     mask[1, :, :36] = True
     other, other_centers, _ = make_scene(toy_deblender, toy_model, ANCHORS, SHAPE, seed=1)
     return toy_deblender.deblend_batch([image, image, other], [first, np.zeros((0, 2)), other_centers],
-                                       variance=VARIANCE, mask=[np.zeros_like(mask), np.zeros_like(mask), mask])
+                                       variance=VARIANCE, mask=[np.zeros_like(mask), np.zeros_like(mask), mask],
+                                       psf="nominal")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_errors_are_positive_and_belong_to_the_covariance(mixed: DeblendResult) 
 
 def test_a_faint_source_keeps_the_priors_position_error(toy_deblender: Deblender) -> None:
     image = np.random.default_rng(0).normal(0, np.sqrt(VARIANCE)[:, None, None], (N_BAND, 40, 40))
-    result = toy_deblender.deblend_batch(image, [(20, 20)], variance=VARIANCE, center_sigma=0.1)
+    result = toy_deblender.deblend_batch(image, [(20, 20)], variance=VARIANCE, center_sigma=0.1, psf="nominal")
     np.testing.assert_allclose(result.position_err, 0.1, rtol=0.2)
     assert (np.abs(result.flux) < 5 * result.flux_err).all()
 
@@ -199,7 +200,7 @@ def test_flux_covariance(mixed: DeblendResult) -> None:
 def test_a_huge_aperture_holds_all_light_of_the_stamp(toy_deblender: Deblender,
                                                       scene_of_four: tuple[np.ndarray, ...]) -> None:
     image, centers, _ = scene_of_four
-    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, aperture_diameter=100.0)
+    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, aperture_diameter=100.0, psf="nominal")
     on_stamp = toy_deblender.bundle.basis.sum((1, 2), dtype=np.float64)
     light = (result.coefficients * on_stamp).sum(2) / result.map_flux
     np.testing.assert_allclose(result.aperture_flux, result.flux * light, rtol=1e-5)
@@ -212,7 +213,8 @@ def test_aperture_flux_is_the_light_in_a_circle(toy_deblender: Deblender,
     image, centers, _ = scene_of_four
     bundle = toy_deblender.bundle
     for diameter in (0.8, 1.2, 2.4):
-        result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, aperture_diameter=diameter)
+        result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, aperture_diameter=diameter,
+                                             psf="nominal")
         assert result.aperture_diameter == diameter
         for i in range(result.n_source):
             stamp = np.einsum("bk,kyx->byx", result.coefficients[i].astype(np.float64), bundle.basis)
@@ -242,7 +244,7 @@ def test_errors_of_apertures_and_shapes_against_the_decoder(toy_deblender: Deble
     bundle = toy_deblender.bundle
     monkeypatch.setattr(folding, "NESTED", ())
     toy_deblender = Deblender(toy_deblender.bundle, toy_deblender.runtime)
-    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, start="linear")
+    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, start="linear", psf="nominal")
     latent, own = own_covariances(toy_deblender, image, centers)
     np.testing.assert_array_equal(result.latent, latent.astype(np.float32))
     radius = 0.5 * result.aperture_diameter / bundle.pixel_scale
@@ -280,7 +282,7 @@ def test_errors_of_apertures_and_shapes_against_the_decoder(toy_deblender: Deble
 def test_redistributed_flux_of_a_source_alone(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     """A source alone gets the flux of all pixels, with the noise of all pixels."""
     image, centers, truth = make_scene(toy_deblender, toy_model, ANCHORS[[2]], SHAPE, seed=3)
-    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED)
+    result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=CONVERGED, psf="nominal")
     pull = (result.redistributed_flux - result.flux) / result.redistributed_flux_err
     assert np.abs(pull).max() < 3
     assert (np.abs(result.redistributed_flux - truth) < 4 * result.redistributed_flux_err).all()
@@ -301,14 +303,15 @@ def test_not_converged_is_the_remaining_step(toy_deblender: Deblender, scene_of_
         remaining = np.empty(len(centers))
         for blend in uncertainty.laplace(problem, solution):
             remaining[blend.rows] = uncertainty.remaining_step(blend, downhill[blend.rows], N_BAND)
-        result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, start="linear", n_iteration=n_iteration)
+        result = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, start="linear", n_iteration=n_iteration,
+                                             psf="nominal")
         np.testing.assert_array_equal(result.flags & Flag.NOT_CONVERGED != 0, remaining >= fit_quality.CONVERGED)
         assert n_iteration not in (0, CONVERGED) or (remaining >= fit_quality.CONVERGED).all() == (n_iteration == 0)
 
 
 def test_a_suspect_source_is_told_to_its_blend(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     image, centers, _ = make_scene(toy_deblender, toy_model, ANCHORS, SHAPE)
-    early = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=0, start="linear")
+    early = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, n_iteration=0, start="linear", psf="nominal")
     suspect = (early.flags & SUSPECT) > 0
     assert suspect.any()
     for i, blend in enumerate(early.blend):

@@ -36,7 +36,8 @@ def toy_field(toy_deblender: Deblender) -> Field:
 
 
 def deblend(deblender: Deblender, field: Field, **options: Any) -> DeblendResult:
-    return deblender.deblend_batch(field[0], field[1], variance=np.asarray(deblender.bundle.sky_sigma) ** 2, **options)
+    return deblender.deblend_batch(field[0], field[1], variance=np.asarray(deblender.bundle.sky_sigma) ** 2,
+                                   psf="nominal", **options)
 
 
 def test_stars_and_galaxies_are_told_apart(deblender: Deblender, field: Field) -> None:
@@ -81,7 +82,7 @@ def test_a_faint_source_keeps_the_prior(deblender: Deblender, star_fraction: flo
     sigma = np.asarray(deblender.bundle.sky_sigma)
     image = np.random.default_rng(2).normal(0, sigma[:, None, None], (len(sigma), 80, 80))
     result = deblender.deblend_batch(image, [(25, 40), (55, 40)], variance=sigma**2, kind="auto",
-                                     star_fraction=star_fraction)
+                                     star_fraction=star_fraction, psf="nominal")
     odds = result.star_probability / (1 - result.star_probability) * (1 - star_fraction) / star_fraction
     assert (np.abs(np.log(odds)) < 2.5).all()  # Laplace takes the prior of shapes as Gaussian, which it is not
 
@@ -90,12 +91,12 @@ def test_a_scene_does_not_notice_its_batch(toy_deblender: Deblender, toy_field: 
     image, centers, _, _ = toy_field
     images, lists = [image, image[:, 10:, 5:], image[:, :70]], [centers, centers - [5, 10], centers[:2]]
     kinds = ["auto", ["star", "auto", "auto", "galaxy"], ["galaxy", "galaxy"]]
-    together = toy_deblender.deblend_batch(images, lists, variance=VARIANCE, kind=kinds)
-    threads = toy_deblender.deblend_batch(images, lists, variance=VARIANCE, kind=kinds, n_threads=3)
+    together = toy_deblender.deblend_batch(images, lists, variance=VARIANCE, kind=kinds, psf="nominal")
+    threads = toy_deblender.deblend_batch(images, lists, variance=VARIANCE, kind=kinds, n_threads=3, psf="nominal")
     np.testing.assert_array_equal(together.star_probability, threads.star_probability)
     assert together.star.any()
     for k, (one, center, kind) in enumerate(zip(images, lists, kinds, strict=True)):
-        alone = toy_deblender.deblend_batch(one, center, variance=VARIANCE, kind=kind)
+        alone = toy_deblender.deblend_batch(one, center, variance=VARIANCE, kind=kind, psf="nominal")
         here = together.sources(k)
         np.testing.assert_array_equal(alone.star_probability, together.star_probability[here])
         assert rows(alone, 0) == rows(together, k) == rows(threads, k)
@@ -117,14 +118,15 @@ def test_only_scenes_that_changed_are_solved_again(toy_deblender: Deblender, toy
                             solved.append(members) if not options else None,  # without solves of unlisted sources
                             solve(self, result, members, *rest, **options))[1])
     few = [centers, centers[~star], centers[~star][:0]]
-    toy_deblender.deblend_batch([image, image, 0 * image], few, variance=VARIANCE, kind="auto", find_missed=True)
+    toy_deblender.deblend_batch([image, image, 0 * image], few, variance=VARIANCE, kind="auto", find_missed=True,
+                                psf="nominal")
     # solved: all scenes; the first, which has stars; the second, whose list lacks stars; the second with these as stars
     assert solved == [[0, 1], [0], [1], [1]]
 
 
 def test_missed_stars_are_added_as_stars(toy_deblender: Deblender, toy_field: Field) -> None:
     image, centers, flux, star = toy_field
-    result = toy_deblender.deblend_batch(image, centers[~star], variance=VARIANCE, find_missed=True)
+    result = toy_deblender.deblend_batch(image, centers[~star], variance=VARIANCE, find_missed=True, psf="nominal")
     found = (result.flags & Flag.FOUND) != 0
     np.testing.assert_array_equal(found, [False, False, True, True])
     np.testing.assert_array_equal(result.star, found)
@@ -141,7 +143,7 @@ def test_the_class_prior_shifts_the_odds(toy_deblender: Deblender, toy_field: Fi
     odds = []
     for fraction in (0.1, 0.6):
         p = toy_deblender.deblend_batch(faint, centers, variance=VARIANCE, kind="auto",
-                                        star_fraction=fraction).star_probability
+                                        star_fraction=fraction, psf="nominal").star_probability
         odds.append(np.log(p / (1 - p)) - np.log(fraction / (1 - fraction)))
     np.testing.assert_allclose(odds[0], odds[1], atol=1e-6)
 
@@ -150,16 +152,17 @@ def test_sources_that_are_not_fitted(toy_deblender: Deblender, toy_field: Field)
     image, centers, _, _ = toy_field
     listed = np.concatenate([centers, [[-30, 4], [np.nan, 3], [500, 500]]])
     kind = ["auto"] * 4 + ["star", "auto", "galaxy"]
-    result = toy_deblender.deblend_batch(image, listed, variance=VARIANCE, kind=kind)
+    result = toy_deblender.deblend_batch(image, listed, variance=VARIANCE, kind=kind, psf="nominal")
     np.testing.assert_array_equal(np.isnan(result.star_probability), ~result.fitted)
-    every = toy_deblender.deblend_batch(image, listed[4:], variance=VARIANCE, kind="auto")
+    every = toy_deblender.deblend_batch(image, listed[4:], variance=VARIANCE, kind="auto", psf="nominal")
     assert np.isnan(every.star_probability).all()
 
 
 @pytest.mark.parametrize("wrong", [0, 1, -0.1, 1.5, np.nan, "half", None])
 def test_a_fraction_that_is_none(toy_deblender: Deblender, wrong: object) -> None:
     with pytest.raises(ValueError, match="star_fraction"):
-        toy_deblender.deblend_batch(np.zeros((N_BAND, 9, 9)), [(4, 4)], variance=1.0, star_fraction=wrong)
+        toy_deblender.deblend_batch(np.zeros((N_BAND, 9, 9)), [(4, 4)], variance=1.0, star_fraction=wrong,
+                                    psf="nominal")
 
 
 def test_the_derivative_by_the_psfs_width(toy_model: ToyModel) -> None:

@@ -52,7 +52,7 @@ def scene(deblender: Deblender, model: ToyModel, wrong: float, seed: int = 0) ->
 
 def test_a_misfit_is_its_source_s(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     clean, wrong = (toy_deblender.deblend_batch(*scene(toy_deblender, toy_model, e), variance=VARIANCE,
-                                                n_iteration=CONVERGED) for e in (0.0, 0.1))
+                                                psf="nominal", n_iteration=CONVERGED) for e in (0.0, 0.1))
     assert not (clean.flags & Flag.POOR_FIT).any()
     smooth = clean.flux_sys_err / clean.map_flux
     assert ((smooth >= systematic_error.FLOOR) & (smooth < 0.02)).all()
@@ -96,7 +96,7 @@ def test_against_the_formula(toy_deblender: Deblender, toy_model: ToyModel) -> N
 def test_pure_noise_is_no_misfit(toy_deblender: Deblender) -> None:
     rng = np.random.default_rng(1)
     image = rng.normal(0, np.array(SKY_SIGMA)[:, None, None], (N_BAND, *SHAPE))
-    result = toy_deblender.deblend_batch(image, ANCHORS, variance=VARIANCE)
+    result = toy_deblender.deblend_batch(image, ANCHORS, variance=VARIANCE, psf="nominal")
     assert (
         result.flux_sys_err < 1.01 * np.hypot(systematic_error.FLOOR, systematic_error.HIDDEN) * result.map_flux
     ).all()

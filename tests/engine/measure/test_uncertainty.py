@@ -426,7 +426,7 @@ def population(toy_deblender: Deblender, toy_model: ToyModel) -> Population:
         latent[:, N_BAND : N_BAND + 2] += sigma * rng.standard_normal((len(PAIR), 2))
         images.append(add_noise(paint(toy_model, toy_deblender.fold(None), latent, PAIR, shape), rng))
         latents.append(latent)
-    options: dict[str, Any] = {"variance": VARIANCE, "robust": False, "center_sigma": sigma}
+    options: dict[str, Any] = {"variance": VARIANCE, "psf": "nominal", "robust": False, "center_sigma": sigma}
     result = toy_deblender.deblend_batch(images, given, n_iteration=CONVERGED, **options)
     problem, _, _ = make_problem(toy_deblender, images, given, robust=False, center_sigma=sigma)
     latent = np.concatenate(latents)

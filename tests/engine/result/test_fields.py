@@ -23,7 +23,7 @@ LONGEST = 68  # letters of a string on one card of a FITS header
 @pytest.fixture(scope="module")
 def unfitted(toy_deblender: Deblender) -> DeblendResult:
     image = np.zeros((len(toy_deblender.bundle.bands), 20, 20))
-    return toy_deblender.deblend_batch(image, [(-30, 5), (np.nan, 4)], variance=VARIANCE)
+    return toy_deblender.deblend_batch(image, [(-30, 5), (np.nan, 4)], variance=VARIANCE, psf="nominal")
 
 
 @pytest.mark.parametrize("q", QUANTITIES.values(), ids=QUANTITIES)

@@ -18,7 +18,7 @@ from deblendrt.engine.result.result import DeblendResult
 def written(tmp_path_factory: pytest.TempPathFactory, toy_deblender: Deblender) -> Path:
     rng = np.random.default_rng(0)
     images = [rng.normal(size=(3, 20, 22)) for _ in range(2)]
-    result = toy_deblender.deblend_batch(images, [[(9, 9), (12, 10)], [(8, 8)]], n_iteration=1)
+    result = toy_deblender.deblend_batch(images, [[(9, 9), (12, 10)], [(8, 8)]], n_iteration=1, psf="nominal")
     path = tmp_path_factory.mktemp("result") / "r.fits"
     result.write(path, images=True)
     return path

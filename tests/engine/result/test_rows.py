@@ -64,7 +64,7 @@ def test_a_result_numbers_its_blends_and_is_read_only(toy_deblender: Deblender) 
 
 def test_a_result_shows_what_becomes_of_the_callers_image(toy_deblender: Deblender) -> None:
     image = np.random.default_rng(1).normal(size=(N_BAND, 40, 50)).astype(np.float32)
-    result = toy_deblender.deblend_batch(image, CENTERS, variance=VARIANCE, n_iteration=0)
+    result = toy_deblender.deblend_batch(image, CENTERS, variance=VARIANCE, n_iteration=0, psf="nominal")
     before = result.residual(0)
     image += 1
     np.testing.assert_allclose(result.residual(0) - before, 1, atol=1e-4)

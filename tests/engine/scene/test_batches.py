@@ -20,7 +20,8 @@ N_SCENE = 8
 @pytest.fixture(scope="module")
 def batch(toy_deblender: Deblender, toy_model: ToyModel) -> dict[str, Any]:
     made = [make_scene(toy_deblender, toy_model, [[14, 20], [19, 23], [38, 30]], seed=k) for k in range(N_SCENE)]
-    return {"cutouts": [scene[0] for scene in made], "centers": [scene[1] for scene in made], "variance": VARIANCE}
+    return {"cutouts": [scene[0] for scene in made], "centers": [scene[1] for scene in made], "variance": VARIANCE,
+            "psf": "nominal"}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ def test_every_flag_is_one_bit_and_described():
 def test_bits_are_part_of_the_file_format():
     names = """NON_FINITE NO_DATA OFF_IMAGE EDGE TOO_CLOSE MASKED_CENTER VARIANCE_ESTIMATED BAND_MISSING NOT_CONVERGED
         PRIOR_OUTLIER POOR_FIT PSF_NOT_NORMALIZED PSF_TOO_NARROW CENTER_NOT_FINITE UNMODELLED_FLUX BAD_VARIANCE
-        OUTSIDE_PRIOR_FLUX NEIGHBOUR_SUSPECT FOUND PSF_MISSING NEAR_RESIDUAL_PEAK SKY_OFFSET"""
+        OUTSIDE_PRIOR_FLUX NEIGHBOUR_SUSPECT FOUND PSF_MISSING NEAR_RESIDUAL_PEAK SKY_OFFSET PSF_NOMINAL ZERO_PIXELS"""
     assert [flag.name for flag in Flag] == names.split()
     assert [flag.value for flag in Flag] == [1 << bit for bit in range(len(Flag))]
 

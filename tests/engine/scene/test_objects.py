@@ -35,7 +35,8 @@ SHAPE = (3, 20, 24)
 RANDOM = np.random.default_rng(0)
 IMAGE, VARIANCE = RANDOM.normal(size=SHAPE), RANDOM.uniform(1, 2, SHAPE)
 BAD = RANDOM.random(SHAPE) > 0.9
-PSF = RANDOM.random((3, 7, 7))
+PSF = RANDOM.uniform(0.5, 1, (3, 7, 7)) * np.exp(-np.hypot(*np.mgrid[-3:4, -3:4]))
+PSF += PSF[:, ::-1, ::-1]  # centred
 PSF /= PSF.sum((1, 2), keepdims=True)
 STATED = (0.5, 0.25, 0.125)
 
@@ -104,9 +105,10 @@ HONOURED: dict[str, tuple[Any, Any]] = {
     "mixed units of bands": (
         lambda: one([ccd(IMAGE[0]), ccd(IMAGE[1] / 1e3, unit="uJy"), ccd(IMAGE[2] / 1e6, unit="mJy")],
                     variance=VARIANCE * u.nJy**2), PLAIN),
-    "PSF of NDData": (lambda: one(NDData(IMAGE, psf=PSF), variance=VARIANCE), PLAIN | {"psf": PSF}),
+    "PSF of NDData": (lambda: one(NDData(IMAGE, psf=PSF), variance=VARIANCE, psf=None), PLAIN | {"psf": PSF}),
     "PSF of each band's CCDData": (
-        lambda: one([NDData(IMAGE[b], psf=PSF[b]) for b in range(3)], variance=VARIANCE), PLAIN | {"psf": PSF}),
+        lambda: one([NDData(IMAGE[b], psf=PSF[b]) for b in range(3)], variance=VARIANCE, psf=None),
+        PLAIN | {"psf": PSF}),
     "Cutout2D": (lambda: one([Cutout2D(plane, (11.5, 9.5), (20, 24)) for plane in IMAGE], variance=VARIANCE), PLAIN),
     "Masked Quantity": (lambda: one(Masked(IMAGE * u.nJy, mask=BAD), variance=VARIANCE * u.nJy**2),
                         PLAIN | {"mask": BAD}),

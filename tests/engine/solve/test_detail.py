@@ -198,7 +198,7 @@ def test_without_modes_or_unwanted(toy_deblender: Deblender, with_modes: Deblend
     latent = draw_latent(2, rng)
     latent[:, :N_BAND] = np.log(2000 * np.array(SKY_SIGMA))
     image = add_noise(paint(toy_model, toy_deblender.fold(None), latent, ANCHORS, SHAPE), rng)
-    given: dict[str, Any] = {"centers": ANCHORS.astype(float), "variance": np.array(SKY_SIGMA) ** 2}
+    given: dict[str, Any] = {"centers": ANCHORS.astype(float), "variance": np.array(SKY_SIGMA) ** 2, "psf": "nominal"}
     none = toy_deblender.deblend_batch(image, **given)
     unwanted = with_modes.deblend_batch(image, **given, detail=False)
     wanted = with_modes.deblend_batch(image, **given)

@@ -33,7 +33,7 @@ def scene(wide_toy_deblender: Deblender, wide_toy_model: ToyModel) -> tuple[np.n
 
 @pytest.fixture(scope="module")
 def result(wide_toy_deblender: Deblender, scene: tuple[np.ndarray, ...]) -> DeblendResult:
-    return wide_toy_deblender.deblend_batch(scene[0], scene[1], variance=VARIANCE)
+    return wide_toy_deblender.deblend_batch(scene[0], scene[1], variance=VARIANCE, psf="nominal")
 
 
 def test_large_galaxies_are_drawn_whole(wide_toy_deblender: Deblender, result: DeblendResult,
@@ -82,7 +82,7 @@ def test_the_same_bits_in_any_batch(wide_toy_deblender: Deblender, result: Deble
     other = image[:, 5:70, 3:66]
     some = centers - [3, 5]
     both = wide_toy_deblender.deblend_batch([other, image, other], [some[:2], centers, some[:1]], variance=VARIANCE,
-                                            n_threads=2)
+                                            n_threads=2, psf="nominal")
     assert rows(both, 1) == rows(result, 0)
     assert "extent" not in FIELDS  # the model images show it
     np.testing.assert_array_equal(both.model(1), result.model(0))

@@ -25,7 +25,7 @@ def field(toy_deblender: Deblender, toy_model: ToyModel) -> tuple[np.ndarray, np
 def test_a_quarter_of_the_list_deleted(toy_deblender: Deblender, field: tuple[np.ndarray, ...]) -> None:
     image, centers, flux = field
     listed = np.delete(np.arange(len(centers)), UNLISTED)
-    result = toy_deblender.deblend_batch(image, centers[listed], variance=VARIANCE)
+    result = toy_deblender.deblend_batch(image, centers[listed], variance=VARIANCE, psf="nominal")
     peaks = result.residual_peaks(0)
     assert (np.diff(peaks[:, 2]) <= 0).all()
     for center in centers[UNLISTED]:
@@ -36,7 +36,7 @@ def test_a_quarter_of_the_list_deleted(toy_deblender: Deblender, field: tuple[np
     pull = (result.flux - flux[listed]) / result.flux_err
     assert (np.abs(pull[far]) < SAMPLE_SIGMA).all()
 
-    complete = toy_deblender.deblend_batch(image, centers[listed], variance=VARIANCE, find_missed=True)
+    complete = toy_deblender.deblend_batch(image, centers[listed], variance=VARIANCE, find_missed=True, psf="nominal")
     n = len(listed)
     np.testing.assert_array_equal(complete.center[:n], centers[listed])
     assert complete.n_source == len(centers)
@@ -50,8 +50,8 @@ def test_a_quarter_of_the_list_deleted(toy_deblender: Deblender, field: tuple[np
 
 def test_complete_lists_stay_as_they_are(toy_deblender: Deblender, field: tuple[np.ndarray, ...]) -> None:
     image, centers, _ = field
-    plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE)
-    searched = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, find_missed=True)
+    plain = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, psf="nominal")
+    searched = toy_deblender.deblend_batch(image, centers, variance=VARIANCE, find_missed=True, psf="nominal")
     np.testing.assert_array_equal(searched.flux, plain.flux)
     assert searched.n_source == len(centers)
 
@@ -59,7 +59,7 @@ def test_complete_lists_stay_as_they_are(toy_deblender: Deblender, field: tuple[
 def test_found_sources_follow_those_of_their_scene(toy_deblender: Deblender, field: tuple[np.ndarray, ...]) -> None:
     image, centers, _ = field
     result = toy_deblender.deblend_batch([image, image[:, :40], image], [centers[:3], centers[:2], centers[:0]],
-                                         variance=VARIANCE, find_missed=True)
+                                         variance=VARIANCE, find_missed=True, psf="nominal")
     for k, given in enumerate((centers[:3], centers[:2], centers[:0])):
         rows = result.sources(k)
         np.testing.assert_array_equal(result.center[rows][: len(given)], given)
