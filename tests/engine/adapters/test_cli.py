@@ -160,6 +160,15 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
     assert fake.keywords == expected
 
 
+def test_a_pixel_scale_against_the_file_is_noted(fake: FakeDeblender, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    scene = write_scene(tmp_path, fake.result)
+    assert run(scene, "--out", tmp_path / "out", "--no-plot", "--pixel-scale", "0.3") == 0
+    assert "note: pixel scale 0.3 arcsec as told; the file says 0.2" in capsys.readouterr().out
+    assert run(scene, "--out", tmp_path / "out", "--no-plot", "--pixel-scale", "0.2", "--overwrite") == 0
+    assert "as told" not in capsys.readouterr().out
+
+
 def test_quiet_says_nothing(fake: FakeDeblender, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(write_scene(tmp_path, fake.result), "--out", tmp_path / "out", "--quiet", "--no-plot") == 0
     assert capsys.readouterr() == ("", "")
