@@ -127,10 +127,10 @@ def read_inputs(arguments: argparse.Namespace) -> tuple[fits.ImageFile, Catalog,
     if image.zero_point is None:
         found = f"BUNIT {image.unit!r}" if image.unit else "no BUNIT"
         raise ValueError(f"{image.path}: {found} and no zero point in the header: say --zero-point (31.4 means nJy)")
-    told, found = arguments.pixel_scale, image.pixel_scale
-    if told is not None and found is not None and abs(told / found - 1) > fits_header.SQUARE_TOLERANCE:
-        notes.append(f"pixel scale {told:g} arcsec as told; the file says {found:.4g}")
-    image = dataclasses.replace(image, pixel_scale=told or found)
+    told, scale = arguments.pixel_scale, image.pixel_scale
+    if told is not None and scale is not None and abs(told / scale - 1) > fits_header.SQUARE_TOLERANCE:
+        notes.append(f"pixel scale {told:g} arcsec as told; the file says {scale:.4g}")
+    image = dataclasses.replace(image, pixel_scale=told or scale)
     if image.pixel_scale is None:
         notes.append("no pixel scale in the header: taken to be the model's")
     if image.variance is None:

@@ -25,10 +25,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deblendrt.engine.files import fits_header, fits_reader, planes
+from deblendrt.engine.files import fits_header
 from deblendrt.engine.files.fits_check import open_fits
-from deblendrt.engine.files.fits_reader import MAX_PSF, FitsReader, ImageFile, ZeroPoint
-from deblendrt.engine.files.planes import BAD_PLANES, STANDARD_BITS, FitsPlane, has_data, name_of
+from deblendrt.engine.files.images import image_file, planes
+from deblendrt.engine.files.images.fits_reader import FitsReader
+from deblendrt.engine.files.images.image_file import MAX_PSF, ImageFile, ZeroPoint
+from deblendrt.engine.files.images.planes import BAD_PLANES, STANDARD_BITS, FitsPlane, has_data, name_of
 from deblendrt.engine.units import notify
 
 __all__ = ["BAD_PLANES", "MAX_PSF", "STANDARD_BITS", "ImageFile", "read_image", "read_psf"]
@@ -141,7 +143,7 @@ def _band_files(paths: Mapping[str, str | Path], others: Mapping[str, Paths | No
             came = ", ".join(given) if isinstance(given, Mapping) else str(given)
             raise ValueError(f"{'error' if role == 'sigma' else role}: expected a file for each of the bands "
                              f"{', '.join(bands)}, got {came}")
-    points = None if zero_point is None else fits_reader.per_band(zero_point, bands, len(bands))
+    points = None if zero_point is None else image_file.per_band(zero_point, bands, len(bands))
     files = []
     for k, (band, path) in enumerate(paths.items()):
         with open_fits(path, any_compression=any_compression) as hdus:
@@ -149,7 +151,7 @@ def _band_files(paths: Mapping[str, str | Path], others: Mapping[str, Paths | No
         own = {role: given[band] if isinstance(given, Mapping) else given for role, given in others.items()}
         files.append(_one_file(Path(path), told, own, bad_bits, None if points is None else points[k],
                                one_based and k == 0, columns if k == 0 else None, any_compression))
-    return fits_reader.joined(files, bands)
+    return image_file.joined(files, bands)
 
 
 def read_psf(path: str | Path, n_band: int) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from astropy.wcs import WCS
 
 from deblendrt import engine
 from deblendrt.engine.files.fits import read_image
-from deblendrt.engine.files.planes import is_inverse_variance
+from deblendrt.engine.files.images.planes import is_inverse_variance
 
 pytestmark = pytest.mark.filterwarnings("ignore::deblendrt.engine.units.InputWarning")
 N_Y, N_X = 30, 40

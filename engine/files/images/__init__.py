@@ -1,0 +1,1 @@
+"""Images from FITS files: the planes of a file, and their assembly."""
