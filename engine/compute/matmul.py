@@ -75,7 +75,7 @@ class PackedMatrices:
         self.shape = (n, j, i) if transposed else (n, i, j)
         self._matrix, self._transposed = matrix, transposed
         self._order = tuple(range(n))  # numbers of the matrices
-        self._parts: dict[tuple[int, ...], PackedMatrices] = {}  # shared by all parts of the stack
+        self._parts: dict[tuple[int, ...], PackedMatrices] = {}
         self._lock = threading.Lock()
         self._packed: tuple[onnxruntime.InferenceSession, list[list[slice]]] | None = None
 
@@ -94,11 +94,17 @@ class PackedMatrices:
         return multiply(rows, self)
 
     def part(self, chosen: Sequence[int]) -> PackedMatrices:
-        """Return a stack of some of the matrices, which may repeat; equal parts are packed once."""
+        """Return a stack of some of the matrices, which may repeat; equal parts of a stack are packed once.
+
+        A part has parts of its own: with a dict that all share, it would hold itself, and with it 100 MB of tables.
+        """
         order = tuple(self._order[k] for k in chosen)
+        if order == self._order:
+            return self
         with self._lock:
             if order not in self._parts:
                 part = copy.copy(self)
+                part._parts = {}
                 part.shape = (len(order), *self.shape[1:])
                 part._order, part._packed = order, None
                 self._parts[order] = part

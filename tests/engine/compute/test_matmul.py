@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import hashlib
 import os
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -122,3 +124,16 @@ def test_the_general_model_is_onnx() -> None:
     model = onnx.load_from_string(products._general_model())
     assert [node.op_type for node in model.graph.node] == ["MatMul"]
     onnx.checker.check_model(model, full_check=True)
+
+
+def test_a_stack_that_nobody_holds_is_gone() -> None:
+    """Without a run of the garbage collector: a stack that held itself would keep 100 MB for each new PSF."""
+    gc.disable()
+    try:
+        stack = PackedMatrices(np.ones((3, 4, 5), np.float32))
+        left = [weakref.ref(part) for part in (stack, stack.part((0, 1)), stack.part((0, 1)).part((1, 0, 1)))]
+        assert stack.part((0, 1, 2)) is stack
+        del stack
+        assert [each() for each in left] == [None] * 3
+    finally:
+        gc.enable()
