@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import ctypes
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +32,7 @@ from deblendrt.engine.model.networks import Runtime
 from deblendrt.engine.model.onnxruntime_cpu import OrtRuntime
 from deblendrt.engine.result.result import DeblendResult
 from deblendrt.engine.result.rows import Rows, empty_chi2
-from deblendrt.engine.scene.batches import Chunk, Memory, divide_into_chunks
+from deblendrt.engine.scene.batches import FOLDED_TABLES, Chunk, Memory, divide_into_chunks
 from deblendrt.engine.scene.flags import NOT_FITTED, Flag
 from deblendrt.engine.scene.patches import Part
 from deblendrt.engine.scene.psf.images import psf_key
@@ -43,7 +45,25 @@ from deblendrt.engine.solve.start import build_problem, start_latents
 if TYPE_CHECKING:
     from deblendrt.engine.compute.cuda.streams import DevicePool, SharedDevice
 
-FOLDED_CACHE = 16  # folded bases kept; each takes 100 MB, 175 MB after its first use, at 6 bands of 63 x 63 pixels
+FOLDED_POOL = 1e9  # bytes of folded bases that are kept for a next use: 5 PSFs of the LSST model, 175-195 MB each
+POOL_SHARE = 0.25  # of `memory_limit`: largest part that folded bases take that are not at work
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Return glibc's function that returns freed memory to the system; None for another C library."""
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # macOS, musl; Windows
+        return None
+    return found
+
+
+def _return_freed_memory() -> None:
+    """Return freed memory to the system; glibc keeps it. 14 PSFs one after the other held 800 MB, and with this 290."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
 
 
 class Deblender:
@@ -164,9 +184,19 @@ class Deblender:
         folded = fold_bundle(self.bundle, images)
         with self._lock:
             self._folded[key] = folded
-            while len(self._folded) > FOLDED_CACHE:
-                self._folded.popitem(last=False)
+        self._trim(FOLDED_POOL)
         return folded
+
+    def _trim(self, limit: float) -> None:
+        """Drop the folded bases that were not used for longest, until the pool is within a limit [byte] or has one."""
+        with self._lock:
+            size = {key: FOLDED_TABLES * (basis.whole or basis).phi.nbytes for key, basis in self._folded.items()}
+            dropped = 0
+            while sum(size.values()) > limit and len(size) > 1:
+                size.pop(self._folded.popitem(last=False)[0])
+                dropped += 1
+        if dropped:
+            _return_freed_memory()
 
     def deblend_batch(self, cutouts: Any, centers: Any, *, variance: Any = None, mask: Any = None, psf: Any = None,
                       bands: Any = None, kind: Any = None, background: Any = None, zero_point: Any = None,
@@ -174,7 +204,7 @@ class Deblender:
                       solver: str = "gauss_newton", n_iteration: int | None = None, start: str = "encoder",
                       robust: bool = True, detail: bool = True, sky: str = "subtracted",
                       center_sigma: float = constants.CENTER_SIGMA, aperture_diameter: float = 1.2,
-                      find_missed: bool = False, star_fraction: float = 0.1, n_threads: int = 1,
+                      find_missed: bool = False, star_fraction: float = 0.1, zeros: str = "missing", n_threads: int = 1,
                       memory_limit: float | None = None) -> DeblendResult:
         """Separate the sources of one scene or of many.
 
@@ -194,9 +224,13 @@ class Deblender:
             of flux density, the variance needs a unit too.
         mask : bool (n_y, n_x) or (n_band, n_y, n_x), optional
             True means bad.
-        psf : float (n_band, q, q), `CellPsf` or callable, optional
-            Effective PSF images, for all scenes or one per scene; where the PSF varies over an image, one set of images
-            per cell, or a callable (x, y) -> images. Default: the model's nominal PSFs.
+        psf : optional
+            Effective PSFs, the pixel included, for all scenes or one entry per scene: images (n_band, q, q), or a
+            sequence or a dict by band of images, FWHM in arcsec, FITS or PSFEx files, or models of Piff, photutils,
+            astropy or GalSim; or one of these for all bands. Where the PSF varies over an image, also a `CellPsf`, or a
+            callable (x, y) -> images. A FWHM stands for a Kolmogorov profile. "nominal" means the model's nominal PSFs.
+            With None they are used too, with an `InputWarning` and the flag PSF_NOMINAL. Even-sized images, and images
+            off centre, are moved to the PSF's centroid, with an `InputWarning`.
         bands : str or sequence of str, optional
             Names of the cutouts' bands. Default: all bands of the model. The prior fills in absent bands.
         kind : str, or sequence of str (n_source,), optional
@@ -245,11 +279,15 @@ class Deblender:
             time.
         star_fraction : float
             Prior probability that an "auto" source is a star, between 0 and 1.
+        zeros : {"missing", "data"}
+            "missing" takes connected regions of at least 16 pixels that are exactly zero, in an otherwise noisy image,
+            as pixels without data: they are masked, with an `InputWarning` and the flag ZERO_PIXELS. "data" keeps them.
         n_threads : int
             Number of chunks that are solved at a time. Results do not depend on it.
         memory_limit : float, optional [byte]
             Limit of the memory at work, beside the images and the result; with a GPU, of the GPU's memory. A small
-            limit lets fewer sources be solved at a time. Results do not depend on it.
+            limit lets fewer sources be solved at a time. Results do not depend on it. The deblender keeps the tables of
+            PSFs for a next call: up to a quarter of this limit, at most 1 GB, at least those of one PSF.
 
         Returns
         -------
@@ -282,7 +320,7 @@ class Deblender:
                              bundle_pixel_scale=self.bundle.pixel_scale, window_half=self.window // 2, bands=bands,
                              variance=variance, mask=mask, psf=psf, background=background, zero_point=zero_point,
                              pixel_scale=pixel_scale, kind=kind, wcs=wcs, bundle_sky_sigma=self.bundle.sky_sigma,
-                             bundle_psf_fwhm=self.bundle.psf_fwhm.tolist())
+                             bundle_psf_fwhm=self.bundle.psf_fwhm.tolist(), zeros=zeros)
         rows = self._with_kinds(self.solve_scenes(scenes, settings), settings)
         if find_missed:  # after the kinds: a bright star fitted as a galaxy leaves rings
             peaks = [rows.residual_peaks(k)[:, :2] for k in range(len(scenes))]
@@ -377,6 +415,8 @@ class Deblender:
 
         def run(chunk: Chunk) -> NDArray[np.float64]:
             """Solve a chunk. Return chi2 and objective if the chunk is a part of a scene, else zeros."""
+            if settings.memory_limit is not None:
+                self._trim(POOL_SHARE * settings.memory_limit)
             if chunk.part is None:
                 self._solve_chunk(rows, chunk.members, settings)
                 return np.zeros(2)
@@ -391,6 +431,8 @@ class Deblender:
             for chunk, total in zip(chunks, each, strict=True):
                 if chunk.part is not None:  # in the order of the parts: the same bits whichever was first
                     totals[chunk.members[0]] += total
+        if settings.memory_limit is not None:
+            self._trim(POOL_SHARE * settings.memory_limit)
         for i, total in totals.items():
             rows.scene_chi2[i], rows.objective[i] = total
         return rows
@@ -399,8 +441,8 @@ class Deblender:
         """Return what `divide` must know of the memory that solving takes on the host, and the limit."""
         if limit is None:
             return Memory(len(self.bundle.bands), 0, 0)
-        folded = self.fold(None)
-        return Memory(len(self.bundle.bands), 2 * folded.half, folded.phi.nbytes, limit)
+        n_band = len(self.bundle.bands)
+        return Memory(n_band, 2 * (self.window // 2), 4 * n_band * self.bundle.n_basis * self.window**2, limit)
 
     def _in_halves(self, run: Callable[[Chunk], NDArray[np.float64]], chunk: Chunk) -> NDArray[np.float64]:
         """Run a chunk. Run its halves if the device's memory does not hold the whole."""

@@ -38,7 +38,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `Deblender.deblend_batch` that the command line sets."""
     return {"solver": arguments.solver, "n_iteration": arguments.iterations, "start": arguments.start,
             "robust": not arguments.no_robust, "detail": not arguments.no_detail, "sky": arguments.sky,
-            "center_sigma": arguments.center_sigma,
+            "zeros": arguments.zeros, "center_sigma": arguments.center_sigma,
             "aperture_diameter": arguments.aperture, "find_missed": arguments.find_missed,
             "star_fraction": arguments.star_fraction, "n_threads": arguments.threads}
 

@@ -39,6 +39,8 @@ from deblendrt.engine.scene.objects.world import check_same_grid, pixel_scales, 
 from deblendrt.engine.scene.psf.argument import NOMINAL, GivenPsfs
 from deblendrt.engine.scene.psf.field import PsfField
 from deblendrt.engine.scene.windows import Windows, anchor_pixels, too_close
+from deblendrt.engine.scene.zero_regions import zero_regions
+from deblendrt.engine.units import notify
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
                 psf: Any = NOMINAL, background: Any = None, zero_point: ArrayLike | None = None,
                 pixel_scale: Any = None, kind: Any = None, wcs: Any = None,
                 bundle_sky_sigma: ArrayLike | None = None,
-                bundle_psf_fwhm: Sequence[float] | None = None) -> list[Scene]:
+                bundle_psf_fwhm: Sequence[float] | None = None, zeros: str = "missing") -> list[Scene]:
     """Check a batch of scenes and bring it to the model's bands and units.
 
     Parameters
@@ -176,6 +178,9 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         Noise of a pixel at nominal depth, for images that are too small or too smooth to estimate the noise.
     bundle_psf_fwhm : sequence of float, optional [arcsec]
         Widths of the model's nominal PSFs, for a notice.
+    zeros : {"missing", "data"}
+        Whether regions of exact zeros in noisy images are without data, see
+        `deblendrt.engine.scene.zero_regions`.
 
     Returns
     -------
@@ -203,7 +208,9 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     target = np.array([list(bundle_bands).index(name) for name in names])
     sky = np.full(len(bundle_bands), np.nan) if bundle_sky_sigma is None else np.asarray(bundle_sky_sigma, np.float64)
     psfs = GivenPsfs(psf, names, target, n, nested, bundle_pixel_scale)
-    scenes = []
+    if zeros not in ("missing", "data"):
+        raise ValueError(f"zeros: expected 'missing' or 'data', got {zeros!r}")
+    scenes, n_zero = [], 0
     for i in range(n):
         where = f"[{i}]" if nested else ""
         image = in_order(images[i], names, "cutouts" + where)
@@ -217,7 +224,8 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
             check_pixel_scale(scale, bundle_pixel_scale, "wcs" + where)
         given, kinds = read_positions(center_list[i], "centers" + where, given_wcs[0] if given_wcs else None, shape)
         windows = Windows(given, shape, window_half)
-        checked, flags, n_weighted = _check_pixels(pixels, target, sky, windows)
+        checked, flags, n_weighted, some_zero = _check_pixels(pixels, target, sky, windows, zeros)
+        n_zero += some_zero
         flags[too_close(np.where(windows.on_image[:, None], given, np.nan))] |= Flag.TOO_CLOSE
         present = n_weighted > 0
         own_psf = psfs.of_scene(i, own.psf, present, (checked.shape[1], checked.shape[2]), len(given), where)
@@ -226,6 +234,10 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
         flags[~np.isfinite(given).all(1)] = Flag.CENTER_NOT_FINITE
         star, auto = read_kind(kinds if kind_list[i] is None else kind_list[i], "kind" + where, len(given))
         scenes.append(Scene(checked, given, flags, own_psf.images, star, auto, present, int(n_weighted.sum()), str(i)))
+    if n_zero:
+        many = f" of {n_zero} of {n} scenes" if n > 1 else ""
+        notify(f"cutouts: regions of exact zeros{many} are taken as no data, and sources beside them have the flag "
+               'ZERO_PIXELS; with zeros="data" they count as data')
     psfs.notify(dict(zip(bundle_bands, bundle_psf_fwhm or (), strict=False)))
     return scenes
 
@@ -261,9 +273,13 @@ def with_stars(scene: Scene, star: NDArray[np.bool_]) -> Scene:
 
 
 def _check_pixels(pixels: GivenPixels, target: NDArray[np.int64], sky: NDArray[np.float64],
-                  windows: Windows) -> tuple[GivenImages, NDArray[np.int64], NDArray[np.int64]]:
-    """Return the images, the flags that follow from their pixels, and the number of pixels with weight of each band."""
+                  windows: Windows, zeros: str) -> tuple[GivenImages, NDArray[np.int64], NDArray[np.int64], bool]:
+    """Return the images, the flags that follow from their pixels, the number of pixels with weight of each band, and
+    whether zeros were taken as no data."""
     estimated = pixels.variance is None
+    zero = zero_regions(pixels, sky[target]) if zeros == "missing" else None
+    if zero is not None:
+        pixels = dataclasses.replace(pixels, masks=[*pixels.masks, zero])
     pixels = with_variance(pixels, sky[target])
     not_finite, bad_variance = np.zeros(pixels.image.shape[1:], bool), np.zeros(pixels.image.shape[1:], bool)
     weighted: list[NDArray[np.bool_] | None] = [None] * len(sky)
@@ -276,9 +292,11 @@ def _check_pixels(pixels: GivenPixels, target: NDArray[np.int64], sky: NDArray[n
     flags[windows.counts(not_finite) > 0] |= Flag.NON_FINITE
     flags[windows.counts(bad_variance) > 0] |= Flag.BAD_VARIANCE
     flags |= Flag.VARIANCE_ESTIMATED if estimated else 0
+    if zero is not None:
+        flags[windows.counts(np.any(zero, axis=0)) > 0] |= Flag.ZERO_PIXELS
     number = np.array([0 if w is None else np.count_nonzero(w) for w in weighted])
     clean = bool((number[target] == not_finite.size).all())
-    return GivenImages(pixels, target, len(sky), clean), flags, number
+    return GivenImages(pixels, target, len(sky), clean), flags, number, zero is not None
 
 
 def _window_flags(weighted: Iterable[NDArray[np.bool_] | None], windows: Windows) -> NDArray[np.int64]:

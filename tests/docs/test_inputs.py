@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.modeling.models import Moffat2D
 from astropy.nddata import CCDData, Cutout2D, InverseVariance, StdDevUncertainty, UnknownUncertainty
 from astropy.table import Table
 from astropy.wcs import WCS
 
+from deblendrt.engine import CellPsf
+from deblendrt.engine.scene.psf.images import kolmogorov_psf
 from deblendrt.engine.scene.scene import make_scenes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text(encoding="utf-8")
@@ -68,6 +72,11 @@ def names() -> dict[str, Any]:
         "centers": centers, "table": Table({"y": centers[:, 1], "x": centers[:, 0], "kind": ["star", "auto"]}),
         "other": pandas.DataFrame({"row": centers[:, 1], "col": centers[:, 0]}), "sky": SkyCoord(sky).galactic,
         "radec": pandas.DataFrame({"ra": sky.ra.deg, "dec": sky.dec.deg}), "wcs": world, "coarse": wcs(0.4),
+        "psfs": np.stack([kolmogorov_psf(4.0)] * 3), "psf_g": kolmogorov_psf(4.5)[2:-2, 2:-2],
+        "psf_r": kolmogorov_psf(4.0),
+        "psf_small": kolmogorov_psf(3.5)[8:-8, 8:-8], "psf_even": kolmogorov_psf(4.0)[:-1, :-1],
+        "Moffat2D": Moffat2D, "CellPsf": CellPsf, "filled": np.where(np.arange(50) < 20, 0, image),
+        "holed": np.where(np.arange(50) < 20, np.nan, image),
         "flagged": CCDData(image, unit="nJy", flags=bad.astype(int)),
         "shifted_i": CCDData(image[2], unit="nJy", mask=bad[2], wcs=wcs(shift=0.5),
                              uncertainty=StdDevUncertainty(sigma[2]))}
@@ -80,7 +89,22 @@ def run(code: str, names: dict[str, Any]) -> Any:
     return scope["found"]
 
 
-@pytest.mark.parametrize("code", codes(section("Python objects"), 1))
+@pytest.fixture
+def psf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: dict[str, Any]) -> None:
+    """Work in a folder with files of PSFs."""
+    monkeypatch.chdir(tmp_path)
+    fits.PrimaryHDU(names["psfs"]).writeto("psf.fits")
+    image = names["psf_g"]
+    table = fits.BinTableHDU.from_columns([fits.Column("PSF_MASK", f"{image.size}E", dim=str((*image.shape, 1)),
+                                                       array=image[None, None])], name="PSF_DATA")
+    table.header["POLNAXIS"], table.header["PSF_SAMP"] = 0, 1.0
+    for band in "gri":
+        table.writeto(f"{band}.psf")
+
+
+@pytest.mark.parametrize("code", [code for title in ("Python objects", "PSFs", "Pixels without data")
+                                  for code in codes(section(title), 1)])
+@pytest.mark.usefixtures("psf_files")
 def test_what_you_write(code: str, names: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

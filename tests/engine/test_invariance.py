@@ -62,14 +62,27 @@ def test_psfs_of_their_own(toy_deblender: Deblender, batch: Any) -> None:
         assert rows(together, k) == rows(alone, 0)
 
 
-def test_the_cache_of_folded_bases_is_bounded(toy_deblender: Deblender, scene: Any) -> None:
+def test_the_pool_of_folded_bases_is_bounded(toy_deblender: Deblender, scene: Any,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
     local = Deblender(toy_deblender.bundle, toy_deblender.runtime)
     first = local.fold(None)
     assert local.fold(None) is first
-    for k in range(deblender_module.FOLDED_CACHE + 3):
-        local.fold(np.array([gaussian_psf(3.5 + 0.1 * k)] * N_BAND))
-    assert len(local._folded) == deblender_module.FOLDED_CACHE
+    size = batches.FOLDED_TABLES * first.phi.nbytes  # three bands of three PSFs
+    monkeypatch.setattr(deblender_module, "FOLDED_POOL", 2.5 * size)
+    psfs = [np.array([gaussian_psf(3.5 + 0.1 * k + 0.01 * b) for b in range(N_BAND)]) for k in range(4)]
+    for psf in psfs:
+        local.fold(psf)
+    assert len(local._folded) == 2
     assert local.fold(None) is not first
+    image, centers, _ = scene
+    for psf in psfs:  # a call with a limit leaves at most its share behind, and the basis that was at work
+        local.deblend_batch(image, centers, variance=VARIANCE, psf=psf, n_iteration=0, memory_limit=1e9)
+    expected = [local.deblend_batch(image, centers, variance=VARIANCE, psf=psf, n_iteration=0) for psf in psfs]
+    monkeypatch.setattr(deblender_module, "POOL_SHARE", size / 1e9)
+    got = [local.deblend_batch(image, centers, variance=VARIANCE, psf=psf, n_iteration=0, memory_limit=1e9)
+           for psf in psfs]
+    assert [digest(result) for result in got] == [digest(result) for result in expected]
+    assert len(local._folded) <= 2
 
 
 def test_permuting_the_sources(toy_deblender: Deblender, scene: Any) -> None:

@@ -19,6 +19,7 @@ from deblendrt.engine.files.installation import n_usable_cpu, package_version
 
 SOLVERS = ("gauss_newton", "adam")
 STARTS = ("linear", "encoder")
+ZEROS = ("missing", "data")
 SKIES = ("subtracted", "fit")
 
 
@@ -163,6 +164,8 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
                       "file, a PSFEx file (.psf), or a FWHM in arcsec; \"nominal\" is the model's PSF, which also "
                       "serves, with a note, where the image file has none")  # fmt: skip
     data.add_argument("--bad-bits", type=lambda text: int(text, 0), metavar="BITS", help="mask bits of bad pixels")
+    data.add_argument("--zeros", choices=ZEROS, default="missing", help="data: regions of exact zeros in a noisy image "
+                      "are data (default: they are masked, with a note and a flag)")  # fmt: skip
     data.add_argument("--any-compression", action="store_true", help="also read PLIO and HCOMPRESS, from files that "
                       "you trust")  # fmt: skip
 

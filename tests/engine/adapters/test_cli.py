@@ -121,7 +121,7 @@ def test_defaults_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> No
         "start": "encoder",
         "robust": True,
         "detail": True,
-        "sky": "subtracted",
+        "sky": "subtracted", "zeros": "missing",
         "kind": None,
         "find_missed": False,
         "star_fraction": 0.1,
@@ -135,7 +135,8 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
     fits.PrimaryHDU(np.ones((5, 5))).writeto(tmp_path / "psf.fits")
     options = (
         "--no-plot --quiet --bands r,z=i,i=g --zero-point 25 --pixel-scale 0.3 --model other --device cuda "
-        "--solver adam --start encoder --iterations 7 --threads 2 --sky fit --no-robust --center-sigma 0.5 --aperture 2"
+        "--solver adam --start encoder --iterations 7 --threads 2 --sky fit --zeros data --no-robust "
+        "--center-sigma 0.5 --aperture 2"
     )
     out = tmp_path / "out"
     run(write_scene(tmp_path, fake.result), "--out", out, *options.split(), "--psf", tmp_path / "psf.fits")
@@ -149,6 +150,7 @@ def test_options_reach_the_deblender(fake: FakeDeblender, tmp_path: Path) -> Non
         "robust": False,
         "detail": True,
         "sky": "fit",
+        "zeros": "data",
         "center_sigma": 0.5,
         "aperture_diameter": 2.0,
         "variance": None,
