@@ -19,6 +19,7 @@ from deblendrt.engine.adapters.alerts.sky_catalog import SkyCatalog
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.result.fields import QUANTITIES
 from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.units import InputWarning
 from perf.embedding import alert_samples as samples
 
 pytest.importorskip("fastavro")
@@ -128,7 +129,8 @@ def test_pixels_and_bands_that_the_model_has_not(deblender: Deblender) -> None:
 def test_ztf_is_deblended_where_the_scale_is_said_to_fit(deblender: Deblender) -> None:
     worker = AlertDeblender(settings(pixel_scales={"ztf": 0.2}), {"ztf": deblender})
     alert = ztf(2)
-    record = worker.answer([alert])[0]
+    with pytest.warns(InputWarning, match="psf: none was given"):
+        record = worker.answer([alert])[0]
     assert record["status"] == "deblended"
     [source] = record["sources"]  # without a WCS only the alert's own position is known
     assert (round(source["x"]), round(source["y"])) == (31, 31)

@@ -161,7 +161,7 @@ def test_every_bad_input_keeps_its_rows_and_says_why(scenes: Scenes, options: di
         ({**good, "variance": np.ones((3, 3))}, 3, "variance"),
         ({**good, "variance": -np.ones(1)}, 3, "variance"),
         ({**good, "psf": np.ones((9, 5, 5))}, 3, "psf"),
-        ({**good, "psf": np.ones((3, 4, 4))}, 3, "odd-sized"),
+        ({**good, "psf": -np.ones((3, 5, 5))}, 3, "expected an image with a positive sum"),
         ({**good, "kind": "comet"}, 3, "comet"),
         ({**good, "bands": "qx"}, 3, "bands"),
         ({**good, "varience": 1.0}, 3, "unknown varience"),

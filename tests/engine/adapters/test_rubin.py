@@ -15,6 +15,7 @@ from deblendrt.engine.adapters.rubin import rubin_objects
 from deblendrt.engine.deblender import Deblender
 from deblendrt.engine.files.fits import read_image
 from deblendrt.engine.scene.flags import Flag
+from deblendrt.engine.units import InputWarning
 
 XY0 = (12_000, 8_000)
 BANDS = ("g", "r", "i")
@@ -172,7 +173,8 @@ def test_a_psf_that_raises(deblender: Deblender, example: Any) -> None:
     nowhere = {band: Psf(example.psf[0], lambda x, y: False) for band in BANDS}
     scene = rubin.read_exposures(exposures(example, psf=nowhere), example.centers + XY0)
     assert scene.psf is None
-    result = scene.deblend(deblender, n_iteration=3)
+    with pytest.warns(InputWarning, match="psf: none was given"):
+        result = scene.deblend(deblender, n_iteration=3)
     assert ((result.flags & Flag.NO_DATA) != 0).all()
     assert scene.table(result)["deblend_failed"].all()
 

@@ -218,7 +218,8 @@ def test_a_sky_is_fitted_beside_detail(with_modes: Deblender, toy_model: ToyMode
     shape = (104, 100)
     sky = 0.3 * np.array(SKY_SIGMA)
     image = add_noise(paint(toy_model, with_modes.fold(None), latent, ANCHORS + 30, shape), rng) + sky[:, None, None]
-    given: dict[str, Any] = {"centers": ANCHORS + 30.0, "variance": np.array(SKY_SIGMA) ** 2, "n_iteration": 30}
+    given: dict[str, Any] = {"centers": ANCHORS + 30.0, "variance": np.array(SKY_SIGMA) ** 2, "psf": "nominal",
+                             "n_iteration": 30}
     fit = with_modes.deblend_batch(image, **given, sky="fit")
     assert (np.abs(fit.sky[0] - sky) < SAMPLE_SIGMA * fit.sky_err[0]).all()
     assert (fit.flux != with_modes.deblend_batch(image, **given, sky="fit", detail=False).flux).all()
