@@ -194,7 +194,8 @@ def _write(out: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> list
 
 
 def write_detail(bundle: str | Path, out: str | Path, shared: NDArray[np.floating], per_band: NDArray[np.floating], *,
-                 model_version: str, overwrite: bool = False) -> list[str]:
+                 model_version: str, shared_light_error: float | None = None,
+                 overwrite: bool = False) -> list[str]:
     """Copy a bundle with other modes of detail. The copy is verified before it appears under its name.
 
     Parameters
@@ -206,6 +207,8 @@ def write_detail(bundle: str | Path, out: str | Path, shared: NDArray[np.floatin
     shared : float (n_shared, n_basis)
     per_band : float (n_band_mode, n_basis)
     model_version : str
+    shared_light_error : float, optional
+        See `deblendrt.engine.measure.systematic_error.from_sharing`, from 0 to 1. Default: that of the old bundle.
     overwrite : bool
 
     Returns
@@ -213,12 +216,16 @@ def write_detail(bundle: str | Path, out: str | Path, shared: NDArray[np.floatin
     list of str
         The lines of `verify_bundle`.
     """
+    if shared_light_error is not None and not 0 <= shared_light_error <= 1:
+        raise ValueError(f"shared_light_error: expected a value from 0 to 1, got {shared_light_error}")
     old = load_bundle(bundle)
     files = {name: old.read(name) for name in old.files}
     files |= {"detail_shared.npy": npy_bytes(shared), "detail_band.npy": npy_bytes(per_band)}
     manifest = json.loads((old.path / MANIFEST).read_text())
     manifest |= {"model_version": model_version,
                  "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
+    if shared_light_error is not None:
+        manifest["training"] |= {"shared_light_error": shared_light_error}
     check_target(Path(out), overwrite=overwrite)
     return _write(Path(out), files, manifest)
 

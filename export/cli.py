@@ -46,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
                              "default: galaxies of the training population")
     detail.add_argument("--galaxies", type=int, default=400, metavar="N", help="galaxies to draw (default 400)")
     detail.add_argument("--scale", type=float, default=1.0, help="factor of the learnt covariance (default 1)")
+    detail.add_argument("--shared-light-error", type=float, metavar="K", help="systematic error of fluxes F beneath "
+                        "which neighbours have the light o, as a factor of sqrt(F o); default: the bundle's, or 0")
     solver = parser.add_argument_group("solvers (--solver, --triton)")
     solver.add_argument("--sources", type=int, metavar="N", help="most sources of a scene")
     solver.add_argument("--size", type=int, nargs=2, metavar=("NY", "NX"), help="size of the image [pixel]")
@@ -122,7 +124,8 @@ def _learn_detail(arguments: argparse.Namespace) -> int:
         return _fail(str(error), NO_INPUT)
     try:
         lines = write_detail(arguments.detail, arguments.out, learnt.shared, learnt.per_band,
-                             model_version=arguments.model_version, overwrite=arguments.overwrite)
+                             model_version=arguments.model_version,
+                             shared_light_error=arguments.shared_light_error, overwrite=arguments.overwrite)
     except (OSError, ValueError) as error:
         return _fail(str(error), FAILED)
     print("\n".join(lines))

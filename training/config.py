@@ -54,6 +54,7 @@ class StructureSettings:
     """Structure beyond bulge and disk, see `deblendrt.training.simulation.structure`; 0 turns an ingredient off."""
 
     # fractions of the galaxies
+    plain: float = 0.0  # galaxies without any ingredient but the scatter of sizes
     continuous_index: float = 0.0  # Sersic indices from continuous distributions
     single_sersic: float = 0.0  # one profile for all light
     misaligned: float = 0.0  # a bulge whose angle is independent of the disk's; others are within 0.15 rad

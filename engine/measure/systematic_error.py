@@ -24,7 +24,8 @@ it outside the source's footprint (`light_shares.footprint`) or without weight. 
 c, q and floor are calibrated on galaxies and data on which the model was not trained (`perf/results/beyond.md`).
 
 A faint source in the light of a bright galaxy takes up the misfit of the galaxy's wings, so no residual shows it. See
-`from_neighbours`.
+`from_neighbours`. Real neighbours differ from their models in shape as well, and the light changes hands where they
+overlap. See `from_sharing`.
 """
 
 from __future__ import annotations
@@ -207,3 +208,25 @@ def from_neighbours(problem: Problem, map_flux: DoubleArray, flux_err: DoubleArr
     np.maximum.at(brightest, problem.blend, map_flux)
     beside = brightest[problem.blend] > MUCH_BRIGHTER * map_flux
     return np.where(beside, np.minimum(WING_ERROR * np.maximum(flux_overlap, 0.0), WING_SIGMA * flux_err), 0.0)
+
+
+def from_sharing(map_flux: DoubleArray, flux_overlap: DoubleArray, bundle: Bundle) -> DoubleArray:
+    """Compute the error of every flux from light that went to the wrong one of two overlapping sources.
+
+    The error is k sqrt(F o), with the flux F and the neighbours' light o beneath the source. k comes from the bundle's
+    manifest, ``training.shared_light_error``. It is calibrated on galaxies of known flux beside real galaxies, where no
+    residual shows the error; among simulated galaxies it is near zero.
+
+    Parameters
+    ----------
+    map_flux, flux_overlap : float64 (n_source, n_band) [nJy]
+        The overlap is `light_shares.Sharing.flux_overlap`.
+    bundle : Bundle
+        Without the entry the error is 0.
+
+    Returns
+    -------
+    float64 (n_source, n_band) [nJy]
+    """
+    error = bundle.training.get("shared_light_error", 0.0)
+    return np.asarray(error * np.sqrt(map_flux * np.maximum(flux_overlap, 0.0)))

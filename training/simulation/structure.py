@@ -2,9 +2,11 @@ r"""Structure of galaxies beyond a bulge and a disk of one angle and centre: wha
 
 The ingredients and their sources. "Ours" marks choices that are as wide as bright galaxies look, without a catalogue:
 
-- Sersic indices: log-uniform from 1 to 6 for bulges, log-normal around 1 for disks, on grids (GalSim tabulates each
-  index); ours, as wide as the bulge+disk fits of Simard et al. 2011 (ApJS 196, 11).
-- single-Sersic galaxies: their indices are log-normal around 1.5 from 0.5 to 6 (ours).
+- plain galaxies: a share of the galaxies has none of the ingredients below but the scatter of sizes, so that the prior
+  prefers a bulge and a disk of one angle where the data do not tell (ours).
+- Sersic indices: log-normal around 3 for bulges and around 1 for disks, on grids (GalSim tabulates each index); ours,
+  as wide as the bulge+disk fits of Simard et al. 2011 (ApJS 196, 11).
+- single-Sersic galaxies: their indices are log-normal around 1.5 from 0.5 to 5 (ours).
 - bulge: an angle of its own, and a centre off the disk's by a Gaussian (ours).
 - arms: logarithmic spirals, :math:`e^{A w(\rho) \cos m(\theta - \ln\rho / \tan p - \phi)}` with pitch angles p from
   10 to 35 degrees, as Kennicutt (1981, AJ 86, 1847) measured; two arms in 70% of the galaxies.
@@ -57,9 +59,10 @@ def add_structure(galaxies: Galaxies, spec: StructureSettings, surface_brightnes
     Galaxies
     """
     n, n_band = len(galaxies), galaxies.bulge_flux.shape[1]
+    structured = rng.random(n) >= spec.plain
 
     def chosen(fraction: float) -> NDArray[np.float64]:
-        return (rng.random(n) < fraction).astype(float)
+        return (structured & (rng.random(n) < fraction)).astype(float)
 
     def grid(values: NDArray[np.float64], step: float, low: float, high: float) -> NDArray[np.float64]:
         return np.round(np.clip(values, low, high) / step) * step
@@ -72,29 +75,29 @@ def add_structure(galaxies: Galaxies, spec: StructureSettings, surface_brightnes
     bulge_radius = np.clip(galaxies.bulge_half_light_radius * growth, 0.03, MAX_STRUCTURE_RADIUS)
 
     # indices
-    continuous = rng.random(n) < spec.continuous_index
-    bulge_n = np.where(continuous, grid(np.exp(rng.uniform(0, np.log(6), n)), BULGE_INDEX_STEP, 1, 6),
+    continuous = structured & (rng.random(n) < spec.continuous_index)
+    bulge_n = np.where(continuous, grid(np.exp(np.log(3) + 0.4 * rng.standard_normal(n)), BULGE_INDEX_STEP, 1, 6),
                        galaxies.bulge_sersic)
     disk_n = np.where(continuous, grid(np.exp(0.25 * rng.standard_normal(n)), DISK_INDEX_STEP, 0.5, 2),
                       galaxies.disk_sersic)
 
     # colours of each component
     def scatter() -> NDArray[np.float64]:
-        values = 10 ** (0.4 * spec.color_scatter * rng.standard_normal((n, n_band)))
+        values = 10 ** (0.4 * spec.color_scatter * structured[:, None] * rng.standard_normal((n, n_band)))
         values[:, reference] = 1.0
         return values
 
     bulge_flux, disk_flux = galaxies.bulge_flux * scatter(), galaxies.disk_flux * scatter()
     fraction, bulge_e = galaxies.bulge_fraction, galaxies.bulge_ellipticity
     angle = galaxies.position_angle
-    aligned = 0.15 * rng.standard_normal(n)
-    bulge_angle = np.where(rng.random(n) < spec.misaligned, rng.uniform(0, np.pi, n),
+    aligned = 0.15 * structured * rng.standard_normal(n)
+    bulge_angle = np.where(structured & (rng.random(n) < spec.misaligned), rng.uniform(0, np.pi, n),
                            angle + (aligned if spec.misaligned else 0.0))
-    bulge_offset = spec.bulge_offset * disk_radius[:, None] * rng.standard_normal((n, 2))
+    bulge_offset = spec.bulge_offset * (structured * disk_radius)[:, None] * rng.standard_normal((n, 2))
 
     # one profile for all of a galaxy's light
-    single = rng.random(n) < spec.single_sersic
-    single_n = grid(np.exp(np.log(1.5) + 0.6 * rng.standard_normal(n)), BULGE_INDEX_STEP, 0.5, 6)
+    single = structured & (rng.random(n) < spec.single_sersic)
+    single_n = grid(np.exp(np.log(1.5) + 0.5 * rng.standard_normal(n)), BULGE_INDEX_STEP, 0.5, 5)
     bulge_flux = np.where(single[:, None], bulge_flux + disk_flux, bulge_flux)
     disk_flux = np.where(single[:, None], 0.0, disk_flux)
     fraction = np.where(single, 1.0, fraction)

@@ -113,6 +113,14 @@ def test_a_bundle_may_state_its_floor(toy_deblender: Deblender) -> None:
         np.testing.assert_allclose(systematic_error.flux_error(found, flux, b), expected)
 
 
+def test_shared_light_has_the_error_that_the_bundle_states(toy_deblender: Deblender) -> None:
+    bundle = toy_deblender.bundle
+    flux, overlap = np.array([[100.0, 100.0, 100.0]]), np.array([[400.0, 0.0, -1.0]])
+    assert not systematic_error.from_sharing(flux, overlap, bundle).any()
+    stated = dataclasses.replace(bundle, training=bundle.training | {"shared_light_error": 0.15})
+    np.testing.assert_allclose(systematic_error.from_sharing(flux, overlap, stated), [[30.0, 0.0, 0.0]])
+
+
 def test_light_that_nobody_saw(toy_deblender: Deblender, toy_model: ToyModel) -> None:
     """Hidden light of a galaxy whose half is masked, or beyond the image's edge."""
     image, centers = scene(toy_deblender, toy_model, 0.0)
