@@ -89,3 +89,13 @@ def test_command_learns_from_the_population(tmp_path: Path, capsys: pytest.Captu
     assert bundle.detail_band.shape == (16, bundle.n_basis)
     assert np.isfinite(bundle.detail_shared).all()
     assert bundle.detail_shared.any()
+
+
+def test_the_error_of_shared_light_is_stored(toy_bundle: Path, tmp_path: Path) -> None:
+    modes = np.zeros((0, N_BASIS))
+    write_detail(toy_bundle, tmp_path / "new", modes, modes, model_version="2", shared_light_error=0.25)
+    assert load_bundle(tmp_path / "new").training["shared_light_error"] == 0.25
+    write_detail(tmp_path / "new", tmp_path / "newer", modes, modes, model_version="3")
+    assert load_bundle(tmp_path / "newer").training["shared_light_error"] == 0.25
+    with pytest.raises(ValueError, match="shared_light_error: expected a value from 0 to 1, got 2"):
+        write_detail(toy_bundle, tmp_path / "last", modes, modes, model_version="2", shared_light_error=2.0)

@@ -22,6 +22,7 @@ N_FUNCTION = 80  # functions with detail; the others hold less light than noise 
 N_SHARED, N_BAND_MODE = 32, 16
 BAND_SHARE = 0.05  # variance of the modes of single bands, relative to the shared ones
 SNR = (80.0, 1200.0)  # of the galaxies, all bands together
+MEASURED = ("flux_floor", "shared_light_error")  # entries that `systematic_error` reads, beside the configuration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,8 @@ def learn_modes(deblender: Deblender, stamps: Path | None, *, n_galaxy: int = 40
 
 
 def settings_of(training: dict[str, Any]) -> config.Config:
-    """Return the configuration that a bundle's manifest stores, without the words that describe its population."""
+    """Return the configuration in a bundle's manifest, without the population's description and calibrated errors."""
     fields = {field.name for field in dataclasses.fields(config.Population)}
     population = {key: value for key, value in training["population"].items() if key in fields}
-    return config.from_dict(training | {"population": population}, "the bundle's training")
+    stored = {key: value for key, value in training.items() if key not in MEASURED}
+    return config.from_dict(stored | {"population": population}, "the bundle's training")
