@@ -140,7 +140,7 @@ def make_scenes(cutouts: Any, centers: Any, *, bundle_bands: Sequence[str], bund
     cutouts : number (n_band, n_y, n_x), (n_scene, n_band, n_y, n_x), or a sequence of images
         One scene, or several scenes of any sizes. With a single band, (n_y, n_x) stands for (1, n_y, n_x). The unit is
         nJy, unless the images are astropy Quantities or `zero_point` is given. NaN and infinite pixels are dropped.
-        An image may be an object that `deblendrt.engine.scene.objects` reads.
+        An image may be an object of astropy, NumPy, pandas or xarray, as the page of inputs lists them.
     centers : float (n_source, 2) [pixel], or a sequence of such arrays, nested like `cutouts`
         (x, y), 0-based; an integer is the centre of a pixel. Or tables or SkyCoords, see `read_positions`.
     bundle_bands : sequence of str
