@@ -261,7 +261,7 @@ class Deblender:
         detail : bool
             True gives bright galaxies structure that the model's decoder cannot draw, in fluxes, errors and images, see
             `deblendrt.engine.solve.detail`. It needs a bundle with modes of detail, see
-            `Bundle.detail_shared`: of the shipped bundles "hsc" has them. False gives the decoder's galaxies, and the
+            `Bundle.detail_shared`: both shipped bundles have them. False gives the decoder's galaxies, and the
             published objective together with `robust=False`. A GPU with such a bundle needs False.
         sky : {"subtracted", "fit"}
             "subtracted" takes images without a sky. "fit" fits a constant per band and scene along with the sources,

@@ -132,12 +132,12 @@ def parity(on_gpu: Deblender, on_cpu: Deblender, scenes: DrawnScenes) -> dict[st
     """How far the answers are from the CPU's, and whether the bits stay."""
     images, centers = list(scenes.image[:N_PARITY]), scenes.centers[:N_PARITY]
     variance = scenes.variance
-    expected = on_cpu.deblend_batch(images, centers, variance=variance, psf="nominal")
-    result = on_gpu.deblend_batch(images, centers, variance=variance, psf="nominal")
-    again = on_gpu.deblend_batch(images, centers, variance=variance, psf="nominal")
+    expected = on_cpu.deblend_batch(images, centers, variance=variance, psf="nominal", detail=False)
+    result = on_gpu.deblend_batch(images, centers, variance=variance, psf="nominal", detail=False)
+    again = on_gpu.deblend_batch(images, centers, variance=variance, psf="nominal", detail=False)
     order = np.random.default_rng(0).permutation(len(images))
     shuffled = on_gpu.deblend_batch([images[k] for k in order], [centers[k] for k in order], variance=variance,
-                                    psf="nominal")
+                                    psf="nominal", detail=False)
     rows = np.concatenate([np.arange(result.n_source)[result.sources(int(k))] for k in order])
     known = np.isfinite(expected.flux) & np.isfinite(result.flux)
     off = np.abs(result.flux - expected.flux)[known] / expected.flux_err[known]
@@ -195,7 +195,7 @@ def kernels(deblender: Deblender, scenes: DrawnScenes, n_source: int) -> list[di
     """Time of every kernel in one batch, launch by launch."""
     images, centers, total = batch(scenes, n_source)
     with timed(deblender) as watch:
-        deblender.deblend_batch(images, centers, variance=scenes.variance, psf="nominal")
+        deblender.deblend_batch(images, centers, variance=scenes.variance, psf="nominal", detail=False)
     every = sum(watch.seconds.values())
     return [{"kernel": name, "launches": watch.count[name], "seconds": seconds, "share": seconds / every,
              "us_per_source": 1e6 * seconds / total}
@@ -205,9 +205,9 @@ def kernels(deblender: Deblender, scenes: DrawnScenes, n_source: int) -> list[di
 def host(deblender: Deblender, scenes: DrawnScenes, n_source: int) -> str:
     """Profile one thread of the host in a batch, waiting for the device included."""
     images, centers, _ = batch(scenes, n_source)
-    deblender.deblend_batch(images, centers, variance=scenes.variance, psf="nominal")
+    deblender.deblend_batch(images, centers, variance=scenes.variance, psf="nominal", detail=False)
     profile = cProfile.Profile()
-    profile.runcall(deblender.deblend_batch, images, centers, variance=scenes.variance)
+    profile.runcall(deblender.deblend_batch, images, centers, variance=scenes.variance, psf="nominal", detail=False)
     text = io.StringIO()
     pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(30)
     return "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())
@@ -225,7 +225,8 @@ def throughput(deblender: Deblender, scenes: DrawnScenes, sizes: list[int], limi
         times: list[float] = []
         while not times or (len(times) < 3 and sum(times) + min(times) < limit):
             start = time.perf_counter()
-            result = deblender.deblend_batch(images, centers, variance=scenes.variance, psf="nominal", **options)
+            result = deblender.deblend_batch(images, centers, variance=scenes.variance, psf="nominal", detail=False,
+                                             **options)
             times.append(time.perf_counter() - start)
         rate = total / min(times)
         yield {"n_source": result.n_source, "seconds": times, "sources_per_second": total / np.median(times)}
@@ -237,7 +238,8 @@ def latency(deblender: Deblender, scenes: DrawnScenes) -> dict[str, float]:
     for k in range(N_LATENCY):
         i = k % len(scenes.centers)
         start = time.perf_counter()
-        deblender.deblend_batch(scenes.image[i], scenes.centers[i], variance=scenes.variance, psf="nominal")
+        deblender.deblend_batch(scenes.image[i], scenes.centers[i], variance=scenes.variance, psf="nominal",
+                                detail=False)
         times.append(1e3 * (time.perf_counter() - start))
     times = times[len(times) // 20 :]
     return {"p50": float(np.quantile(times, 0.5)), "p99": float(np.quantile(times, 0.99))}

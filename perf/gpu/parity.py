@@ -50,9 +50,10 @@ def main() -> None:
     some = [scenes[k] for k in range(arguments.scenes)]
     images, centers, variance = ([getattr(s, name) for s in some] for name in ("image", "centers", "variance"))
     cpu = Deblender.load("lsst")
-    expected = cpu.deblend_batch(images, centers, variance=variance, psf="nominal")
+    expected = cpu.deblend_batch(images, centers, variance=variance, psf="nominal", detail=False)
     pool = DevicePool.open(cpu.bundle, ShimDevice, 1)
-    result = Deblender(cpu.bundle, cpu.runtime, pool).deblend_batch(images, centers, variance=variance, psf="nominal")
+    result = Deblender(cpu.bundle, cpu.runtime, pool).deblend_batch(images, centers, variance=variance, psf="nominal",
+                                                                    detail=False)
     off = difference(result, expected)
     median = np.nanmedian(np.abs(result.flux - expected.flux) / expected.flux_err)
     print(describe("kernels", off) + f", median of all fluxes {median:.1g}, flags that differ: "
@@ -61,7 +62,7 @@ def main() -> None:
     rng = np.random.default_rng(1)
     rounded = [(i * (1 + ROUNDING * rng.choice([-1, 1], i.shape))).astype(np.float32) for i in images]
     print(describe("CPU engine, pixels rounded", difference(cpu.deblend_batch(rounded, centers, variance=variance,
-                                                                              psf="nominal"),
+                                                                              psf="nominal", detail=False),
                                                             expected)))
     radii = []
     measure = start.light_radius
@@ -72,7 +73,8 @@ def main() -> None:
 
     with mock.patch.object(start, "light_radius", noted):
         cpu.deblend_batch([s.image for s in scenes], [s.centers for s in scenes],
-                          variance=[s.variance for s in scenes], n_iteration=0, robust=False, psf="nominal")
+                          variance=[s.variance for s in scenes], n_iteration=0, robust=False, psf="nominal",
+                          detail=False)
     radius = np.concatenate(radii)
     print(f"light within 13 pixels: {(radius < 13).mean():.0%} of {len(radius)} sources of {len(scenes)} scenes")
 

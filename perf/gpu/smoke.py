@@ -17,7 +17,7 @@ def main() -> None:
     scenes = draw_scenes(Deblender.load(), arguments.scenes)
     deblender = Deblender.load(device="cuda")
     result = deblender.deblend_batch(list(scenes.image), scenes.centers, variance=scenes.variance,
-                                     n_iteration=arguments.iterations, psf="nominal")
+                                     n_iteration=arguments.iterations, psf="nominal", detail=False)
     print(result.n_source, "sources, sum of their fluxes", result.flux.sum())
 
 

@@ -47,22 +47,22 @@ __all__ = ["ScarletModel", "components", "model_data", "read_model", "write_mode
 
 # The oldest schema that can hold the models, because a reader refuses schemas newer than its own.
 SCARLET_VERSION = "1.0.0"
-RANK_TOLERANCE = 1e-4  # relative to a source's brightest band: float32 coefficients have the model's rank to 1e-6
+RANK_TOLERANCE = 3e-6  # relative to a source's brightest band: float32 coefficients have the model's rank to 1e-6
+FAINTEST_BAND = 1e-8  # relative to a source's brightest band: fainter bands have no map of their own
 BLEND_BORDER = 8  # pixels around the significant light of a blend
 DECIMALS = 9  # decimals of morphologies of unit sum: exact to a ten-millionth of the peak, in half the file size
 
 
-def components(coefficients: NDArray[np.float32], n_max: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def components(coefficients: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Decompose the coefficients of a source into spectra and maps.
 
     Bands are picked one after the other. The next band is the band whose map is farthest from the span of the picked
-    maps.
+    maps. A decoder's galaxy has few maps. With detail a galaxy may have a map for each band, and no spectrum is
+    negative: if a sum of the picked maps would need it, all bands are picked.
 
     Parameters
     ----------
     coefficients : float32 (n_band, n_basis) [nJy]
-    n_max : int
-        The model's number of maps, the largest possible rank.
 
     Returns
     -------
@@ -73,11 +73,11 @@ def components(coefficients: NDArray[np.float32], n_max: int) -> tuple[NDArray[n
     """
     rows = coefficients.astype(np.float64)
     norm = np.linalg.norm(rows, axis=1)
-    usable = norm > RANK_TOLERANCE**2 * norm.max(initial=0.0)
+    usable = norm > FAINTEST_BAND * norm.max(initial=0.0)
     unit = np.divide(rows, norm[:, None], out=np.zeros_like(rows), where=usable[:, None])
     rest = unit.copy()
     picked: list[int] = []
-    for _ in range(n_max):
+    for _ in range(len(rows)):
         length = np.linalg.norm(rest, axis=1)
         best = int(np.argmax(length))
         if length[best] <= RANK_TOLERANCE:
@@ -90,6 +90,8 @@ def components(coefficients: NDArray[np.float32], n_max: int) -> tuple[NDArray[n
         rest -= np.outer(rest @ direction, direction)
     maps = unit[picked]
     spectra = np.linalg.lstsq(maps.T, rows.T, rcond=None)[0] if picked else np.zeros((0, len(rows)))
+    if (spectra < -RANK_TOLERANCE * spectra.max(initial=0.0)).any():
+        return np.diag(norm)[usable], unit[usable]
     return spectra, maps
 
 
@@ -206,7 +208,7 @@ def _draw(result: DeblendResult, bundle: Bundle, rows: slice, own: list[int], id
         parts, peak = [], result.position[row]
         if result.fitted[row]:
             x, y = drawing.corners(basis, result.anchor[[row]] - basis.half, extent)[0].tolist()
-            spectra, maps = components(result.coefficients[row][own], bundle.n_component)
+            spectra, maps = components(result.coefficients[row][own])
             maps32 = maps[:, None].astype(np.float32)
             stamps = drawing.each_stamp(maps32, basis, np.repeat(extent, len(maps)))
             for spectrum, stamp in zip(spectra * scale, stamps, strict=True):

@@ -26,20 +26,28 @@ def deblender() -> Deblender:
 @pytest.fixture(scope="module")
 def result(deblender: Deblender) -> DeblendResult:
     """Return a result with galaxies, a star, a source off the image and a source without a position."""
+    return deblend(deblender)
+
+
+def deblend(deblender: Deblender, **options: Any) -> DeblendResult:
     scene = read_image("examples/lsst_blend.fits")
     centers = np.concatenate([np.asarray(scene.centers)[:8], [[-9.0, 4.0], [np.nan, 3.0]]])
     return deblender.deblend_batch(scene.image, centers, variance=scene.variance, psf=scene.psf, bands=scene.bands,
-                                   zero_point=scene.zero_point, kind=["star"] + ["galaxy"] * 9, n_iteration=4)
+                                   zero_point=scene.zero_point, kind=["star"] + ["galaxy"] * 9, n_iteration=4,
+                                   **options)
 
 
-def test_components_are_exact_and_positive(result: DeblendResult, deblender: Deblender) -> None:
+@pytest.mark.parametrize("detail", [False, True])
+def test_components_are_exact_and_positive(result: DeblendResult, deblender: Deblender, detail: bool) -> None:
+    result = result if detail else deblend(deblender, detail=False)
     for row in np.flatnonzero(result.fitted):
         coefficients = result.coefficients[row]
-        spectra, maps = scarlet.components(coefficients, deblender.bundle.n_component)
-        assert len(maps) == (1 if result.star[row] else deblender.bundle.n_component)
+        spectra, maps = scarlet.components(coefficients)
+        if not detail:
+            assert len(maps) == (1 if result.star[row] else deblender.bundle.n_component)
         np.testing.assert_allclose(spectra.T @ maps, coefficients, atol=1e-6 * np.abs(coefficients).max())
         assert (spectra > -1e-9 * spectra.max()).all()
-    nothing = scarlet.components(np.zeros((3, 5), np.float32), 2)
+    nothing = scarlet.components(np.zeros((3, 5), np.float32))
     assert nothing[0].shape == (0, 3)
 
 
