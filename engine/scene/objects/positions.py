@@ -190,4 +190,6 @@ def _from_table(table: Any, name: str, wcs: Any, shape: tuple[int, int] | None,
         return world.sky_pixels(SkyCoord(*sky.T, unit=units.deg), wcs, name), None
     for note in found.notes:
         notify(note)
+    if found.ids is not None:
+        notify(f"{name}: the result has no place for the identifiers of the table; its rows are in the table's order")
     return np.array(found.centers, np.float64), found.kinds

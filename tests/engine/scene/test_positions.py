@@ -133,6 +133,14 @@ def test_honoured(case: str) -> None:
     np.testing.assert_allclose(HONOURED[case]().centers, XY, atol=1e-6)
 
 
+def test_identifiers_of_a_table_are_named() -> None:
+    with pytest.warns(InputWarning, match="centers: the result has no place for the identifiers of the table"):
+        one(frame({"id": [7, 8, 9], "y": Y, "x": X}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        one(frame({"y": Y, "x": X}))
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "arcsec": (lambda: one(XY * u.arcsec), "centers: expected positions in pixels, got the unit arcsec.*SkyCoord"),
     "degrees": (lambda: one([(x * u.deg, y * u.deg) for x, y in XY]), "centers: .* got the unit deg"),
